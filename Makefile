@@ -1,0 +1,292 @@
+# Tandem's build: plain GNU make, no generator. `make help` lists the targets.
+#
+# Everything is built below $(BUILD). Sources are found by wildcard, so a new file needs no line here. All of the rooms except
+# launcher/main.c go into one static library, with which the binary, tests, fuzzers and benchmarks are linked.
+# Nothing may ask the compiler's packages anything while this file is read: `make demo` installs them first and then calls make again.
+
+VERSION := 0.1.0
+PREFIX  ?= /usr/local
+
+MAKEFLAGS += -r
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+FORCE:
+
+comma := ,
+BUILD := build$(if $(SAN),-$(subst $(comma),-,$(SAN)))
+OBJ   := $(BUILD)/obj
+Q     := $(if $(V),,@)
+
+ifneq ($(filter default undefined,$(origin CC)),)
+CC := gcc
+endif
+ifneq ($(filter default undefined,$(origin AR)),)
+AR := ar
+endif
+MACHINE := $(or $(shell $(CC) -dumpmachine 2>/dev/null),$(shell uname -m))
+
+# Parallel by default; a job server of a make above us is used as it is.
+ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS)),0)
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
+endif
+
+# --- Sources ---------------------------------------------------------------------------------------------------------------
+
+# ONLY="base kernels" restricts the library to these rooms, for work on one room while another does not compile.
+SOURCE_DIRS := base topologies kernels kernels/ref kernels/cpu comm partition partition/models runtime launcher launcher/text
+ifdef ONLY
+SOURCE_DIRS := $(foreach room,$(ONLY),$(filter $(room) $(room)/%,$(SOURCE_DIRS)))
+endif
+SOURCES := $(sort $(wildcard $(addsuffix /*.c,$(SOURCE_DIRS))))
+HEADERS := $(sort $(wildcard $(addsuffix /*.h,$(SOURCE_DIRS))))
+ifeq ($(filter x86_64%,$(MACHINE)),)
+SOURCES := $(filter-out kernels/cpu/%_avx2.c kernels/cpu/%_avx512.c,$(SOURCES))
+endif
+LIB_SOURCES   := $(filter-out launcher/main.c,$(SOURCES))
+# T='base_% comm_%': only tests of these names.
+T := %
+TEST_SOURCES  := $(filter $(T:%=tests/%.c),$(sort $(wildcard tests/*_test.c)))
+TEST_SCRIPTS  := $(filter $(T:%=tests/%.sh),$(sort $(wildcard tests/*_test.sh)))
+# Helpers for tests: tests/t.c and, where a room needs some of its own, tests/t_*.c
+T_SOURCES     := tests/t.c $(if $(ONLY),,$(sort $(filter-out %_test.c,$(wildcard tests/t_*.c))))
+FUZZ_SOURCES  := $(sort $(wildcard tests/fuzz/*_fuzz.c))
+BENCH_SOURCES := $(sort $(wildcard bench/*.c))
+# The comparison with MPI is built where MPICH is; asked only when benchmarks are wanted.
+ifneq ($(filter bench _bench benches,$(MAKECMDGOALS)),)
+ifneq ($(shell pkg-config --exists mpich && echo yes),yes)
+BENCH_SOURCES := $(filter-out bench/%_mpi.c,$(BENCH_SOURCES))
+endif
+endif
+SCRIPTS       := $(sort $(wildcard .ci/run tests/*.sh bench/*.sh launcher/*.sh))
+
+LIB    := $(BUILD)/libtandem.a
+LIBT   := $(BUILD)/libt.a
+BINARY := $(if $(filter launcher/main.c,$(SOURCES)),$(BUILD)/tandem)
+
+TESTS  := $(TEST_SOURCES:tests/%.c=$(BUILD)/tests/%)
+FUZZES := $(FUZZ_SOURCES:tests/fuzz/%.c=$(BUILD)/fuzz/%)
+BENCHES := $(BENCH_SOURCES:%.c=$(BUILD)/%)
+
+# --- Flags -----------------------------------------------------------------------------------------------------------------
+
+# -ffp-contract=off: a compiler may not fuse a multiplication and an addition on its own; the bits would depend on its mood.
+WARNINGS := -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef
+COMMON   := -std=c17 -g -ffp-contract=off $(WARNINGS) $(if $(DEV),-Werror) -D_GNU_SOURCE -I. -pthread
+OPT      := -O2
+OPT_KERN := -O3
+ifdef SAN
+OPT      := -O1
+OPT_KERN := -O1
+COMMON   += -fsanitize=$(SAN) -fno-omit-frame-pointer $(if $(findstring undefined,$(SAN)),-fno-sanitize-recover=undefined)
+endif
+AVX2     := -mavx2 -mfma -mf16c
+AVX512   := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni $(AVX2)
+
+PACKAGES := hwloc jansson libxxhash libsodium libpcre2-8
+# Asked once, when the first recipe needs it.
+PKG_CFLAGS   = $(eval PKG_CFLAGS := $$(shell pkg-config --cflags $(PACKAGES)))$(PKG_CFLAGS)
+PKG_LIBS     = $(eval PKG_LIBS := $$(shell pkg-config --libs $(PACKAGES)))$(PKG_LIBS)
+CMOCKA_FLAGS = $(eval CMOCKA_FLAGS := $$(shell pkg-config --cflags cmocka))$(CMOCKA_FLAGS)
+CMOCKA_LIBS  = $(eval CMOCKA_LIBS := $$(shell pkg-config --libs cmocka))$(CMOCKA_LIBS)
+MPI_FLAGS    = $(eval MPI_FLAGS := $$(shell pkg-config --cflags mpich))$(MPI_FLAGS)
+MPI_LIBS     = $(eval MPI_LIBS := $$(shell pkg-config --libs mpich))$(MPI_LIBS)
+
+# $(call file_flags,SOURCE): what this file needs beyond COMMON.
+file_flags = $(if $(filter kernels/%,$1),$(OPT_KERN),$(OPT)) \
+             $(if $(filter kernels/cpu/%_avx2.c,$1),$(AVX2)) $(if $(filter kernels/cpu/%_avx512.c,$1),$(AVX512)) \
+             $(if $(filter tests/%,$1),$(CMOCKA_FLAGS)) $(if $(filter bench/%_mpi.c,$1),$(MPI_FLAGS))
+LINK = $(CC) $(if $(SAN),-fsanitize=$(SAN)) -g -pthread $(LDFLAGS)
+LIBS = $(PKG_LIBS) -lm $(LDLIBS)
+
+# --- Rules -----------------------------------------------------------------------------------------------------------------
+
+.PHONY: all lib tests fuzzers benches
+all: $(BINARY) $(LIB)
+lib: $(LIB)
+tests: $(TESTS)
+fuzzers: $(FUZZES)
+benches: $(BENCHES)
+
+# $(call keep_or_write,TEXT): writes the target only where its content changes, so that what depends on it is left alone.
+keep_or_write = mkdir -p $(@D); printf '%s\n' '$(strip $1)' | cmp -s - $@ || printf '%s\n' '$(strip $1)' >$@
+
+# Other flags make other objects.
+$(BUILD)/flags: FORCE
+	@pkg-config --exists --print-errors $(PACKAGES) || { echo "libraries are missing: try 'make deps'" >&2; exit 1; }
+	@$(call keep_or_write,$(CC) $(CFLAGS) $(COMMON) $(OPT) $(OPT_KERN) $(AVX2) $(AVX512))
+$(BUILD)/lib.list: FORCE
+	@$(call keep_or_write,$(LIB_SOURCES))
+
+$(OBJ)/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CC    $<")
+	$(Q)$(CC) $(COMMON) $(call file_flags,$<) $(PKG_CFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+
+# The build id is a digest of the sources: ranks that were built from different ones refuse each other.
+$(BUILD)/build_id.c: FORCE
+	@mkdir -p $(@D)
+	@id=$$(sha256sum $(SOURCES) $(HEADERS) | sha256sum | cut -c1-32); \
+	printf '#include "base/build_id.h"\n\nconst char tandem_build_id[] = "%s";\nconst char tandem_version[] = "$(VERSION)";\n' "$$id" >$@.new; \
+	if cmp -s $@.new $@; then rm -f $@.new; else mv -f $@.new $@; fi
+$(OBJ)/build_id.o: $(BUILD)/build_id.c base/build_id.h $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(COMMON) $(OPT) $(CFLAGS) -c $< -o $@
+
+$(LIB): $(LIB_SOURCES:%.c=$(OBJ)/%.o) $(OBJ)/build_id.o $(BUILD)/lib.list
+	$(if $(V),,@echo "  AR    $@")
+	$(Q)rm -f $@ && $(AR) rcsD $@ $(filter %.o,$^)
+
+$(LIBT): $(T_SOURCES:%.c=$(OBJ)/%.o)
+	$(Q)rm -f $@ && $(AR) rcsD $@ $(filter %.o,$^)
+
+$(BUILD)/tandem: $(OBJ)/launcher/main.o $(LIB)
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)$(LINK) $^ -o $@ $(LIBS)
+
+$(TESTS): $(BUILD)/tests/%: $(OBJ)/tests/%.o $(LIBT) $(LIB)
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)$(LINK) $^ -o $@ $(CMOCKA_LIBS) $(LIBS)
+
+# A fuzzer is a function LLVMFuzzerTestOneInput; tests/fuzz/driver.c feeds it with mutated seeds, so that any compiler will do.
+$(FUZZES): $(BUILD)/fuzz/%: $(OBJ)/tests/fuzz/%.o $(OBJ)/tests/fuzz/driver.o $(LIB)
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)$(LINK) $^ -o $@ $(LIBS)
+
+$(BENCHES): $(BUILD)/bench/%: $(OBJ)/bench/%.o $(LIB)
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)$(LINK) $^ -o $@ $(LIBS) $(if $(filter %_mpi,$@),$(MPI_LIBS))
+
+-include $(wildcard $(addsuffix /*.d,$(addprefix $(OBJ)/,$(SOURCE_DIRS) tests tests/fuzz bench)))
+
+# --- Packages --------------------------------------------------------------------------------------------------------------
+
+DEPS      := gcc libc6-dev make pkg-config libhwloc-dev libjansson-dev libxxhash-dev libsodium-dev libpcre2-dev libcmocka-dev \
+             python3 python3-pip ca-certificates iproute2 procps
+DEPS_LINT := clang-format clang-tidy cppcheck shellcheck
+
+# $(call apt_install,PACKAGES): nothing is asked of the network where all are there already.
+define apt_install
+@if ! command -v dpkg-query >/dev/null; then echo "not a Debian system; what is needed there is called: $1"; exit 0; fi; \
+missing=; for p in $1; do \
+  dpkg-query -W -f='$${db:Status-Abbrev}' $$p 2>/dev/null | grep -q '^.i' || missing="$$missing $$p"; done; \
+[ -n "$$missing" ] || exit 0; \
+echo "installing$$missing"; \
+sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+$$sudo apt-get update -q || echo "apt-get update failed; trying with the lists that are there" >&2; \
+$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing
+endef
+
+.PHONY: deps deps-lint
+deps:
+	$(call apt_install,$(DEPS))
+deps-lint:
+	$(call apt_install,$(DEPS_LINT))
+
+# --- Demo, tests, benchmarks -----------------------------------------------------------------------------------------------
+
+.PHONY: demo _demo test _test test-long _test-long bench _bench bench-peers fuzz _fuzz
+PROMPT := Why is the sky blue? Answer in two sentences.
+
+demo: deps
+	@$(MAKE) --no-print-directory _demo
+_demo: all
+	@model=$$(tests/fetch_demo_model.sh) || exit 1; \
+	set -x; $(BUILD)/tandem topo -n 2 && $(BUILD)/tandem run "$$model" -n 2 -p '$(PROMPT)'
+
+# SAN_SKIP: programs that make no sense, or take too long, under a sanitizer; nor do the scripts run there.
+SAN_SKIP :=
+RUN_TESTS := $(if $(SAN),$(filter-out $(SAN_SKIP:%=$(BUILD)/tests/%),$(TESTS)),$(TESTS) $(TEST_SCRIPTS))
+
+test: deps
+	@$(MAKE) --no-print-directory _test
+_test: all $(filter $(BUILD)/%,$(RUN_TESTS))
+	@BUILD=$(BUILD) TANDEM=$(BUILD)/tandem tests/run.sh $(RUN_TESTS)
+
+test-long: deps
+	@$(MAKE) --no-print-directory _test-long
+_test-long: all $(filter $(BUILD)/%,$(RUN_TESTS))
+	@LONG=1 BUILD=$(BUILD) TANDEM=$(BUILD)/tandem tests/run.sh $(RUN_TESTS)
+
+bench: deps
+	@$(MAKE) --no-print-directory _bench
+_bench: all benches
+	@if [ -x bench/run.sh ]; then BUILD=$(BUILD) TANDEM=$(BUILD)/tandem bench/run.sh; else echo "built: $(BENCHES)"; fi
+bench-peers:
+	@BUILD=$(BUILD) bench/peers.sh
+
+# FUZZ_S: seconds for each fuzzer.
+FUZZ_S := 10
+fuzz:
+	@$(MAKE) --no-print-directory SAN=$(or $(SAN),address,undefined) _fuzz
+_fuzz: fuzzers
+	@for f in $(FUZZES); do name=$$(basename $$f); \
+	  echo "$$name: $(FUZZ_S) s"; $$f -seconds=$(FUZZ_S) tests/fuzz/seeds/$$name || exit 1; done
+
+# --- Checks ----------------------------------------------------------------------------------------------------------------
+
+.PHONY: lint lint-tidy lint-cppcheck lint-shell analyze check-headers check-layers format
+lint: lint-tidy lint-cppcheck lint-shell
+
+LINT_HINTS = $(if $(filter base/status.c,$<),,-include tests/lint_hints.h)
+# One stamp per file, so that only changed files (or files with changed headers) are looked at again.
+TIDY_SOURCES := $(LIB_SOURCES) $(filter launcher/main.c,$(SOURCES)) $(TEST_SOURCES) $(T_SOURCES) $(FUZZ_SOURCES) \
+                $(filter-out %_mpi.c,$(BENCH_SOURCES))
+TIDY_STAMPS  := $(TIDY_SOURCES:%.c=$(BUILD)/lint/%.tidy)
+lint-tidy: $(TIDY_STAMPS)
+$(BUILD)/lint/%.tidy: %.c .clang-tidy
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  TIDY  $<")
+	$(Q)clang-tidy --quiet --warnings-as-errors='*' $< -- $(LINT_HINTS) $(COMMON) $(call file_flags,$<) $(PKG_CFLAGS) 2>$@.log || { cat $@.log >&2; exit 1; }
+	@$(CC) $(COMMON) $(call file_flags,$<) $(PKG_CFLAGS) -MM -MP -MT $@ -MF $(@:.tidy=.d) $< && touch $@
+-include $(wildcard $(addsuffix /*.d,$(addprefix $(BUILD)/lint/,$(SOURCE_DIRS) tests tests/fuzz bench)))
+
+# Clang's path analyser, for a human to read: it sees one file at a time, believes that a callee may leave its outputs alone, and is
+# wrong too often to fail a build. Some seconds per file.
+analyze:
+	@for f in $(filter-out tests/% bench/% base/status.c,$(TIDY_SOURCES)); do \
+	  clang-tidy --quiet --checks='-*,clang-analyzer-*,-clang-analyzer-security.*,-clang-analyzer-optin.*' $$f -- $(LINT_HINTS) \
+	    $(COMMON) $(AVX512) $(PKG_CFLAGS) 2>/dev/null; done
+
+lint-cppcheck:
+	@mkdir -p $(BUILD)/lint/cppcheck
+	$(Q)cppcheck --quiet --std=c11 --error-exitcode=1 --inline-suppr --enable=warning,portability --suppress=missingIncludeSystem \
+	  --suppress=uninitvar --suppress=moduloAlwaysTrueFalse --suppress=invalidPointerCast --cppcheck-build-dir=$(BUILD)/lint/cppcheck -D_GNU_SOURCE -I. $(TIDY_SOURCES)
+lint-shell:
+	$(Q)shellcheck $(SCRIPTS)
+
+# A *_body.h is no header: it is included several times, under macros that say for what.
+WHOLE_HEADERS := $(filter-out %_body.h,$(HEADERS))
+check-headers: $(WHOLE_HEADERS:%=$(BUILD)/headers/%.ok)
+	@echo "check-headers: $(words $(WHOLE_HEADERS)) headers compile alone"
+$(BUILD)/headers/%.ok: % $(BUILD)/flags FORCE
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(COMMON) $(PKG_CFLAGS) -Wno-unused -fsyntax-only -x c -include $< /dev/null
+
+check-layers:
+	@tests/check_layers.sh
+
+format:
+	clang-format -i $(TIDY_SOURCES) $(HEADERS)
+
+# --- Install ---------------------------------------------------------------------------------------------------------------
+
+.PHONY: install uninstall clean help
+install: all
+	install -D -m 755 $(BUILD)/tandem $(DESTDIR)$(PREFIX)/bin/tandem
+	install -D -m 644 LICENSE $(DESTDIR)$(PREFIX)/share/doc/tandem/LICENSE
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/tandem $(DESTDIR)$(PREFIX)/share/doc/tandem/LICENSE
+	-rmdir $(DESTDIR)$(PREFIX)/share/doc/tandem 2>/dev/null
+
+clean:
+	rm -rf build build-address build-undefined build-address-undefined build-thread $(BUILD)
+
+help:
+	@echo 'targets: all (default) deps deps-lint demo test test-long bench bench-peers lint analyze check-headers check-layers format fuzz'
+	@echo '         install uninstall (PREFIX, DESTDIR) clean; lib tests benches fuzzers; $(BUILD)/tests/NAME for one program'
+	@echo 'settings: DEV=1 (warnings are errors) SAN=address,undefined|thread V=1 (show commands) BUILD=DIR'
+	@echo '          ONLY="base kernels" (library of these rooms) T="base_%" (tests of these names) FUZZ_S=10'

@@ -1,0 +1,121 @@
+/* Bytes between ranks: the table of backends and the collectives above it.
+ *
+ * Life cycle: comm_open (every rank of the group, same setup) → comm_hello → collectives in the same order on every rank → comm_close.
+ * One thread per rank calls (the rank's main thread); views handed out may be read by the rank's other threads until the second next
+ * collective on the same comm begins.
+ * Nothing waits for ever: every wait takes an absolute deadline (CLOCK_MONOTONIC ns) and, when it expires, the err says which peer, which step and which
+ * sequence number. A peer that closed or died is ST_PEER_LOST as soon as the backend can see it.
+ * Nothing here knows about models: sums are done by the caller (kern_sum) over the views, in the fixed tree; a collective only moves bytes. */
+#ifndef COMM_COMM_H
+#define COMM_COMM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/clock.h"
+#include "base/hash.h"
+#include "base/status.h"
+
+#define COMM_MAX_RANKS 64
+
+struct comm;
+
+/* Travels with every message of a collective: what rank 0 has issued so far and what everybody has sampled so far (see runtime/schedule.h). */
+struct comm_header {
+    uint64_t step;        /* of the sender's scheduler; named in errors */
+    uint32_t n_events;    /* events that rank 0 has issued (others send 0) */
+    uint32_t token_hash;  /* hash of all tokens sampled so far */
+};
+
+struct comm_capabilities {
+    const char *name;      /* "shm" */
+    bool crosses_hosts;
+    bool one_shot;         /* all-gather without a copy: views point into the sender's buffer */
+    size_t max_ranks;
+};
+
+/* How the ranks of a group find each other. */
+struct comm_setup {
+    const char *backend; /* NULL: the best that fits */
+    int rank, n_ranks;
+    size_t max_bytes;    /* the largest send of one rank in one collective: sizes the buffers (from the plan) */
+    int spin_us;         /* spin at most so long (≤ 50), then yield, then sleep; 0: ranks × threads exceed the allowed CPUs */
+    const struct base_clock *clock; /* NULL: the real one */
+    int memory_fd;       /* shm: a memfd made by comm_shm_create (inherited); −1 otherwise */
+    void *memory;        /* shm between threads of one process: the mapping itself, instead of memory_fd; else NULL */
+    const char *address; /* tcp, ucx, mpi (later); NULL */
+};
+
+/* ---- shm's shared segment: made once by whoever starts the ranks --------------------------------------------------------------------------------- */
+
+/* An unnamed memfd (nothing lies in /dev/shm), close-on-exec cleared by the caller who passes it on. Pages are touched by the rank that owns them. */
+enum st comm_shm_create(int n_ranks, size_t max_bytes, int *memory_fd, struct err *e);
+size_t comm_shm_bytes(int n_ranks, size_t max_bytes);
+/* For the agent, which maps the segment as well: tells all ranks that one is dead, so that they stop waiting for it at once (their calls return ST_PEER_LOST naming it). */
+enum st comm_shm_mark_dead(int memory_fd, int rank, struct err *e);
+
+/* ---- opening ------------------------------------------------------------------------------------------------------------------------------------- */
+
+enum st comm_open(const struct comm_setup *setup, struct comm **c, struct err *e);
+void comm_close(struct comm *c); /* peers see it: their waits end with ST_PEER_LOST */
+const struct comm_capabilities *comm_query(const struct comm *c);
+int comm_rank(const struct comm *c);
+int comm_n_ranks(const struct comm *c);
+
+/* What the ranks compare before the first byte of a model moves. */
+struct comm_identity {
+    const char *build_id;       /* of the sources */
+    const char *kernel_variant; /* "cpu/avx512-vnni" */
+    struct digest plan, model, settings;
+};
+/* Every rank learns the same answer: ST_MISMATCH names the field, both values (as hex or text) and the two ranks. */
+enum st comm_hello(struct comm *c, const struct comm_identity *mine, uint64_t deadline_ns, struct err *e);
+
+/* ---- collectives --------------------------------------------------------------------------------------------------------------------------------- */
+
+/* Where to write what the next all-gather sends, so that a one-shot backend need not copy it. At most max_bytes; 64-byte aligned; valid until that all-gather. */
+void *comm_send_buffer(struct comm *c);
+
+/* Every rank sends send_bytes (may be 0; may differ per rank: recv_bytes[r] says what rank r sends, known to all) from send (or NULL: from comm_send_buffer);
+ * views[r] then points to rank r's bytes (own included), 64-byte aligned; headers[r] to what came with them. header is ours; headers may be NULL. */
+enum st comm_allgather(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, uint64_t deadline_ns, const void **views,
+                       struct comm_header *headers, struct err *e);
+/* The same in two parts, so that work can be done while bytes fly. Nothing else may be called on c in between but comm_allgather_finish.
+ * ST_TIMEOUT leaves the exchange begun: finish may be called again. ST_PEER_LOST and ST_MISMATCH are for good: every later call says the same. */
+enum st comm_allgather_start(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e);
+enum st comm_allgather_finish(struct comm *c, uint64_t deadline_ns, const void **views, struct comm_header *headers, struct err *e);
+
+enum st comm_barrier(struct comm *c, uint64_t deadline_ns, struct err *e);
+/* bytes ≤ max_bytes; in place. */
+enum st comm_broadcast(struct comm *c, int root, void *data, size_t bytes, uint64_t deadline_ns, struct err *e);
+
+/* ---- events: a reliable, ordered stream from rank 0 to all others, beside the collectives ----------------------------------------------------------- */
+
+#define COMM_EVENT_MAX_BYTES 65536
+/* Rank 0 only. ST_AGAIN when the slowest reader is too far behind. */
+enum st comm_event_post(struct comm *c, const void *data, size_t bytes, struct err *e);
+/* Other ranks: the next event in order, if it is there; ST_AGAIN if not yet (deadline passed: ST_AGAIN too, so that an idle rank may look around); peer death is ST_PEER_LOST. */
+enum st comm_event_next(struct comm *c, void *data, size_t capacity, size_t *bytes, uint64_t deadline_ns, struct err *e);
+
+/* ---- the table (for backends' files and the conformance suite) -------------------------------------------------------------------------------------- */
+
+struct comm_backend {
+    struct comm_capabilities capabilities;
+    int priority;
+    /* ST_OK where this backend can serve the setup; the reason why not in e. */
+    enum st (*probe)(const struct comm_setup *setup, struct err *e);
+    enum st (*open)(const struct comm_setup *setup, struct comm **c, struct err *e);
+    void (*close)(struct comm *c);
+    void *(*send_buffer)(struct comm *c);
+    enum st (*allgather_start)(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e);
+    /* Never blocks: ST_AGAIN while messages are missing; *missing names a rank that is waited for. */
+    enum st (*allgather_test)(struct comm *c, const void **views, struct comm_header *headers, int *missing, struct err *e);
+    enum st (*event_post)(struct comm *c, const void *data, size_t bytes, struct err *e);
+    enum st (*event_test)(struct comm *c, void *data, size_t capacity, size_t *bytes, struct err *e);
+    /* Sleeps until something may have changed, or the deadline: for waits that have spun long enough. */
+    void (*sleep)(struct comm *c, uint64_t deadline_ns);
+};
+const struct comm_backend *const *comm_backends(void); /* best first; NULL-terminated */
+
+#endif

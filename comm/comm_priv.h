@@ -1,0 +1,36 @@
+/* Inside comm/: what every backend's struct begins with, and the list of backends.
+ *
+ * A backend's own struct has struct comm as its first member and is allocated by its open (zeroed, 64-byte aligned if it likes) and freed by its close.
+ * comm_open fills the common part after the backend's open returned; sequence, step, begun and recv_bytes belong to comm.c, backends read them.
+ * comm.c has checked all arguments before it calls a backend: rank, counts and sizes are in range, allgather_test only follows allgather_start. */
+#ifndef COMM_COMM_PRIV_H
+#define COMM_COMM_PRIV_H
+
+#include "comm/comm.h"
+
+/* Buffers hold at least so much, so that the hello fits wherever the model's own messages are smaller. */
+#define COMM_MIN_BYTES 1024
+/* Beyond any machine that we know; below it no product of sizes overflows. */
+#define COMM_LIMIT_BYTES (1ull << 40)
+/* Send buffers a rank needs so that a view stays readable until the second next collective begins (argument in shm.c). */
+#define COMM_N_SLOTS 3
+
+struct comm {
+    const struct comm_backend *backend;
+    const struct base_clock *clock;
+    int rank, n_ranks, spin_us;
+    size_t max_bytes;
+    uint64_t sequence; /* of the newest exchange begun; the first is 1 */
+    uint64_t step;     /* that its header named */
+    bool begun;        /* started and not yet finished */
+    enum st broken;    /* ST_OK, or why no further exchange is possible */
+    struct err why;
+    size_t recv_bytes[COMM_MAX_RANKS]; /* of the exchange begun */
+};
+
+extern const struct comm_backend comm_self_backend, comm_shm_backend;
+
+static inline size_t comm_round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+static inline size_t comm_capacity(size_t max_bytes) { return comm_round_up(max_bytes < COMM_MIN_BYTES ? COMM_MIN_BYTES : max_bytes, 64); }
+
+#endif

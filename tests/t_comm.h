@@ -1,0 +1,149 @@
+/* A group of ranks for comm's tests: the same function run by every rank, as processes (fork) or as threads of this one.
+ *
+ * A rank's function reports by its return value; CHECK prints what failed and returns false, since cmocka's checks may not be used outside its own thread. */
+#ifndef TESTS_T_COMM_H
+#define TESTS_T_COMM_H
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/rng.h"
+#include "comm/comm.h"
+#include "tests/t.h"
+
+#define CHECK(cond)                                                                                                                                  \
+    do {                                                                                                                                             \
+        if (!(cond)) {                                                                                                                               \
+            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #cond);                                                                       \
+            return false;                                                                                                                            \
+        }                                                                                                                                            \
+    } while (0)
+#define CHECK_ST(want, call, e)                                                                                                                      \
+    do {                                                                                                                                             \
+        enum st got_ = (call);                                                                                                                       \
+        if (got_ != (want)) {                                                                                                                        \
+            fprintf(stderr, "%s:%d: %s: %s instead of %s: %s\n", __FILE__, __LINE__, #call, st_name(got_), st_name(want), (e)->text);                \
+            return false;                                                                                                                            \
+        }                                                                                                                                            \
+    } while (0)
+
+struct group {
+    const char *backend;
+    int n_ranks;
+    bool threads;
+    size_t max_bytes;
+    int spin_us;
+    int memory_fd; /* −1, or shm's */
+    void *memory;  /* threads: the mapping */
+    size_t memory_bytes;
+};
+
+/* May close and clear *c; else the runner closes it. */
+typedef bool (*group_fn)(struct comm **c, void *arg);
+
+static inline uint64_t now_ns(void) { return base_now_ns(base_clock_real()); }
+static inline uint64_t in_ms(uint64_t ms) { return now_ns() + ms * BASE_NS_PER_MS; }
+/* Far longer than anything takes here, so that only a lost message can reach it. */
+static inline uint64_t soon(void) { return in_ms(30000); }
+static inline void pause_us(unsigned us) { nanosleep(&(struct timespec){.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000L}, NULL); }
+
+static inline struct comm_setup group_setup(const struct group *g, int rank) {
+    return (struct comm_setup){.backend = g->backend,
+                               .rank = rank,
+                               .n_ranks = g->n_ranks,
+                               .max_bytes = g->max_bytes,
+                               .spin_us = g->spin_us,
+                               .memory_fd = g->threads ? -1 : g->memory_fd,
+                               .memory = g->threads ? g->memory : NULL};
+}
+
+static inline void group_init(struct group *g, const char *backend, int n_ranks, bool threads, size_t max_bytes, int spin_us) {
+    *g = (struct group){.backend = backend, .n_ranks = n_ranks, .threads = threads, .max_bytes = max_bytes, .spin_us = spin_us, .memory_fd = -1};
+    if (strcmp(backend, "shm") != 0) return;
+    struct err e = {0};
+    T_OK(comm_shm_create(n_ranks, max_bytes, &g->memory_fd, &e), &e);
+    if (!threads) return;
+    g->memory_bytes = comm_shm_bytes(n_ranks, max_bytes);
+    g->memory = mmap(NULL, g->memory_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, g->memory_fd, 0);
+    assert_true(g->memory != MAP_FAILED);
+}
+
+static inline void group_release(struct group *g) {
+    if (g->memory) munmap(g->memory, g->memory_bytes);
+    if (g->memory_fd >= 0) close(g->memory_fd);
+}
+
+struct group_member {
+    const struct group *group;
+    int rank;
+    group_fn fn;
+    void *arg;
+    bool ok;
+};
+
+static inline bool group_run_rank(const struct group_member *m) {
+    struct comm_setup setup = group_setup(m->group, m->rank);
+    struct comm *c = NULL;
+    struct err e = {0};
+    CHECK_ST(ST_OK, comm_open(&setup, &c, &e), &e);
+    bool ok = m->fn(&c, m->arg);
+    if (!ok)
+        fprintf(stderr, "  in rank %d of %d %s over %s\n", m->rank, m->group->n_ranks, m->group->threads ? "threads" : "processes",
+                m->group->backend);
+    comm_close(c);
+    return ok;
+}
+
+static inline void *group_thread(void *arg) {
+    struct group_member *m = arg;
+    m->ok = group_run_rank(m);
+    return NULL;
+}
+
+static inline pid_t group_fork(const struct group *g, int rank, group_fn fn, void *arg) {
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct group_member m = {.group = g, .rank = rank, .fn = fn, .arg = arg};
+        bool ok = group_run_rank(&m);
+        fflush(NULL);
+        _exit(ok ? 0 : 1);
+    }
+    return pid;
+}
+
+/* Runs fn on every rank of a fresh group; fails the test where one says false. */
+static inline void group_run(const char *backend, int n_ranks, bool threads, size_t max_bytes, int spin_us, group_fn fn, void *arg) {
+    struct group g;
+    group_init(&g, backend, n_ranks, threads, max_bytes, spin_us);
+    bool ok = true;
+    if (threads) {
+        struct group_member members[COMM_MAX_RANKS];
+        pthread_t ids[COMM_MAX_RANKS];
+        for (int r = 0; r < n_ranks; r++) {
+            members[r] = (struct group_member){.group = &g, .rank = r, .fn = fn, .arg = arg};
+            assert_int_equal(pthread_create(&ids[r], NULL, group_thread, &members[r]), 0);
+        }
+        for (int r = 0; r < n_ranks; r++) {
+            pthread_join(ids[r], NULL);
+            ok = ok && members[r].ok;
+        }
+    } else {
+        pid_t pids[COMM_MAX_RANKS];
+        for (int r = 0; r < n_ranks; r++) pids[r] = group_fork(&g, r, fn, arg);
+        for (int r = 0; r < n_ranks; r++) {
+            int status = 1;
+            ok = waitpid(pids[r], &status, 0) == pids[r] && status == 0 && ok;
+        }
+    }
+    group_release(&g);
+    assert_true(ok);
+}
+
+#endif
