@@ -48,6 +48,8 @@ LIB_SOURCES   := $(filter-out launcher/main.c,$(SOURCES))
 T := %
 TEST_SOURCES  := $(filter $(T:%=tests/%.c),$(sort $(wildcard tests/*_test.c)))
 TEST_SCRIPTS  := $(filter $(T:%=tests/%.sh),$(sort $(wildcard tests/*_test.sh)))
+# Programs that test scripts call.
+TEST_TOOLS    := $(BUILD)/tests/compare_logits
 # Helpers for tests: tests/t.c and, where a room needs some of its own, tests/t_*.c
 T_SOURCES     := tests/t.c $(if $(ONLY),,$(sort $(filter-out %_test.c,$(wildcard tests/t_*.c))))
 FUZZ_SOURCES  := $(sort $(wildcard tests/fuzz/*_fuzz.c))
@@ -104,7 +106,7 @@ LIBS = $(PKG_LIBS) -lm $(LDLIBS)
 .PHONY: all lib tests fuzzers benches
 all: $(BINARY) $(LIB)
 lib: $(LIB)
-tests: $(TESTS)
+tests: $(TESTS) $(TEST_TOOLS)
 fuzzers: $(FUZZES)
 benches: $(BENCHES)
 
@@ -148,6 +150,11 @@ $(TESTS): $(BUILD)/tests/%: $(OBJ)/tests/%.o $(LIBT) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LINK  $@")
 	$(Q)$(LINK) $^ -o $@ $(CMOCKA_LIBS) $(LIBS)
+
+$(TEST_TOOLS): $(BUILD)/tests/%: $(OBJ)/tests/%.o
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)$(LINK) $^ -o $@ -lm
 
 # A fuzzer is a function LLVMFuzzerTestOneInput; tests/fuzz/driver.c feeds it with mutated seeds, so that any compiler will do.
 $(FUZZES): $(BUILD)/fuzz/%: $(OBJ)/tests/fuzz/%.o $(OBJ)/tests/fuzz/driver.o $(LIB)
@@ -203,12 +210,12 @@ RUN_TESTS := $(if $(SAN),$(filter-out $(SAN_SKIP:%=$(BUILD)/tests/%),$(TESTS)),$
 
 test: deps
 	@$(MAKE) --no-print-directory _test
-_test: all $(filter $(BUILD)/%,$(RUN_TESTS))
+_test: all $(TEST_TOOLS) $(filter $(BUILD)/%,$(RUN_TESTS))
 	@BUILD=$(BUILD) TANDEM=$(BUILD)/tandem tests/run.sh $(RUN_TESTS)
 
 test-long: deps
 	@$(MAKE) --no-print-directory _test-long
-_test-long: all $(filter $(BUILD)/%,$(RUN_TESTS))
+_test-long: all $(TEST_TOOLS) $(filter $(BUILD)/%,$(RUN_TESTS))
 	@LONG=1 BUILD=$(BUILD) TANDEM=$(BUILD)/tandem tests/run.sh $(RUN_TESTS)
 
 bench: deps
@@ -233,7 +240,7 @@ lint: lint-tidy lint-cppcheck lint-shell
 
 LINT_HINTS = $(if $(filter base/status.c,$<),,-include tests/lint_hints.h)
 # One stamp per file, so that only changed files (or files with changed headers) are looked at again.
-TIDY_SOURCES := $(LIB_SOURCES) $(filter launcher/main.c,$(SOURCES)) $(TEST_SOURCES) $(T_SOURCES) $(FUZZ_SOURCES) \
+TIDY_SOURCES := $(LIB_SOURCES) $(filter launcher/main.c,$(SOURCES)) $(TEST_SOURCES) $(TEST_TOOLS:$(BUILD)/%=%.c) $(T_SOURCES) $(FUZZ_SOURCES) \
                 $(filter-out %_mpi.c,$(BENCH_SOURCES))
 TIDY_STAMPS  := $(TIDY_SOURCES:%.c=$(BUILD)/lint/%.tidy)
 lint-tidy: $(TIDY_STAMPS)

@@ -1,0 +1,191 @@
+/* How fast are products? matmul [KERNELS [ROUNDS]], e.g. matmul cpu/avx2 9. One thread, and the time
+ * during which it ran.
+ *
+ * Decode: one token times a matrix much larger than the caches must read the matrix once: bytes/s over those of a plain read of as many bytes, same round.
+ * Prefill: 512 tokens must do 2·tokens·rows·columns operations: GOP/s. */
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/rng.h"
+#include "bench/bench.h"
+#include "kernels/kernels.h"
+
+enum { DECODE_BYTES = 256 << 20 };
+
+struct matmul_case {
+    enum format format;
+    enum kern_activation activation;
+    uint32_t n_columns, n_leaves;
+    uint64_t n_rows; /* 0: as many as make DECODE_BYTES */
+    int n_tokens;
+};
+
+static const struct matmul_case decode_cases[] = {
+    {FMT_Q4_1, KERN_ACT_INT8, 4096, 1, 0, 1},  {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 0, 1}, {FMT_Q4_1, KERN_ACT_INT8, 576, 1, 0, 1},
+    {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 0, 2}, {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 0, 4}, {FMT_Q8_0, KERN_ACT_INT8, 4096, 12, 0, 1},
+    {FMT_Q8_0, KERN_ACT_INT8, 4096, 12, 0, 4}, {FMT_Q4_1, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_Q8_0, KERN_ACT_F32, 4096, 12, 0, 1},
+    {FMT_F16, KERN_ACT_F32, 4096, 12, 0, 1},   {FMT_BF16, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_F32, KERN_ACT_F32, 4096, 12, 0, 1},
+};
+static const struct matmul_case prefill_cases[] = {
+    {FMT_Q4_1, KERN_ACT_INT8, 4096, 1, 4096, 512}, {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 4096, 512}, {FMT_Q8_0, KERN_ACT_INT8, 4096, 12, 4096, 512},
+    {FMT_Q4_1, KERN_ACT_INT8, 576, 1, 1536, 512},  {FMT_Q4_1, KERN_ACT_INT8, 1536, 12, 576, 512},  {FMT_Q8_0, KERN_ACT_INT8, 1536, 12, 576, 512},
+    {FMT_Q4_1, KERN_ACT_F32, 4096, 12, 1024, 512}, {FMT_Q8_0, KERN_ACT_F32, 4096, 12, 1024, 512},  {FMT_F16, KERN_ACT_F32, 4096, 12, 1024, 512},
+    {FMT_BF16, KERN_ACT_F32, 4096, 12, 1024, 512}, {FMT_F32, KERN_ACT_F32, 4096, 12, 1024, 512},
+};
+
+struct running {
+    const struct matmul_case *what;
+    const struct kern_backend *kernels;
+    struct kern_matrix matrix;
+    struct kern_matmul args;
+    size_t weight_bytes;
+};
+
+static void *allocate(size_t bytes) {
+    size_t alignment = bytes >= 4 << 20 ? 2 << 20 : 64; /* large ones in huge pages, as arenas have them */
+    bytes = (bytes + alignment - 1) & ~(alignment - 1);
+    void *p = aligned_alloc(alignment, bytes);
+    if (!p) {
+        fprintf(stderr, "out of memory\n");
+        exit(1);
+    }
+    if (alignment > 64) madvise(p, bytes, MADV_HUGEPAGE);
+    memset(p, 0, bytes);
+    return p;
+}
+
+/* One block of plausible numbers. */
+static void fill_block(enum format f, struct base_rng *rng, uint8_t *block) {
+    uint16_t half = kern_f32_to_f16(base_rng_uniform(rng, 0.001f, 0.01f)), brain = kern_f32_to_bf16(base_rng_normal(rng));
+    float number = base_rng_normal(rng);
+    size_t n_head = f == FMT_Q4_1 ? 4 : f == FMT_Q8_0 ? 2 : 0;
+    for (size_t i = n_head; i < kern_format(f)->block_bytes; i++) block[i] = (uint8_t)base_rng_u32(rng);
+    if (n_head >= 2) memcpy(block, &half, 2);
+    if (n_head == 4) memcpy(block + 2, &half, 2);
+    if (f == FMT_F16) memcpy(block, &half, 2);
+    if (f == FMT_BF16) memcpy(block, &brain, 2);
+    if (f == FMT_F32) memcpy(block, &number, 4);
+}
+
+/* weights: the storage of all decode cases, which take turns with it as they take turns to run. */
+static void start(struct running *r, const struct matmul_case *what, const struct kern_backend *kernels, void *weights) {
+    r->what = what;
+    r->kernels = kernels;
+    uint64_t leaf_end[KERN_MAX_LEAVES];
+    uint32_t n_units = what->n_columns / 64;
+    for (uint32_t i = 0; i < what->n_leaves; i++) leaf_end[i] = (uint64_t)(i + 1) * n_units / what->n_leaves * 64;
+    uint32_t n_segments = kern_columns_max_segments(what->n_columns, what->n_leaves);
+    struct kern_matrix *m = &r->matrix;
+    *m = (struct kern_matrix){.format = what->format, .activation = what->activation, .n_rows = KERN_TILE_ROWS};
+    kern_columns_init(&m->columns, 0, leaf_end, 0, what->n_leaves, what->n_leaves, allocate(n_segments * sizeof(uint32_t)), allocate(n_segments));
+
+    /* One row tile of random numbers, repeated. */
+    size_t row_bytes = kern_format_row_bytes(what->format, what->n_columns),
+           tile_bytes = kernels->matrix_bytes(what->format, what->activation, KERN_TILE_ROWS, &m->columns);
+    uint8_t *src = allocate(row_bytes * KERN_TILE_ROWS);
+    struct base_rng rng;
+    base_rng_init(&rng, 1);
+    for (size_t at = 0; at < row_bytes * KERN_TILE_ROWS; at += kern_format(what->format)->block_bytes) fill_block(what->format, &rng, src + at);
+    uint64_t n_tiles = what->n_rows ? what->n_rows / KERN_TILE_ROWS : DECODE_BYTES / tile_bytes;
+    r->weight_bytes = n_tiles * tile_bytes;
+    m->data = weights ? weights : allocate(r->weight_bytes);
+    kernels->matrix_pack(&(struct kern_pack){.matrix = m, .n_rows = KERN_TILE_ROWS, .src = src, .row_stride_bytes = row_bytes});
+    for (uint64_t i = 1; i < n_tiles; i++) memcpy((uint8_t *)m->data + i * tile_bytes, m->data, tile_bytes);
+    m->n_rows = n_tiles * KERN_TILE_ROWS;
+    free(src);
+
+    float *x = allocate((size_t)what->n_tokens * what->n_columns * sizeof *x);
+    for (size_t i = 0; i < (size_t)what->n_tokens * what->n_columns; i++) x[i] = base_rng_normal(&rng);
+    r->args = (struct kern_matmul){.x = x,
+                                   .x_stride = what->n_columns,
+                                   .n_tokens = what->n_tokens,
+                                   .n_parts = 1,
+                                   .scratch = allocate(kernels->matmul_scratch_bytes(&m->columns, what->n_tokens))};
+    r->args.parts[0] = (struct kern_matmul_part){
+        .matrix = m, .y = allocate((size_t)what->n_tokens * m->n_rows * sizeof(float)), .y_stride = m->n_rows, .vector_stride = 0};
+}
+
+static void stop(struct running *r, bool own_weights) {
+    free((void *)(uintptr_t)r->args.x);
+    free(r->args.scratch);
+    free(r->args.parts[0].y);
+    free(r->matrix.columns.segment_begin);
+    free(r->matrix.columns.segment_columns);
+    if (own_weights) free(r->matrix.data);
+}
+
+static void run_matmul(void *arg) {
+    struct running *r = arg;
+    r->kernels->matmul_prepare((struct kern_queue){0, 1}, &r->args);
+    r->kernels->matmul((struct kern_queue){0, 1}, &r->args);
+}
+
+/* ---- the plain read ----------------------------------------------------------------------------------------------------------------------------- */
+
+typedef uint64_t wide __attribute__((vector_size(64)));
+static volatile uint64_t sink;
+
+/* Four streams side by side, each its quarter, four lines at a time: faster here than one stream from end to end, and what the kernels do. */
+#if defined(__x86_64__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+static uint64_t
+read_all(const wide *p, size_t n) {
+    wide sums[4] = {{0}};
+    for (size_t i = 0; i < n / 4; i += 4)
+        for (size_t stream = 0; stream < 4; stream++) {
+            const wide *from = p + stream * (n / 4) + i;
+            for (size_t line = 0; line < 4; line++) __builtin_prefetch((const char *)(from + line) + 4096);
+            sums[stream] ^= from[0] ^ from[1] ^ from[2] ^ from[3];
+        }
+    wide a = sums[0] ^ sums[1] ^ sums[2] ^ sums[3];
+    return a[0] ^ a[1] ^ a[2] ^ a[3] ^ a[4] ^ a[5] ^ a[6] ^ a[7];
+}
+
+static void run_read(void *weights) { sink = read_all(weights, DECODE_BYTES / sizeof(wide)); }
+
+/* ------------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static void print_head(const struct matmul_case *what, const struct running *r) {
+    printf("%-8s %-5s %4d x %7llu x %5u, %2u leaves", kern_format(what->format)->name, what->activation == KERN_ACT_INT8 ? "int8" : "f32",
+           what->n_tokens, (unsigned long long)r->matrix.n_rows, what->n_columns, what->n_leaves);
+}
+
+int main(int argc, char **argv) {
+    struct err e = {0};
+    const struct kern_backend *kernels;
+    if (kern_select(argc > 1 ? argv[1] : NULL, &kernels, &e) != ST_OK) {
+        fprintf(stderr, "%s\n", e.text);
+        return 2;
+    }
+    int n_rounds = argc > 2 ? atoi(argv[2]) : 11;
+    if (n_rounds < 1 || n_rounds > BENCH_MAX_ROUNDS) n_rounds = 11;
+    printf("%s/%s, one thread, medians of %d rounds\n", kernels->name, kernels->variant, n_rounds);
+
+    static struct bench_turn turns[2];
+    void *weights = allocate(DECODE_BYTES);
+    for (size_t i = 0; i < sizeof decode_cases / sizeof *decode_cases; i++) {
+        struct running r;
+        start(&r, &decode_cases[i], kernels, weights);
+        turns[0] = (struct bench_turn){.run = run_read, .arg = weights};
+        turns[1] = (struct bench_turn){.run = run_matmul, .arg = &r};
+        bench_take_turns(BENCH_THREAD, turns, 2, n_rounds);
+        double read = DECODE_BYTES / bench_median(turns[0].ns, n_rounds), ours = (double)r.weight_bytes / bench_median(turns[1].ns, n_rounds);
+        print_head(r.what, &r);
+        printf(": %6.1f GB/s, plain read %5.1f: %.2f\n", ours, read, ours / read);
+        stop(&r, false);
+    }
+    free(weights);
+    for (size_t i = 0; i < sizeof prefill_cases / sizeof *prefill_cases; i++) {
+        struct running r;
+        start(&r, &prefill_cases[i], kernels, NULL);
+        turns[0] = (struct bench_turn){.run = run_matmul, .arg = &r};
+        bench_take_turns(BENCH_THREAD, turns, 1, n_rounds);
+        double ops = 2.0 * r.what->n_tokens * (double)r.matrix.n_rows * r.what->n_columns;
+        print_head(r.what, &r);
+        printf(": %6.1f GOP/s\n", ops / bench_median(turns[0].ns, n_rounds));
+        stop(&r, true);
+    }
+    return 0;
+}

@@ -1,0 +1,2 @@
+#define CPU_SUFFIX portable
+#include "kernels/cpu/attention_body.h"

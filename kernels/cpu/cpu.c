@@ -1,0 +1,47 @@
+/* The CPU backend's tables: one per instruction set, with the same layout of matrices, caches and scratch, and the same bits. */
+#include "kernels/cpu/cpu.h"
+
+#include "kernels/cpu/matmul_priv.h"
+#include "kernels/cpu/ops_priv.h"
+
+static bool supports(enum kern_op op, enum format format, enum kern_activation activation, int head_dim) {
+    switch (op) {
+    case KERN_OP_MATMUL: return activation == KERN_ACT_INT8 ? cpu_matmul_portable.int8[format] != NULL : cpu_matmul_portable.f32[format] != NULL;
+    case KERN_OP_EMBED: return cpu_tile_bytes(format) != 0;
+    default: return cpu_ops_supports(op, format, head_dim);
+    }
+}
+
+#define CPU_VARIANT(symbol, suffix, variant_name, variant_priority)                                                                                  \
+    static void prepare_##suffix(struct kern_queue q, const struct kern_matmul *args) { cpu_matmul_prepare(&cpu_matmul_##suffix, q, args); }         \
+    static void run_##suffix(struct kern_queue q, const struct kern_matmul *args) { cpu_matmul_run(&cpu_matmul_##suffix, q, args); }                 \
+    const struct kern_backend symbol = {                                                                                                             \
+        .name = "cpu",                                                                                                                               \
+        .variant = variant_name,                                                                                                                     \
+        .priority = variant_priority,                                                                                                                \
+        .probe = probe_##suffix,                                                                                                                     \
+        .supports = supports,                                                                                                                        \
+        .matrix_bytes = cpu_matrix_bytes,                                                                                                            \
+        .matrix_pack = cpu_matrix_pack,                                                                                                              \
+        .matmul_scratch_bytes = cpu_matmul_scratch_bytes,                                                                                            \
+        .matmul_prepare = prepare_##suffix,                                                                                                          \
+        .matmul = run_##suffix,                                                                                                                      \
+        .embed = cpu_embed,                                                                                                                          \
+        CPU_OPS_TABLE(suffix),                                                                                                                       \
+    };
+
+#if defined(__x86_64__)
+static bool probe_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+
+/* A processor with AVX-512 but without VNNI (Skylake-X) is served by avx2. */
+static bool probe_avx512(void) {
+    return probe_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+
+CPU_VARIANT(kern_cpu_avx512_vnni, avx512, "avx512-vnni", 30)
+CPU_VARIANT(kern_cpu_avx2, avx2, "avx2", 20)
+#endif
+
+static bool probe_portable(void) { return true; }
+CPU_VARIANT(kern_cpu_portable, portable, "portable", 10)

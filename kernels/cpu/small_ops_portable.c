@@ -1,0 +1,2 @@
+#define CPU_SUFFIX portable
+#include "kernels/cpu/small_ops_body.h"

@@ -1,0 +1,195 @@
+/* The table of stored formats, and the scalar conversions that every other piece of arithmetic is measured by. */
+#include "kernels/formats.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- the table ---------------------------------------------------------------------------------------------------------------------------------- */
+
+static const struct format_info formats[FMT_COUNT] = {
+    [FMT_F32] = {"F32", 1, 4, 0, "F32", 0, false},
+    [FMT_F16] = {"F16", 1, 2, 1, "F16", 0, false},
+    [FMT_BF16] = {"BF16", 1, 2, 30, "BF16", 0, false},
+    [FMT_Q8_0] = {"Q8_0", 32, 34, 8, NULL, 0, true},
+    [FMT_Q4_1] = {"Q4_1", 32, 20, 3, NULL, 0, true},
+};
+
+/* Names of all ggml types, by number, so that one we do not know yet is still called by its name. Gaps are types that ggml has withdrawn. */
+static const char *const ggml_names[] = {
+    [0] = "F32",       [1] = "F16",       [2] = "Q4_0",      [3] = "Q4_1",     [4] = "Q4_2",      [5] = "Q4_3",     [6] = "Q5_0",
+    [7] = "Q5_1",      [8] = "Q8_0",      [9] = "Q8_1",      [10] = "Q2_K",    [11] = "Q3_K",     [12] = "Q4_K",    [13] = "Q5_K",
+    [14] = "Q6_K",     [15] = "Q8_K",     [16] = "IQ2_XXS",  [17] = "IQ2_XS",  [18] = "IQ3_XXS",  [19] = "IQ1_S",   [20] = "IQ4_NL",
+    [21] = "IQ3_S",    [22] = "IQ2_S",    [23] = "IQ4_XS",   [24] = "I8",      [25] = "I16",      [26] = "I32",     [27] = "I64",
+    [28] = "F64",      [29] = "IQ1_M",    [30] = "BF16",     [31] = "Q4_0_4_4", [32] = "Q4_0_4_8", [33] = "Q4_0_8_8", [34] = "TQ1_0",
+    [35] = "TQ2_0",    [36] = "IQ4_NL_4_4", [37] = "IQ4_NL_4_8", [38] = "IQ4_NL_8_8", [39] = "MXFP4", [40] = "NVFP4", [41] = "Q1_0",
+};
+#define N_GGML_NAMES (sizeof ggml_names / sizeof ggml_names[0])
+
+static const char *const safetensors_names[] = {"BOOL", "U8", "I8", "F4", "F6_E2M3", "F6_E3M2", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
+                                                "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"};
+#define N_SAFETENSORS_NAMES (sizeof safetensors_names / sizeof safetensors_names[0])
+
+const struct format_info *kern_format(enum format f) {
+    BASE_ASSERT(f >= 0 && f < FMT_COUNT);
+    return &formats[f];
+}
+
+/* "F32, F16, …": what a reader of this kind of file may hold. */
+static void known_list(bool gguf, char *text, size_t text_bytes) {
+    size_t used = 0;
+    text[0] = 0;
+    for (int i = 0; i < FMT_COUNT; i++) {
+        if (gguf ? formats[i].gguf_type < 0 : formats[i].safetensors == NULL)
+            continue;
+        int n = snprintf(text + used, text_bytes - used, "%s%s", used ? ", " : "", gguf ? formats[i].name : formats[i].safetensors);
+        if (n < 0 || (size_t)n >= text_bytes - used)
+            return;
+        used += (size_t)n;
+    }
+}
+
+enum st kern_format_from_gguf(uint32_t type, enum format *f, struct err *e) {
+    for (int i = 0; i < FMT_COUNT; i++)
+        if (formats[i].gguf_type >= 0 && (uint32_t)formats[i].gguf_type == type) {
+            *f = (enum format)i;
+            return ST_OK;
+        }
+    char known[256];
+    known_list(true, known, sizeof known);
+    if (type < N_GGML_NAMES && ggml_names[type])
+        return err_set(e, ST_UNSUPPORTED, "%s (type %u) is not supported yet; known: %s", ggml_names[type], type, known);
+    return err_set(e, ST_UNSUPPORTED, "type %u is no ggml type that we have heard of; known: %s", type, known);
+}
+
+enum st kern_format_from_safetensors(const char *dtype, enum format *f, struct err *e) {
+    for (int i = 0; i < FMT_COUNT; i++)
+        if (formats[i].safetensors && strcmp(formats[i].safetensors, dtype) == 0) {
+            *f = (enum format)i;
+            return ST_OK;
+        }
+    char known[256];
+    known_list(false, known, sizeof known);
+    for (size_t i = 0; i < N_SAFETENSORS_NAMES; i++)
+        if (strcmp(safetensors_names[i], dtype) == 0)
+            return err_set(e, ST_UNSUPPORTED, "%s is not supported yet; known: %s", dtype, known);
+    return err_set(e, ST_UNSUPPORTED, "'%.32s' is no safetensors dtype; known: %s", dtype, known);
+}
+
+size_t kern_format_row_bytes(enum format f, uint64_t n_columns) {
+    const struct format_info *info = kern_format(f);
+    if (n_columns % info->block_columns)
+        return 0;
+    uint64_t n_blocks = n_columns / info->block_columns, bytes;
+    if (__builtin_mul_overflow(n_blocks, (uint64_t)info->block_bytes, &bytes) || bytes > SIZE_MAX / 2)
+        return 0;
+    return (size_t)bytes;
+}
+
+/* ---- single numbers ------------------------------------------------------------------------------------------------------------------------------ */
+
+static float from_bits(uint32_t u) {
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+static uint32_t to_bits(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+
+/* NaNs become quiet and keep the payload that fits, as x86's F16C does: vector forms then agree even there. */
+float kern_f16_to_f32(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, mantissa = h & 0x3ffu;
+    if (exponent == 31)
+        return from_bits(sign | 0x7f800000u | (mantissa ? 0x400000u : 0) | mantissa << 13);
+    if (exponent == 0) {
+        float tiny = (float)mantissa * 0x1p-24f; /* exact: at most 10 bits */
+        return sign ? -tiny : tiny;
+    }
+    return from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
+}
+
+uint16_t kern_f32_to_f16(float f) {
+    uint32_t bits = to_bits(f), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u)
+        return (uint16_t)(sign | 0x7e00u | (magnitude >> 13 & 0x3ffu));
+    if (magnitude >= 0x477ff000u) /* 65520 and above round to infinity */
+        return (uint16_t)(sign | 0x7c00u);
+    if (magnitude >= 0x38800000u) { /* normal: round the 13 bits that go, to nearest even; a carry runs into the exponent, as it should */
+        uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
+        return (uint16_t)(sign | ((rounded - 0x38000000u) >> 13));
+    }
+    /* Subnormal: count units of 2^-24. Adding 1.5·2^23 · 2^-24 lets the F32 adder do the rounding. */
+    float units = from_bits(magnitude) + 0.75f;
+    return (uint16_t)(sign | (to_bits(units) - to_bits(0.75f)));
+}
+
+float kern_bf16_to_f32(uint16_t b) { return from_bits((uint32_t)b << 16); }
+
+uint16_t kern_f32_to_bf16(float f) {
+    uint32_t bits = to_bits(f);
+    if ((bits & 0x7fffffffu) > 0x7f800000u)
+        return (uint16_t)(bits >> 16 | 0x40u);
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+/* ---- rows ---------------------------------------------------------------------------------------------------------------------------------------- */
+
+static float load_f16(const unsigned char *p) {
+    uint16_t h;
+    memcpy(&h, p, 2);
+    return kern_f16_to_f32(h);
+}
+
+static void dequantise_q8_0(const unsigned char *block, size_t n, float *out) {
+    for (; n; block += 34) {
+        float d = load_f16(block);
+        size_t here = n < 32 ? n : 32;
+        for (size_t i = 0; i < here; i++)
+            *out++ = d * (float)(int8_t)block[2 + i];
+        n -= here;
+    }
+}
+
+static void dequantise_q4_1(const unsigned char *block, size_t n, float *out) {
+    for (; n; block += 20) {
+        float d = load_f16(block), m = load_f16(block + 2);
+        size_t here = n < 32 ? n : 32;
+        for (size_t i = 0; i < here; i++) {
+            int q = i < 16 ? block[4 + i] & 15 : block[4 + i - 16] >> 4;
+            float product = d * (float)q;
+            *out++ = product + m;
+        }
+        n -= here;
+    }
+}
+
+void kern_format_dequantise(enum format f, const void *blocks, size_t n_columns, float *out) {
+    const unsigned char *p = blocks;
+    switch (f) {
+    case FMT_F32:
+        memcpy(out, p, n_columns * 4);
+        return;
+    case FMT_F16:
+        for (size_t i = 0; i < n_columns; i++)
+            out[i] = load_f16(p + 2 * i);
+        return;
+    case FMT_BF16:
+        for (size_t i = 0; i < n_columns; i++) {
+            uint16_t b;
+            memcpy(&b, p + 2 * i, 2);
+            out[i] = kern_bf16_to_f32(b);
+        }
+        return;
+    case FMT_Q8_0:
+        dequantise_q8_0(p, n_columns, out);
+        return;
+    case FMT_Q4_1:
+        dequantise_q4_1(p, n_columns, out);
+        return;
+    case FMT_COUNT:
+        break;
+    }
+    BASE_ASSERT(!"a format without a dequantiser");
+}

@@ -1,0 +1,293 @@
+/* Arithmetic on one rank: the table of backends and ops.
+ *
+ * A backend (ref, cpu; cuda later) is a table of functions, one per op, each taking (queue, args struct). On a CPU every thread of the rank calls the op
+ * with its own queue {i_thread, n_threads}; the op does that thread's share and returns; the caller puts a barrier between ops (base_pool_barrier).
+ * Args are read only; outputs of different threads never overlap. Nothing allocates, blocks, fails or reads a clock: everything is validated when the
+ * program is bound (kern_supports) so that hot code is plain.
+ *
+ * Units: widths, rows, columns count elements; strides count elements of the pointed-to type unless their name says bytes. All activations are F32,
+ * row-major [tokens, width] with an explicit stride.
+ *
+ * The law (DESIGN, "The order of sums"): one order per output element in every kernel of a backend, whatever n_tokens, n_threads, rank count or tile an element
+ * falls into. Compiled without contraction and fast-math; fused multiply-adds are explicit; exp, log, sin, cos are ours (kernels/math.h). */
+#ifndef KERNELS_KERNELS_H
+#define KERNELS_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/formats.h"
+
+struct kern_queue {
+    int i_thread;
+    int n_threads;
+};
+
+/* ---- matrices ---------------------------------------------------------------------------------------------------------------------------------- */
+
+enum kern_activation {
+    KERN_ACT_F32, /* dequantise weights to F32, multiply in F32: the accurate setting of every format, the only one of F32, F16, BF16 */
+    KERN_ACT_INT8 /* activations quantised to int8 in blocks of 32 anchored at column 0 of the tensor: d = amax / 127 (F32), q = round to nearest even (x / d) */
+};
+
+#define KERN_TILE_ROWS 16
+#define KERN_SEGMENT 32
+#define KERN_MAX_LEAVES 32
+#define KERN_MAX_VECTORS 32
+
+/* The columns [begin, end) of a tensor that this rank holds, divided twice: into leaves (the order of sums) and into segments of at most 32 columns, each
+ * inside one leaf and inside one block of 32 anchored at column 0 of the whole tensor. A product without a cut dimension is one leaf and one vector.
+ * After the last segment of leaf i its sum is pushed on a stack; then n_folds[i] times the two topmost sums are added (earlier + later); then, if emit[i],
+ * the top is popped into the next output vector. So a rank that owns leaves lo…hi−1 yields its maximal complete subtrees, left to right. */
+struct kern_columns {
+    uint64_t begin, end; /* in columns of the whole tensor; begin == end: an empty shard */
+    uint32_t n_segments;
+    uint32_t n_leaves;                         /* local */
+    uint32_t n_vectors;                        /* local */
+    uint32_t leaf_segment[KERN_MAX_LEAVES + 1]; /* leaf i = segments leaf_segment[i] … leaf_segment[i+1]−1 */
+    uint8_t n_folds[KERN_MAX_LEAVES];
+    uint8_t emit[KERN_MAX_LEAVES];
+    uint32_t *segment_begin; /* [n_segments] column relative to begin; owned by whoever called kern_columns_init (allocated from its arena) */
+    uint8_t *segment_columns; /* [n_segments] 1…32 */
+};
+
+/* leaf_end[i]: one past the last column of local leaf i, in columns of the whole tensor; lo…hi−1 are the local leaves' global numbers among n_leaves_total.
+ * Storage for the two arrays: the caller's, kern_columns_max_segments() elements. */
+uint32_t kern_columns_max_segments(uint64_t n_columns, uint32_t n_leaves);
+void kern_columns_init(struct kern_columns *c, uint64_t begin, const uint64_t *leaf_end, uint32_t leaf_lo, uint32_t leaf_hi, uint32_t n_leaves_total,
+                       uint32_t *segment_begin, uint8_t *segment_columns);
+
+/* A matrix [n_rows, columns] as this rank keeps it: packed by a backend from the file's rows, laid out for that backend. */
+struct kern_matrix {
+    enum format format;
+    enum kern_activation activation;
+    uint64_t n_rows; /* local; 0: an empty shard */
+    struct kern_columns columns;
+    void *data; /* 64-byte aligned, kern_backend.matrix_bytes() bytes */
+};
+
+/* Source rows as they lie in the file (or in a bounce buffer): row i starts at src + i·row_stride_bytes and holds whole blocks from column first_column
+ * (of the tensor; a multiple of the format's block_columns, ≤ columns.begin) on, at least up to columns.end. */
+struct kern_pack {
+    struct kern_matrix *matrix;
+    uint64_t row_begin, n_rows; /* rows [row_begin, row_begin + n_rows) of the local matrix; row_begin a multiple of KERN_TILE_ROWS */
+    const void *src;
+    size_t row_stride_bytes;
+    uint64_t first_column;
+};
+
+#define KERN_MAX_PARTS 4
+/* y[v][t][r] = the v-th subtree sum of x[t]·w[r]: up to four matrices that share one input x and the same columns (q, k, v; gate, up). */
+struct kern_matmul {
+    const float *x; /* [n_tokens, columns] local columns */
+    size_t x_stride;
+    int n_tokens;
+    int n_parts;
+    struct kern_matmul_part {
+        const struct kern_matrix *matrix;
+        const float *bias; /* [n_rows] or NULL; only with n_vectors == 1 */
+        float *y;          /* [n_vectors][n_tokens][n_rows] */
+        size_t y_stride;   /* between tokens */
+        size_t vector_stride;
+    } parts[KERN_MAX_PARTS];
+    void *scratch; /* the prepared activations, backend.matmul_scratch_bytes(); shared by all threads */
+};
+
+/* ---- the paged cache ---------------------------------------------------------------------------------------------------------------------------- */
+
+#define KERN_KV_BLOCK 32        /* tokens a block: also the step in which the running maximum moves */
+#define KERN_KV_PARTITION 256   /* absolute positions, fixed by DESIGN */
+
+/* One layer's cache of one rank. Block b lies at base + b·block_bytes: K [n_kv_heads][head_dim][32 tokens], then V [n_kv_heads][32 tokens][head_dim]. */
+struct kern_kv {
+    void *base;
+    size_t block_bytes; /* kern_kv_block_bytes() */
+    enum format format; /* FMT_F32, FMT_F16, FMT_BF16 */
+    int n_kv_heads;     /* local */
+    int head_dim;
+};
+size_t kern_kv_block_bytes(enum format format, int n_kv_heads, int head_dim);
+
+/* What is in this step: tokens of several sequences. Tokens of one sequence stand together (a run), positions ascending by one. */
+struct kern_batch {
+    int n_tokens;
+    const int32_t *position;    /* [n_tokens] absolute */
+    int n_runs;
+    const int32_t *run_begin;   /* [n_runs] first token of the run */
+    const int32_t *run_tokens;  /* [n_runs] */
+    const int32_t *run_table;   /* [n_runs] row of the block table */
+    const int32_t *block_table; /* [rows, block_table_stride]: position p lies in block block_table[row][p / 32] at p % 32 */
+    size_t block_table_stride;
+};
+
+struct kern_kv_append {
+    const struct kern_batch *batch;
+    const struct kern_kv *kv;
+    const float *k, *v; /* [n_tokens, n_kv_heads·head_dim] */
+    size_t k_stride, v_stride;
+};
+
+/* Query head h (local) reads local KV head (q_first + h) / group − kv_first. Keys: positions 0…p of the same sequence, in partitions of 256, each walked in blocks
+ * of 32 with a running maximum and sum; partitions merged from the first to the last. */
+struct kern_attention {
+    const struct kern_batch *batch;
+    const struct kern_kv *kv;
+    const float *q; /* [n_tokens, n_heads·head_dim] */
+    size_t q_stride;
+    float *out; /* like q */
+    size_t out_stride;
+    int n_heads; /* local */
+    int q_first, kv_first, group;
+    float scale; /* multiplied into q before the dot product */
+    void *scratch; /* backend.attention_scratch_bytes(); shared by all threads */
+};
+
+/* ---- the small ops ------------------------------------------------------------------------------------------------------------------------------ */
+
+/* y[t] = dequantised row ids[t] − row_begin of the (packed) table where this rank holds it, else zeroes. */
+struct kern_embed {
+    const struct kern_matrix *table;
+    uint64_t row_begin; /* global number of the table's first local row */
+    const int32_t *ids;
+    int n_tokens;
+    float *y;
+    size_t y_stride;
+    float scale; /* 1 for most families */
+};
+
+/* y = x / sqrt(mean(x²) + eps) · weight; the sum of squares in 16 interleaved lanes, then a tree: the same on every rank, since the dimension is not cut. */
+struct kern_norm {
+    const float *x, *weight;
+    float *y;
+    size_t x_stride, y_stride;
+    int n_tokens, width;
+    float eps;
+};
+
+/* cos_sin[t] = {cos(p·f_0) … cos(p·f_{n−1}), sin …} · factor, computed in double by our own functions, rounded once. */
+struct kern_rope_table {
+    const int32_t *position;
+    int n_tokens;
+    int n_frequencies;
+    const double *frequency; /* [n_frequencies] */
+    double factor;
+    float *cos_sin; /* [n_tokens, 2·n_frequencies] */
+};
+
+struct kern_rope {
+    float *x; /* [n_tokens, n_heads·head_dim], rotated in place */
+    size_t x_stride;
+    int n_tokens, n_heads, head_dim, n_frequencies; /* the first 2·n_frequencies dimensions of each head rotate */
+    bool interleaved;                               /* pairs (2i, 2i+1) instead of (i, i + n_frequencies) */
+    const float *cos_sin;
+};
+
+/* y = silu(gate) · up */
+struct kern_gate {
+    const float *gate, *up;
+    float *y;
+    size_t gate_stride, up_stride, y_stride;
+    int n_tokens, width;
+};
+
+/* y = (residual) + ((the tree over the partial vectors of all ranks) + (bias)). The tree over n_leaves leaves splits [a, b) at a + ⌈(b−a)/2⌉; vector i covers leaves
+ * vector_lo[i] … vector_hi[i]−1; together they cover every leaf once, left to right. One vector: y = residual + (vector + bias). */
+struct kern_sum {
+    const float *residual; /* [n_tokens, width] or NULL */
+    size_t residual_stride;
+    const float *bias; /* [width] or NULL */
+    int n_vectors;
+    const float *vectors[KERN_MAX_VECTORS]; /* each [n_tokens, width] */
+    size_t vector_token_stride;
+    uint8_t vector_lo[KERN_MAX_VECTORS], vector_hi[KERN_MAX_VECTORS];
+    uint32_t n_leaves;
+    float *y;
+    size_t y_stride;
+    int n_tokens, width;
+};
+
+struct kern_candidate {
+    float value;
+    int32_t id;
+};
+
+/* The k largest of each row, descending; ties to the lowest id; −inf and NaN never win against a number (NaN counts as −inf). Fewer than k columns: the rest is {−inf, −1}. */
+struct kern_topk {
+    const float *logits; /* [n_rows, width] */
+    size_t stride;
+    int n_rows, width, k;
+    int32_t first_id;
+    struct kern_candidate *out; /* [n_rows, k] */
+};
+
+/* arg max over ids of logit / temperature + Gumbel(seed, position, id); temperature 0: plain arg max. Gumbel = −log(−log(u)), u from Philox with
+ * key = seed, counter = {id, position, draw, 0}, first word. Computed in double, compared in double, ties to the lowest id. */
+struct kern_sample {
+    const float *logits; /* one row, [width] */
+    int width;
+    int32_t first_id;
+    float temperature;
+    uint64_t seed;
+    uint32_t position, draw;
+    struct kern_sampled {
+        double value;
+        int32_t id; /* −1: no finite logit */
+        float logit;
+    } * out; /* one per thread: out[i_thread]; the caller takes the maximum (value, lowest id) */
+};
+
+/* Per slice of the vocabulary: max and Σ exp(x − max), columns in order within 16 interleaved lanes, lanes by tree. Slices are [slice_begin[i], slice_begin[i+1]) of local columns. */
+struct kern_lse {
+    const float *logits;
+    size_t stride;
+    int n_rows, n_slices;
+    const uint32_t *slice_begin; /* [n_slices + 1] */
+    float *max, *sum;            /* [n_rows, n_slices] */
+};
+/* Merges the 32 slices' (max, sum) in tree order: log Σ exp. Scalar, the same everywhere. */
+double kern_lse_merge(const float *max, const float *sum, int n_slices);
+
+/* ---- the table ---------------------------------------------------------------------------------------------------------------------------------- */
+
+enum kern_op { KERN_OP_MATMUL, KERN_OP_EMBED, KERN_OP_KV_APPEND, KERN_OP_ATTENTION, KERN_OP_NORM, KERN_OP_ROPE_TABLE, KERN_OP_ROPE, KERN_OP_GATE, KERN_OP_SUM, KERN_OP_TOPK, KERN_OP_SAMPLE, KERN_OP_LSE, KERN_OP_COUNT };
+const char *kern_op_name(enum kern_op op);
+
+struct kern_backend {
+    const char *name;      /* "cpu" */
+    const char *variant;   /* "avx512-vnni", "avx2", "portable", "scalar": part of what ranks compare in their hello */
+    int priority;          /* the highest that probes well is the default */
+    bool (*probe)(void);
+    /* head_dim is looked at by KERN_OP_ATTENTION, format is the matrix's or the cache's. */
+    bool (*supports)(enum kern_op op, enum format format, enum kern_activation activation, int head_dim);
+
+    size_t (*matrix_bytes)(enum format format, enum kern_activation activation, uint64_t n_rows, const struct kern_columns *columns);
+    void (*matrix_pack)(const struct kern_pack *args);
+    size_t (*matmul_scratch_bytes)(const struct kern_columns *columns, int n_tokens);
+    size_t (*attention_scratch_bytes)(int n_heads, int head_dim, int n_tokens, int n_threads);
+
+    /* prepare → barrier → matmul: prepare quantises (or lays out) x into scratch. */
+    void (*matmul_prepare)(struct kern_queue q, const struct kern_matmul *args);
+    void (*matmul)(struct kern_queue q, const struct kern_matmul *args);
+    void (*embed)(struct kern_queue q, const struct kern_embed *args);
+    void (*kv_append)(struct kern_queue q, const struct kern_kv_append *args);
+    void (*attention)(struct kern_queue q, const struct kern_attention *args);
+    void (*norm)(struct kern_queue q, const struct kern_norm *args);
+    void (*rope_table)(struct kern_queue q, const struct kern_rope_table *args);
+    void (*rope)(struct kern_queue q, const struct kern_rope *args);
+    void (*gate)(struct kern_queue q, const struct kern_gate *args);
+    void (*sum)(struct kern_queue q, const struct kern_sum *args);
+    void (*topk)(struct kern_queue q, const struct kern_topk *args);
+    void (*sample)(struct kern_queue q, const struct kern_sample *args);
+    void (*lse)(struct kern_queue q, const struct kern_lse *args);
+};
+
+/* All that are built in, best first; NULL-terminated. */
+const struct kern_backend *const *kern_backends(void);
+/* name NULL: the best that probes (TANDEM_KERNELS=cpu/avx2 in the environment forces one). "cpu" or "cpu/avx2" or "ref". ST_NOT_FOUND lists the known ones. */
+enum st kern_select(const char *name, const struct kern_backend **backend, struct err *e);
+
+/* The activation that a setting means for a format: auto is int8 for quantised formats, F32 for plain ones. */
+enum kern_activation kern_activation_for(enum format format, bool accurate);
+
+#endif

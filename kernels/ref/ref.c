@@ -1,0 +1,51 @@
+/* The reference backend's table. */
+#include "kernels/ref/ref.h"
+
+static bool ref_probe(void) { return true; }
+
+static bool ref_supports(enum kern_op op, enum format format, enum kern_activation activation, int head_dim) {
+    switch (op) {
+    case KERN_OP_MATMUL:
+        return format < FMT_COUNT && (activation == KERN_ACT_F32 || kern_format(format)->quantised);
+    case KERN_OP_EMBED:
+        return format < FMT_COUNT;
+    case KERN_OP_ATTENTION:
+        if (head_dim < 1 || head_dim > REF_MAX_HEAD_DIM)
+            return false; /* else as for the cache */
+        return !kern_format(format)->quantised;
+    case KERN_OP_KV_APPEND:
+        return !kern_format(format)->quantised;
+    default:
+        return op >= 0 && op < KERN_OP_COUNT;
+    }
+}
+
+static size_t ref_attention_scratch_bytes(int n_heads, int head_dim, int n_tokens, int n_threads) {
+    (void)n_heads, (void)head_dim, (void)n_tokens, (void)n_threads;
+    return 0;
+}
+
+const struct kern_backend kern_ref = {
+    .name = "ref",
+    .variant = "scalar",
+    .priority = 0,
+    .probe = ref_probe,
+    .supports = ref_supports,
+    .matrix_bytes = ref_matrix_bytes,
+    .matrix_pack = ref_matrix_pack,
+    .matmul_scratch_bytes = ref_matmul_scratch_bytes,
+    .attention_scratch_bytes = ref_attention_scratch_bytes,
+    .matmul_prepare = ref_matmul_prepare,
+    .matmul = ref_matmul,
+    .embed = ref_embed,
+    .kv_append = ref_kv_append,
+    .attention = ref_attention,
+    .norm = ref_norm,
+    .rope_table = ref_rope_table,
+    .rope = ref_rope,
+    .gate = ref_gate,
+    .sum = ref_sum,
+    .topk = ref_topk,
+    .sample = ref_sample,
+    .lse = ref_lse,
+};

@@ -1,0 +1,457 @@
+/* Agent and rank processes: how they are started and how they end.
+ *
+ * Both get all they need by command line and inherited descriptors. The agent passes the options after its own on to every rank unchanged, and adds --rank and --cpus. */
+#include "launcher/agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "comm/comm.h"
+#include "runtime/rank.h"
+
+#define GRACE_MS 200   /* after the first failure: others may have a better story */
+#define LOOK_MS 500    /* between two looks at the ranks' states */
+#define STOPPED_MS 5000 /* a rank that was stopped by a signal for so long does not come back */
+#define MAX_ARGS 64
+
+extern char **environ;
+
+/* ---- options of both -------------------------------------------------------------------------------------------------------------------------------------- */
+
+struct rank_values {
+    /* agent */
+    int64_t control_fd, exchange_bytes;
+    const char *seats; /* "0,1:2,3": the ranks' CPUs; NULL: not bound */
+    /* both */
+    int64_t n_ranks, front_fd, n_threads, spin_us, chunk, context, sequences;
+    const char *shares, *kv;
+    bool accurate, ledger;
+    /* rank */
+    int64_t rank, memory_fd, vitals_fd;
+    const char *cpus;
+};
+
+static const struct option agent_options[] = {
+    {"--control-fd", NULL, OPT_INT, offsetof(struct rank_values, control_fd), "FD", "socket to the launcher", 0, 0, NULL},
+    {"--exchange-bytes", NULL, OPT_INT, offsetof(struct rank_values, exchange_bytes), "N", "largest send of a rank", 0, 0, NULL},
+    {"--seats", NULL, OPT_STR, offsetof(struct rank_values, seats), "LISTS", "CPUs of each rank", 0, 0, NULL},
+    {"--ranks", NULL, OPT_INT, offsetof(struct rank_values, n_ranks), "N", "ranks of the job", 1, COMM_MAX_RANKS, NULL},
+    {"--front-fd", NULL, OPT_INT, offsetof(struct rank_values, front_fd), "FD", "socket to the front end, for rank 0", 0, 0, NULL},
+    {"--threads", NULL, OPT_INT, offsetof(struct rank_values, n_threads), "T", "threads of each rank", 1, 1024, NULL},
+    {"--spin-us", NULL, OPT_INT, offsetof(struct rank_values, spin_us), "US", "spin before sleeping", 0, 50, NULL},
+    {"--chunk", NULL, OPT_INT, offsetof(struct rank_values, chunk), "N", "tokens of a step", 1, 65536, NULL},
+    {"--ctx", NULL, OPT_INT, offsetof(struct rank_values, context), "N", "tokens of a sequence", 1, 16777216, NULL},
+    {"--sequences", NULL, OPT_INT, offsetof(struct rank_values, sequences), "N", "sequences at once", 1, 65536, NULL},
+    {"--split", NULL, OPT_STR, offsetof(struct rank_values, shares), "A:B", "shares", 0, 0, NULL},
+    {"--kv", NULL, OPT_STR, offsetof(struct rank_values, kv), "F", "cache format", 0, 0, NULL},
+    {"--accurate", NULL, OPT_FLAG, offsetof(struct rank_values, accurate), NULL, "activations in F32", 0, 0, NULL},
+    {"--ledger", NULL, OPT_FLAG, offsetof(struct rank_values, ledger), NULL, "keep the ledger", 0, 0, NULL},
+    {"--rank", NULL, OPT_INT, offsetof(struct rank_values, rank), "R", "this rank", 0, COMM_MAX_RANKS, NULL},
+    {"--memory-fd", NULL, OPT_INT, offsetof(struct rank_values, memory_fd), "FD", "the ranks' shared segment", 0, 0, NULL},
+    {"--vitals-fd", NULL, OPT_INT, offsetof(struct rank_values, vitals_fd), "FD", "the signs of life", 0, 0, NULL},
+    {"--cpus", NULL, OPT_STR, offsetof(struct rank_values, cpus), "LIST", "CPUs of this rank's threads", 0, 0, NULL},
+    {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
+};
+
+static enum st parse(const char *command, int argc, char **argv, struct rank_values *v, const char **model, struct err *e)
+{
+    *v = (struct rank_values){.control_fd = -1, .front_fd = -1, .memory_fd = -1, .vitals_fd = -1};
+    const struct option_group group = {"", agent_options, v};
+    int n;
+    const enum st st = base_options_parse(command, &group, 1, argc, argv, model, 1, &n, e);
+    if (!st && n != 1)
+        return err_set(e, ST_INVALID, "%s: which model?", command);
+    return st;
+}
+
+/* ---- starting an agent --------------------------------------------------------------------------------------------------------------------------------------- */
+
+static char *seats_text(const struct topo_placement *p)
+{
+    char *text = NULL;
+    size_t bytes;
+    FILE *f = open_memstream(&text, &bytes);
+    for (int r = 0; f && r < p->n_ranks; r++)
+        for (int i = 0; i < p->seats[r].n_threads; i++)
+            fprintf(f, "%s%d", i ? "," : r ? ":" : "", p->seats[r].pus[i]);
+    if (f)
+        fclose(f);
+    return text;
+}
+
+static char *number(struct arena *a, int64_t n) { return base_arena_printf(a, "%" PRId64, n); }
+
+static int agent_args(const struct launch_setup *s, struct arena *a, int control_fd, int front_fd, char **argv)
+{
+    const struct rt_settings *t = &s->settings;
+    char *seats = s->placement->bound ? seats_text(s->placement) : NULL;
+    int n = 0;
+    const struct {
+        const char *name;
+        char *value;
+    } pairs[] = {
+        {"--control-fd", number(a, control_fd)},
+        {"--exchange-bytes", number(a, (int64_t)s->plan->max_exchange_bytes)},
+        {"--seats", seats ? base_arena_strdup(a, seats) : NULL},
+        {"--ranks", number(a, s->n_ranks)},
+        {"--front-fd", number(a, front_fd)},
+        {"--threads", number(a, t->n_threads)},
+        {"--spin-us", number(a, t->spin_us)},
+        {"--chunk", number(a, t->chunk)},
+        {"--ctx", number(a, t->context)},
+        {"--sequences", number(a, t->max_sequences)},
+        {"--kv", base_arena_strdup(a, kern_format(t->kv_format)->name)},
+        {"--split", NULL},
+    };
+    argv[n++] = base_arena_strdup(a, "tandem");
+    argv[n++] = base_arena_strdup(a, "agent");
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+        if (pairs[i].value) {
+            argv[n++] = base_arena_strdup(a, pairs[i].name);
+            argv[n++] = pairs[i].value;
+        }
+    if (s->has_shares) {
+        char *text = base_arena_strdup(a, "");
+        for (int r = 0; r < s->n_ranks; r++)
+            text = base_arena_printf(a, "%s%s%u", text, r ? ":" : "", s->shares[r]);
+        argv[n++] = base_arena_strdup(a, "--split");
+        argv[n++] = text;
+    }
+    if (t->accurate)
+        argv[n++] = base_arena_strdup(a, "--accurate");
+    if (t->ledger)
+        argv[n++] = base_arena_strdup(a, "--ledger");
+    argv[n++] = base_arena_strdup(a, "--");
+    argv[n++] = base_arena_strdup(a, s->model);
+    argv[n] = NULL;
+    free(seats);
+    return n;
+}
+
+/* In the child, between fork and exec: only async-signal-safe calls. 0 and 1 are not the user's: stdout is the launcher's alone. Nor are descriptors that whoever called us left
+ * open: who waits for their end would wait for the ranks. When parent dies, however it does and whether or not we are stopped, so do we. */
+static void become(pid_t parent, const int *keep, int n_keep, char **argv)
+{
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) /* it died in between */
+        _exit(1);
+    const int null = open("/dev/null", O_RDWR);
+    dup2(null, 0);
+    dup2(2, 1);
+    if (null > 2)
+        close(null);
+    close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
+    for (int i = 0; i < n_keep; i++)
+        if (keep[i] >= 0)
+            fcntl(keep[i], F_SETFD, 0);
+    execve("/proc/self/exe", argv, environ);
+    _exit(127);
+}
+
+enum st launch_agent_spawn(const struct launch_setup *setup, int control_fd, int front_fd, pid_t *pid, struct err *e)
+{
+    struct arena a = {0};
+    const enum st st = base_arena_init(&a, "agent", 0, e);
+    if (st)
+        return st;
+    char *argv[MAX_ARGS];
+    agent_args(setup, &a, control_fd, front_fd, argv);
+    const int keep[] = {control_fd, front_fd};
+    const pid_t parent = getpid(), child = fork();
+    if (child == 0) {
+        setsid(); /* Ctrl-C is the launcher's */
+        become(parent, keep, 2, argv);
+    }
+    base_arena_release(&a);
+    if (child < 0)
+        return err_set(e, ST_NO_MEMORY, "cannot start the agent: %s", strerror(errno));
+    *pid = child;
+    return ST_OK;
+}
+
+/* ---- the agent ------------------------------------------------------------------------------------------------------------------------------------------------ */
+
+struct agent {
+    struct rank_values v;
+    pid_t pids[COMM_MAX_RANKS];
+    int n_alive;
+    struct rt_vitals *vitals;
+    int memory_fd, vitals_fd, signal_fd;
+    uint64_t stopped_since_ns[COMM_MAX_RANKS]; /* 0: it runs */
+    struct err story; /* why the job ends */
+    int story_worth;  /* a better one replaces it */
+};
+
+/* Seat of rank r out of "0,1:2,3". */
+static char *seat_of(struct arena *a, const char *seats, int rank)
+{
+    for (; rank > 0 && seats; rank--) {
+        seats = strchr(seats, ':');
+        seats = seats ? seats + 1 : NULL;
+    }
+    return seats ? base_arena_strndup(a, seats, strcspn(seats, ":")) : NULL;
+}
+
+static enum st start_rank(struct agent *a, int rank, int argc, char **argv, struct err *e)
+{
+    struct arena arena = {0};
+    enum st st = base_arena_init(&arena, "rank", 0, e);
+    if (st)
+        return st;
+    char *args[MAX_ARGS];
+    int n = 0;
+    args[n++] = base_arena_strdup(&arena, "tandem");
+    args[n++] = base_arena_strdup(&arena, "rank");
+    const struct {
+        const char *name;
+        int64_t value;
+    } numbers[] = {{"--rank", rank}, {"--memory-fd", a->memory_fd}, {"--vitals-fd", a->vitals_fd}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        args[n++] = base_arena_strdup(&arena, numbers[i].name);
+        args[n++] = number(&arena, numbers[i].value);
+    }
+    char *cpus = seat_of(&arena, a->v.seats, rank);
+    if (cpus) {
+        args[n++] = base_arena_strdup(&arena, "--cpus");
+        args[n++] = cpus;
+    }
+    for (int i = 1; i < argc && n < MAX_ARGS - 1; i++)
+        args[n++] = argv[i];
+    args[n] = NULL;
+    const int keep[] = {a->memory_fd, a->vitals_fd, rank == 0 ? (int)a->v.front_fd : -1};
+    const pid_t parent = getpid(), child = fork();
+    if (child == 0)
+        become(parent, keep, 3, args);
+    base_arena_release(&arena);
+    if (child < 0)
+        return err_set(e, ST_NO_MEMORY, "cannot start rank %d: %s", rank, strerror(errno));
+    a->pids[rank] = child;
+    a->n_alive++;
+    return ST_OK;
+}
+
+static enum st prepare(struct agent *a, struct err *e)
+{
+    sigset_t mask;
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGCHLD);
+    sigaddset(&mask, SIGTERM);
+    sigaddset(&mask, SIGINT);
+    sigaddset(&mask, SIGHUP);
+    sigprocmask(SIG_BLOCK, &mask, NULL);
+    a->signal_fd = signalfd(-1, &mask, SFD_CLOEXEC);
+    fcntl((int)a->v.control_fd, F_SETFD, FD_CLOEXEC);
+    fcntl((int)a->v.front_fd, F_SETFD, FD_CLOEXEC);
+    const size_t bytes = (size_t)a->v.n_ranks * sizeof *a->vitals;
+    a->vitals_fd = memfd_create("tandem-vitals", MFD_CLOEXEC);
+    if (a->signal_fd < 0 || a->vitals_fd < 0 || ftruncate(a->vitals_fd, (off_t)bytes))
+        return err_set(e, ST_IO, "cannot make the page of vital signs: %s", strerror(errno));
+    a->vitals = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, a->vitals_fd, 0);
+    if (a->vitals == MAP_FAILED)
+        return err_set(e, ST_IO, "cannot map the page of vital signs: %s", strerror(errno));
+    return comm_shm_create((int)a->v.n_ranks, (size_t)a->v.exchange_bytes, &a->memory_fd, e);
+}
+
+/* What a dead rank left behind. A killed one knows more than one that failed, and that more than one that only missed a peer. */
+enum { WORTH_LOST_PEER = 1, WORTH_FAILED, WORTH_KILLED };
+
+static void take_story(struct agent *a, int rank, int status)
+{
+    const struct rt_vitals *v = &a->vitals[rank];
+    const int failed = atomic_load(&v->failed);
+    const unsigned long long step = atomic_load(&v->step);
+    const char *phase = rt_phase_name((enum rt_phase)atomic_load(&v->phase));
+    const int worth = WIFSIGNALED(status) ? WORTH_KILLED : failed && failed != ST_PEER_LOST && failed != ST_CANCELLED ? WORTH_FAILED : WORTH_LOST_PEER;
+    if (worth <= a->story_worth)
+        return;
+    a->story_worth = worth;
+    if (WIFSIGNALED(status))
+        err_set(&a->story, ST_PEER_LOST, "rank %d (pid %d) was killed by signal %d (%s) at step %llu (%s)", rank, (int)a->pids[rank], WTERMSIG(status), strsignal(WTERMSIG(status)), step, phase);
+    else if (failed)
+        err_set(&a->story, ST_PEER_LOST, "rank %d: %.440s", rank, v->error);
+    else
+        err_set(&a->story, ST_PEER_LOST, "rank %d (pid %d) left with status %d at step %llu (%s)", rank, (int)a->pids[rank], WEXITSTATUS(status), step, phase);
+}
+
+/* Reaps whoever is dead; true if one of them ended badly. */
+static bool reap(struct agent *a)
+{
+    bool bad = false;
+    for (int r = 0; r < (int)a->v.n_ranks; r++) {
+        int status = 0;
+        bool dead = false;
+        while (!dead && a->pids[r] > 0 && waitpid(a->pids[r], &status, WNOHANG | WUNTRACED | WCONTINUED) == a->pids[r]) {
+            dead = WIFEXITED(status) || WIFSIGNALED(status);
+            if (!dead)
+                a->stopped_since_ns[r] = WIFSTOPPED(status) ? base_now_ns(base_clock_real()) : 0;
+        }
+        if (!dead)
+            continue;
+        if (!WIFEXITED(status) || WEXITSTATUS(status)) {
+            take_story(a, r, status);
+            (void)comm_shm_mark_dead(a->memory_fd, r, NULL);
+            bad = true;
+        }
+        a->pids[r] = 0;
+        a->n_alive--;
+    }
+    return bad;
+}
+
+/* A rank that somebody stopped and did not let go on in time ends the job: the others wait for it. */
+static bool find_stopped(struct agent *a)
+{
+    const uint64_t now = base_now_ns(base_clock_real());
+    for (int r = 0; r < (int)a->v.n_ranks; r++) {
+        if (a->pids[r] <= 0 || !a->stopped_since_ns[r] || now - a->stopped_since_ns[r] < STOPPED_MS * BASE_NS_PER_MS)
+            continue;
+        const struct rt_vitals *v = &a->vitals[r];
+        err_set(&a->story, ST_PEER_LOST, "rank %d (pid %d) was stopped %d s ago and gave no sign of life since step %llu (%s)", r, (int)a->pids[r], STOPPED_MS / 1000,
+                (unsigned long long)atomic_load(&v->step), rt_phase_name((enum rt_phase)atomic_load(&v->phase)));
+        return true;
+    }
+    return false;
+}
+
+static void kill_all(struct agent *a)
+{
+    for (int r = 0; r < (int)a->v.n_ranks; r++)
+        if (a->pids[r] > 0)
+            kill(a->pids[r], SIGKILL);
+    for (int r = 0; r < (int)a->v.n_ranks; r++)
+        if (a->pids[r] > 0)
+            waitpid(a->pids[r], NULL, 0);
+}
+
+/* Until all ranks have left in peace (0), one ended badly or the launcher is gone (1). */
+static int watch(struct agent *a)
+{
+    uint64_t give_up = BASE_NO_DEADLINE;
+    while (a->n_alive > 0) {
+        struct pollfd p[2] = {{.fd = a->signal_fd, .events = POLLIN}, {.fd = (int)a->v.control_fd, .events = POLLIN}};
+        const uint64_t now = base_now_ns(base_clock_real());
+        if (now >= give_up)
+            break;
+        const uint64_t left_ms = give_up == BASE_NO_DEADLINE ? LOOK_MS : (give_up - now) / BASE_NS_PER_MS + 1;
+        if (poll(p, 2, left_ms < LOOK_MS ? (int)left_ms : LOOK_MS) < 0 && errno != EINTR)
+            return 1;
+        if (find_stopped(a))
+            return 1;
+        if (p[0].revents) {
+            struct signalfd_siginfo info;
+            if (read(a->signal_fd, &info, sizeof info) == sizeof info && info.ssi_signo != SIGCHLD)
+                return 1; /* told to go */
+            if (reap(a) && give_up == BASE_NO_DEADLINE)
+                give_up = now + GRACE_MS * BASE_NS_PER_MS;
+            if (a->story_worth == WORTH_KILLED)
+                return 1; /* no story is better */
+        }
+        char byte;
+        if (p[1].revents) {
+            const ssize_t got = recv((int)a->v.control_fd, &byte, 1, MSG_DONTWAIT);
+            if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
+                return 1; /* the launcher fell silent */
+        }
+    }
+    return a->story_worth ? 1 : 0;
+}
+
+int cmd_agent(int argc, char **argv)
+{
+    struct agent a = {.memory_fd = -1, .vitals_fd = -1, .signal_fd = -1};
+    struct err e = {""};
+    const char *model;
+    base_log_init(NULL);
+    enum st st = parse("agent", argc, argv, &a.v, &model, &e);
+    if (!st)
+        st = prepare(&a, &e);
+    for (int r = 0; r < (int)a.v.n_ranks && !st; r++)
+        st = start_rank(&a, r, argc, argv, &e);
+    if (a.v.front_fd >= 0)
+        close((int)a.v.front_fd);
+    int status = 1;
+    if (!st)
+        status = watch(&a);
+    else
+        a.story = e;
+    if (a.story.text[0] && rt_frame_send((int)a.v.control_fd, RT_FAILED, a.story.text, strlen(a.story.text), NULL))
+        LOG_ERR("agent", "%s", a.story.text); /* started by hand, or the launcher is gone */
+    kill_all(&a);
+    return status;
+}
+
+/* ---- a rank ----------------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static int parse_cpus(const char *text, int *cpus, int max)
+{
+    int n = 0;
+    for (const char *at = text; *at && n < max;) {
+        char *end;
+        cpus[n++] = (int)strtol(at, &end, 10);
+        at = *end == ',' ? end + 1 : end + strlen(end);
+    }
+    return n;
+}
+
+int cmd_rank(int argc, char **argv)
+{
+    struct rank_values v;
+    struct err e = {""};
+    const char *model;
+    uint32_t shares[ORDER_MAX_RANKS];
+    static int cpus[1024];
+    base_log_init(NULL);
+    enum st st = parse("rank", argc, argv, &v, &model, &e);
+    struct rt_rank_options o = {.model = model, .front_fd = -1, .memory_fd = -1};
+    if (!st) {
+        o.rank = (int)v.rank;
+        o.n_ranks = (int)v.n_ranks;
+        o.front_fd = v.rank == 0 ? (int)v.front_fd : -1;
+        o.memory_fd = (int)v.memory_fd;
+        o.settings = (struct rt_settings){
+            .accurate = v.accurate,
+            .chunk = (int)v.chunk,
+            .context = v.context,
+            .max_sequences = (int)v.sequences,
+            .n_threads = (int)v.n_threads,
+            .spin_us = (int)v.spin_us,
+            .ledger = v.ledger,
+        };
+        if (v.cpus && parse_cpus(v.cpus, cpus, 1024) == o.settings.n_threads)
+            o.settings.os_cpus = cpus;
+        st = kern_format_from_safetensors(v.kv ? v.kv : "F32", &o.settings.kv_format, &e);
+    }
+    int n = 0;
+    if (!st && v.shares) {
+        st = launch_parse_split(v.shares, shares, &n, &e);
+        o.shares = shares;
+    }
+    if (!st && v.vitals_fd >= 0) {
+        struct rt_vitals *all = mmap(NULL, (size_t)v.n_ranks * sizeof *all, PROT_READ | PROT_WRITE, MAP_SHARED, (int)v.vitals_fd, 0);
+        if (all == MAP_FAILED)
+            st = err_set(&e, ST_IO, "cannot map the page of vital signs: %s", strerror(errno));
+        else
+            o.vitals = &all[v.rank], o.root_vitals = all;
+    }
+    if (!st)
+        st = rt_rank_run(&o, &e);
+    if (st && !o.vitals) /* nobody else will tell */
+        LOG_ERR("rank", "%s", e.text);
+    return st ? 1 : 0;
+}

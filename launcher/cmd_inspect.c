@@ -1,0 +1,122 @@
+/* tandem inspect: what a checkpoint holds, and what each rank would hold of it. Headers only. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "launcher/commands.h"
+#include "launcher/setup.h"
+
+struct inspect_values {
+    bool tensors, program;
+};
+
+static const struct option inspect_options[] = {
+    {"--tensors", NULL, OPT_FLAG, offsetof(struct inspect_values, tensors), NULL, "list every tensor", 0, 0, NULL},
+    {"--program", NULL, OPT_FLAG, offsetof(struct inspect_values, program), NULL, "list the steps of rank 0's programs", 0, 0, NULL},
+    {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
+};
+
+struct tally {
+    const char *name;
+    size_t n;
+    uint64_t bytes;
+};
+
+static const char *type_name(const struct ck_tensor *t) { return t->unsupported ? t->unsupported : kern_format(t->format)->name; }
+
+static void print_formats(const struct checkpoint *ck)
+{
+    struct tally tallies[64];
+    int n = 0;
+    for (size_t i = 0; i < ck_n_tensors(ck); i++) {
+        const struct ck_tensor *t = ck_tensor_at(ck, i);
+        int k = 0;
+        while (k < n && strcmp(tallies[k].name, type_name(t)))
+            k++;
+        if (k == n) {
+            if (n == 64)
+                continue;
+            tallies[n++] = (struct tally){type_name(t), 0, 0};
+        }
+        tallies[k].n++;
+        tallies[k].bytes += t->bytes;
+    }
+    for (int k = 0; k < n; k++)
+        printf("  %-8s %6zu tensors %14.1f MiB\n", tallies[k].name, tallies[k].n, (double)tallies[k].bytes / 1048576.0);
+}
+
+static void print_tensors(const struct checkpoint *ck)
+{
+    for (size_t i = 0; i < ck_n_tensors(ck); i++) {
+        const struct ck_tensor *t = ck_tensor_at(ck, i);
+        printf("  %-48s %-6s [", t->name, type_name(t));
+        for (int d = 0; d < t->n_dims; d++)
+            printf("%s%" PRIu64, d ? "," : "", t->dims[d]);
+        printf("] file %u at %" PRIu64 ", %" PRIu64 " bytes\n", t->file, t->offset, t->bytes);
+    }
+}
+
+static enum st print_audit(const struct launch_setup *s, struct err *e)
+{
+    struct part_audit a;
+    const enum st st = part_audit_plan(s->plan, &a, e);
+    if (st)
+        return st;
+    printf("audit: %" PRIu64 " bytes in the checkpoint = %" PRIu64 " owned once + %" PRIu64 " unused; %" PRIu64 " bytes of declared replicas; %d exchanges a step\n", a.checkpoint_bytes,
+           a.owned_bytes, a.unused_bytes, a.replica_bytes, a.n_exchanges);
+    for (int i = 0; i < a.n_unused && i < 64; i++)
+        printf("  unused: %s\n", a.unused[i]);
+    return ST_OK;
+}
+
+int cmd_inspect(int argc, char **argv)
+{
+    struct launch_options shared = LAUNCH_OPTIONS_DEFAULT;
+    struct inspect_values v = {0};
+    const struct option_group groups[] = {{"Options", inspect_options, &v}, launch_option_group(&shared)};
+    const char *model;
+    int status;
+    if (launch_parse("inspect", "tandem inspect MODEL [-n N] [OPTIONS]", "Family, sizes and formats of a checkpoint, and what each rank would hold of it.", groups, 2, argc, argv, &model, 0,
+                     &status))
+        return status;
+    struct err e = {""};
+    if (launch_options_check(&shared, &e))
+        return launch_misuse("inspect", &e);
+    /* the files first: they are worth seeing even where no builder knows the model */
+    struct checkpoint *ck = NULL;
+    enum st st = ck_open(model, &ck, &e);
+    if (!st) {
+        uint64_t bytes = 0;
+        for (size_t i = 0; i < ck_n_tensors(ck); i++)
+            bytes += ck_tensor_at(ck, i)->bytes;
+        printf("%s: %s, %zu files, %zu tensors, %.1f MiB\n", ck_path(ck), ck_kind_of(ck) == CK_GGUF ? "GGUF" : "safetensors", ck_n_files(ck), ck_n_tensors(ck), (double)bytes / 1048576.0);
+        print_formats(ck);
+        if (v.tensors)
+            print_tensors(ck);
+    }
+    ck_close(ck);
+    struct launch_setup *s = NULL;
+    const struct launch_needs needs = {.max_sequences = 1};
+    if (!st)
+        st = launch_setup_create(model, &shared, &needs, &s, &e);
+    if (!st) {
+        launch_print_plan(s, stdout);
+        printf("%.1f MB of weights are read for a token\n", (double)s->plan->weight_bytes_per_token / 1e6);
+        for (int d = 0; d < s->whole->n_dims; d++) {
+            printf("%s: %u leaves, vectors per rank", s->whole->dims[d].name, s->whole->dims[d].leaves.n);
+            for (int r = 0; r < s->n_ranks; r++)
+                printf(" %u", s->plan->cut.dims[d].n_vectors[r]);
+            printf("%s\n", s->whole->dims[d].leaves.kind == ORDER_VOCABULARY ? " (a select, never a sum)" : "");
+        }
+        st = print_audit(s, &e);
+        if (v.program) {
+            part_program_print(s->plan->ranks[0], &s->plan->ranks[0]->main, stdout);
+            part_program_print(s->plan->ranks[0], &s->plan->ranks[0]->head, stdout);
+        }
+    }
+    if (!st)
+        st = launch_flush_stdout(&e);
+    launch_setup_destroy(s);
+    return st ? launch_fail("inspect", &e) : 0;
+}

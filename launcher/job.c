@@ -1,0 +1,336 @@
+#include "launcher/job.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "launcher/agent.h"
+#include "runtime/rank.h"
+
+#define STORY_WAIT_MS 1000 /* how long the agent may take to say why a stream ended */
+#define AGENT_EXIT_MS 3000
+
+struct launch_job {
+    const struct launch_setup *setup;
+    struct rt_inbox front;
+    struct rt_ready ready;
+    /* one rank: a thread */
+    bool has_thread;
+    pthread_t thread;
+    struct rt_rank_options rank;
+    enum st rank_st;
+    struct err rank_err;
+    /* more: an agent */
+    pid_t agent; /* 0: none, or reaped */
+    int agent_status; /* as waitpid tells it, once reaped */
+    struct rt_inbox control;
+};
+
+const struct rt_ready *launch_job_ready(const struct launch_job *job) { return &job->ready; }
+
+/* ---- starting ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+static void *rank_thread(void *arg)
+{
+    struct launch_job *job = arg;
+    job->rank_st = rt_rank_run(&job->rank, &job->rank_err);
+    shutdown(job->rank.front_fd, SHUT_WR); /* the front end sees the end, after all frames */
+    return NULL;
+}
+
+static enum st start_thread(struct launch_job *job, int rank_fd, struct err *e)
+{
+    const struct launch_setup *s = job->setup;
+    job->rank = (struct rt_rank_options){.model = s->model, .n_ranks = 1, .settings = s->settings, .front_fd = rank_fd, .memory_fd = -1};
+    if (s->placement->bound)
+        job->rank.settings.os_cpus = s->placement->seats[0].pus;
+    const int error = pthread_create(&job->thread, NULL, rank_thread, job);
+    if (error)
+        close(rank_fd);
+    if (error)
+        return err_set(e, ST_NO_MEMORY, "cannot start a thread: %s", strerror(error));
+    job->has_thread = true;
+    return ST_OK;
+}
+
+static enum st start_agent(struct launch_job *job, int rank_fd, struct err *e)
+{
+    int control[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, control))
+        return err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
+    const enum st st = launch_agent_spawn(job->setup, control[1], rank_fd, &job->agent, e);
+    close(control[1]);
+    close(rank_fd);
+    if (st)
+        close(control[0]);
+    else
+        rt_inbox_init(&job->control, control[0]);
+    return st;
+}
+
+static enum st wait_ready(struct launch_job *job, struct err *e)
+{
+    for (;;) {
+        enum rt_frame_kind kind;
+        const void *payload;
+        size_t bytes;
+        const enum st st = launch_job_next(job, -1, &kind, &payload, &bytes, e);
+        if (st == ST_AGAIN)
+            continue;
+        if (st)
+            return st;
+        if (kind != RT_READY || bytes != sizeof job->ready)
+            return err_set(e, ST_INVALID, "rank 0 began with a frame of kind %d", (int)kind);
+        memcpy(&job->ready, payload, sizeof job->ready);
+        return ST_OK;
+    }
+}
+
+enum st launch_job_start(const struct launch_setup *setup, struct launch_job **out, struct err *e)
+{
+    enum st st = launch_check_budget(setup, e);
+    if (st)
+        return st;
+    struct launch_job *job = calloc(1, sizeof *job);
+    if (!job)
+        return err_set(e, ST_NO_MEMORY, "no memory");
+    job->setup = setup;
+    job->control.fd = -1;
+    int front[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, front)) {
+        free(job);
+        return err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
+    }
+    rt_inbox_init(&job->front, front[0]);
+    st = setup->n_ranks == 1 ? start_thread(job, front[1], e) : start_agent(job, front[1], e);
+    if (!st)
+        st = wait_ready(job, e);
+    if (st) {
+        launch_job_kill(job);
+        return st;
+    }
+    *out = job;
+    return ST_OK;
+}
+
+/* ---- what the other side says ------------------------------------------------------------------------------------------------------------------------------- */
+
+/* Reaps the agent and tells how it ended. */
+static enum st agent_died(struct launch_job *job, struct err *e)
+{
+    int status = 0;
+    if (waitpid(job->agent, &status, 0) == job->agent) {
+        job->agent = 0;
+        job->agent_status = status;
+    }
+    if (WIFSIGNALED(status))
+        return err_set(e, ST_PEER_LOST, "the agent of this host was killed by signal %d (%s) and took its ranks with it", WTERMSIG(status), strsignal(WTERMSIG(status)));
+    return err_set(e, ST_PEER_LOST, "the agent of this host left with status %d", WEXITSTATUS(status));
+}
+
+/* The agent's story, if it has one within the time: always ST_PEER_LOST, else ST_AGAIN. */
+static enum st hear_agent(struct launch_job *job, int timeout_ms, struct err *e)
+{
+    enum rt_frame_kind kind;
+    const void *payload;
+    size_t bytes;
+    if (job->control.fd < 0 || job->agent <= 0)
+        return ST_AGAIN;
+    const enum st st = rt_inbox_next(&job->control, timeout_ms, &kind, &payload, &bytes, NULL);
+    if (st == ST_OK && kind == RT_FAILED)
+        return err_set(e, ST_PEER_LOST, "%.*s", (int)(bytes > 480 ? 480 : bytes), (const char *)payload);
+    return st == ST_PEER_LOST ? agent_died(job, e) : ST_AGAIN;
+}
+
+/* The stream from rank 0 is broken or at its end. One rank has told why in its last frame, if it failed; of more the agent knows which was the first to fail. Always ST_PEER_LOST. */
+static enum st explain(struct launch_job *job, struct err *e)
+{
+    if (job->control.fd >= 0) {
+        if (hear_agent(job, STORY_WAIT_MS, e) == ST_AGAIN)
+            err_set(e, ST_PEER_LOST, "rank 0 is gone, and the agent of this host (pid %d) does not say why", (int)job->agent);
+        return ST_PEER_LOST;
+    }
+    enum rt_frame_kind kind;
+    const void *payload;
+    size_t bytes;
+    while (rt_inbox_next(&job->front, 0, &kind, &payload, &bytes, NULL) == ST_OK)
+        if (kind == RT_FAILED)
+            return err_set(e, ST_PEER_LOST, "%.*s", (int)(bytes > 480 ? 480 : bytes), (const char *)payload);
+    return err_set(e, ST_PEER_LOST, "the rank ended without a reason");
+}
+
+enum st launch_job_next(struct launch_job *job, int timeout_ms, enum rt_frame_kind *kind, const void **payload, size_t *bytes, struct err *e)
+{
+    for (;;) {
+        enum st st = rt_inbox_next(&job->front, 0, kind, payload, bytes, e);
+        if (st == ST_OK && *kind == RT_FAILED && job->control.fd < 0)
+            return err_set(e, ST_PEER_LOST, "%.*s", (int)(*bytes > 480 ? 480 : *bytes), (const char *)*payload);
+        if (st == ST_OK && *kind == RT_FAILED)
+            continue; /* the agent knows which rank was the first */
+        if (st == ST_PEER_LOST)
+            return explain(job, e);
+        if (st != ST_AGAIN)
+            return st;
+        struct pollfd p[2] = {{.fd = job->front.fd, .events = POLLIN}, {.fd = job->control.fd, .events = POLLIN}};
+        const int n = poll(p, 2, timeout_ms); /* a negative descriptor is passed over */
+        if (n == 0 || (n < 0 && errno == EINTR))
+            return ST_AGAIN;
+        if (!p[0].revents && p[1].revents && hear_agent(job, 0, e) == ST_PEER_LOST)
+            return ST_PEER_LOST;
+    }
+}
+
+enum st launch_job_wait_input(struct launch_job *job, int fd, struct err *e)
+{
+    for (;;) {
+        struct pollfd p[3] = {{.fd = fd, .events = POLLIN}, {.fd = job->front.fd, .events = POLLIN}, {.fd = job->control.fd, .events = POLLIN}};
+        if (poll(p, 3, -1) < 0 && errno != EINTR)
+            return err_set(e, ST_IO, "cannot wait for input: %s", strerror(errno));
+        if (p[1].revents || p[2].revents) { /* no request is under way: whatever comes is bad news */
+            enum rt_frame_kind kind;
+            const void *payload;
+            size_t bytes;
+            const enum st st = launch_job_next(job, 0, &kind, &payload, &bytes, e);
+            if (st && st != ST_AGAIN)
+                return st;
+        }
+        if (p[0].revents)
+            return ST_OK;
+    }
+}
+
+/* ---- requests ------------------------------------------------------------------------------------------------------------------------------------------- */
+
+/* Rank 0 may be blocked itself, by frames that nobody takes while we send (rows of logits of an earlier request): so we take them in, for later, where we cannot go on. */
+static enum st send_frame(struct launch_job *job, enum rt_frame_kind kind, const void *head, size_t head_bytes, const void *data, size_t data_bytes, struct err *e)
+{
+    const uint32_t frame[2] = {(uint32_t)(head_bytes + data_bytes), (uint32_t)kind};
+    const struct {
+        const void *at;
+        size_t bytes;
+    } pieces[] = {{frame, sizeof frame}, {head, head_bytes}, {data, data_bytes}};
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++)
+        for (size_t sent = 0; sent < pieces[i].bytes;) {
+            const ssize_t n = send(job->front.fd, (const char *)pieces[i].at + sent, pieces[i].bytes - sent, MSG_DONTWAIT | MSG_NOSIGNAL);
+            if (n > 0)
+                sent += (size_t)n;
+            else if (n < 0 && errno == EAGAIN) {
+                struct pollfd p = {.fd = job->front.fd, .events = POLLIN | POLLOUT};
+                if (poll(&p, 1, -1) > 0 && p.revents & POLLIN && !(p.revents & POLLOUT)) {
+                    const enum st st = rt_inbox_fill(&job->front, e);
+                    if (st && st != ST_AGAIN)
+                        return st == ST_PEER_LOST ? explain(job, e) : st;
+                }
+            } else if (n < 0 && errno != EINTR)
+                return explain(job, e);
+        }
+    return ST_OK;
+}
+
+enum st launch_job_submit(struct launch_job *job, const struct rt_request *request, const int32_t *ids, struct err *e)
+{
+    enum st st = send_frame(job, RT_REQUEST, request, sizeof *request, NULL, 0, e);
+    for (uint32_t at = 0; at < request->n_prompt && !st;) {
+        const uint32_t n = request->n_prompt - at < RT_IDS_PER_FRAME ? request->n_prompt - at : RT_IDS_PER_FRAME;
+        struct rt_ids_head head = {request->request, n};
+        st = send_frame(job, RT_IDS, &head, sizeof head, ids + at, n * sizeof *ids, e);
+        at += n;
+    }
+    return st;
+}
+
+enum st launch_job_cancel(struct launch_job *job, uint32_t request, struct err *e)
+{
+    const struct rt_cancel cancel = {request};
+    return send_frame(job, RT_CANCEL, &cancel, sizeof cancel, NULL, 0, e);
+}
+
+/* ---- ending ---------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static void reap_agent(struct launch_job *job, int wait_ms)
+{
+    if (job->agent <= 0)
+        return;
+    for (int waited = 0; waitpid(job->agent, NULL, WNOHANG) == 0; waited += 5) {
+        if (waited >= wait_ms)
+            kill(job->agent, SIGKILL); /* its ranks die with it */
+        usleep(5000);
+    }
+    job->agent = 0;
+}
+
+/* After the ranks were told to stop: the agent says who failed, or ends. One that does neither in time is killed when the job is released, and that is no failure. */
+static enum st leave(struct launch_job *job, struct err *e)
+{
+    struct err story = {""};
+    if (hear_agent(job, STORY_WAIT_MS, &story) == ST_AGAIN)
+        return ST_OK;
+    if (job->agent == 0 && job->agent_status == 0)
+        return ST_OK;
+    return err_set(e, ST_PEER_LOST, "%s", story.text);
+}
+
+static void release(struct launch_job *job)
+{
+    const int front = job->front.fd;
+    rt_inbox_release(&job->front);
+    if (job->has_thread) {
+        shutdown(front, SHUT_RDWR);
+        pthread_join(job->thread, NULL);
+        close(job->rank.front_fd);
+    }
+    close(front);
+    if (job->control.fd >= 0) {
+        const int control = job->control.fd;
+        rt_inbox_release(&job->control);
+        close(control);
+    }
+    reap_agent(job, AGENT_EXIT_MS);
+    free(job);
+}
+
+enum st launch_job_stop(struct launch_job *job, struct err *e)
+{
+    enum st st = send_frame(job, RT_STOP, NULL, 0, NULL, 0, e);
+    if (st) {
+        release(job);
+        return st;
+    }
+    while (!st) {
+        enum rt_frame_kind kind;
+        const void *payload;
+        size_t bytes;
+        st = rt_inbox_next(&job->front, -1, &kind, &payload, &bytes, e);
+        if (st == ST_OK && kind == RT_LEDGER)
+            fprintf(stderr, "%.*s", (int)bytes, (const char *)payload);
+        if (st == ST_AGAIN)
+            st = ST_OK;
+    }
+    /* The stream's end is what we waited for; the agent's end, without a story, means that all ranks left in peace. */
+    if (st == ST_PEER_LOST)
+        st = job->control.fd >= 0 ? leave(job, e) : ST_OK;
+    if (!st && job->has_thread) {
+        pthread_join(job->thread, NULL);
+        job->has_thread = false;
+        close(job->rank.front_fd);
+        st = job->rank_st;
+        if (st && e)
+            *e = job->rank_err;
+    }
+    release(job);
+    return st;
+}
+
+void launch_job_kill(struct launch_job *job)
+{
+    if (job)
+        release(job);
+}

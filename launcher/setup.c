@@ -1,0 +1,198 @@
+/* Everything that is decided before a rank starts. */
+#include "launcher/setup.h"
+
+#include <inttypes.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+
+/* Of each rank, beside what the plan counts: code, stacks, the descriptions themselves. */
+#define RESERVE_BYTES (32ull << 20)
+#define DEFAULT_CONTEXT 8192
+#define DEFAULT_CHUNK 512
+
+static const char *const activation_choices[] = {"f32", "auto", NULL};
+static const char *const kv_choices[] = {"f32", "f16", "bf16", "auto", NULL};
+enum { KV_AUTO = 3 };
+
+static const struct option shared_options[] = {
+    {"-n", "--ranks", OPT_INT, offsetof(struct launch_options, n_ranks), "RANKS", "ranks (default 1, or as many as --split has shares)", 1, ORDER_MAX_RANKS, NULL},
+    {"--threads", NULL, OPT_INT, offsetof(struct launch_options, n_threads), "T", "threads of each rank (default: allowed CPUs / ranks, at least 1)", 1, 1024, NULL},
+    {"--split", NULL, OPT_STR, offsetof(struct launch_options, split), "A:B...", "shares of the ranks (default equal; zero allowed)", 0, 0, NULL},
+    {"--activations", NULL, OPT_ENUM, offsetof(struct launch_options, activations), "f32|auto", "f32: dequantise and multiply in F32, the accurate setting (default auto)", 0, 0, activation_choices},
+    {"--kv", NULL, OPT_ENUM, offsetof(struct launch_options, kv), "f32|f16|bf16|auto", "format of the key/value cache (auto: f32 with --activations f32 and in eval, else f16)", 0, 0, kv_choices},
+    {"--chunk", NULL, OPT_INT, offsetof(struct launch_options, chunk), "N", "tokens of one step (default 512)", 1, 65536, NULL},
+    {"--ctx", NULL, OPT_INT, offsetof(struct launch_options, context), "N", "tokens of one sequence (default: what the command needs, or the model's maximum up to 8192)", 1, 16777216, NULL},
+    {"--bind", NULL, OPT_STR, offsetof(struct launch_options, bind), "core|l3|numa|package|none|LIST", "where ranks are bound (default: by the machine's topology)", 0, 0, NULL},
+    {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
+};
+
+struct option_group launch_option_group(struct launch_options *values)
+{
+    return (struct option_group){.title = "Ranks and numbers", .options = shared_options, .values = values};
+}
+
+enum st launch_parse_split(const char *text, uint32_t *shares, int *n, struct err *e)
+{
+    int count = 0;
+    uint64_t total = 0;
+    for (const char *at = text;; at++) {
+        char *end;
+        const unsigned long share = *at >= '0' && *at <= '9' ? strtoul(at, &end, 10) : ULONG_MAX;
+        if (share > 1000000 || count == ORDER_MAX_RANKS || (*end && *end != ':'))
+            return err_set(e, ST_INVALID, "--split %s: wants up to %d whole numbers with colons between, like 5:3", text, ORDER_MAX_RANKS);
+        shares[count++] = (uint32_t)share;
+        total += share;
+        at = end;
+        if (!*at)
+            break;
+    }
+    if (total == 0)
+        return err_set(e, ST_INVALID, "--split %s: at least one share must not be zero", text);
+    *n = count;
+    return ST_OK;
+}
+
+static enum st count_ranks(const struct launch_options *o, struct launch_setup *s, struct err *e)
+{
+    s->n_ranks = o->n_ranks ? (int)o->n_ranks : 1;
+    if (!o->split)
+        return ST_OK;
+    int n;
+    const enum st st = launch_parse_split(o->split, s->shares, &n, e);
+    if (st)
+        return st;
+    if (o->n_ranks && o->n_ranks != n)
+        return err_set(e, ST_INVALID, "--split %s has %d shares, -n says %" PRId64 " ranks", o->split, n, o->n_ranks);
+    s->n_ranks = n;
+    s->has_shares = true;
+    return ST_OK;
+}
+
+enum st launch_options_check(const struct launch_options *options, struct err *e)
+{
+    struct launch_setup s = {0};
+    enum topo_bind bind;
+    const char *list;
+    const enum st st = count_ranks(options, &s, e);
+    return st || !options->bind ? st : topo_bind_parse(options->bind, &bind, &list, e);
+}
+
+static enum st place(const struct launch_options *o, struct launch_setup *s, struct err *e)
+{
+    struct topo_place_options options = {.n_ranks = s->n_ranks, .n_threads = (int)o->n_threads, .bind = TOPO_BIND_AUTO};
+    enum st st = ST_OK;
+    if (o->bind)
+        st = topo_bind_parse(o->bind, &options.bind, &options.list, e);
+    if (!st)
+        st = topo_machine_open(NULL, &s->machine, e);
+    if (!st)
+        st = topo_place(s->machine, &options, &s->placement, e);
+    if (!st && s->placement->note[0])
+        LOG_WARNING("place", "%s", s->placement->note);
+    return st;
+}
+
+static void choose(const struct launch_options *o, const struct launch_needs *needs, struct launch_setup *s)
+{
+    const int64_t most = s->whole->config.max_context;
+    struct rt_settings *t = &s->settings;
+    t->accurate = o->activations == 0;
+    t->kv_format = o->kv == KV_AUTO ? (t->accurate || needs->accurate_cache ? FMT_F32 : FMT_F16) : (enum format[]){FMT_F32, FMT_F16, FMT_BF16}[o->kv];
+    t->context = o->context ? o->context : needs->context ? needs->context : most && most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT;
+    t->chunk = (int)(o->chunk ? o->chunk : DEFAULT_CHUNK);
+    const int64_t useful = t->context * needs->max_sequences; /* no step can have more tokens */
+    t->chunk = t->chunk > useful ? (int)useful : t->chunk;
+    t->max_sequences = needs->max_sequences;
+    t->n_threads = s->placement->seats[0].n_threads;
+    t->spin_us = s->placement->oversubscribed ? 0 : 50;
+    t->ledger = needs->ledger;
+    if (most && t->context > most)
+        LOG_WARNING("setup", "a context of %" PRId64 " tokens: %s was made for %" PRId64, t->context, s->whole->config.name, most);
+}
+
+enum st launch_setup_create(const char *model, const struct launch_options *options, const struct launch_needs *needs, struct launch_setup **out, struct err *e)
+{
+    struct launch_setup *s = calloc(1, sizeof *s);
+    if (!s)
+        return err_set(e, ST_NO_MEMORY, "no memory");
+    s->model = model;
+    enum st st = count_ranks(options, s, e);
+    if (!st)
+        st = kern_select(NULL, &s->backend, e);
+    if (!st)
+        st = ck_open(model, &s->ck, e);
+    if (!st)
+        st = part_model_create(s->ck, &s->whole, e);
+    if (!st)
+        st = place(options, s, e);
+    if (!st) {
+        choose(options, needs, s);
+        struct rt_sizes sizes;
+        rt_sizes_init(&sizes, &s->settings, s->backend);
+        const struct part_plan_options plan = rt_plan_options(&s->settings, s->n_ranks, s->has_shares ? s->shares : NULL);
+        st = part_plan_create(s->whole, &plan, &sizes.base, &s->plan, e);
+    }
+    if (!st)
+        st = topo_memory_available(NULL, &s->available_bytes, s->available_what, e);
+    if (st) {
+        launch_setup_destroy(s);
+        return st;
+    }
+    for (int r = 0; r < s->n_ranks; r++)
+        s->total_bytes += s->plan->budget[r].total + RESERVE_BYTES;
+    *out = s;
+    return ST_OK;
+}
+
+void launch_setup_destroy(struct launch_setup *s)
+{
+    if (!s)
+        return;
+    part_plan_destroy(s->plan);
+    topo_placement_free(s->placement);
+    topo_machine_close(s->machine);
+    part_model_destroy(s->whole);
+    ck_close(s->ck);
+    free(s);
+}
+
+static double mib(uint64_t bytes) { return (double)bytes / 1048576.0; }
+
+enum st launch_check_budget(const struct launch_setup *s, struct err *e)
+{
+    if (s->total_bytes <= s->available_bytes)
+        return ST_OK;
+    uint64_t kv = 0, weights = 0;
+    for (int r = 0; r < s->n_ranks; r++) {
+        kv += s->plan->budget[r].kv;
+        weights += s->plan->budget[r].weights;
+    }
+    const uint64_t fixed = s->total_bytes - kv;
+    const int64_t tokens = (int64_t)s->plan->n_kv_blocks * KERN_KV_BLOCK;
+    const int64_t fits = fixed < s->available_bytes ? (int64_t)((double)(s->available_bytes - fixed) / ((double)kv / (double)tokens)) / s->settings.max_sequences / KERN_KV_BLOCK * KERN_KV_BLOCK : 0;
+    char would[160];
+    if (fits >= KERN_KV_BLOCK)
+        snprintf(would, sizeof would, "--ctx %" PRId64 " would fit", fits - KERN_KV_BLOCK > 0 ? fits - KERN_KV_BLOCK : fits);
+    else
+        snprintf(would, sizeof would, "the weights alone take %.1f MiB: a smaller or more strongly quantised model, a smaller --chunk, or another host would fit", mib(weights));
+    return err_set(e, ST_NO_MEMORY, "%s needs %.1f MiB on this host, %.1f MiB are available (%s); %s", s->whole->config.name, mib(s->total_bytes), mib(s->available_bytes), s->available_what,
+                   would);
+}
+
+void launch_print_plan(const struct launch_setup *s, FILE *out)
+{
+    const struct model_config *c = &s->whole->config;
+    fprintf(out, "model %s: %s, %d layers, hidden %d, %d heads / %d KV / %d, ffn %d, vocabulary %" PRId64 "\n", c->name, c->family, c->n_layers, c->hidden, c->n_heads, c->n_kv_heads,
+            c->head_dim, c->ffn, c->vocab);
+    fprintf(out, "kernels %s/%s, activations %s, cache %s, chunk %d, context %" PRId64 ", %d sequences\n", s->backend->name, s->backend->variant, s->settings.accurate ? "f32" : "auto",
+            kern_format(s->settings.kv_format)->name, s->settings.chunk, s->settings.context, s->settings.max_sequences);
+    char *drawing = topo_draw_text(s->machine, s->placement);
+    if (drawing)
+        fputs(drawing, out);
+    free(drawing);
+    part_plan_print(s->plan, out);
+    fprintf(out, "%.1f MiB in all with %.0f MiB of reserve a rank; available %.1f MiB (%s)\n", mib(s->total_bytes), mib(RESERVE_BYTES), mib(s->available_bytes), s->available_what);
+}

@@ -1,0 +1,64 @@
+/* What run, eval and bench have in common: their shared options, and everything that is decided before a rank starts:
+ * model opened, machine read, ranks placed, plan made, budget checked. */
+#ifndef LAUNCHER_SETUP_H
+#define LAUNCHER_SETUP_H
+
+#include "base/options.h"
+#include "partition/plan.h"
+#include "runtime/settings.h"
+#include "topologies/place.h"
+
+/* Values of the shared options, as parsed. */
+struct launch_options {
+    int64_t n_ranks;    /* 0: not given */
+    int64_t n_threads;  /* 0: not given */
+    const char *split;
+    int activations;    /* 0 f32, 1 auto */
+    int kv;             /* index into launch_kv_choices; the last is auto */
+    int64_t chunk, context; /* 0: not given */
+    const char *bind;
+};
+#define LAUNCH_OPTIONS_DEFAULT {.activations = 1, .kv = 3}
+
+/* The group "shared by run, eval and bench". */
+struct option_group launch_option_group(struct launch_options *values);
+
+/* What can be said of them without a model: ST_INVALID is misuse. */
+enum st launch_options_check(const struct launch_options *options, struct err *e);
+
+struct launch_needs {
+    int max_sequences;
+    int64_t context;      /* what the command needs where --ctx is not given; 0: the model's maximum, at most 8192 */
+    bool accurate_cache;  /* --kv auto means F32 */
+    bool ledger;
+};
+
+struct launch_setup {
+    const char *model; /* as given */
+    struct checkpoint *ck;
+    struct part_model *whole;
+    struct part_plan *plan;
+    struct topo_machine *machine;
+    struct topo_placement *placement;
+    const struct kern_backend *backend;
+    struct rt_settings settings; /* os_cpus NULL: they are in the placement */
+    uint32_t shares[ORDER_MAX_RANKS];
+    bool has_shares;
+    int n_ranks;
+    uint64_t total_bytes, available_bytes; /* all ranks of this host; what may be taken */
+    char available_what[256];
+};
+
+/* Does not check the budget (so that --dry-run can print it). */
+enum st launch_setup_create(const char *model, const struct launch_options *options, const struct launch_needs *needs, struct launch_setup **setup, struct err *e);
+void launch_setup_destroy(struct launch_setup *s);
+
+/* ST_NO_MEMORY in one sentence that says what would fit. */
+enum st launch_check_budget(const struct launch_setup *s, struct err *e);
+/* Placement, cut and budget, for --dry-run. */
+void launch_print_plan(const struct launch_setup *s, FILE *out);
+
+/* "5:3" → shares; ST_INVALID with the sentence. */
+enum st launch_parse_split(const char *text, uint32_t *shares, int *n, struct err *e);
+
+#endif

@@ -1,0 +1,87 @@
+/* A checkpoint: names, shapes, formats, and where the bytes lie. Headers only; no tensor is read here.
+ *
+ * open → find / read metadata → close. Everything in it is hostile until checked: sizes are bounded, products are checked for overflow, every tensor lies inside its
+ * file and overlaps no other, names are unique. Errors name file and tensor or key. Nothing is allocated by a count that a file declares beyond what its size allows. */
+#ifndef PARTITION_CHECKPOINT_H
+#define PARTITION_CHECKPOINT_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/hash.h"
+#include "base/status.h"
+#include "kernels/formats.h"
+
+#define CK_MAX_DIMS 4
+
+struct ck_tensor {
+    const char *name;
+    enum format format;          /* valid only where unsupported == NULL */
+    const char *unsupported;     /* name of a type that this build cannot read: refused when a model wants the tensor, listed by inspect */
+    int n_dims;
+    uint64_t dims[CK_MAX_DIMS];  /* outermost first (GGUF's order reversed): a matrix is [out, in] */
+    uint32_t file;               /* index into files */
+    uint64_t offset, bytes;      /* in that file */
+};
+
+enum ck_kind { CK_SAFETENSORS, CK_GGUF };
+
+struct checkpoint;
+
+/* path: a directory with config.json and *.safetensors (single, or sharded with model.safetensors.index.json), a GGUF file (any part of a split set, or a directory that
+ * holds one set), or a hub name "org/model" found in the local Hugging Face cache (HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, ~/.cache/huggingface). */
+enum st ck_open(const char *path, struct checkpoint **ck, struct err *e);
+void ck_close(struct checkpoint *ck);
+
+enum ck_kind ck_kind_of(const struct checkpoint *ck);
+const char *ck_path(const struct checkpoint *ck); /* as resolved */
+size_t ck_n_tensors(const struct checkpoint *ck);
+const struct ck_tensor *ck_tensor_at(const struct checkpoint *ck, size_t i); /* sorted by name */
+const struct ck_tensor *ck_find(const struct checkpoint *ck, const char *name); /* NULL: not there */
+size_t ck_n_files(const struct checkpoint *ck);
+const char *ck_file_path(const struct checkpoint *ck, size_t i);
+/* Digest of all headers (names, shapes, formats, offsets, sizes of files): "the same model" for the hello. */
+struct digest ck_digest(const struct checkpoint *ck);
+
+/* Small tensors wanted while planning (rope_freqs.weight; a tied head's comparison): reads and dequantises the whole tensor to F32; at most max_elements. malloc'ed, caller frees. */
+enum st ck_read_f32(const struct checkpoint *ck, const struct ck_tensor *t, size_t max_elements, float **values, struct err *e);
+/* Whether two tensors of equal format and shape hold the same bytes (streamed). */
+enum st ck_same_bytes(const struct checkpoint *ck, const struct ck_tensor *a, const struct ck_tensor *b, bool *same, struct err *e);
+
+/* ---- metadata ---- */
+
+/* safetensors: the parsed JSON file of that name beside the weights (config.json, tokenizer.json, …), NULL if absent; borrowed, parsed at first use.
+ * A malformed one is ST_INVALID. Not thread-safe. */
+enum st ck_json(const struct checkpoint *ck, const char *file_name, const json_t **root, struct err *e);
+
+/* GGUF: one key–value pair. Numbers of any integer type are widened. */
+enum gguf_kind { GGUF_UINT, GGUF_INT, GGUF_FLOAT, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY };
+struct gguf_string {
+    const char *data; /* borrowed from the mapping; not terminated */
+    uint64_t bytes;
+};
+struct gguf_value {
+    enum gguf_kind kind;
+    union {
+        uint64_t u;
+        int64_t i;
+        double f;
+        bool b;
+        struct gguf_string string;
+        struct {
+            enum gguf_kind element; /* never GGUF_ARRAY */
+            uint64_t n;
+            const void *opaque; /* for gguf_array_* */
+        } array;
+    };
+};
+/* false: no such key (or not a GGUF). */
+bool ck_gguf_get(const struct checkpoint *ck, const char *key, struct gguf_value *value);
+/* Elements of an array value; i < n; the element kind must match (asserted). */
+struct gguf_string ck_gguf_array_string(const struct checkpoint *ck, const struct gguf_value *array, uint64_t i);
+int64_t ck_gguf_array_int(const struct checkpoint *ck, const struct gguf_value *array, uint64_t i);
+double ck_gguf_array_float(const struct checkpoint *ck, const struct gguf_value *array, uint64_t i);
+
+#endif

@@ -1,0 +1,48 @@
+/* Hub and GGUF spellings of a model's configuration → one description.
+ *
+ * Reads config.json (hub files and transformers 5: rope_theta / rope_scaling / rope_parameters, type / rope_type, torch_dtype / dtype) or GGUF keys. Real files contradict
+ * themselves: the tensors that are there decide; flags are checked against them and a difference is told in a line of the log. What fits no reading is refused with the key named. */
+#ifndef PARTITION_CONFIG_H
+#define PARTITION_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/arena.h"
+#include "partition/checkpoint.h"
+
+enum rope_kind { ROPE_PLAIN, ROPE_LINEAR, ROPE_LLAMA3 /* yarn, longrope, dynamic: refused by name until a family needs them */ };
+
+struct rope_config {
+    enum rope_kind kind;
+    double theta;
+    double factor;                    /* linear, llama3 */
+    double low_freq_factor, high_freq_factor; /* llama3 */
+    int64_t original_context;         /* llama3 */
+    int rotary_dim;                   /* the first rotary_dim dimensions of a head rotate */
+    bool interleaved;                 /* pairs (2i, 2i+1): GGUF's llama weights are permuted so; false: halves */
+    const double *frequency;          /* [rotary_dim / 2] final inverse frequencies, scaling and rope_freqs.weight applied; by kern_pow, in double */
+    double attention_factor;          /* on cos and sin; 1 */
+};
+
+struct model_config {
+    const char *family;       /* "llama" */
+    const char *name;         /* for people: general.name, _name_or_path or the path's last part */
+    int n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn;
+    int64_t vocab;            /* rows of the embedding */
+    int64_t max_context;      /* what the model was made for; 0 unknown */
+    double norm_eps;
+    double attention_scale;   /* 1/√head_dim unless the config says otherwise */
+    double embedding_scale;   /* 1 */
+    bool tied_head;           /* after looking at the tensors: no head of its own, or one with the same bytes */
+    bool attention_bias, output_bias, mlp_bias; /* after looking at the tensors */
+    struct rope_config rope;
+    int32_t opening_token;    /* −1: none named */
+    int32_t ends[16];         /* as config.json / generation_config.json / GGUF name them; the tokenizer adds its own */
+    int n_ends;
+};
+
+/* Everything that config points to lives in arena. */
+enum st part_config_read(const struct checkpoint *ck, struct arena *arena, struct model_config *config, struct err *e);
+
+#endif

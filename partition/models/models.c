@@ -1,0 +1,8 @@
+/* The table of model families: a family is one readable file that builds the unsharded programs. */
+#include "partition/models/models.h"
+
+const struct part_family *const *part_families(void)
+{
+    static const struct part_family *const families[] = {&part_family_llama, NULL};
+    return families;
+}

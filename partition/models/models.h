@@ -1,0 +1,9 @@
+/* The families that are built in; each in a file of its own beside this one. */
+#ifndef PARTITION_MODELS_MODELS_H
+#define PARTITION_MODELS_MODELS_H
+
+#include "partition/program.h"
+
+extern const struct part_family part_family_llama;
+
+#endif

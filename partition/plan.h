@@ -1,0 +1,72 @@
+/* The plan: every rank's programs, slices, memory budget, and one digest over all of it. Headers alone are enough; nothing is touched.
+ *
+ * create → read (any thread) → destroy. Pure: what a packed matrix or a scratch buffer takes is asked of the caller by a table of functions, because only the
+ * kernel backend knows. */
+#ifndef PARTITION_PLAN_H
+#define PARTITION_PLAN_H
+
+#include "base/hash.h"
+#include "partition/shard.h"
+
+struct part_sizes {
+    /* bytes of the packed matrix [rows, columns] */
+    uint64_t (*matrix_bytes)(const struct part_sizes *s, const struct part_model *m, const struct part_weight *w);
+    uint64_t (*kv_block_bytes)(const struct part_sizes *s, const struct part_cache *c);
+    /* everything that a step needs beside its values */
+    uint64_t (*scratch_bytes)(const struct part_sizes *s, const struct part_model *m);
+    uint64_t (*comm_bytes)(const struct part_sizes *s, int n_ranks, uint64_t max_exchange_bytes);
+    uint32_t kv_block_tokens;
+    bool accurate; /* --activations f32 */
+    enum format kv_format;
+    int n_threads, max_tokens, max_rows;
+    const void *context;
+};
+
+struct part_plan_options {
+    int n_ranks;
+    const uint32_t *shares; /* NULL: equal */
+    int max_tokens;         /* tokens of one step (--chunk) */
+    int max_rows;           /* logit rows of one run of the head program */
+    int64_t context;        /* tokens of one sequence (--ctx) */
+    int max_sequences;      /* sequences at once */
+    int64_t kv_tokens;      /* the pool; 0: max_sequences × context */
+};
+
+/* Bytes per rank. */
+struct part_budget {
+    uint64_t weights, kv, activations, comm, scratch, total;
+};
+
+struct part_plan {
+    struct part_plan_options options;
+    const struct part_model *whole;
+    struct part_cut cut;
+    struct part_model **ranks; /* [n_ranks] */
+    struct part_budget *budget; /* [n_ranks] */
+    uint64_t step_arena_bytes_max; /* activations of the largest rank */
+    uint64_t max_exchange_bytes;   /* the largest send of any rank */
+    uint64_t n_kv_blocks;          /* in the pool, the same on every rank */
+    uint64_t weight_bytes_per_token; /* read by a decode step over all ranks, as stored in the checkpoint */
+    struct digest digest;
+};
+
+enum st part_plan_create(const struct part_model *whole, const struct part_plan_options *options, const struct part_sizes *sizes, struct part_plan **plan, struct err *e);
+void part_plan_destroy(struct part_plan *plan);
+
+/* Bytes that rank r sends in one exchange step with n tokens or logit rows. */
+uint64_t part_exchange_bytes(const struct part_plan *plan, const struct part_step *step, int rank, int n_rows);
+
+/* Table of what each rank holds, with totals and what is available ("MemAvailable"). */
+void part_plan_print(const struct part_plan *plan, FILE *out);
+
+/* partition/audit.c: every weight byte of the checkpoint is owned exactly once per group, or is a declared replica, or is declared unused by name; every rank agrees on every
+ * collective; vectors of an exchange cover every leaf once; empty shards included. ST_INVALID names tensor or step. Fills what it counted. */
+struct part_audit {
+    uint64_t checkpoint_bytes, owned_bytes, replica_bytes, unused_bytes;
+    int n_unused;
+    const char *unused[64]; /* names, the first 64 */
+    int n_exchanges;
+};
+enum st part_audit_plan(const struct part_plan *plan, struct part_audit *audit, struct err *e);
+
+#endif

@@ -1,0 +1,240 @@
+/* The rewrite: same steps, local ranges, and between a partial product and its sum an exchange.
+ *
+ * Empty shards need no special case: a rank without leaves has matrices without rows or columns, partial values without vectors, and takes part in every exchange. */
+#include "partition/shard.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the cut -------------------------------------------------------------------------------------------------------------------------------------- */
+
+static uint64_t units_of(const struct order_leaves *l, uint32_t lo, uint32_t hi) { return lo < hi ? l->end[hi - 1] - order_leaf_begin(l, lo) : 0; }
+
+struct cut_quality {
+    uint64_t largest;
+    uint32_t n_cut_groups, n_vectors;
+};
+
+static struct cut_quality judge(const struct part_dim *dim, uint32_t group, int n_ranks, const uint32_t *lo, const uint32_t *hi)
+{
+    struct cut_quality q = {0, 0, 0};
+    for (int r = 0; r < n_ranks; r++) {
+        const uint64_t units = units_of(&dim->leaves, lo[r], hi[r]);
+        uint8_t node_lo[ORDER_MAX_LEAVES], node_hi[ORDER_MAX_LEAVES];
+        q.largest = units > q.largest ? units : q.largest;
+        q.n_cut_groups += hi[r] > 0 && hi[r] < dim->leaves.n && dim->leaves.end[hi[r] - 1] % group != 0;
+        q.n_vectors += order_subtrees(lo[r], hi[r], dim->leaves.n, node_lo, node_hi);
+    }
+    return q;
+}
+
+/* Tries to move each cut by a leaf or two: whole KV groups first, then fewer vectors, as long as the largest share grows by at most 5 % and nobody who had leaves loses all of them
+ * (an idle rank saves a vector and wastes a machine). Few leaves, so all are tried. Ends, because every move makes the pair smaller. */
+static void improve(const struct part_dim *dim, uint32_t group, int n_ranks, uint32_t *lo, uint32_t *hi)
+{
+    const uint64_t limit = judge(dim, group, n_ranks, lo, hi).largest * 105 / 100;
+    for (bool moved = true; moved;) {
+        moved = false;
+        for (int r = 0; r + 1 < n_ranks && !moved; r++)
+            for (int by = -2; by <= 2 && !moved; by++) {
+                const int64_t to = (int64_t)hi[r] + by;
+                const bool idles = (to <= (int64_t)lo[r] && hi[r] > lo[r]) || (to >= (int64_t)hi[r + 1] && hi[r + 1] > lo[r + 1]);
+                if (by == 0 || to < (int64_t)lo[r] || to > (int64_t)hi[r + 1] || idles)
+                    continue;
+                const struct cut_quality before = judge(dim, group, n_ranks, lo, hi);
+                const uint32_t old = hi[r];
+                hi[r] = lo[r + 1] = (uint32_t)to;
+                const struct cut_quality after = judge(dim, group, n_ranks, lo, hi);
+                moved = after.largest <= limit &&
+                        (after.n_cut_groups < before.n_cut_groups || (after.n_cut_groups == before.n_cut_groups && after.n_vectors < before.n_vectors));
+                if (!moved)
+                    hi[r] = lo[r + 1] = old;
+            }
+    }
+}
+
+enum st part_cut_init(const struct part_model *whole, int n_ranks, const uint32_t *shares, struct part_cut *cut, struct err *e)
+{
+    if (n_ranks < 1 || n_ranks > ORDER_MAX_RANKS)
+        return err_set(e, ST_INVALID, "%d ranks: 1 to %d are possible", n_ranks, ORDER_MAX_RANKS);
+    uint32_t equal[ORDER_MAX_RANKS];
+    uint64_t total = 0;
+    for (int r = 0; r < n_ranks; r++) {
+        equal[r] = 1;
+        total += shares ? shares[r] : 1;
+    }
+    if (total == 0)
+        return err_set(e, ST_INVALID, "a split in which every share is zero");
+    memset(cut, 0, sizeof *cut);
+    cut->n_ranks = n_ranks;
+    for (int d = 0; d < whole->n_dims; d++) {
+        const struct part_dim *dim = &whole->dims[d];
+        struct part_dim_cut *c = &cut->dims[d];
+        order_cut(dim->leaves.n, shares ? shares : equal, (uint32_t)n_ranks, c->lo, c->hi);
+        if (dim->leaves.kind == ORDER_VOCABULARY)
+            continue; /* a select: no vectors */
+        const uint32_t group = dim->leaves.kind == ORDER_HEADS ? (uint32_t)(whole->config.n_heads / whole->config.n_kv_heads) : 1;
+        if (!shares)
+            improve(dim, group, n_ranks, c->lo, c->hi);
+        for (int r = 0; r < n_ranks; r++) {
+            uint8_t node_lo[ORDER_MAX_LEAVES], node_hi[ORDER_MAX_LEAVES];
+            c->n_vectors[r] = order_subtrees(c->lo[r], c->hi[r], dim->leaves.n, node_lo, node_hi);
+            BASE_ASSERT(c->n_vectors[r] <= 8);
+            memcpy(c->node_lo[r], node_lo, c->n_vectors[r]);
+            memcpy(c->node_hi[r], node_hi, c->n_vectors[r]);
+        }
+    }
+    return ST_OK;
+}
+
+struct part_range part_axis_range(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_axis axis)
+{
+    if (axis.dim == PART_WHOLE)
+        return (struct part_range){0, axis.size};
+    const struct order_leaves *l = &whole->dims[axis.dim].leaves;
+    const uint32_t lo = cut->dims[axis.dim].lo[rank], hi = cut->dims[axis.dim].hi[rank];
+    const uint64_t u0 = lo < l->n ? order_leaf_begin(l, lo) : l->end[l->n - 1];
+    if (lo == hi || u0 == l->end[hi - 1]) { /* no leaf, or only empty ones (a vocabulary below 32) */
+        const uint64_t at = u0 / axis.group * axis.scale;
+        return (struct part_range){at, at};
+    }
+    const uint64_t u1 = l->end[hi - 1];
+    return (struct part_range){u0 / axis.group * axis.scale, (u1 + axis.group - 1) / axis.group * axis.scale};
+}
+
+/* ---- weights, values, caches ------------------------------------------------------------------------------------------------------------------------ */
+
+static void cut_weight(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_weight *w)
+{
+    w->rows = part_axis_range(whole, cut, rank, w->row_axis);
+    w->columns = w->kind == PART_MATRIX ? part_axis_range(whole, cut, rank, w->column_axis) : (struct part_range){0, 1};
+    const struct format_info *f = kern_format(w->tensor->format);
+    const uint64_t first_block = w->columns.begin / f->block_columns, end_block = (w->columns.end + f->block_columns - 1) / f->block_columns;
+    const uint64_t row_bytes = w->kind == PART_MATRIX ? kern_format_row_bytes(w->tensor->format, w->tensor->dims[1]) : f->block_bytes;
+    const bool empty = w->rows.begin == w->rows.end || w->columns.begin == w->columns.end;
+    w->slice = (struct part_slice){
+        .file = w->tensor->file,
+        .offset = w->tensor->offset + (w->first_row + w->rows.begin) * row_bytes + first_block * f->block_bytes,
+        .count = {empty ? 0 : w->rows.end - w->rows.begin, 1, 1},
+        .stride = {row_bytes, 0, 0},
+        .run_bytes = empty ? 0 : (end_block - first_block) * f->block_bytes,
+        .first_column = first_block * f->block_columns,
+    };
+    w->slice_bytes = w->slice.count[0] * w->slice.run_bytes;
+}
+
+static void cut_value(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_value *v)
+{
+    const struct part_range r = part_axis_range(whole, cut, rank, v->axis);
+    v->width = r.end - r.begin;
+    v->n_vectors = v->partial ? cut->dims[v->sum_dim].n_vectors[rank] : 1;
+}
+
+/* ---- steps ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+static void cut_heads(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_model *shard, struct part_step *s)
+{
+    const struct part_axis heads = part_axis_cut(whole->dim_heads, 1, 1, (uint64_t)whole->config.n_heads);
+    const struct part_range q = part_axis_range(whole, cut, rank, heads);
+    if (s->op == PART_ROPE) {
+        s->n_heads = (uint32_t)(shard->values[s->in[0]].width / (uint64_t)whole->config.head_dim);
+        return;
+    }
+    struct part_axis kv_axis = heads;
+    kv_axis.group = s->head_group;
+    const struct part_range kv = part_axis_range(whole, cut, rank, kv_axis);
+    s->n_heads = (uint32_t)(q.end - q.begin);
+    s->q_first = (uint32_t)q.begin;
+    s->kv_first = (uint32_t)kv.begin;
+    shard->caches[s->cache].n_kv_heads = (uint32_t)(kv.end - kv.begin);
+}
+
+static struct part_step *add_exchange(struct part_model *m, struct part_program *p, int layer, enum part_exchange mode, int value, int dim)
+{
+    struct part_step *x = part_add_step(m, p, PART_EXCHANGE, layer);
+    x->exchange = mode;
+    x->in[0] = (int16_t)value;
+    x->dim = (int16_t)dim;
+    return x;
+}
+
+static void rewrite(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_model *shard, const struct part_program *from, struct part_program *to)
+{
+    for (int i = 0; i < from->n_steps; i++) {
+        const struct part_step *s = &from->steps[i];
+        if (cut->n_ranks > 1 && s->op == PART_SUM)
+            add_exchange(shard, to, s->layer, PART_EXCHANGE_TREE, s->in[1], s->dim);
+        if (cut->n_ranks > 1 && s->op == PART_SCORE) /* the logits themselves, for whoever asked for them; before they are reduced to scores and candidates */
+            add_exchange(shard, to, s->layer, PART_EXCHANGE_LOGITS, s->in[0], shard->dim_vocab);
+        struct part_step *mine = part_add_step(shard, to, s->op, s->layer);
+        *mine = *s;
+        if (s->op == PART_ROPE || s->op == PART_ATTENTION)
+            cut_heads(whole, cut, rank, shard, mine);
+        if (cut->n_ranks == 1)
+            continue;
+        if (s->op == PART_EMBED) { /* rows of the vocabulary lie on different ranks: a select */
+            const int16_t x = s->out[0];
+            const int part = part_add_value(shard, "embedded", PART_TOKENS, whole->values[x].axis);
+            shard->values[part].partial = true;
+            to->steps[to->n_steps - 1].out[0] = (int16_t)part;
+            add_exchange(shard, to, s->layer, PART_EXCHANGE_SELECT, part, s->dim);
+            struct part_step *select = part_add_step(shard, to, PART_SELECT, s->layer);
+            select->in[0] = (int16_t)part;
+            select->out[0] = x;
+            select->dim = s->dim;
+        }
+        if (s->op == PART_SCORE)
+            add_exchange(shard, to, s->layer, PART_EXCHANGE_SCORE, s->out[0], shard->dim_vocab);
+        if (s->op == PART_SAMPLE)
+            add_exchange(shard, to, s->layer, PART_EXCHANGE_SAMPLE, s->out[0], shard->dim_vocab);
+    }
+}
+
+static void *copy(struct arena *a, const void *items, int n, size_t size)
+{
+    void *mine = base_arena_array(a, (size_t)(n ? n : 1), size);
+    BASE_ASSERT(mine != NULL);
+    if (n)
+        memcpy(mine, items, (size_t)n * size);
+    return mine;
+}
+
+enum st part_shard(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_model **out, struct err *e)
+{
+    struct part_model *m = malloc(sizeof *m);
+    if (!m)
+        return err_set(e, ST_NO_MEMORY, "no memory for rank %d's program", rank);
+    *m = *whole;
+    m->arena = (struct arena){0};
+    enum st st = base_arena_init(&m->arena, "shard", 0, e);
+    if (st) {
+        free(m);
+        return st;
+    }
+    m->rank = rank;
+    m->n_ranks = cut->n_ranks;
+    m->weights = copy(&m->arena, whole->weights, whole->n_weights, sizeof *m->weights);
+    m->weights_capacity = m->n_weights;
+    m->values = copy(&m->arena, whole->values, whole->n_values, sizeof *m->values);
+    m->values_capacity = m->n_values;
+    m->caches = copy(&m->arena, whole->caches, whole->n_caches, sizeof *m->caches);
+    m->caches_capacity = m->n_caches;
+    for (int i = 0; i < m->n_weights; i++)
+        cut_weight(whole, cut, rank, &m->weights[i]);
+    for (int i = 0; i < m->n_values; i++)
+        cut_value(whole, cut, rank, &m->values[i]);
+    if (m->value_scores >= 0) /* (max, sum) per local slice, and the target's logit */
+        m->values[m->value_scores].width = 2 * (cut->dims[m->dim_vocab].hi[rank] - cut->dims[m->dim_vocab].lo[rank]) + 1;
+
+    m->main = (struct part_program){.name = whole->main.name};
+    m->head = (struct part_program){.name = whole->head.name};
+    rewrite(whole, cut, rank, m, &whole->main, &m->main);
+    rewrite(whole, cut, rank, m, &whole->head, &m->head);
+    st = part_model_check(m, e);
+    if (st) {
+        part_model_destroy(m);
+        return err_prefix(e, st, "rank %d", rank);
+    }
+    *out = m;
+    return ST_OK;
+}

@@ -1,0 +1,95 @@
+/* What front end and rank 0 say to each other over one stream socket, and what rank 0 passes on to the other ranks as events.
+ *
+ * Frames: {u32 bytes of the payload, u32 kind} little-endian, then the payload. Payloads are the structs below as they lie in memory on a little-endian machine (both ends run the
+ * same build). Everything received is bounds-checked; a frame over RT_FRAME_MAX is ST_INVALID. */
+#ifndef RUNTIME_PROTOCOL_H
+#define RUNTIME_PROTOCOL_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "base/status.h"
+
+enum rt_frame_kind {
+    /* front end → rank 0 (and, as events, rank 0 → all) */
+    RT_REQUEST = 1, /* struct rt_request; its ids follow in RT_IDS frames */
+    RT_IDS,         /* struct rt_ids_head, then int32 ids[] */
+    RT_CANCEL,      /* struct rt_cancel */
+    RT_STOP,        /* finish: leave when idle */
+
+    /* rank 0 → front end */
+    RT_READY = 16, /* struct rt_ready */
+    RT_TOKEN,      /* struct rt_token */
+    RT_LOGITS,     /* struct rt_logits_head, then float[vocabulary] */
+    RT_SCORE,      /* struct rt_score */
+    RT_DONE,       /* struct rt_done */
+    RT_FAILED,     /* text: the job cannot go on */
+    RT_LEDGER      /* text: where the microseconds went */
+};
+
+#define RT_FRAME_MAX (64u << 20)
+#define RT_IDS_PER_FRAME 8192 /* so that an event fits COMM_EVENT_MAX_BYTES */
+#define RT_MAX_ENDS 16
+
+enum rt_request_flags {
+    RT_WANT_LOGITS = 1, /* every row, prompt and generated */
+    RT_WANT_SCORES = 2, /* −log p of prompt[i + 1] after prompt[i], i ≥ score_from */
+    RT_FEED_LAST = 4    /* the last generated token is fed too (for its logits) */
+};
+
+struct rt_request {
+    uint32_t request; /* the front end's number */
+    uint32_t n_prompt, max_new, flags, score_from, n_ends;
+    float temperature;
+    uint32_t unused;
+    uint64_t seed;
+    int32_t ends[RT_MAX_ENDS]; /* generation stops after one of these; none: never */
+};
+struct rt_ids_head {
+    uint32_t request, n;
+};
+struct rt_cancel {
+    uint32_t request;
+};
+struct rt_ready {
+    uint64_t load_ns;
+    uint64_t weight_bytes; /* of rank 0 */
+};
+struct rt_token {
+    uint32_t request;
+    int32_t id;
+};
+struct rt_logits_head {
+    uint32_t request, row;
+};
+struct rt_score {
+    uint32_t request, row;
+    double nll;
+};
+enum rt_reason { RT_ENDED, RT_LENGTH, RT_CONTEXT, RT_CANCELLED, RT_REFUSED };
+struct rt_done {
+    uint32_t request, reason, n_prompt, n_new;
+    uint64_t prefill_ns; /* from the start of its first step to its first sampled token (or the end of its prompt) */
+    uint64_t decode_ns;  /* from there to its last */
+};
+
+/* Blocking, whole, no SIGPIPE. ST_PEER_LOST when the other end is gone. */
+enum st rt_frame_send(int fd, enum rt_frame_kind kind, const void *payload, size_t bytes, struct err *e);
+/* The payload in pieces. */
+enum st rt_frame_sendv(int fd, enum rt_frame_kind kind, const struct iovec *pieces, int n_pieces, struct err *e);
+
+/* A growing receive buffer: one per socket. */
+struct rt_inbox {
+    int fd;
+    unsigned char *data;
+    size_t used, capacity, consumed;
+};
+void rt_inbox_init(struct rt_inbox *in, int fd);
+void rt_inbox_release(struct rt_inbox *in);
+/* Takes in what has arrived, without waiting and without looking at it. ST_AGAIN: nothing. ST_PEER_LOST at the end of the stream. Ends the last payload's borrowing. */
+enum st rt_inbox_fill(struct rt_inbox *in, struct err *e);
+/* The next frame; payload is borrowed until the next call. timeout_ms −1: waits; 0: looks. ST_AGAIN: none yet. ST_PEER_LOST at the end of the stream. */
+enum st rt_inbox_next(struct rt_inbox *in, int timeout_ms, enum rt_frame_kind *kind, const void **payload, size_t *bytes, struct err *e);
+
+#endif

@@ -1,0 +1,465 @@
+/* A rank's life. The one idea: between two steps every rank applies the same events, because rank 0 tells with each exchange how many it has issued.
+ *
+ * Rank 0 takes frames from the front end and issues each as an event: it posts it to the other ranks and keeps it. Events issued before step s began are applied by all ranks before
+ * step s + 1. While nobody has work there are no exchanges: then every rank applies events one by one, as they come, until there is work. */
+#include "runtime/rank.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/build_id.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "runtime/step.h"
+
+#define EXCHANGE_WAIT_NS (60 * BASE_NS_PER_S) /* a peer that computes a large chunk on a slow core is late, not dead; the agent sees deaths */
+#define HELLO_WAIT_NS (60 * BASE_NS_PER_S)
+
+/* Events that rank 0 issued and has not applied itself yet: copies, in order. */
+struct event {
+    struct event *next;
+    enum rt_frame_kind kind;
+    size_t bytes;
+    unsigned char payload[];
+};
+
+struct rank {
+    const struct rt_rank_options *o;
+    const struct kern_backend *backend;
+    const struct base_clock *clock;
+    struct checkpoint *ck;
+    struct part_model *whole;
+    struct part_plan *plan;
+    struct base_pool *pool;
+    struct comm *comm;
+    struct arena weights_arena, small_arena;
+    struct rt_weights weights;
+    struct rt_exec *exec;
+    struct rt_schedule schedule;
+    struct rt_row_result *results;
+
+    struct rt_inbox inbox;        /* rank 0 */
+    struct event *first, **last;  /* rank 0: issued, not yet applied */
+    struct event *held;           /* rank 0: the ring to the others was full; goes first as soon as it is not */
+    uint32_t n_issued, n_applied; /* n_issued: rank 0's own, or what its last exchange told */
+    unsigned char *event;         /* others: where an event is received */
+    uint64_t load_ns;
+};
+
+static void sign_of_life(const struct rank *r, enum rt_phase phase)
+{
+    struct rt_vitals *v = r->o->vitals;
+    if (!v)
+        return;
+    atomic_store_explicit(&v->phase, (int)phase, memory_order_relaxed);
+    atomic_store_explicit(&v->step, r->schedule.n_steps, memory_order_relaxed);
+    atomic_fetch_add_explicit(&v->tick, 1, memory_order_release);
+}
+
+const char *rt_phase_name(enum rt_phase phase)
+{
+    static const char *const names[] = {"starting", "loading", "waiting for work", "in a step", "telling the front end", "leaving"};
+    return (unsigned)phase < sizeof names / sizeof *names ? names[phase] : "?";
+}
+
+/* Rank 0: a frame to the front end. That may take long, where a user paused it or what reads its output: the others shall know (see is_held). */
+static enum st tell(const struct rank *r, enum rt_frame_kind kind, const struct iovec *pieces, int n_pieces, struct err *e)
+{
+    struct rt_vitals *v = r->o->vitals;
+    const int phase = v ? atomic_exchange_explicit(&v->phase, RT_PHASE_TELLING, memory_order_relaxed) : 0;
+    const enum st st = rt_frame_sendv(r->o->front_fd, kind, pieces, n_pieces, e);
+    if (v)
+        atomic_store_explicit(&v->phase, phase, memory_order_relaxed);
+    return st;
+}
+static enum st tell_one(const struct rank *r, enum rt_frame_kind kind, const void *payload, size_t bytes, struct err *e)
+{
+    const struct iovec v = {(void *)(uintptr_t)payload, bytes};
+    return tell(r, kind, &v, 1, e);
+}
+
+/* Asked when an exchange has waited to its deadline: a rank 0 whose front end is slow to take frames is late, not lost. The front end's end would end it at once. */
+static bool is_held(void *context)
+{
+    const struct rank *r = context;
+    const struct rt_vitals *root = r->o->root_vitals;
+    return root && atomic_load_explicit(&root->phase, memory_order_relaxed) == RT_PHASE_TELLING;
+}
+
+/* ---- setting up --------------------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st make_plan(struct rank *r, struct err *e)
+{
+    enum st st = kern_select(r->o->settings.kernels, &r->backend, e);
+    if (!st)
+        st = ck_open(r->o->model, &r->ck, e);
+    if (!st)
+        st = part_model_create(r->ck, &r->whole, e);
+    if (st)
+        return st;
+    struct rt_sizes sizes;
+    rt_sizes_init(&sizes, &r->o->settings, r->backend);
+    const struct part_plan_options options = rt_plan_options(&r->o->settings, r->o->n_ranks, r->o->shares);
+    return part_plan_create(r->whole, &options, &sizes.base, &r->plan, e);
+}
+
+static enum st meet(struct rank *r, struct err *e)
+{
+    if (r->o->n_ranks == 1)
+        return ST_OK;
+    const struct comm_setup setup = {
+        .rank = r->o->rank,
+        .n_ranks = r->o->n_ranks,
+        .max_bytes = r->plan->max_exchange_bytes,
+        .spin_us = r->o->settings.spin_us,
+        .clock = r->clock,
+        .memory_fd = r->o->memory_fd,
+        .memory = r->o->memory,
+    };
+    const enum st st = comm_open(&setup, &r->comm, e);
+    if (st)
+        return st;
+    char variant[64];
+    snprintf(variant, sizeof variant, "%s/%s", r->backend->name, r->backend->variant);
+    const struct comm_identity mine = {
+        .build_id = tandem_build_id,
+        .kernel_variant = variant,
+        .plan = r->plan->digest,
+        .model = ck_digest(r->ck),
+        .settings = rt_settings_digest(&r->o->settings),
+    };
+    return comm_hello(r->comm, &mine, base_now_ns(r->clock) + HELLO_WAIT_NS, e);
+}
+
+static void on_progress(void *context, uint64_t done, uint64_t total)
+{
+    (void)done;
+    (void)total;
+    sign_of_life(context, RT_PHASE_LOADING);
+}
+
+static enum st on_logits(void *context, const struct rt_row *row, const float *const *pieces, const uint64_t *n, int n_pieces, struct err *e);
+
+static enum st load(struct rank *r, struct err *e)
+{
+    const struct rt_settings *s = &r->o->settings;
+    const struct part_model *m = r->plan->ranks[r->o->rank];
+    const uint64_t start = base_now_ns(r->clock);
+    const struct base_pool_options pool = {.n_threads = s->n_threads, .spin_us = s->spin_us, .os_cpus = s->os_cpus};
+    enum st st = base_pool_create(&pool, &r->pool, e);
+    if (!st)
+        st = base_arena_init(&r->weights_arena, "weights", r->plan->budget[r->o->rank].weights + 64, e);
+    if (!st)
+        st = base_arena_init(&r->small_arena, "process", 0, e);
+    if (!st)
+        st = rt_weights_load(m, r->backend, s->accurate, r->pool, &r->weights_arena, &r->small_arena, on_progress, r, &r->weights, e);
+    if (!st)
+        st = rt_schedule_init(&r->schedule, &r->small_arena, s->max_sequences, s->chunk, s->context, r->whole->config.vocab, (int64_t)r->plan->n_kv_blocks, e);
+    if (st)
+        return st;
+    r->results = base_arena_array(&r->small_arena, (size_t)s->chunk, sizeof *r->results);
+    r->event = base_arena_alloc(&r->small_arena, COMM_EVENT_MAX_BYTES);
+    if (!r->results || !r->event)
+        return err_set(e, ST_NO_MEMORY, "no memory for a step's results");
+    const struct rt_exec_options exec = {
+        .plan = r->plan,
+        .rank = r->o->rank,
+        .settings = s,
+        .backend = r->backend,
+        .weights = &r->weights,
+        .pool = r->pool,
+        .comm = r->comm,
+        .clock = r->clock,
+        .wait_ns = EXCHANGE_WAIT_NS,
+        .is_held = is_held,
+        .on_logits = r->o->rank == 0 ? on_logits : NULL,
+        .context = r,
+    };
+    st = rt_exec_create(&exec, &r->exec, e);
+    base_arena_freeze(&r->weights_arena);
+    base_arena_freeze(&r->small_arena);
+    r->load_ns = base_now_ns(r->clock) - start;
+    return st;
+}
+
+static void tear_down(struct rank *r)
+{
+    while (r->first) {
+        struct event *next = r->first->next;
+        free(r->first);
+        r->first = next;
+    }
+    free(r->held);
+    rt_inbox_release(&r->inbox);
+    rt_exec_destroy(r->exec);
+    comm_close(r->comm);
+    base_pool_destroy(r->pool);
+    base_arena_release(&r->small_arena);
+    base_arena_release(&r->weights_arena);
+    part_plan_destroy(r->plan);
+    part_model_destroy(r->whole);
+    ck_close(r->ck);
+}
+
+/* ---- events ------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st copy_event(enum rt_frame_kind kind, const void *payload, size_t bytes, struct event **event, struct err *e)
+{
+    struct event *copy = malloc(sizeof *copy + bytes);
+    if (!copy)
+        return err_set(e, ST_NO_MEMORY, "no memory for an event of %zu bytes", bytes);
+    *copy = (struct event){.kind = kind, .bytes = bytes};
+    if (bytes)
+        memcpy(copy->payload, payload, bytes);
+    *event = copy;
+    return ST_OK;
+}
+
+/* Rank 0: the held event to the others (first, so that they have it when an exchange says so) and to ourselves. ST_AGAIN: the others are behind; it stays held. Never waits:
+ * they may be waiting for us in an exchange. */
+static enum st issue_held(struct rank *r, struct err *e)
+{
+    struct event *event = r->held;
+    if (!event)
+        return ST_OK;
+    if (r->comm) {
+        const uint32_t word = (uint32_t)event->kind;
+        memcpy(r->event, &word, sizeof word);
+        memcpy(r->event + sizeof word, event->payload, event->bytes);
+        const enum st st = comm_event_post(r->comm, r->event, sizeof word + event->bytes, e);
+        if (st)
+            return st;
+    }
+    r->held = NULL;
+    *r->last = event;
+    r->last = &event->next;
+    r->n_issued++;
+    return ST_OK;
+}
+
+static enum st refuse(const struct rank *r, const void *payload, size_t bytes, struct err *e)
+{
+    struct rt_done done = {.reason = RT_REFUSED};
+    if (bytes >= sizeof done.request)
+        memcpy(&done.request, payload, sizeof done.request);
+    return tell_one(r, RT_DONE, &done, sizeof done, e);
+}
+
+/* Every rank refuses the same events in the same way; rank 0 tells the front end. */
+static enum st apply(struct rank *r, enum rt_frame_kind kind, const void *payload, size_t bytes, struct err *e)
+{
+    r->n_applied++;
+    struct err why = {""};
+    if (rt_schedule_event(&r->schedule, kind, payload, bytes, &why) == ST_OK)
+        return ST_OK;
+    if (r->o->rank != 0)
+        return ST_OK;
+    LOG_WARNING("rank", "refused: %s", why.text);
+    return refuse(r, payload, bytes, e);
+}
+
+/* Takes what the front end has sent and issues it. wait: until something came, a second at most. */
+static enum st listen_front(struct rank *r, bool wait, struct err *e)
+{
+    for (;;) {
+        enum st st = issue_held(r, e);
+        if (st)
+            return st == ST_AGAIN ? ST_OK : st;
+        enum rt_frame_kind kind;
+        const void *payload;
+        size_t bytes;
+        st = rt_inbox_next(&r->inbox, wait ? 1000 : 0, &kind, &payload, &bytes, e);
+        if (st == ST_AGAIN)
+            return ST_OK;
+        if (st == ST_PEER_LOST)
+            return err_set(e, ST_CANCELLED, "the front end is gone");
+        if (!st && bytes + sizeof(uint32_t) > COMM_EVENT_MAX_BYTES)
+            st = err_set(e, ST_INVALID, "a frame of %zu bytes from the front end", bytes);
+        if (!st)
+            st = copy_event(kind, payload, bytes, &r->held, e);
+        if (st)
+            return st;
+        wait = false;
+    }
+}
+
+/* The next event, in order. Rank 0 has it in its list, others receive it (and wait, in slices, as long as rank 0 lives). */
+static enum st apply_next(struct rank *r, struct err *e)
+{
+    if (r->o->rank == 0) {
+        struct event *event = r->first;
+        BASE_ASSERT(event != NULL);
+        r->first = event->next;
+        if (!r->first)
+            r->last = &r->first;
+        const enum st st = apply(r, event->kind, event->payload, event->bytes, e);
+        free(event);
+        return st;
+    }
+    size_t bytes;
+    enum st st;
+    while ((st = comm_event_next(r->comm, r->event, COMM_EVENT_MAX_BYTES, &bytes, base_now_ns(r->clock) + BASE_NS_PER_S, e)) == ST_AGAIN)
+        sign_of_life(r, RT_PHASE_IDLE);
+    if (st)
+        return st;
+    uint32_t kind;
+    if (bytes < sizeof kind)
+        return err_set(e, ST_INVALID, "an event of %zu bytes", bytes);
+    memcpy(&kind, r->event, sizeof kind);
+    return apply(r, (enum rt_frame_kind)kind, r->event + sizeof kind, bytes - sizeof kind, e);
+}
+
+/* ---- steps -------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st on_logits(void *context, const struct rt_row *row, const float *const *pieces, const uint64_t *n, int n_pieces, struct err *e)
+{
+    const struct rank *r = context;
+    struct rt_logits_head head = {r->schedule.sequences[row->slot].request.request, row->position};
+    struct iovec v[COMM_MAX_RANKS + 1] = {{&head, sizeof head}};
+    for (int i = 0; i < n_pieces; i++)
+        v[i + 1] = (struct iovec){(void *)(uintptr_t)pieces[i], n[i] * sizeof(float)};
+    return tell(r, RT_LOGITS, v, n_pieces + 1, e);
+}
+
+/* Rank 0: what came out of a step, to the front end. */
+static enum st report(const struct rank *r, struct err *e)
+{
+    const struct rt_desc *d = &r->schedule.desc;
+    for (int i = 0; i < d->n_rows; i++) {
+        const struct rt_row *row = &d->rows[i];
+        const uint32_t request = r->schedule.sequences[row->slot].request.request;
+        enum st st = ST_OK;
+        if (row->wants & RT_ROW_SCORE)
+            st = tell_one(r, RT_SCORE, &(struct rt_score){request, row->position, r->results[i].nll}, sizeof(struct rt_score), e);
+        if (!st && row->wants & RT_ROW_SAMPLE)
+            st = tell_one(r, RT_TOKEN, &(struct rt_token){request, r->results[i].id}, sizeof(struct rt_token), e);
+        if (st)
+            return st;
+    }
+    return ST_OK;
+}
+
+static enum st free_done(struct rank *r, struct err *e)
+{
+    for (int i = 0; i < r->schedule.n_slots; i++) {
+        const struct rt_sequence *q = &r->schedule.sequences[i];
+        if (q->state != RT_SEQ_DONE)
+            continue;
+        if (r->o->rank == 0) {
+            const uint64_t first = q->first_ns ? q->first_ns : q->last_ns;
+            const struct rt_done done = {
+                .request = q->request.request,
+                .reason = q->reason,
+                .n_prompt = q->request.n_prompt,
+                .n_new = q->n_new,
+                .prefill_ns = first - q->start_ns,
+                .decode_ns = q->last_ns - first,
+            };
+            const enum st st = tell_one(r, RT_DONE, &done, sizeof done, e);
+            if (st)
+                return st;
+        }
+        rt_schedule_free(&r->schedule, i);
+    }
+    return ST_OK;
+}
+
+static enum st step(struct rank *r, struct err *e)
+{
+    if (r->o->rank == 0) {
+        const enum st st = listen_front(r, false, e);
+        if (st)
+            return st;
+    }
+    const uint64_t start = base_now_ns(r->clock);
+    rt_schedule_next(&r->schedule);
+    sign_of_life(r, RT_PHASE_STEP);
+    const struct comm_header mine = {.step = r->schedule.n_steps, .n_events = r->o->rank == 0 ? r->n_issued : 0, .token_hash = r->schedule.token_hash};
+    struct comm_header root;
+    enum st st = rt_exec_run(r->exec, &r->schedule.desc, &mine, &root, r->results, e);
+    if (st)
+        return st;
+    for (int i = 0; i < r->schedule.desc.n_rows; i++)
+        if (r->schedule.desc.rows[i].wants & RT_ROW_SAMPLE && r->results[i].id < 0)
+            return err_set(e, ST_INVALID, "no finite logit at position %u: the weights or the cache hold NaN or infinity", r->schedule.desc.rows[i].position);
+    r->n_issued = r->o->rank == 0 ? r->n_issued : root.n_events;
+    if (r->o->rank == 0)
+        st = report(r, e);
+    rt_schedule_finish(&r->schedule, r->results, start, base_now_ns(r->clock));
+    const uint32_t due = r->o->rank == 0 ? mine.n_events : root.n_events;
+    if (!st)
+        st = free_done(r, e);
+    while (!st && r->n_applied != due)
+        st = apply_next(r, e);
+    return st ? st : free_done(r, e);
+}
+
+static enum st serve(struct rank *r, struct err *e)
+{
+    for (;;) {
+        enum st st = ST_OK;
+        if (rt_schedule_has_work(&r->schedule))
+            st = step(r, e);
+        else if (r->schedule.stopping)
+            return ST_OK;
+        else {
+            sign_of_life(r, RT_PHASE_IDLE);
+            if (r->o->rank == 0 && !r->first)
+                st = listen_front(r, true, e);
+            if (!st && (r->o->rank != 0 || r->first))
+                st = apply_next(r, e);
+            if (!st)
+                st = free_done(r, e);
+        }
+        if (st)
+            return st;
+    }
+}
+
+static enum st say_ready(const struct rank *r, struct err *e)
+{
+    if (r->o->rank != 0)
+        return ST_OK;
+    const struct rt_ready ready = {.load_ns = r->load_ns, .weight_bytes = r->plan->budget[0].weights};
+    return tell_one(r, RT_READY, &ready, sizeof ready, e);
+}
+
+static enum st say_ledger(const struct rank *r, struct err *e)
+{
+    if (r->o->rank != 0 || !r->o->settings.ledger)
+        return ST_OK;
+    char text[4096];
+    const int n = rt_ledger_print(rt_exec_ledger(r->exec), r->o->rank, text, sizeof text);
+    return tell_one(r, RT_LEDGER, text, (size_t)n, e);
+}
+
+enum st rt_rank_run(const struct rt_rank_options *options, struct err *e)
+{
+    struct rank r = {.o = options, .clock = base_clock_real()};
+    r.last = &r.first;
+    base_log_set_rank(options->rank);
+    rt_inbox_init(&r.inbox, options->front_fd);
+    sign_of_life(&r, RT_PHASE_STARTING);
+    enum st st = make_plan(&r, e);
+    if (!st)
+        st = meet(&r, e);
+    if (!st)
+        st = load(&r, e);
+    if (!st && r.comm) /* nobody takes work before all have loaded */
+        st = comm_barrier(r.comm, base_now_ns(r.clock) + 10 * HELLO_WAIT_NS, e);
+    if (!st)
+        st = say_ready(&r, e);
+    if (!st)
+        st = serve(&r, e);
+    if (!st)
+        st = say_ledger(&r, e);
+    sign_of_life(&r, RT_PHASE_LEAVING);
+    if (st && e && options->vitals) {
+        memcpy(options->vitals->error, e->text, sizeof options->vitals->error);
+        atomic_store(&options->vitals->failed, (int)st);
+    }
+    if (st && options->rank == 0 && st != ST_CANCELLED)
+        (void)rt_frame_send(options->front_fd, RT_FAILED, e->text, strlen(e->text), NULL);
+    tear_down(&r);
+    return st;
+}

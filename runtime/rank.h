@@ -1,0 +1,26 @@
+/* One rank's life: plan, hello, load, serve steps until told to stop.
+ *
+ * Called as the body of a process (tandem rank …), or of a thread (one rank in the launcher's own process; several in tests). It neither exits nor prints. */
+#ifndef RUNTIME_RANK_H
+#define RUNTIME_RANK_H
+
+#include "runtime/protocol.h"
+#include "runtime/settings.h"
+#include "runtime/vitals.h"
+
+struct rt_rank_options {
+    const char *model; /* path, as ck_open takes it */
+    int rank, n_ranks;
+    const uint32_t *shares; /* NULL: equal */
+    struct rt_settings settings;
+    int front_fd;       /* rank 0: the socket to the front end; others −1 */
+    int memory_fd;      /* comm's shared segment, −1 where memory is given or n_ranks is 1 */
+    void *memory;
+    struct rt_vitals *vitals; /* this rank's row; NULL: nobody watches */
+    const struct rt_vitals *root_vitals; /* rank 0's row; NULL: unknown */
+};
+
+/* ST_OK after RT_STOP. A front end that goes away is ST_CANCELLED. */
+enum st rt_rank_run(const struct rt_rank_options *options, struct err *e);
+
+#endif

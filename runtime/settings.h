@@ -1,0 +1,39 @@
+/* What a user chose for the ranks of a job: the same on every rank (its digest is part of the hello), but for the CPUs. */
+#ifndef RUNTIME_SETTINGS_H
+#define RUNTIME_SETTINGS_H
+
+#include "base/hash.h"
+#include "kernels/kernels.h"
+#include "partition/plan.h"
+
+struct rt_settings {
+    const char *kernels; /* backend name or NULL */
+    bool accurate;       /* --activations f32 */
+    enum format kv_format;
+    int chunk;           /* tokens of one step */
+    int64_t context;     /* tokens of one sequence */
+    int max_sequences;
+    int n_threads;       /* per rank */
+    int spin_us;
+    const int *os_cpus;  /* [n_threads] or NULL: not bound */
+    bool ledger;
+};
+
+/* Logit rows of one run of the head program: enough to keep a matrix–matrix product busy, few enough for small buffers. */
+#define RT_HEAD_ROWS 32
+
+/* Plans asked through these know what the chosen kernel backend takes. s must outlive its use; settings and backend are borrowed. */
+struct rt_sizes {
+    struct part_sizes base;
+    const struct kern_backend *backend;
+};
+void rt_sizes_init(struct rt_sizes *s, const struct rt_settings *settings, const struct kern_backend *backend);
+struct part_plan_options rt_plan_options(const struct rt_settings *settings, int n_ranks, const uint32_t *shares);
+
+/* Digest of everything that must be equal on all ranks. */
+struct digest rt_settings_digest(const struct rt_settings *settings);
+
+/* Columns of a weight as this rank holds them; arrays from arena. Weights whose columns follow no dimension are one leaf. */
+enum st rt_columns_init(const struct part_model *m, const struct part_weight *w, struct arena *arena, struct kern_columns *columns, struct err *e);
+
+#endif

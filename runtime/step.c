@@ -1,0 +1,718 @@
+/* Walking programs. The one idea: all threads walk the same list and do their share of each step; nothing is dispatched.
+ *
+ * A value's address is fixed, except that of a value which goes into an exchange: it lies in comm's send buffer, which changes from one exchange to the next; thread 0 looks it up
+ * at the end of each exchange, before the barrier that follows. */
+#include "runtime/step.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/arena.h"
+#include "base/log.h"
+
+/* Beside values, barriers watch two more things that steps share. */
+enum { SCRATCH_BIT = 62, VIEWS_BIT = 63 };
+
+struct bound_program {
+    const struct part_program *p;
+    bool *barrier_before; /* [n_steps] */
+};
+
+struct rt_exec {
+    struct rt_exec_options o;
+    const struct part_model *m;
+    struct arena arena;
+    struct bound_program main, head;
+
+    unsigned char *values; /* the step arena */
+    void *scratch_matmul, *scratch_attention;
+    struct kern_kv *kv; /* [m->n_caches] */
+    struct kern_sampled *sampled; /* [RT_HEAD_ROWS, n_threads] */
+    uint32_t *slice_begin;  /* [n local slices + 1] */
+    float *lse_max, *lse_sum; /* [RT_HEAD_ROWS, n local slices] */
+    int n_slices;
+
+    /* one run */
+    const struct rt_desc *desc;
+    const struct comm_header *header;
+    struct comm_header *root;
+    struct rt_row_result *results;
+    const struct part_program *walking;
+    const bool *walking_barriers;
+    int first_row, n_rows; /* of the head program */
+    uint32_t row_wants;    /* any of those rows */
+    void *send_buffer;
+    const void *views[COMM_MAX_RANKS];
+    enum st st; /* written by thread 0 before a barrier */
+    struct err *e;
+    struct rt_ledger ledger;
+};
+
+/* ---- binding ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+static uint64_t mask_in(const struct part_step *s)
+{
+    uint64_t mask = 0;
+    for (int k = 0; k < 3; k++)
+        if (s->in[k] != PART_NONE)
+            mask |= 1ull << s->in[k];
+    if (s->op == PART_SUM || s->op == PART_SELECT)
+        mask |= 1ull << VIEWS_BIT;
+    return mask;
+}
+
+static uint64_t mask_out(const struct part_step *s)
+{
+    uint64_t mask = 0;
+    for (int k = 0; k < PART_MAX_PARTS; k++)
+        if (s->out[k] != PART_NONE)
+            mask |= 1ull << s->out[k];
+    if (s->op == PART_EXCHANGE)
+        mask |= 1ull << VIEWS_BIT;
+    if (s->op == PART_LINEAR)
+        mask |= 1ull << SCRATCH_BIT;
+    return mask;
+}
+
+static enum st bind_barriers(struct rt_exec *x, const struct part_program *p, struct bound_program *b, struct err *e)
+{
+    b->p = p;
+    b->barrier_before = base_arena_array(&x->arena, (size_t)p->n_steps + 1, sizeof *b->barrier_before);
+    if (!b->barrier_before)
+        return err_set(e, ST_NO_MEMORY, "no memory for the barriers of program %s", p->name);
+    uint64_t read = 0, written = 0;
+    for (int i = 0; i < p->n_steps; i++) {
+        const uint64_t in = mask_in(&p->steps[i]), out = mask_out(&p->steps[i]);
+        /* an exchange moves the send buffer: every partial value is another one afterwards */
+        const bool meets = (in & written) || (out & (read | written)) || p->steps[i].op == PART_EXCHANGE;
+        b->barrier_before[i] = meets;
+        read = meets ? in : read | in;
+        written = meets ? out : written | out;
+        if (p->steps[i].op == PART_EXCHANGE)
+            read = written = 0; /* the walk puts a barrier behind it anyway */
+    }
+    return ST_OK;
+}
+
+/* Cut where the whole vocabulary's slices are cut. */
+static enum st bind_slices(struct rt_exec *x, struct err *e)
+{
+    const struct part_model *m = x->m;
+    const struct order_leaves *l = &m->dims[m->dim_vocab].leaves;
+    const uint32_t lo = x->o.plan->cut.dims[m->dim_vocab].lo[m->rank], hi = x->o.plan->cut.dims[m->dim_vocab].hi[m->rank];
+    x->n_slices = (int)(hi - lo);
+    x->slice_begin = base_arena_array(&x->arena, (size_t)x->n_slices + 1, sizeof *x->slice_begin);
+    x->lse_max = base_arena_array(&x->arena, (size_t)(x->n_slices + 1) * RT_HEAD_ROWS, sizeof(float));
+    x->lse_sum = base_arena_array(&x->arena, (size_t)(x->n_slices + 1) * RT_HEAD_ROWS, sizeof(float));
+    if (!x->slice_begin || !x->lse_max || !x->lse_sum)
+        return err_set(e, ST_NO_MEMORY, "no memory for the vocabulary's slices");
+    for (int i = 0; i <= x->n_slices; i++)
+        x->slice_begin[i] = (uint32_t)(order_leaf_begin(l, lo + (uint32_t)i) - order_leaf_begin(l, lo));
+    return ST_OK;
+}
+
+static enum st bind_caches(struct rt_exec *x, struct err *e)
+{
+    const struct rt_settings *s = x->o.settings;
+    x->kv = base_arena_array(&x->arena, (size_t)x->m->n_caches + 1, sizeof *x->kv);
+    if (!x->kv)
+        return err_set(e, ST_NO_MEMORY, "no memory for the table of caches");
+    for (int i = 0; i < x->m->n_caches; i++) {
+        const struct part_cache *c = &x->m->caches[i];
+        struct kern_kv *kv = &x->kv[i];
+        *kv = (struct kern_kv){.format = s->kv_format, .n_kv_heads = (int)c->n_kv_heads, .head_dim = (int)c->head_dim};
+        kv->block_bytes = kern_kv_block_bytes(kv->format, kv->n_kv_heads, kv->head_dim);
+        if (!x->o.backend->supports(KERN_OP_ATTENTION, kv->format, KERN_ACT_F32, kv->head_dim))
+            return err_set(e, ST_UNSUPPORTED, "kernel backend %s/%s has no attention for head_dim %d with a cache in %s", x->o.backend->name, x->o.backend->variant, kv->head_dim,
+                           kern_format(kv->format)->name);
+        if (kv->block_bytes && !(kv->base = base_arena_alloc(&x->arena, kv->block_bytes * x->o.plan->n_kv_blocks)))
+            return err_set(e, ST_NO_MEMORY, "no memory for the cache of layer %d: %zu bytes", c->layer, kv->block_bytes * (size_t)x->o.plan->n_kv_blocks);
+    }
+    return ST_OK;
+}
+
+static enum st bind_scratch(struct rt_exec *x, struct err *e)
+{
+    size_t matmul = 64, attention = 64;
+    const struct part_program *const programs[] = {&x->m->main, &x->m->head};
+    for (int p = 0; p < 2; p++)
+        for (int i = 0; i < programs[p]->n_steps; i++) {
+            const struct part_step *s = &programs[p]->steps[i];
+            size_t bytes = 0;
+            if (s->op == PART_LINEAR)
+                bytes = x->o.backend->matmul_scratch_bytes(&x->o.weights->items[s->weight[0]].matrix.columns, p ? RT_HEAD_ROWS : x->o.settings->chunk);
+            matmul = bytes > matmul ? bytes : matmul;
+            bytes = s->op == PART_ATTENTION ? x->o.backend->attention_scratch_bytes((int)s->n_heads, x->m->config.head_dim, x->o.settings->chunk, x->o.settings->n_threads) : 0;
+            attention = bytes > attention ? bytes : attention;
+        }
+    x->scratch_matmul = base_arena_alloc(&x->arena, matmul);
+    x->scratch_attention = base_arena_alloc(&x->arena, attention);
+    x->sampled = base_arena_array(&x->arena, (size_t)RT_HEAD_ROWS * (size_t)x->o.settings->n_threads, sizeof *x->sampled);
+    x->values = base_arena_alloc(&x->arena, x->o.plan->budget[x->o.rank].activations + 64);
+    if (!x->scratch_matmul || !x->scratch_attention || !x->sampled || !x->values)
+        return err_set(e, ST_NO_MEMORY, "no memory for the values of a step");
+    return ST_OK;
+}
+
+enum st rt_exec_create(const struct rt_exec_options *options, struct rt_exec **out, struct err *e)
+{
+    struct rt_exec *x = calloc(1, sizeof *x);
+    if (!x)
+        return err_set(e, ST_NO_MEMORY, "no memory for the executor");
+    x->o = *options;
+    x->m = options->plan->ranks[options->rank];
+    x->ledger.on = options->settings->ledger;
+    enum st st = base_arena_init(&x->arena, "session", 0, e);
+    if (!st)
+        st = bind_barriers(x, &x->m->main, &x->main, e);
+    if (!st)
+        st = bind_barriers(x, &x->m->head, &x->head, e);
+    if (!st)
+        st = bind_slices(x, e);
+    if (!st)
+        st = bind_caches(x, e);
+    if (!st)
+        st = bind_scratch(x, e);
+    if (st) {
+        rt_exec_destroy(x);
+        return st;
+    }
+    base_arena_freeze(&x->arena);
+    *out = x;
+    return ST_OK;
+}
+
+void rt_exec_destroy(struct rt_exec *x)
+{
+    if (!x)
+        return;
+    base_arena_release(&x->arena);
+    free(x);
+}
+
+struct rt_ledger *rt_exec_ledger(struct rt_exec *x) { return &x->ledger; }
+
+/* ---- one step each ------------------------------------------------------------------------------------------------------------------------------------ */
+
+static const struct part_value *value_of(const struct rt_exec *x, int v) { return &x->m->values[v]; }
+
+static float *address(const struct rt_exec *x, int v)
+{
+    const struct part_value *value = value_of(x, v);
+    return (float *)(value->partial && x->o.comm ? x->send_buffer : x->values + value->offset);
+}
+
+static int rows_in(const struct rt_exec *x, int v) { return value_of(x, v)->rows == PART_TOKENS ? x->desc->batch.n_tokens : x->n_rows; }
+
+static const float *vector_of(const struct rt_exec *x, int w) { return w == PART_NONE ? NULL : x->o.weights->items[w].vector; }
+
+static void do_embed(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const struct kern_embed args = {
+        .table = &x->o.weights->items[s->weight[0]].matrix,
+        .row_begin = x->m->weights[s->weight[0]].rows.begin,
+        .ids = x->desc->ids,
+        .n_tokens = x->desc->batch.n_tokens,
+        .y = address(x, s->out[0]),
+        .y_stride = value_of(x, s->out[0])->width,
+        .scale = s->scale,
+    };
+    x->o.backend->embed(q, &args);
+}
+
+static void do_rope_table(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const struct rope_config *r = &x->m->config.rope;
+    const struct kern_rope_table args = {
+        .position = x->desc->position,
+        .n_tokens = x->desc->batch.n_tokens,
+        .n_frequencies = r->rotary_dim / 2,
+        .frequency = r->frequency,
+        .factor = r->attention_factor,
+        .cos_sin = address(x, s->out[0]),
+    };
+    x->o.backend->rope_table(q, &args);
+}
+
+static void do_norm(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const size_t width = value_of(x, s->in[0])->width;
+    const struct kern_norm args = {
+        .x = address(x, s->in[0]),
+        .weight = vector_of(x, s->weight[0]),
+        .y = address(x, s->out[0]),
+        .x_stride = width,
+        .y_stride = width,
+        .n_tokens = rows_in(x, s->in[0]),
+        .width = (int)width,
+        .eps = s->eps,
+    };
+    x->o.backend->norm(q, &args);
+}
+
+static void do_linear(struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    struct kern_matmul args = {
+        .x = address(x, s->in[0]),
+        .x_stride = value_of(x, s->in[0])->width,
+        .n_tokens = rows_in(x, s->in[0]),
+        .n_parts = s->n_parts,
+        .scratch = x->scratch_matmul,
+    };
+    for (int k = 0; k < s->n_parts; k++) {
+        const struct part_value *out = value_of(x, s->out[k]);
+        args.parts[k].matrix = &x->o.weights->items[s->weight[k]].matrix;
+        args.parts[k].bias = vector_of(x, s->bias[k]);
+        args.parts[k].y = address(x, s->out[k]);
+        args.parts[k].y_stride = out->width;
+        args.parts[k].vector_stride = out->width * (size_t)args.n_tokens;
+    }
+    x->o.backend->matmul_prepare(q, &args);
+    base_pool_barrier(x->o.pool, q.i_thread);
+    x->o.backend->matmul(q, &args);
+}
+
+static void do_rope(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const struct rope_config *r = &x->m->config.rope;
+    const struct kern_rope args = {
+        .x = address(x, s->in[0]),
+        .x_stride = value_of(x, s->in[0])->width,
+        .n_tokens = x->desc->batch.n_tokens,
+        .n_heads = (int)s->n_heads,
+        .head_dim = x->m->config.head_dim,
+        .n_frequencies = r->rotary_dim / 2,
+        .interleaved = r->interleaved,
+        .cos_sin = address(x, s->in[1]),
+    };
+    x->o.backend->rope(q, &args);
+}
+
+static void do_attention(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const struct kern_kv *kv = &x->kv[s->cache];
+    const struct kern_kv_append append = {
+        .batch = &x->desc->batch,
+        .kv = kv,
+        .k = address(x, s->in[1]),
+        .v = address(x, s->in[2]),
+        .k_stride = value_of(x, s->in[1])->width,
+        .v_stride = value_of(x, s->in[2])->width,
+    };
+    x->o.backend->kv_append(q, &append);
+    base_pool_barrier(x->o.pool, q.i_thread);
+    const struct kern_attention args = {
+        .batch = &x->desc->batch,
+        .kv = kv,
+        .q = address(x, s->in[0]),
+        .q_stride = value_of(x, s->in[0])->width,
+        .out = address(x, s->out[0]),
+        .out_stride = value_of(x, s->out[0])->width,
+        .n_heads = (int)s->n_heads,
+        .q_first = (int)s->q_first,
+        .kv_first = (int)s->kv_first,
+        .group = (int)s->head_group,
+        .scale = s->scale,
+        .scratch = x->scratch_attention,
+    };
+    x->o.backend->attention(q, &args);
+}
+
+static void do_gate(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const size_t width = value_of(x, s->out[0])->width;
+    const struct kern_gate args = {
+        .gate = address(x, s->in[0]),
+        .up = address(x, s->in[1]),
+        .y = address(x, s->out[0]),
+        .gate_stride = width,
+        .up_stride = width,
+        .y_stride = width,
+        .n_tokens = x->desc->batch.n_tokens,
+        .width = (int)width,
+    };
+    x->o.backend->gate(q, &args);
+}
+
+static void do_sum(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const struct part_value *out = value_of(x, s->out[0]);
+    const struct part_dim_cut *cut = &x->o.plan->cut.dims[s->dim];
+    const int n_tokens = x->desc->batch.n_tokens;
+    struct kern_sum args = {
+        .residual = address(x, s->in[0]),
+        .residual_stride = out->width,
+        .bias = vector_of(x, s->bias[0]),
+        .vector_token_stride = out->width,
+        .n_leaves = x->m->dims[s->dim].leaves.n,
+        .y = address(x, s->out[0]),
+        .y_stride = out->width,
+        .n_tokens = n_tokens,
+        .width = (int)out->width,
+    };
+    for (int r = 0; r < x->o.plan->options.n_ranks; r++) {
+        const float *vectors = x->o.comm ? x->views[r] : address(x, s->in[1]);
+        for (uint32_t k = 0; k < cut->n_vectors[r]; k++) {
+            const int i = args.n_vectors++;
+            args.vectors[i] = vectors + (size_t)k * (size_t)n_tokens * out->width;
+            args.vector_lo[i] = cut->node_lo[r][k];
+            args.vector_hi[i] = cut->node_hi[r][k];
+        }
+    }
+    x->o.backend->sum(q, &args);
+}
+
+/* Which rank holds a row of the vocabulary. */
+static int owner_of(const struct rt_exec *x, int dim, uint64_t id)
+{
+    const struct order_leaves *l = &x->m->dims[dim].leaves;
+    const struct part_dim_cut *cut = &x->o.plan->cut.dims[dim];
+    for (int r = 0; r < x->o.plan->options.n_ranks; r++)
+        if (cut->lo[r] < cut->hi[r] && id < l->end[cut->hi[r] - 1])
+            return r;
+    BASE_ASSERT(!"an id outside the vocabulary");
+    return -1;
+}
+
+static void do_select(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const size_t width = value_of(x, s->out[0])->width;
+    size_t begin, end;
+    base_pool_share((size_t)x->desc->batch.n_tokens, 1, q.i_thread, q.n_threads, &begin, &end);
+    for (size_t t = begin; t < end; t++) {
+        const float *from = x->views[owner_of(x, s->dim, (uint64_t)x->desc->ids[t])];
+        memcpy(address(x, s->out[0]) + t * width, from + t * width, width * sizeof(float));
+    }
+}
+
+static void do_pick(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const size_t width = value_of(x, s->out[0])->width;
+    size_t begin, end;
+    base_pool_share((size_t)x->n_rows, 1, q.i_thread, q.n_threads, &begin, &end);
+    for (size_t i = begin; i < end; i++)
+        memcpy(address(x, s->out[0]) + i * width, address(x, s->in[0]) + (size_t)x->desc->rows[(size_t)x->first_row + i].token * width, width * sizeof(float));
+}
+
+/* ---- what is made of logits: samples and scores --------------------------------------------------------------------------------------------------------- */
+
+static bool better(double value, int32_t id, double than_value, int32_t than_id)
+{
+    if (id < 0 || than_id < 0)
+        return than_id < 0 && id >= 0;
+    return value > than_value || (value == than_value && id < than_id);
+}
+
+static void do_sample(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const struct part_value *logits = value_of(x, s->in[0]);
+    const int first_id = (int)part_axis_range(x->o.plan->whole, &x->o.plan->cut, x->m->rank, logits->axis).begin;
+    for (int i = 0; i < x->n_rows; i++) {
+        const struct rt_row *row = &x->desc->rows[x->first_row + i];
+        if (!(row->wants & RT_ROW_SAMPLE))
+            continue;
+        const struct kern_sample args = {
+            .logits = address(x, s->in[0]) + (size_t)i * logits->width,
+            .width = (int)logits->width,
+            .first_id = first_id,
+            .temperature = row->temperature,
+            .seed = row->seed,
+            .position = row->position,
+            .out = x->sampled + (size_t)i * (size_t)q.n_threads,
+        };
+        x->o.backend->sample(q, &args);
+    }
+    base_pool_barrier(x->o.pool, q.i_thread);
+    if (q.i_thread != 0)
+        return;
+    struct kern_sampled *out = (struct kern_sampled *)address(x, s->out[0]);
+    _Static_assert(sizeof *out == PART_SAMPLE_BYTES, "a sample's record");
+    for (int i = 0; i < x->n_rows; i++) {
+        struct kern_sampled best = {0, -1, 0};
+        for (int t = 0; t < q.n_threads && x->desc->rows[x->first_row + i].wants & RT_ROW_SAMPLE; t++) {
+            const struct kern_sampled *c = &x->sampled[(size_t)i * (size_t)q.n_threads + (size_t)t];
+            if (better(c->value, c->id, best.value, best.id))
+                best = *c;
+        }
+        out[i] = best;
+    }
+}
+
+static void merge_samples(struct rt_exec *x, const struct part_step *s)
+{
+    for (int i = 0; i < x->n_rows; i++) {
+        struct kern_sampled best = {0, -1, 0};
+        for (int r = 0; r < x->o.plan->options.n_ranks; r++) {
+            const struct kern_sampled *c = (const struct kern_sampled *)(x->o.comm ? x->views[r] : (const void *)address(x, s->in[0])) + i;
+            if (better(c->value, c->id, best.value, best.id))
+                best = *c;
+        }
+        if (x->desc->rows[x->first_row + i].wants & RT_ROW_SAMPLE)
+            x->results[x->first_row + i].id = best.id;
+    }
+}
+
+static void do_score(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const struct part_value *logits = value_of(x, s->in[0]);
+    const struct part_range ids = part_axis_range(x->o.plan->whole, &x->o.plan->cut, x->m->rank, logits->axis);
+    const struct kern_lse args = {
+        .logits = address(x, s->in[0]),
+        .stride = logits->width,
+        .n_rows = x->n_rows,
+        .n_slices = x->n_slices,
+        .slice_begin = x->slice_begin,
+        .max = x->lse_max,
+        .sum = x->lse_sum,
+    };
+    x->o.backend->lse(q, &args);
+    base_pool_barrier(x->o.pool, q.i_thread);
+    if (q.i_thread != 0)
+        return;
+    const size_t width = value_of(x, s->out[0])->width;
+    for (int i = 0; i < x->n_rows; i++) {
+        float *record = address(x, s->out[0]) + (size_t)i * width;
+        for (int k = 0; k < x->n_slices; k++) {
+            record[2 * k] = x->lse_max[i * x->n_slices + k];
+            record[2 * k + 1] = x->lse_sum[i * x->n_slices + k];
+        }
+        const int64_t target = x->desc->rows[x->first_row + i].target;
+        const bool here = target >= (int64_t)ids.begin && target < (int64_t)ids.end;
+        record[2 * x->n_slices] = here ? args.logits[(size_t)i * logits->width + (size_t)(target - (int64_t)ids.begin)] : 0.0f;
+    }
+}
+
+static void merge_scores(struct rt_exec *x, const struct part_step *s)
+{
+    const struct part_dim_cut *cut = &x->o.plan->cut.dims[x->m->dim_vocab];
+    for (int i = 0; i < x->n_rows; i++) {
+        const struct rt_row *row = &x->desc->rows[x->first_row + i];
+        if (!(row->wants & RT_ROW_SCORE))
+            continue;
+        float max[ORDER_MAX_LEAVES], sum[ORDER_MAX_LEAVES], target = 0;
+        const int owner = owner_of(x, x->m->dim_vocab, (uint64_t)row->target);
+        for (int r = 0; r < x->o.plan->options.n_ranks; r++) {
+            const uint32_t n = cut->hi[r] - cut->lo[r];
+            const float *record = (const float *)(x->o.comm ? x->views[r] : (const void *)address(x, s->in[0])) + (size_t)i * (2 * n + 1);
+            for (uint32_t k = 0; k < n; k++) {
+                max[cut->lo[r] + k] = record[2 * k];
+                sum[cut->lo[r] + k] = record[2 * k + 1];
+            }
+            if (r == owner)
+                target = record[2 * n];
+        }
+        x->results[x->first_row + i].nll = kern_lse_merge(max, sum, ORDER_MAX_LEAVES) - (double)target;
+    }
+}
+
+static enum st deliver_logits(struct rt_exec *x, int value)
+{
+    if (!x->o.on_logits)
+        return ST_OK;
+    const struct part_axis axis = value_of(x, value)->axis;
+    const float *pieces[COMM_MAX_RANKS];
+    uint64_t n[COMM_MAX_RANKS];
+    for (int i = 0; i < x->n_rows; i++) {
+        const struct rt_row *row = &x->desc->rows[x->first_row + i];
+        if (!(row->wants & RT_ROW_LOGITS))
+            continue;
+        for (int r = 0; r < x->o.plan->options.n_ranks; r++) {
+            const struct part_range ids = part_axis_range(x->o.plan->whole, &x->o.plan->cut, r, axis);
+            n[r] = ids.end - ids.begin;
+            pieces[r] = (const float *)(x->o.comm ? x->views[r] : (const void *)address(x, value)) + (size_t)i * n[r];
+        }
+        const enum st st = x->o.on_logits(x->o.context, row, pieces, n, x->o.plan->options.n_ranks, x->e);
+        if (st)
+            return st;
+    }
+    return ST_OK;
+}
+
+/* ---- exchanges ---------------------------------------------------------------------------------------------------------------------------------------- */
+
+static bool wanted(const struct rt_exec *x, enum part_op op, enum part_exchange mode)
+{
+    if (op == PART_SAMPLE || (op == PART_EXCHANGE && mode == PART_EXCHANGE_SAMPLE))
+        return x->row_wants & RT_ROW_SAMPLE;
+    if (op == PART_SCORE || (op == PART_EXCHANGE && mode == PART_EXCHANGE_SCORE))
+        return x->row_wants & RT_ROW_SCORE;
+    if (op == PART_EXCHANGE && mode == PART_EXCHANGE_LOGITS)
+        return x->row_wants & RT_ROW_LOGITS;
+    return true;
+}
+
+static enum st gather(struct rt_exec *x, const struct part_step *s)
+{
+    const struct part_plan *plan = x->o.plan;
+    const bool in_place = value_of(x, s->in[0])->partial;
+    size_t bytes[COMM_MAX_RANKS];
+    struct comm_header headers[COMM_MAX_RANKS];
+    for (int r = 0; r < plan->options.n_ranks; r++)
+        bytes[r] = part_exchange_bytes(plan, s, r, rows_in(x, s->in[0]));
+    const uint64_t deadline = base_now_ns(x->o.clock) + x->o.wait_ns;
+    enum st st = comm_allgather(x->o.comm, in_place ? NULL : address(x, s->in[0]), bytes, x->header, deadline, x->views, headers, x->e);
+    while (st == ST_TIMEOUT && x->o.is_held && x->o.is_held(x->o.context))
+        st = comm_allgather_finish(x->o.comm, base_now_ns(x->o.clock) + x->o.wait_ns, x->views, headers, x->e);
+    if (st)
+        return st;
+    x->ledger.exchange_bytes += bytes[x->m->rank];
+    x->send_buffer = comm_send_buffer(x->o.comm);
+    for (int r = 0; r < plan->options.n_ranks; r++)
+        if (headers[r].token_hash != x->header->token_hash)
+            return err_set(x->e, ST_MISMATCH, "rank %d has sampled other tokens than rank %d by step %llu (hashes %08x and %08x)", r, x->m->rank, (unsigned long long)x->header->step,
+                           headers[r].token_hash, x->header->token_hash);
+    *x->root = headers[0];
+    return ST_OK;
+}
+
+/* Thread 0 only. With one rank there is no exchange step, and what follows one is done after SAMPLE and SCORE themselves. */
+static void do_exchange(struct rt_exec *x, const struct part_step *s)
+{
+    x->st = gather(x, s);
+    if (x->st)
+        return;
+    if (s->exchange == PART_EXCHANGE_LOGITS)
+        x->st = deliver_logits(x, s->in[0]);
+    if (s->exchange == PART_EXCHANGE_SCORE)
+        merge_scores(x, s);
+    if (s->exchange == PART_EXCHANGE_SAMPLE)
+        merge_samples(x, s);
+}
+
+/* One rank: the end of a head program's branch. */
+static void finish_alone(struct rt_exec *x, const struct part_step *s)
+{
+    struct part_step own = *s;
+    own.in[0] = s->out[0];
+    if (s->op == PART_SCORE)
+        merge_scores(x, &own);
+    if (s->op == PART_SAMPLE)
+        merge_samples(x, &own);
+}
+
+/* ---- the walk ----------------------------------------------------------------------------------------------------------------------------------------- */
+
+static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    switch (s->op) {
+    case PART_EMBED:
+        do_embed(x, q, s);
+        break;
+    case PART_ROPE_TABLE:
+        do_rope_table(x, q, s);
+        break;
+    case PART_NORM:
+        do_norm(x, q, s);
+        break;
+    case PART_LINEAR:
+        do_linear(x, q, s);
+        break;
+    case PART_ROPE:
+        do_rope(x, q, s);
+        break;
+    case PART_ATTENTION:
+        do_attention(x, q, s);
+        break;
+    case PART_GATE:
+        do_gate(x, q, s);
+        break;
+    case PART_SUM:
+        do_sum(x, q, s);
+        break;
+    case PART_SELECT:
+        do_select(x, q, s);
+        break;
+    case PART_PICK:
+        do_pick(x, q, s);
+        break;
+    case PART_SAMPLE:
+        do_sample(x, q, s);
+        break;
+    case PART_SCORE:
+        do_score(x, q, s);
+        break;
+    case PART_EXCHANGE:
+        if (q.i_thread == 0)
+            do_exchange(x, s);
+        break;
+    }
+    if (!x->o.comm && q.i_thread == 0)
+        finish_alone(x, s);
+}
+
+static void count(struct rt_exec *x, const struct part_step *s, uint64_t ns)
+{
+    x->ledger.op_ns[s->op] += ns;
+    x->ledger.op_calls[s->op]++;
+    for (int k = 0; k < s->n_parts && s->op == PART_LINEAR; k++) {
+        const struct kern_matrix *w = &x->o.weights->items[s->weight[k]].matrix;
+        x->ledger.weight_bytes += x->o.backend->matrix_bytes(w->format, w->activation, w->n_rows, &w->columns);
+    }
+}
+
+static void walk(void *arg, int i_thread, int n_threads)
+{
+    struct rt_exec *x = arg;
+    const struct kern_queue q = {i_thread, n_threads};
+    const bool marks = x->ledger.on && i_thread == 0;
+    uint64_t before = marks ? base_now_ns(x->o.clock) : 0;
+    for (int i = 0; i < x->walking->n_steps; i++) {
+        const struct part_step *s = &x->walking->steps[i];
+        if (x->walking_barriers[i]) /* also before a step that nobody wants: the next one counts on it */
+            base_pool_barrier(x->o.pool, i_thread);
+        if (x->st) /* set by thread 0 before the last barrier */
+            return;
+        if (!wanted(x, s->op, s->exchange))
+            continue;
+        do_step(x, q, s);
+        if (s->op == PART_EXCHANGE)
+            base_pool_barrier(x->o.pool, i_thread); /* what thread 0 found out is seen by all */
+        if (marks) {
+            const uint64_t now = base_now_ns(x->o.clock);
+            count(x, s, now - before);
+            before = now;
+        }
+    }
+}
+
+static enum st run_program(struct rt_exec *x, const struct bound_program *b)
+{
+    x->walking = b->p;
+    x->walking_barriers = b->barrier_before;
+    base_pool_run(x->o.pool, walk, x);
+    return x->st;
+}
+
+enum st rt_exec_run(struct rt_exec *x, const struct rt_desc *desc, const struct comm_header *header, struct comm_header *root, struct rt_row_result *results, struct err *e)
+{
+    const uint64_t start = x->ledger.on ? base_now_ns(x->o.clock) : 0;
+    x->desc = desc;
+    x->header = header;
+    x->root = root;
+    x->results = results;
+    x->st = ST_OK;
+    x->e = e;
+    x->row_wants = 0;
+    *root = *header;
+    if (desc->batch.n_tokens == 0)
+        return ST_OK;
+    if (x->o.comm)
+        x->send_buffer = comm_send_buffer(x->o.comm);
+    enum st st = run_program(x, &x->main);
+    for (int at = 0; at < desc->n_rows && !st; at += RT_HEAD_ROWS) {
+        x->first_row = at;
+        x->n_rows = desc->n_rows - at < RT_HEAD_ROWS ? desc->n_rows - at : RT_HEAD_ROWS;
+        x->row_wants = 0;
+        for (int i = 0; i < x->n_rows; i++)
+            x->row_wants |= desc->rows[at + i].wants;
+        st = run_program(x, &x->head);
+        if (!st && !x->o.comm && x->row_wants & RT_ROW_LOGITS)
+            st = deliver_logits(x, x->m->value_logits);
+    }
+    if (x->ledger.on) {
+        x->ledger.n_steps++;
+        x->ledger.n_tokens += (uint64_t)desc->batch.n_tokens;
+        x->ledger.step_ns += base_now_ns(x->o.clock) - start;
+    }
+    return st;
+}

@@ -1,0 +1,84 @@
+"""Writes the seeds of safetensors_fuzz, gguf_fuzz and config_fuzz beside itself: python3 tests/fuzz/seeds/make_ck_seeds.py"""
+
+import json
+import os
+import struct
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def write(fuzzer, name, data):
+    os.makedirs(os.path.join(HERE, fuzzer), exist_ok=True)
+    with open(os.path.join(HERE, fuzzer, name), "wb") as f:
+        f.write(data)
+
+
+def safetensors(header, n_data, padding=b""):
+    header = json.dumps(header, separators=(",", ":")).encode() + padding
+    return struct.pack("<Q", len(header)) + header + bytes(n_data)
+
+
+def entry(dtype, shape, begin, end):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def string(text):
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+KINDS = {"u8": (0, "B"), "i8": (1, "b"), "u16": (2, "H"), "i16": (3, "h"), "u32": (4, "I"), "i32": (5, "i"), "f32": (6, "f"), "bool": (7, "B"), "u64": (10, "Q"), "i64": (11, "q"),
+         "f64": (12, "d")}  # fmt: skip
+
+
+def pair(key, kind, value):
+    if kind == "string":
+        return string(key) + struct.pack("<I", 8) + string(value)
+    if kind == "strings":
+        return string(key) + struct.pack("<IIQ", 9, 8, len(value)) + b"".join(string(v) for v in value)
+    if kind.endswith("[]"):
+        number, code = KINDS[kind[:-2]]
+        return string(key) + struct.pack("<IIQ", 9, number, len(value)) + struct.pack(f"<{len(value)}{code}", *value)
+    number, code = KINDS[kind]
+    return string(key) + struct.pack("<I" + code, number, value)
+
+
+def gguf(pairs, tensors, alignment=32, version=3):
+    """tensors: (name, type, dims outermost first, data)"""
+    descriptions, data = b"", b""
+    for name, kind, dims, content in tensors:
+        descriptions += string(name) + struct.pack("<I", len(dims)) + b"".join(struct.pack("<Q", d) for d in reversed(dims)) + struct.pack("<IQ", kind, len(data))
+        data += content + bytes(-len(content) % alignment)
+    header = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs)) + b"".join(pair(*p) for p in pairs) + descriptions
+    return header + bytes(-len(header) % alignment) + data
+
+
+F32, Q4_1, Q8_0, Q6_K = 0, 3, 8, 14
+
+write("safetensors_fuzz", "two.safetensors", safetensors({"__metadata__": {"format": "pt"}, "b": entry("F32", [2, 3], 0, 24), "a": entry("BF16", [2], 24, 28)}, 28))
+write("safetensors_fuzz", "odd.safetensors", safetensors({"__metadata__": {}, "s": entry("F32", [], 0, 4), "q": entry("F8_E4M3", [1, 1, 1, 1, 3], 4, 7), "z": entry("F16", [0, 9], 7, 7),
+                                                         "p": entry("F4", [4], 7, 9)}, 9, b"   "))  # fmt: skip
+write("safetensors_fuzz", "overlap.safetensors", safetensors({"k": entry("F32", [1], 0, 4), "v": entry("F32", [1], 0, 4)}, 4))
+write("safetensors_fuzz", "wrap.safetensors", safetensors({"a": entry("U8", [6148914691236517205, 3, 3], 0, 1)}, 1))
+
+KEYS = [("general.architecture", "string", "llama"), ("general.alignment", "u32", 64), ("a", "u8", 1), ("b", "i8", -1), ("c", "u16", 2), ("d", "i16", -2), ("e", "i32", -3), ("f", "f32", 0.5),
+        ("g", "bool", 1), ("h", "u64", 9), ("i", "i64", -9), ("j", "f64", 1.5), ("tokens", "strings", ["a", "", "bc"]), ("types", "i32[]", [1, -2]), ("scores", "f32[]", [0.5]),
+        ("flags", "bool[]", [0, 1]), ("none", "u64[]", [])]  # fmt: skip
+write("gguf_fuzz", "kinds.gguf", gguf(KEYS, [("w", Q8_0, [2, 32], bytes(68)), ("n", F32, [4], bytes(16)), ("k", Q6_K, [1, 256], bytes(210))], 64))
+write("gguf_fuzz", "plain.gguf", gguf([("general.architecture", "string", "llama")], [("w", F32, [3, 2], bytes(24)), ("v", F32, [3, 2], bytes(24))], version=2))
+PART = [("split.no", "u16", 0), ("split.count", "u16", 2), ("split.tensors.count", "i32", 2)]
+write("gguf_fuzz", "joined.gguf", gguf(PART, [("w", Q4_1, [1, 1, 2, 32], bytes(40))]) + gguf([("split.no", "u16", 1)], []))
+
+LLAMA = [("general.architecture", "string", "llama"), ("general.name", "string", "x"), ("llama.block_count", "u32", 1), ("llama.embedding_length", "u32", 8),
+         ("llama.attention.head_count", "u32", 2), ("llama.attention.head_count_kv", "u32", 1), ("llama.feed_forward_length", "u32", 8), ("llama.context_length", "u32", 64),
+         ("llama.attention.layer_norm_rms_epsilon", "f32", 1e-5), ("llama.rope.freq_base", "f32", 5e5), ("tokenizer.ggml.eos_token_id", "u32", 2),
+         ("tokenizer.ggml.bos_token_id", "u32", 1)]  # fmt: skip
+TENSORS = [("token_embd.weight", F32, [5, 8], bytes(160)), ("blk.0.attn_q.weight", F32, [8, 8], bytes(256)), ("blk.0.attn_k.weight", F32, [4, 8], bytes(128))]
+ROPE = [("llama.rope.dimension_count", "u32", 4), ("llama.rope.scaling.type", "string", "linear"), ("llama.rope.scaling.factor", "f32", 2), ("llama.attention.key_length", "u32", 4)]
+write("config_fuzz", "plain.gguf", gguf(LLAMA, TENSORS))
+write("config_fuzz", "rope.gguf", gguf(LLAMA + ROPE, TENSORS + [("rope_freqs.weight", F32, [2], struct.pack("<ff", 1, 8)), ("output.weight", F32, [5, 8], bytes(160))]))
+
+CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 8,
+          "vocab_size": 5, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 5e5, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}  # fmt: skip
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+write("config_fuzz", "scaling.json", json.dumps(CONFIG | {"rope_scaling": LLAMA3}).encode() + b'\0{"eos_token_id":[2,3]}')
+write("config_fuzz", "parameters.json", json.dumps(CONFIG | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2}}).encode())

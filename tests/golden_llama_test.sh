@@ -1,0 +1,65 @@
+#!/bin/bash
+# tests/golden/llama/CASE (see make_llama.py): our logits against those of Hugging Face transformers.
+. tests/t.sh
+
+accurate=1e-3 # of the logits' standard deviation, the largest difference
+rounded=0.05  # root mean square, where activations are rounded to 8 bits
+
+# eval NAME CASE OPTIONS…: leaves $t_dir/logits and $t_dir/greedy
+evaluate() {
+    local name=$1 dir=tests/golden/llama/$2/ model
+    shift 2
+    model=$dir
+    [ -f "${dir}model.gguf" ] && model=${dir}model.gguf
+    rm -f "$t_dir/logits" "$t_dir/greedy"
+    if ! "$TANDEM" eval "$model" --ids "${dir}ids.txt" --greedy "$(wc -w <"${dir}greedy.txt")" --logits "$t_dir/logits" "$@" >"$t_dir/stdout" 2>"$t_dir/stderr"; then
+        t_fail "$name"
+        sed 's/^/    /' "$t_dir/stderr"
+        return 1
+    fi
+    # a warning is as bad as an error, for these files contradict nothing; but a small machine may say that ranks share its CPUs
+    if grep -v ' place: ' "$t_dir/stderr" | grep -q .; then
+        t_fail "$name says:"
+        sed 's/^/    /' "$t_dir/stderr"
+        return 1
+    fi
+    tail -n 1 "$t_dir/stdout" >"$t_dir/greedy"
+}
+
+# compare NAME CASE max|rms LIMIT
+compare() {
+    if said=$("$BUILD/tests/compare_logits" "$3" "$t_dir/logits" "tests/golden/llama/$2/logits.f32" "$4"); then
+        t_pass "$1: $said"
+    else
+        t_fail "$1: $said"
+    fi
+}
+
+for dir in tests/golden/llama/*/; do
+    case=$(basename "$dir")
+    if evaluate "$case" "$case" --activations f32; then
+        compare "$case" "$case" max $accurate
+        ok "$case: greedy ids" diff "$t_dir/greedy" "${dir}greedy.txt"
+    fi
+    if evaluate "$case on 3 ranks" "$case" --activations f32 -n 3 --threads 1; then
+        compare "$case on 3 ranks" "$case" max $accurate
+        ok "$case on 3 ranks: greedy ids" diff "$t_dir/greedy" "${dir}greedy.txt"
+    fi
+    case $case in
+    gguf-q*)
+        # the prompt alone: a rounded activation may choose another token, and all after it would differ
+        if evaluate "$case, int8" "$case" --activations auto; then
+            n=$(wc -w <"${dir}ids.txt")
+            vocab=$(($(stat -c %s "${dir}logits.f32") / 4 / (n + $(wc -w <"${dir}greedy.txt"))))
+            head -c $((n * vocab * 4)) "$t_dir/logits" >"$t_dir/got"
+            head -c $((n * vocab * 4)) "${dir}logits.f32" >"$t_dir/want"
+            if said=$("$BUILD/tests/compare_logits" rms "$t_dir/got" "$t_dir/want" $rounded); then
+                t_pass "$case, int8: $said"
+            else
+                t_fail "$case, int8: $said"
+            fi
+        fi
+        ;;
+    esac
+done
+t_end

@@ -1,0 +1,158 @@
+/* Stored formats: the table, errors by name, single numbers over all 2^16 halves and around every rounding, blocks by hand and by the gguf package. */
+#include "tests/t.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/rng.h"
+#include "kernels/formats.h"
+#include "tests/golden/formats.h"
+
+static uint32_t bits_of(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+static float float_of(uint32_t u) {
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+static void table(void **state) {
+    (void)state;
+    for (int i = 0; i < FMT_COUNT; i++) {
+        enum format f = FMT_COUNT;
+        struct err e = {0};
+        const struct format_info *info = kern_format((enum format)i);
+        assert_non_null(info->name);
+        if (info->gguf_type >= 0) {
+            T_OK(kern_format_from_gguf((uint32_t)info->gguf_type, &f, &e), &e);
+            assert_int_equal(f, i);
+        }
+        if (info->safetensors) {
+            T_OK(kern_format_from_safetensors(info->safetensors, &f, &e), &e);
+            assert_int_equal(f, i);
+        }
+        assert_int_equal(kern_format_row_bytes((enum format)i, 0), 0);
+        assert_int_equal(kern_format_row_bytes((enum format)i, 96), 96 / info->block_columns * info->block_bytes);
+        assert_int_equal(kern_format_row_bytes((enum format)i, UINT64_MAX / info->block_columns * info->block_columns), 0);
+        assert_int_equal(kern_format_row_bytes((enum format)i, 97), info->block_columns == 1 ? 97 * info->block_bytes : 0);
+    }
+}
+
+static void names(void **state) {
+    (void)state;
+    enum format f = FMT_COUNT;
+    struct err e = {0};
+    for (size_t i = 0; i < sizeof golden_types / sizeof golden_types[0]; i++) { /* all that the gguf package knows */
+        memset(&e, 0, sizeof e);
+        enum st got = kern_format_from_gguf(golden_types[i].type, &f, &e);
+        if (got == ST_OK)
+            assert_string_equal(kern_format(f)->name, golden_types[i].name);
+        else
+            t_expect_err_contains(ST_UNSUPPORTED, got, &e, golden_types[i].name);
+    }
+    t_expect_err_contains(ST_UNSUPPORTED, kern_format_from_gguf(14, &f, &e), &e, "Q6_K (type 14) is not supported yet; known: F32, ");
+    t_expect_err_contains(ST_UNSUPPORTED, kern_format_from_gguf(4000000000u, &f, &e), &e, "type 4000000000");
+    t_expect_err_contains(ST_UNSUPPORTED, kern_format_from_safetensors("F8_E4M3", &f, &e), &e, "F8_E4M3 is not supported yet; known: F32, F16, BF16");
+    t_expect_err_contains(ST_UNSUPPORTED, kern_format_from_safetensors("Q4_1", &f, &e), &e, "'Q4_1' is no safetensors dtype");
+    assert_int_equal(kern_format_from_gguf(14, &f, NULL), ST_UNSUPPORTED);
+}
+
+/* Value of a half by its definition */
+static double half_value(uint32_t h) {
+    int exponent = h >> 10 & 31, mantissa = h & 1023;
+    double v = exponent == 0 ? ldexp(mantissa, -24) : exponent == 31 ? (mantissa ? NAN : INFINITY) : ldexp(1024 + mantissa, exponent - 25);
+    return h & 0x8000 ? -v : v;
+}
+
+static void halves(void **state) {
+    (void)state;
+    for (uint32_t h = 0; h < 65536; h++) {
+        float f = kern_f16_to_f32((uint16_t)h);
+        double v = half_value(h);
+        if (isnan(v)) {
+            assert_true(isnan(f));
+            assert_true(isnan(kern_f16_to_f32(kern_f32_to_f16(f))));
+            continue;
+        }
+        assert_true((double)f == v && !signbit(f) == !signbit(v));
+        assert_int_equal(kern_f32_to_f16(f), h);
+        /* between this half and the next: the middle goes to the even one, its neighbours to their sides */
+        if ((h & 0x7fff) < 0x7bff) {
+            float next = kern_f16_to_f32((uint16_t)(h + 1)), middle = (f + next) / 2;
+            assert_int_equal(kern_f32_to_f16(middle), h & 1 ? h + 1 : h);
+            assert_int_equal(kern_f32_to_f16(nextafterf(middle, f)), h);
+            assert_int_equal(kern_f32_to_f16(nextafterf(middle, next)), h + 1);
+        }
+    }
+    assert_int_equal(kern_f32_to_f16(65519.996f), 0x7bff);
+    assert_int_equal(kern_f32_to_f16(65520.0f), 0x7c00);
+    assert_int_equal(kern_f32_to_f16(-1e30f), 0xfc00);
+    assert_int_equal(kern_f32_to_f16(INFINITY), 0x7c00);
+    assert_int_equal(kern_f32_to_f16(1e-30f), 0);
+    assert_int_equal(kern_f32_to_f16(-0.0f), 0x8000);
+}
+
+static void brain_floats(void **state) {
+    (void)state;
+    for (uint32_t h = 0; h < 65536; h++) {
+        float f = kern_bf16_to_f32((uint16_t)h);
+        if (isnan(f)) {
+            assert_true(isnan(kern_bf16_to_f32(kern_f32_to_bf16(f))));
+            continue;
+        }
+        assert_int_equal(bits_of(f), h << 16);
+        assert_int_equal(kern_f32_to_bf16(f), h);
+        if ((h & 0x7fff) < 0x7f80) {
+            assert_int_equal(kern_f32_to_bf16(float_of(h << 16 | 0x8000)), h & 1 ? h + 1 : h);
+            assert_int_equal(kern_f32_to_bf16(float_of(h << 16 | 0x7fff)), h);
+            assert_int_equal(kern_f32_to_bf16(float_of(h << 16 | 0x8001)), h + 1);
+        }
+    }
+    assert_true(isnan(kern_bf16_to_f32(kern_f32_to_bf16(float_of(0x7f800001))))); /* a NaN whose payload would be cut off */
+}
+
+static void blocks_by_hand(void **state) {
+    (void)state;
+    float y[32];
+    uint8_t q8[34] = {0x00, 0x38}; /* d = 0.5 */
+    q8[2] = 0x80;
+    q8[3] = 127;
+    q8[33] = 3;
+    kern_format_dequantise(FMT_Q8_0, q8, 32, y);
+    assert_true(y[0] == -64.0f && y[1] == 63.5f && y[2] == 0.0f && y[31] == 1.5f);
+    uint8_t q4[20] = {0x00, 0x3c, 0x00, 0xc0}; /* d = 1, m = −2 */
+    q4[4] = 0xf1;                              /* column 0: 1, column 16: 15 */
+    q4[19] = 0x2c;                             /* column 15: 12, column 31: 2 */
+    kern_format_dequantise(FMT_Q4_1, q4, 32, y);
+    assert_true(y[0] == -1.0f && y[16] == 13.0f && y[15] == 10.0f && y[31] == 0.0f && y[1] == -2.0f);
+    /* part of a block writes no more than it was asked for */
+    y[5] = 42;
+    kern_format_dequantise(FMT_Q4_1, q4, 5, y);
+    assert_true(y[5] == 42.0f);
+}
+
+static void blocks_by_gguf(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof golden_formats / sizeof golden_formats[0]; i++) {
+        enum format f = FMT_COUNT;
+        struct err e = {0};
+        T_OK(kern_format_from_gguf(golden_formats[i].type, &f, &e), &e);
+        float *y = t_guard_alloc(sizeof *y * golden_formats[i].n_columns);
+        kern_format_dequantise(f, golden_formats[i].blocks, golden_formats[i].n_columns, y);
+        for (uint32_t c = 0; c < golden_formats[i].n_columns; c++)
+            if (bits_of(y[c]) != golden_formats[i].values[c])
+                fail_msg("%s, column %u: %.9g, gguf says %.9g", kern_format(f)->name, c, (double)y[c], (double)float_of(golden_formats[i].values[c]));
+        t_guard_free(y);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(table),        cmocka_unit_test(names),          cmocka_unit_test(halves),
+        cmocka_unit_test(brain_floats), cmocka_unit_test(blocks_by_hand), cmocka_unit_test(blocks_by_gguf),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,513 @@
+/* Conformance of products: every backend that this machine can run against `ref`, to the bit; and the law of one order per output: any number of tokens,
+ * rows, threads and ranks gives the bits of the whole. `ref` itself is held against plain double arithmetic.
+ *
+ * One expected result per case, 64 tokens × 50 rows by ref; whatever is computed otherwise (fewer tokens, fewer rows, a cut by leaves) is a part of it. */
+#include "tests/t.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/rng.h"
+#include "kernels/kernels.h"
+#include "kernels/ref/ref.h"
+#include "tests/t_kernels.h"
+
+enum { MAX_TOKENS = 64, MAX_ROWS = 50 };
+
+/* ---- leaf structures ----------------------------------------------------------------------------------------------------------------------------- */
+
+struct shape {
+    const char *name;
+    uint64_t n_columns;
+    uint32_t n_leaves;
+    uint64_t leaf_end[KERN_MAX_LEAVES];
+};
+
+/* DESIGN's rule for row-parallel products without super-blocks */
+static struct shape by_units(const char *name, uint64_t n) {
+    struct shape s = {.name = name, .n_columns = n};
+    uint64_t n64 = (n + 63) / 64, unit = n < 256 || (n64 < 12 && n64 % 2) ? 32 : 64, n_units = (n + unit - 1) / unit;
+    s.n_leaves = (uint32_t)(n_units < 12 ? n_units : 12);
+    for (uint32_t i = 0; i < s.n_leaves; i++) {
+        uint64_t end = (i + 1) * n_units / s.n_leaves * unit;
+        s.leaf_end[i] = end < n ? end : n;
+    }
+    return s;
+}
+
+/* Output projection with one head a leaf */
+static struct shape by_heads(const char *name, uint32_t n_heads, uint64_t head_dim) {
+    struct shape s = {.name = name, .n_columns = n_heads * head_dim, .n_leaves = n_heads};
+    for (uint32_t i = 0; i < n_heads; i++)
+        s.leaf_end[i] = (i + 1) * head_dim;
+    return s;
+}
+
+static struct shape one_leaf(const char *name, uint64_t n) { return (struct shape){.name = name, .n_columns = n, .n_leaves = 1, .leaf_end = {n}}; }
+
+static int all_shapes(struct shape *s) {
+    int n = 0;
+    s[n++] = by_units("45 units in 12 leaves", 2880);
+    s[n++] = by_units("18 units in 12 leaves", 576);
+    s[n++] = by_units("one unit", 32);
+    s[n++] = by_units("3 units of 32", 96);
+    s[n++] = by_units("a short last unit", 352);
+    s[n++] = by_units("a short last unit, off the grid", 331);
+    s[n++] = by_heads("5 heads of 80, boundaries off the grid", 4, 80);
+    s[n++] = by_heads("8 heads of 20, several boundaries in a block", 8, 20);
+    s[n++] = by_heads("9 heads of 64", 9, 64);
+    s[n++] = by_heads("3 heads of 33", 3, 33);
+    s[n++] = by_heads("32 heads of 7", 32, 7);
+    s[n++] = one_leaf("one leaf", 192);
+    s[n++] = one_leaf("one column", 1);
+    s[n++] = one_leaf("17 columns", 17);
+    return n;
+}
+#define MAX_SHAPES 16
+
+/* ---- random files -------------------------------------------------------------------------------------------------------------------------------- */
+
+/* n_rows rows of whole blocks */
+static unsigned char *make_rows(struct base_rng *r, enum format f, uint64_t n_rows, uint64_t n_columns) {
+    size_t bytes = kern_format_row_bytes(f, n_columns) * n_rows;
+    unsigned char *rows = malloc(bytes + 1);
+    assert_non_null(rows);
+    if (kern_format(f)->quantised) {
+        const struct format_info *info = kern_format(f);
+        for (size_t i = 0; i < bytes; i++)
+            rows[i] = (unsigned char)base_rng_u32(r);
+        for (size_t at = 0; at < bytes; at += info->block_bytes) {
+            uint16_t d = kern_f32_to_f16(base_rng_uniform(r, -0.02f, 0.02f)), m = kern_f32_to_f16(base_rng_uniform(r, -0.2f, 0.2f));
+            memcpy(rows + at, &d, 2);
+            if (f == FMT_Q4_1)
+                memcpy(rows + at + 2, &m, 2);
+        }
+        return rows;
+    }
+    for (uint64_t i = 0; i < n_rows * n_columns; i++) {
+        float x = base_rng_normal(r);
+        uint16_t h = f == FMT_F16 ? kern_f32_to_f16(x) : kern_f32_to_bf16(x);
+        if (f == FMT_F32)
+            memcpy(rows + 4 * i, &x, 4);
+        else
+            memcpy(rows + 2 * i, &h, 2);
+    }
+    return rows;
+}
+
+static float *make_floats(struct base_rng *r, size_t n) {
+    float *x = malloc((n + 1) * sizeof *x);
+    assert_non_null(x);
+    for (size_t i = 0; i < n; i++)
+        x[i] = base_rng_normal(r) * (base_rng_below(r, 50) ? 1.0f : 30.0f); /* outliers, so that int8 scales differ */
+    return x;
+}
+
+/* ---- a packed matrix ----------------------------------------------------------------------------------------------------------------------------- */
+
+static void matrix_open(struct kern_matrix *m, const struct kern_backend *b, enum format f, enum kern_activation a, const struct shape *s, uint32_t leaf_lo,
+                        uint32_t leaf_hi, const unsigned char *rows, uint64_t n_rows) {
+    *m = (struct kern_matrix){.format = f, .activation = a, .n_rows = n_rows};
+    uint64_t begin = leaf_lo ? s->leaf_end[leaf_lo - 1] : 0, end = leaf_hi ? s->leaf_end[leaf_hi - 1] : 0;
+    uint32_t max = kern_columns_max_segments(end > begin ? end - begin : 0, leaf_hi - leaf_lo);
+    kern_columns_init(&m->columns, begin, s->leaf_end + leaf_lo, leaf_lo, leaf_hi, s->n_leaves, calloc(max, 4), calloc(max, 1));
+    assert_true(m->columns.n_segments <= max);
+    m->data = t_guard_alloc(b->matrix_bytes(f, a, n_rows, &m->columns));
+
+    /* the loader's way: the rank's own columns only, a batch of rows at a time, each batch in a buffer of its own */
+    uint64_t block = kern_format(f)->block_columns, first = begin / block * block, past = (end + block - 1) / block * block;
+    size_t stride = kern_format_row_bytes(f, s->n_columns), offset = kern_format_row_bytes(f, first), bytes = kern_format_row_bytes(f, past - first);
+    if (begin == end)
+        return;
+    for (uint64_t at = 0; at < n_rows; at += 32) {
+        uint64_t n = n_rows - at < 32 ? n_rows - at : 32;
+        unsigned char *bounce = malloc(n * (bytes + 6));
+        for (uint64_t i = 0; i < n; i++)
+            memcpy(bounce + i * (bytes + 6), rows + (at + i) * stride + offset, bytes);
+        b->matrix_pack(&(struct kern_pack){m, at, n, bounce, bytes + 6, first});
+        free(bounce);
+    }
+    t_guard_check(m->data);
+}
+
+static void matrix_close(struct kern_matrix *m) {
+    free(m->columns.segment_begin);
+    free(m->columns.segment_columns);
+    t_guard_free(m->data);
+}
+
+/* Every thread's share in turn, the last thread first: shares must not depend on each other. */
+static void multiply(const struct kern_backend *b, struct kern_matmul *args, int n_threads) {
+    const struct kern_columns *c = &args->parts[0].matrix->columns;
+    args->scratch = t_guard_alloc(b->matmul_scratch_bytes(c, args->n_tokens));
+    for (int i = n_threads - 1; i >= 0; i--)
+        b->matmul_prepare((struct kern_queue){i, n_threads}, args);
+    for (int i = n_threads - 1; i >= 0; i--)
+        b->matmul((struct kern_queue){i, n_threads}, args);
+    t_guard_free(args->scratch);
+}
+
+/* y [n_vectors][n_tokens][n_rows], guarded; NULL where there is nothing */
+static float *product(const struct kern_backend *b, const struct kern_matrix *m, const float *x, size_t x_stride, int n_tokens, const float *bias,
+                      int n_threads) {
+    size_t n = (size_t)m->columns.n_vectors * (size_t)n_tokens * m->n_rows;
+    float *y = t_guard_alloc(n * sizeof *y);
+    struct kern_matmul args = {.x = x, .x_stride = x_stride, .n_tokens = n_tokens, .n_parts = 1};
+    args.parts[0] = (struct kern_matmul_part){m, bias, y, m->n_rows, m->n_rows * (size_t)n_tokens};
+    multiply(b, &args, n_threads);
+    t_guard_check(y);
+    return y;
+}
+
+/* ---- comparing ----------------------------------------------------------------------------------------------------------------------------------- */
+
+static void expect_same(const struct kern_backend *b, const struct shape *s, enum format f, enum kern_activation a, const char *what, int n_tokens,
+                        const float *got, size_t got_stride, const float *want, size_t want_stride, uint64_t n_rows) {
+    for (int t = 0; t < n_tokens; t++)
+        for (uint64_t r = 0; r < n_rows; r++) {
+            float g = got[(size_t)t * got_stride + r], w = want[(size_t)t * want_stride + r];
+            if (memcmp(&g, &w, sizeof g) != 0)
+                fail_msg("%s/%s, %s × %s, %s: %s, token %d of %d, row %d of %d: %.9g, expected %.9g", b->name, b->variant, kern_format(f)->name,
+                         a == KERN_ACT_INT8 ? "int8" : "f32", s->name, what, t, n_tokens, (int)r, (int)n_rows, (double)g, (double)w);
+        }
+}
+
+/* A case: what ref says about all tokens and rows. */
+struct expectation {
+    const struct shape *shape;
+    enum format format;
+    enum kern_activation activation;
+    unsigned char *rows;
+    float *x, *bias, *y, *y_bias;
+};
+
+static bool expect_open(struct expectation *e, struct base_rng *r, const struct shape *s, enum format f, enum kern_activation a) {
+    if (s->n_columns % kern_format(f)->block_columns || !kern_ref.supports(KERN_OP_MATMUL, f, a, 0))
+        return false;
+    *e = (struct expectation){s, f, a, make_rows(r, f, MAX_ROWS, s->n_columns), make_floats(r, MAX_TOKENS * s->n_columns), make_floats(r, MAX_ROWS), NULL, NULL};
+    struct kern_matrix m;
+    matrix_open(&m, &kern_ref, f, a, s, 0, s->n_leaves, e->rows, MAX_ROWS);
+    assert_int_equal(m.columns.n_vectors, 1);
+    e->y = product(&kern_ref, &m, e->x, s->n_columns, MAX_TOKENS, NULL, 1);
+    e->y_bias = product(&kern_ref, &m, e->x, s->n_columns, MAX_TOKENS, e->bias, 1);
+    matrix_close(&m);
+    return true;
+}
+
+static void expect_close(struct expectation *e) {
+    free(e->rows);
+    free(e->x);
+    free(e->bias);
+    t_guard_free(e->y);
+    t_guard_free(e->y_bias);
+}
+
+typedef void (*check_fn)(const struct kern_backend *b, struct expectation *e);
+
+static void for_all(check_fn check) {
+    struct shape shapes[MAX_SHAPES];
+    int n_shapes = all_shapes(shapes);
+    struct base_rng r;
+    base_rng_init(&r, t_seed());
+    for (int i = 0; i < n_shapes; i++)
+        for (int f = 0; f < FMT_COUNT; f++)
+            for (int a = 0; a < 2; a++) {
+                struct expectation e;
+                if (!expect_open(&e, &r, &shapes[i], (enum format)f, (enum kern_activation)a))
+                    continue;
+                for (const struct kern_backend *const *b = kern_backends(); *b; b++)
+                    if (t_kernels_on(*b) && (*b)->supports(KERN_OP_MATMUL, e.format, e.activation, 0))
+                        check(*b, &e);
+                expect_close(&e);
+            }
+}
+
+/* ---- the checks ---------------------------------------------------------------------------------------------------------------------------------- */
+
+static void check_tokens_rows_threads(const struct kern_backend *b, struct expectation *e) {
+    static const int tokens[] = {1, 2, 3, 5, 8, 17, 64};
+    static const uint64_t rows[] = {1, 15, 16, 17, 33, MAX_ROWS, 0};
+    size_t stride = e->shape->n_columns;
+    for (size_t i = 0; i < 7; i++) {
+        struct kern_matrix m;
+        matrix_open(&m, b, e->format, e->activation, e->shape, 0, e->shape->n_leaves, e->rows, rows[i]);
+        for (int n_threads = 1; n_threads <= 3; n_threads++) {
+            /* rows and token counts vary together, in seven pairs a thread count */
+            int n = tokens[(i + (size_t)n_threads * 2) % 7];
+            float *y = product(b, &m, e->x, stride, n, NULL, n_threads);
+            expect_same(b, e->shape, e->format, e->activation, "at once", n, y, rows[i], e->y, MAX_ROWS, rows[i]);
+            t_guard_free(y);
+        }
+        matrix_close(&m);
+    }
+}
+
+static void check_one_by_one(const struct kern_backend *b, struct expectation *e) {
+    struct kern_matrix m;
+    size_t stride = e->shape->n_columns;
+    matrix_open(&m, b, e->format, e->activation, e->shape, 0, e->shape->n_leaves, e->rows, MAX_ROWS);
+    for (int t = 0; t < MAX_TOKENS; t += 7) {
+        float *y = product(b, &m, e->x + (size_t)t * stride, stride, 1, e->bias, 1 + t % 3);
+        expect_same(b, e->shape, e->format, e->activation, "alone, with a bias", 1, y, MAX_ROWS, e->y_bias + (size_t)t * MAX_ROWS, MAX_ROWS, MAX_ROWS);
+        t_guard_free(y);
+    }
+    matrix_close(&m);
+}
+
+/* Ranks own leaves [at[i], at[i+1]); their vectors, put together by the op `sum`, are the whole's bytes. Zero leaves are legal. */
+static void check_ranks(const struct kern_backend *b, struct expectation *e) {
+    uint32_t n = e->shape->n_leaves;
+    size_t stride = e->shape->n_columns;
+    const uint32_t cuts[][6] = {{0, n}, {0, n / 2, n}, {0, n / 3, 2 * n / 3, n}, {0, n * 5 / 8, n}, {0, 0, n}, {0, 1, 1, n}, {0, n / 4, n / 2, 3 * n / 4, n}};
+    const int n_ranks[] = {1, 2, 3, 2, 2, 3, 4};
+    const int n_tokens = 5;
+    for (size_t i_cut = 0; i_cut < sizeof n_ranks / sizeof n_ranks[0]; i_cut++) {
+        struct kern_sum sum = {.n_leaves = n, .n_tokens = n_tokens, .width = MAX_ROWS, .vector_token_stride = MAX_ROWS, .y_stride = MAX_ROWS};
+        float *parts[4] = {0};
+        for (int rank = 0; rank < n_ranks[i_cut]; rank++) {
+            /* ---- one rank's shard, with only its own columns of x */
+            uint32_t lo = cuts[i_cut][rank], hi = cuts[i_cut][rank + 1];
+            struct kern_matrix m;
+            matrix_open(&m, b, e->format, e->activation, e->shape, lo, hi, e->rows, MAX_ROWS);
+            size_t width = (size_t)(m.columns.end - m.columns.begin);
+            float *x = malloc((width * (size_t)n_tokens + 1) * sizeof *x);
+            for (size_t t = 0; t < (size_t)n_tokens; t++)
+                memcpy(x + t * width, e->x + t * stride + m.columns.begin, width * sizeof *x);
+            parts[rank] = product(b, &m, x, width, n_tokens, NULL, 1 + rank % 2);
+            /* ---- which leaves its vectors cover follows from emit */
+            uint32_t begin = lo, i_vector = 0;
+            for (uint32_t leaf = 0; leaf < m.columns.n_leaves; leaf++)
+                if (m.columns.emit[leaf]) {
+                    sum.vectors[sum.n_vectors] = parts[rank] + i_vector++ * MAX_ROWS * (size_t)n_tokens;
+                    sum.vector_lo[sum.n_vectors] = (uint8_t)begin;
+                    sum.vector_hi[sum.n_vectors++] = (uint8_t)(begin = lo + leaf + 1);
+                }
+            assert_int_equal(i_vector, m.columns.n_vectors);
+            assert_int_equal(begin, hi);
+            free(x);
+            matrix_close(&m);
+        }
+        sum.y = t_guard_alloc(sizeof(float) * MAX_ROWS * (size_t)n_tokens);
+        for (int t = 0; t < 2; t++)
+            (b->sum ? b->sum : kern_ref.sum)((struct kern_queue){t, 2}, &sum);
+        expect_same(b, e->shape, e->format, e->activation, "cut by leaves", n_tokens, sum.y, MAX_ROWS, e->y, MAX_ROWS, MAX_ROWS);
+        t_guard_free(sum.y);
+        for (int rank = 0; rank < n_ranks[i_cut]; rank++)
+            t_guard_free(parts[rank]);
+    }
+}
+
+/* Several matrices over one x, of different heights and activations, into one buffer with gaps */
+static void check_parts(const struct kern_backend *b, struct expectation *e) {
+    static const uint64_t heights[KERN_MAX_PARTS] = {17, 0, 50, 3};
+    enum { N = 11, STRIDE = 77 };
+    struct kern_matrix m[KERN_MAX_PARTS];
+    float *y = t_guard_alloc(sizeof(float) * N * STRIDE);
+    memset(y, 0x5a, sizeof(float) * N * STRIDE);
+    struct kern_matmul args = {.x = e->x, .x_stride = e->shape->n_columns, .n_tokens = N, .n_parts = KERN_MAX_PARTS};
+    size_t at = 0;
+    for (int i = 0; i < KERN_MAX_PARTS; i++) {
+        enum kern_activation a = i == 3 ? KERN_ACT_F32 : e->activation;
+        matrix_open(&m[i], b, e->format, a, e->shape, 0, e->shape->n_leaves, e->rows, heights[i]);
+        args.parts[i] = (struct kern_matmul_part){&m[i], i == 2 ? e->bias : NULL, y + at, STRIDE, 0};
+        at += heights[i] + 1;
+    }
+    multiply(b, &args, 3);
+    t_guard_check(y);
+    expect_same(b, e->shape, e->format, e->activation, "first part", N, y, STRIDE, e->y, MAX_ROWS, 17);
+    expect_same(b, e->shape, e->format, e->activation, "third part", N, y + 19, STRIDE, e->y_bias, MAX_ROWS, 50);
+    if (e->activation == KERN_ACT_F32)
+        expect_same(b, e->shape, e->format, e->activation, "last part", N, y + 70, STRIDE, e->y, MAX_ROWS, 3);
+    for (int t = 0; t < N; t++) { /* what lies between the parts is untouched */
+        static const int gaps[] = {17, 18, 69, 73, 74, 75, 76};
+        for (size_t g = 0; g < sizeof gaps / sizeof gaps[0]; g++)
+            for (size_t byte = 0; byte < sizeof(float); byte++)
+                assert_int_equal(((unsigned char *)(y + t * STRIDE + gaps[g]))[byte], 0x5a);
+    }
+    for (int i = 0; i < KERN_MAX_PARTS; i++)
+        matrix_close(&m[i]);
+    t_guard_free(y);
+}
+
+/* ref against double arithmetic on dequantised weights; for int8 within what the rounding of activations can do */
+static void check_against_double(const struct kern_backend *b, struct expectation *e) {
+    if (b != &kern_ref)
+        return;
+    uint64_t n = e->shape->n_columns;
+    float *w = malloc(n * sizeof *w);
+    for (uint64_t r = 0; r < MAX_ROWS; r++) {
+        kern_format_dequantise(e->format, e->rows + r * kern_format_row_bytes(e->format, n), n, w);
+        for (int t = 0; t < MAX_TOKENS; t += 5) {
+            double sum = 0, size = 0;
+            for (uint64_t i = 0; i < n; i++) {
+                double x = (double)e->x[(size_t)t * n + i];
+                double amax = 0; /* of the activation's block: it bounds the rounding of x */
+                for (uint64_t j = i / 32 * 32; j < i / 32 * 32 + 32 && j < n && e->activation == KERN_ACT_INT8; j++)
+                    amax = fmax(amax, fabs((double)e->x[(size_t)t * n + j]));
+                sum += (double)w[i] * x;
+                size += fabs((double)w[i]) * (fabs(x) * 1e-6 + amax * 0.501 / 127);
+            }
+            double got = (double)e->y[(size_t)t * MAX_ROWS + r];
+            if (!(fabs(got - sum) <= size + 1e-6))
+                fail_msg("ref, %s, %s: token %d, row %d: %.9g, in double %.9g ± %.2g", kern_format(e->format)->name, e->shape->name, t, (int)r, got, sum, size);
+        }
+    }
+    free(w);
+}
+
+static void check_embed(const struct kern_backend *b, struct expectation *e) {
+    if (!b->supports(KERN_OP_EMBED, e->format, e->activation, 0))
+        return;
+    static const int32_t ids[] = {100, 149, 99, 150, 117, 100, 0, 131};
+    enum { N = sizeof ids / sizeof ids[0] };
+    uint64_t n = e->shape->n_columns;
+    struct shape whole = one_leaf(e->shape->name, n);
+    struct kern_matrix m;
+    matrix_open(&m, b, e->format, e->activation, &whole, 0, 1, e->rows, MAX_ROWS);
+    float *y = t_guard_alloc(sizeof(float) * N * n), *want = malloc(sizeof(float) * n);
+    struct kern_embed args = {&m, 100, ids, N, y, n, 0.75f};
+    for (int t = 2; t >= 0; t--)
+        b->embed((struct kern_queue){t, 3}, &args);
+    t_guard_check(y);
+    for (size_t t = 0; t < N; t++) {
+        memset(want, 0, sizeof(float) * n);
+        if (ids[t] >= 100 && ids[t] < 100 + MAX_ROWS)
+            kern_format_dequantise(e->format, e->rows + (size_t)(ids[t] - 100) * kern_format_row_bytes(e->format, n), n, want);
+        for (uint64_t i = 0; i < n; i++)
+            if (y[t * n + i] != want[i] * 0.75f)
+                fail_msg("%s/%s, %s, %s: id %d, column %d: %.9g, expected %.9g", b->name, b->variant, kern_format(e->format)->name, e->shape->name, ids[t],
+                         (int)i, (double)y[t * n + i], (double)(want[i] * 0.75f));
+    }
+    free(want);
+    t_guard_free(y);
+    matrix_close(&m);
+}
+
+static void same_bits_for_tokens_rows_threads(void **state) { (void)state, for_all(check_tokens_rows_threads); }
+static void same_bits_one_by_one(void **state) { (void)state, for_all(check_one_by_one); }
+static void same_bits_for_any_cut(void **state) { (void)state, for_all(check_ranks); }
+static void several_parts(void **state) { (void)state, for_all(check_parts); }
+static void ref_against_double(void **state) { (void)state, for_all(check_against_double); }
+static void embedding(void **state) { (void)state, for_all(check_embed); }
+
+/* Activations with corners: zeroes, subnormals, huge values, ties of the rounding */
+static void corners_of_int8(void **state) {
+    (void)state;
+    struct base_rng r;
+    base_rng_init(&r, t_seed());
+    struct shape s = one_leaf("corners", 256);
+    float x[256] = {0};
+    for (int i = 32; i < 64; i++)
+        x[i] = 1e-41f * (float)(i - 48);
+    for (int i = 64; i < 96; i++)
+        x[i] = 1e30f * (float)(i - 80);
+    for (int i = 96; i < 128; i++)
+        x[i] = i == 96 ? 127.0f : (float)(i - 112) + 0.5f; /* d = 1: every other is a tie */
+    for (int i = 128; i < 160; i++)
+        x[i] = -0.0f;
+    x[170] = 1e-45f;
+    for (int i = 192; i < 256; i++)
+        x[i] = base_rng_normal(&r);
+    for (int f = 0; f < FMT_COUNT; f++) {
+        if (!kern_ref.supports(KERN_OP_MATMUL, (enum format)f, KERN_ACT_INT8, 0))
+            continue;
+        unsigned char *rows = make_rows(&r, (enum format)f, 16, 256);
+        float *want = NULL;
+        for (const struct kern_backend *const *b = kern_backends();; b++) { /* ref first, then all */
+            const struct kern_backend *backend = want ? *b : &kern_ref;
+            if (!backend)
+                break;
+            if ((want && !t_kernels_on(backend)) || !backend->supports(KERN_OP_MATMUL, (enum format)f, KERN_ACT_INT8, 0))
+                continue;
+            struct kern_matrix m;
+            matrix_open(&m, backend, (enum format)f, KERN_ACT_INT8, &s, 0, 1, rows, 16);
+            float *y = product(backend, &m, x, 256, 1, NULL, 1);
+            matrix_close(&m);
+            if (!want) {
+                want = y;
+                b--;
+                continue;
+            }
+            expect_same(backend, &s, (enum format)f, KERN_ACT_INT8, "corners", 1, y, 16, want, 16, 16);
+            t_guard_free(y);
+        }
+        t_guard_free(want);
+        free(rows);
+    }
+}
+
+/* Leaves, folds and vectors against the recursion of specs/order_of_sums.py, for all ranges of up to 32 leaves */
+static int spell(char *text, uint32_t lo, uint32_t hi, uint32_t a, uint32_t b, bool inside) {
+    if (hi <= a || b <= lo)
+        return 0;
+    uint32_t m = a + (b - a + 1) / 2;
+    bool whole = lo <= a && b <= hi;
+    int n = 0;
+    if (b - a == 1)
+        n += sprintf(text + n, "%u", a);
+    else {
+        n += spell(text + n, lo, hi, a, m, whole || inside);
+        n += spell(text + n, lo, hi, m, b, whole || inside);
+        if (whole)
+            n += sprintf(text + n, "+");
+    }
+    if (whole && !inside)
+        n += sprintf(text + n, "!");
+    return n;
+}
+
+static void columns_fold_like_the_tree(void **state) {
+    (void)state;
+    for (uint32_t total = 1; total <= KERN_MAX_LEAVES; total++)
+        for (uint32_t lo = 0; lo <= total; lo++)
+            for (uint32_t hi = lo; hi <= total; hi++) {
+                struct kern_columns c;
+                uint32_t begins[200];
+                uint8_t widths[200];
+                uint64_t ends[KERN_MAX_LEAVES];
+                for (uint32_t i = 0; i < hi - lo; i++)
+                    ends[i] = (uint64_t)(lo + i + 1) * 45;
+                kern_columns_init(&c, (uint64_t)lo * 45, ends, lo, hi, total, begins, widths);
+                /* segments tile the columns, respect leaves and the grid of 32 */
+                assert_true(c.n_segments <= kern_columns_max_segments(c.end - c.begin, hi - lo));
+                uint64_t at = c.begin;
+                for (uint32_t leaf = 0; leaf < c.n_leaves; leaf++) {
+                    for (uint32_t s = c.leaf_segment[leaf]; s < c.leaf_segment[leaf + 1]; s++) {
+                        assert_int_equal(begins[s], at - c.begin);
+                        assert_true(widths[s] >= 1 && at / 32 == (at + widths[s] - 1) / 32);
+                        at += widths[s];
+                    }
+                    assert_int_equal(at, ends[leaf]);
+                }
+                assert_int_equal(at, c.end);
+                char want[1024] = "", got[1024] = "";
+                spell(want, lo, hi, 0, total, false);
+                int n = 0, depth = 0;
+                uint32_t n_vectors = 0;
+                for (uint32_t leaf = 0; leaf < c.n_leaves; leaf++) {
+                    n += sprintf(got + n, "%u", lo + leaf);
+                    depth++;
+                    for (int f = 0; f < c.n_folds[leaf]; f++, depth--)
+                        n += sprintf(got + n, "+");
+                    if (c.emit[leaf]) {
+                        n += sprintf(got + n, "!");
+                        depth--;
+                        n_vectors++;
+                    }
+                    assert_true(depth >= 0 && depth <= 6);
+                }
+                assert_int_equal(depth, 0);
+                assert_int_equal(n_vectors, c.n_vectors);
+                assert_string_equal(got, want);
+            }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(columns_fold_like_the_tree), cmocka_unit_test(same_bits_for_tokens_rows_threads), cmocka_unit_test(same_bits_one_by_one),
+        cmocka_unit_test(same_bits_for_any_cut),      cmocka_unit_test(several_parts),                     cmocka_unit_test(corners_of_int8),
+        cmocka_unit_test(ref_against_double),         cmocka_unit_test(embedding),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
