@@ -196,7 +196,7 @@ deps-lint:
 # --- Demo, tests, benchmarks -----------------------------------------------------------------------------------------------
 
 .PHONY: demo _demo test _test test-long _test-long bench _bench bench-peers fuzz _fuzz
-PROMPT := Why is the sky blue? Answer in two sentences.
+PROMPT := What is the capital of France? Answer in one sentence.
 
 demo: deps
 	@$(MAKE) --no-print-directory _demo

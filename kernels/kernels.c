@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
-#include "kernels/math.h"
+#include "base/math.h"
 #include "kernels/ref/ref.h"
 #include "kernels/tree.h"
 
@@ -96,7 +96,7 @@ static void lse_node(const float *max, const float *sum, uint32_t a, uint32_t b,
     lse_node(max, sum, m, b, &right_max, &right_sum);
     double larger = left_max > right_max ? left_max : right_max;
     *node_max = larger;
-    *node_sum = larger == -INFINITY ? 0 : left_sum * kern_exp(left_max - larger) + right_sum * kern_exp(right_max - larger);
+    *node_sum = larger == -INFINITY ? 0 : left_sum * base_math_exp(left_max - larger) + right_sum * base_math_exp(right_max - larger);
 }
 
 double kern_lse_merge(const float *max, const float *sum, int n_slices) {
@@ -104,5 +104,5 @@ double kern_lse_merge(const float *max, const float *sum, int n_slices) {
         return -INFINITY;
     double node_max, node_sum;
     lse_node(max, sum, 0, (uint32_t)n_slices, &node_max, &node_sum);
-    return node_max + kern_log(node_sum);
+    return node_max + base_math_log(node_sum);
 }

@@ -9,7 +9,7 @@
  * row-major [tokens, width] with an explicit stride.
  *
  * The law (DESIGN, "The order of sums"): one order per output element in every kernel of a backend, whatever n_tokens, n_threads, rank count or tile an element
- * falls into. Compiled without contraction and fast-math; fused multiply-adds are explicit; exp, log, sin, cos are ours (kernels/math.h). */
+ * falls into. Compiled without contraction and fast-math; fused multiply-adds are explicit; exp, log, sin, cos are ours (base/math.h). */
 #ifndef KERNELS_KERNELS_H
 #define KERNELS_KERNELS_H
 

@@ -21,7 +21,7 @@ struct rope_config {
     int64_t original_context;         /* llama3 */
     int rotary_dim;                   /* the first rotary_dim dimensions of a head rotate */
     bool interleaved;                 /* pairs (2i, 2i+1): GGUF's llama weights are permuted so; false: halves */
-    const double *frequency;          /* [rotary_dim / 2] final inverse frequencies, scaling and rope_freqs.weight applied; by kern_pow, in double */
+    const double *frequency;          /* [rotary_dim / 2] final inverse frequencies, scaling and rope_freqs.weight applied; by base_math_pow, in double */
     double attention_factor;          /* on cos and sin; 1 */
 };
 

@@ -13,7 +13,7 @@
 
 #include "base/json.h"
 #include "base/log.h"
-#include "kernels/math.h"
+#include "base/math.h"
 #include "partition/config_priv.h"
 
 #define TWO_PI 6.283185307179586476925286766559
@@ -30,7 +30,7 @@ static enum st compute(const struct config_reader *r, const float *divisors) {
     double *f = base_arena_array(r->arena, (size_t)n, sizeof *f);
     if (!f) return err_set(r->e, ST_NO_MEMORY, "%s: no memory for the rope frequencies", r->where);
     for (int i = 0; i < n; i++) {
-        f[i] = kern_pow(rope->theta, -(double)(2 * i) / rope->rotary_dim);
+        f[i] = base_math_pow(rope->theta, -(double)(2 * i) / rope->rotary_dim);
         if (rope->kind == ROPE_LINEAR) f[i] /= rope->factor;
         if (rope->kind == ROPE_LLAMA3) {
             /* Long waves are slowed by factor, short ones kept, those between go from one to the other. */

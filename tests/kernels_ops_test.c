@@ -8,7 +8,7 @@
 
 #include "base/rng.h"
 #include "kernels/kernels.h"
-#include "kernels/math.h"
+#include "base/math.h"
 #include "kernels/ref/ref.h"
 #include "tests/t_kernels.h"
 
@@ -96,7 +96,7 @@ static void rope(void **state) {
                 size_t stride = (size_t)(HEADS * dim) + 7, n = stride * TOKENS, n_table = (size_t)(TOKENS * 2 * n_frequencies);
                 double *frequency = malloc(sizeof(double) * (size_t)n_frequencies);
                 for (int i = 0; i < n_frequencies; i++)
-                    frequency[i] = kern_pow(10000.0, -2.0 * i / (2 * n_frequencies));
+                    frequency[i] = base_math_pow(10000.0, -2.0 * i / (2 * n_frequencies));
                 static const int32_t position[TOKENS] = {0, 4711, 1000003};
                 float *x = random_floats(&r, n, 1), *zero = calloc(n_table, sizeof *zero), *table = guarded(zero, n_table), *want = guarded(x, n);
                 struct kern_rope_table table_args = {position, TOKENS, n_frequencies, frequency, 1.25, table};

@@ -6,7 +6,7 @@
 #include "base/rng.h"
 #include "kernels/cpu/ops_priv.h"
 #include "kernels/cpu/vec.h"
-#include "kernels/math.h"
+#include "base/math.h"
 #include "kernels/tree.h"
 
 static size_t least(size_t a, size_t b) { return a < b ? a : b; }
@@ -70,7 +70,7 @@ void CPU_NAME(rope_table)(struct kern_queue q, const struct kern_rope_table *arg
     for (size_t t = s.token_begin; t < s.token_end; t++)
         for (size_t i = s.column_begin; i < s.column_end; i++) {
             double sine, cosine;
-            kern_sincos((double)args->position[t] * args->frequency[i], &sine, &cosine);
+            base_math_sincos((double)args->position[t] * args->frequency[i], &sine, &cosine);
             args->cos_sin[t * 2 * n + i] = (float)(cosine * args->factor);
             args->cos_sin[t * 2 * n + n + i] = (float)(sine * args->factor);
         }
@@ -213,7 +213,7 @@ static void consider(const struct kern_sample *args, struct kern_sampled *best, 
         return;
     double value = (double)logit;
     if (args->temperature > 0)
-        value = (double)logit / (double)args->temperature + -kern_log(-kern_log(base_unit_open(word)));
+        value = (double)logit / (double)args->temperature + -base_math_log(-base_math_log(base_unit_open(word)));
     if (best->id < 0 || value > best->value)
         *best = (struct kern_sampled){value, args->first_id + (int32_t)i, logit};
 }

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "kernels/formats.h"
-#include "kernels/math_const.h"
+#include "base/math_const.h"
 
 #define VEC_LANES 16
 #define VEC_INLINE static inline __attribute__((always_inline, unused))
@@ -195,7 +195,7 @@ VEC_INLINE float vec_largest(vec v)
 
 /* ---- plain C ------------------------------------------------------------------------------------------------------------------------------------- */
 
-#include "kernels/math.h"
+#include "base/math.h"
 
 typedef struct {
     float f[VEC_LANES];
@@ -242,7 +242,7 @@ VEC_INLINE void vec_store_f16(uint16_t *p, vec v)
 {
     for (int l = 0; l < VEC_LANES; l++) p[l] = kern_f32_to_f16(v.f[l]);
 }
-VEC_INLINE vec vec_exp(vec x) { VEC_EACH(kern_expf(x.f[l])); }
+VEC_INLINE vec vec_exp(vec x) { VEC_EACH(base_math_expf(x.f[l])); }
 VEC_INLINE vec vec_floats_of_u32(const uint32_t *p) { VEC_EACH((float)p[l]); }
 VEC_INLINE float vec_lane0(vec v) { return v.f[0]; }
 VEC_INLINE float vec_largest(vec v)

@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/math.h"
+#include "base/math.h"
 #include "kernels/ref/ref.h"
 
 static float load(enum format f, const void *base, size_t i) {
@@ -68,12 +68,12 @@ static void add_block(const struct kern_kv *kv, const unsigned char *block, size
             score[j] = fmaf(q[d], load(kv->format, block, (h * dim + d) * KERN_KV_BLOCK + j), score[j]);
         max = score[j] > max ? score[j] : max;
     }
-    float rescale = kern_expf(p->max - max);
+    float rescale = base_math_expf(p->max - max);
     p->max = max;
     for (size_t d = 0; d < dim; d++)
         p->acc[d] *= rescale;
     for (size_t j = 0; j < KERN_KV_BLOCK; j++) {
-        float weight = j < n ? kern_expf(score[j] - max) : 0.0f;
+        float weight = j < n ? base_math_expf(score[j] - max) : 0.0f;
         p->lane[j] = fmaf(p->lane[j], rescale, weight);
         for (size_t d = 0; d < dim && j < n; d++)
             p->acc[d] = fmaf(weight, load(kv->format, block, half + (h * KERN_KV_BLOCK + j) * dim + d), p->acc[d]);
@@ -82,7 +82,7 @@ static void add_block(const struct kern_kv *kv, const unsigned char *block, size
 
 static void merge(struct partial *total, const struct partial *p, size_t dim) {
     float max = p->max > total->max ? p->max : total->max;
-    float a = kern_expf(total->max - max), b = kern_expf(p->max - max);
+    float a = base_math_expf(total->max - max), b = base_math_expf(p->max - max);
     total->max = max;
     total->sum = fmaf(total->sum, a, p->sum * b);
     for (size_t d = 0; d < dim; d++)

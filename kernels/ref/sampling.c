@@ -2,7 +2,7 @@
 #include <math.h>
 
 #include "base/rng.h"
-#include "kernels/math.h"
+#include "base/math.h"
 #include "kernels/ref/ref.h"
 
 void ref_topk(struct kern_queue q, const struct kern_topk *args) {
@@ -36,7 +36,7 @@ void ref_sample(struct kern_queue q, const struct kern_sample *args) {
         if (args->temperature > 0) {
             uint32_t counter[4] = {(uint32_t)(args->first_id + i), args->position, args->draw, 0}, word[4];
             base_philox4x32(counter, key, word);
-            value = (double)logit / (double)args->temperature + -kern_log(-kern_log(base_unit_open(word[0])));
+            value = (double)logit / (double)args->temperature + -base_math_log(-base_math_log(base_unit_open(word[0])));
         }
         if (best.id < 0 || value > best.value)
             best = (struct kern_sampled){value, args->first_id + i, logit};
@@ -54,7 +54,7 @@ void ref_lse(struct kern_queue q, const struct kern_lse *args) {
         for (uint32_t c = 0; c < n; c++)
             max = x[c] > max ? x[c] : max;
         for (uint32_t c = 0; c < n && max > -INFINITY; c++)
-            lane[c % 16] = lane[c % 16] + kern_expf(x[c] - max);
+            lane[c % 16] = lane[c % 16] + base_math_expf(x[c] - max);
         for (int w = 8; w; w /= 2)
             for (int l = 0; l < w; l++)
                 lane[l] = lane[l] + lane[l + w];

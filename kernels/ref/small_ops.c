@@ -1,7 +1,7 @@
 /* Norm, rope, gate and the tree of partial vectors, by the letter. */
 #include <math.h>
 
-#include "kernels/math.h"
+#include "base/math.h"
 #include "kernels/ref/ref.h"
 #include "kernels/tree.h"
 
@@ -29,7 +29,7 @@ void ref_rope_table(struct kern_queue q, const struct kern_rope_table *args) {
     REF_FOR_SHARE(int, t, args->n_tokens, q)
         for (int i = 0; i < n; i++) {
             double s, c;
-            kern_sincos((double)args->position[t] * args->frequency[i], &s, &c);
+            base_math_sincos((double)args->position[t] * args->frequency[i], &s, &c);
             args->cos_sin[(size_t)t * 2 * (size_t)n + (size_t)i] = (float)(c * args->factor);
             args->cos_sin[(size_t)t * 2 * (size_t)n + (size_t)(n + i)] = (float)(s * args->factor);
         }
@@ -55,7 +55,7 @@ void ref_gate(struct kern_queue q, const struct kern_gate *args) {
     REF_FOR_SHARE(int, t, args->n_tokens, q)
         for (int i = 0; i < args->width; i++) {
             float g = args->gate[(size_t)t * args->gate_stride + (size_t)i];
-            float silu = g / (1.0f + kern_expf(-g));
+            float silu = g / (1.0f + base_math_expf(-g));
             args->y[(size_t)t * args->y_stride + (size_t)i] = silu * args->up[(size_t)t * args->up_stride + (size_t)i];
         }
 }

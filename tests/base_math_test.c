@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/rng.h"
-#include "kernels/math.h"
+#include "base/math.h"
 
 static double uniform(struct base_rng *r, double lo, double hi) {
     double u = base_unit_open(base_rng_u32(r)) + base_unit_open(base_rng_u32(r)) * 0x1p-32;
@@ -31,15 +31,15 @@ static void expf_within_2_ulp(void **state) {
             x = sign ? -x : x;
             if (x < -87.3f)
                 continue;
-            double e = ulps_f32(kern_expf(x), exp((double)x));
+            double e = ulps_f32(base_math_expf(x), exp((double)x));
             if (e > 2)
-                fail_msg("exp(%.9g) = %.9g: %.2f ulp off", (double)x, (double)kern_expf(x), e);
+                fail_msg("exp(%.9g) = %.9g: %.2f ulp off", (double)x, (double)base_math_expf(x), e);
             worst = e > worst ? e : worst;
         }
     print_message("expf: %.3f ulp at worst\n", worst);
-    assert_true(kern_expf(0.0f) == 1.0f && kern_expf(-0.0f) == 1.0f);
-    assert_true(kern_expf(-87.31f) == 0.0f && !signbit(kern_expf(-1000.0f)) && kern_expf(-INFINITY) == 0.0f);
-    assert_true(isnan(kern_expf(NAN)) && isinf(kern_expf(89.0f)) && isinf(kern_expf(INFINITY)) && isfinite(kern_expf(88.7f)));
+    assert_true(base_math_expf(0.0f) == 1.0f && base_math_expf(-0.0f) == 1.0f);
+    assert_true(base_math_expf(-87.31f) == 0.0f && !signbit(base_math_expf(-1000.0f)) && base_math_expf(-INFINITY) == 0.0f);
+    assert_true(isnan(base_math_expf(NAN)) && isinf(base_math_expf(89.0f)) && isinf(base_math_expf(INFINITY)) && isfinite(base_math_expf(88.7f)));
 }
 
 #define WITHIN(name, got, want, limit, ...)                                                    \
@@ -57,27 +57,27 @@ static void exp_log_pow(void **state) {
     double worst = 0;
     for (int i = 0; i < 400000; i++) {
         double x = i % 2 ? uniform(&r, -700, 700) : uniform(&r, -1, 1);
-        WITHIN("exp(%.17g)", kern_exp(x), expl((long double)x), 1e-14, x);
+        WITHIN("exp(%.17g)", base_math_exp(x), expl((long double)x), 1e-14, x);
     }
     print_message("exp: %.3g at worst\n", worst);
     worst = 0;
     for (int i = 0; i < 400000; i++) {
         double x = i % 3 == 0 ? uniform(&r, 0.5, 2) : i % 3 == 1 ? ldexp(uniform(&r, 1, 2), (int)base_rng_below(&r, 2000) - 1000) : 1 + uniform(&r, -1e-6, 1e-6);
-        WITHIN("log(%.17g)", kern_log(x), logl((long double)x), 1e-14, x);
+        WITHIN("log(%.17g)", base_math_log(x), logl((long double)x), 1e-14, x);
     }
     print_message("log: %.3g at worst\n", worst);
     worst = 0;
     for (int i = 0; i < 400000; i++) {
         double x = i % 2 ? uniform(&r, 1e-3, 1e6) : ldexp(uniform(&r, 1, 2), (int)base_rng_below(&r, 60) - 30), y = uniform(&r, -20, 20);
-        WITHIN("pow(%.17g, %.17g)", kern_pow(x, y), powl((long double)x, (long double)y), 1e-14, x, y);
+        WITHIN("pow(%.17g, %.17g)", base_math_pow(x, y), powl((long double)x, (long double)y), 1e-14, x, y);
     }
     for (int d = 2; d <= 256; d += 2) /* what rope's frequencies are made of */
         for (int i = 0; i < d; i += 2)
-            WITHIN("pow(1e6, -%d / %d)", kern_pow(1e6, -(double)i / d), powl(1e6L, -(long double)((double)i / d)), 1e-14, i, d);
+            WITHIN("pow(1e6, -%d / %d)", base_math_pow(1e6, -(double)i / d), powl(1e6L, -(long double)((double)i / d)), 1e-14, i, d);
     print_message("pow: %.3g at worst\n", worst);
-    assert_true(kern_exp(0) == 1 && kern_log(1) == 0 && kern_pow(2, 10) == 1024 && kern_pow(7, 0) == 1);
-    assert_true(kern_exp(-800) == 0 && isinf(kern_exp(710)) && isinf(kern_log(0)) && isnan(kern_log(-1)) && isnan(kern_exp(NAN)));
-    assert_true(relative(kern_exp(-730), expl(-730)) < 1e-6 && relative(kern_log(0x1p-1070), logl(0x1p-1070L)) < 1e-15); /* subnormals */
+    assert_true(base_math_exp(0) == 1 && base_math_log(1) == 0 && base_math_pow(2, 10) == 1024 && base_math_pow(7, 0) == 1);
+    assert_true(base_math_exp(-800) == 0 && isinf(base_math_exp(710)) && isinf(base_math_log(0)) && isnan(base_math_log(-1)) && isnan(base_math_exp(NAN)));
+    assert_true(relative(base_math_exp(-730), expl(-730)) < 1e-6 && relative(base_math_log(0x1p-1070), logl(0x1p-1070L)) < 1e-15); /* subnormals */
 }
 
 static void sin_cos(void **state) {
@@ -93,14 +93,14 @@ static void sin_cos(void **state) {
         if (fabs(x) > 1e9)
             continue;
         double s, c;
-        kern_sincos(x, &s, &c);
+        base_math_sincos(x, &s, &c);
         /* long double has 64 bits and glibc reduces exactly */
         WITHIN("sin(%.17g)", s, sinl((long double)x), 1e-14, x);
         WITHIN("cos(%.17g)", c, cosl((long double)x), 1e-14, x);
     }
     print_message("sin, cos: %.3g at worst\n", worst);
     double s, c;
-    kern_sincos(0, &s, &c);
+    base_math_sincos(0, &s, &c);
     assert_true(s == 0 && c == 1);
 }
 

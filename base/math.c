@@ -1,13 +1,13 @@
 /* Elementary functions of our own: the same bits on every host. Only +, −, ·, ÷, fma and conversions are used, each of which IEEE 754 defines exactly.
  * Method: exact argument reduction (the reduced argument carried as a sum of two numbers where it matters), then a short polynomial.
  * Polynomials of log, sin and cos: fdlibm (Sun Microsystems, freely distributable); of expf: Cephes. */
-#include "kernels/math.h"
+#include "base/math.h"
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-#include "kernels/math_const.h"
+#include "base/math_const.h"
 
 static uint64_t to_bits(double x) {
     uint64_t u;
@@ -22,7 +22,7 @@ static double from_bits(uint64_t u) {
 
 /* ---- exp ---------------------------------------------------------------------------------------------------------------------------------------- */
 
-float kern_expf(float x) {
+float base_math_expf(float x) {
     if (!(x <= EXPF_HIGH))
         return x != x ? x : INFINITY;
     if (x < EXPF_LOW)
@@ -69,7 +69,7 @@ static double exp_sum(double x, double x_low) {
     return p * from_bits((uint64_t)(1023 + n1) << 52) * from_bits((uint64_t)(1023 + n2) << 52);
 }
 
-double kern_exp(double x) { return exp_sum(x, 0.0); }
+double base_math_exp(double x) { return exp_sum(x, 0.0); }
 
 /* ---- log, pow ------------------------------------------------------------------------------------------------------------------------------------ */
 
@@ -107,7 +107,7 @@ static void log_sum(double x, double *high, double *low) {
     *low = rest - (*high - sum);
 }
 
-double kern_log(double x) {
+double base_math_log(double x) {
     if (!(x > 0))
         return x == 0 ? -INFINITY : NAN;
     if (x == INFINITY)
@@ -117,9 +117,9 @@ double kern_log(double x) {
     return high + low;
 }
 
-double kern_pow(double x, double y) {
+double base_math_pow(double x, double y) {
     if (!(x > 0) || x == INFINITY)
-        return x == 0 && y > 0 ? 0.0 : exp_sum(y * kern_log(x), 0.0);
+        return x == 0 && y > 0 ? 0.0 : exp_sum(y * base_math_log(x), 0.0);
     double high, low;
     log_sum(x, &high, &low);
     double product = y * high;
@@ -140,7 +140,7 @@ static double two_sum(double a, double b, double *error) {
     return sum;
 }
 
-void kern_sincos(double x, double *sin_x, double *cos_x) {
+void base_math_sincos(double x, double *sin_x, double *cos_x) {
     /* ---- reduction: r + t = x − n·π/2, |r| ≤ π/4; products by fma are exact in two parts, so nothing cancels */
     double n = floor(x * 0x1.45f306dc9c883p-1 + 0.5);
     double p1 = n * HALF_PI_1, p1_low = fma(n, HALF_PI_1, -p1);

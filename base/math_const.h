@@ -1,6 +1,6 @@
-/* Constants of kern_expf, shared by its scalar and vector forms so that they cannot drift apart. Polynomial: Cephes expf (Moshier), error below 1 ulp. */
-#ifndef KERNELS_MATH_CONST_H
-#define KERNELS_MATH_CONST_H
+/* Constants of base_math_expf, shared by its scalar and vector forms so that they cannot drift apart. Polynomial: Cephes expf (Moshier), error below 1 ulp. */
+#ifndef BASE_MATH_CONST_H
+#define BASE_MATH_CONST_H
 
 #define EXPF_HIGH 88.72f             /* above: +infinity (e^88.72 < FLT_MAX) */
 #define EXPF_LOW (-87.3f)            /* below: +0 (e^-87.3 is still a normal number) */
