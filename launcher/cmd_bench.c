@@ -197,6 +197,8 @@ int cmd_bench(int argc, char **argv)
                      "Tokens per second, medians over repetitions; the warm-up is not counted.", groups, 2, argc, argv, &model, 0, &status))
         return status;
     struct err e = {""};
+    if (launch_options_check(&shared, &e))
+        return launch_misuse("bench", &e);
     const int64_t decode_context = (v.depth > 0 ? v.depth : 1) + v.decode + 1, prefill_context = v.prefill + 1;
     const struct launch_needs needs = {.max_sequences = 1, .context = decode_context > prefill_context ? decode_context : prefill_context, .ledger = v.ledger};
     if (!v.prefill && !v.decode) {

@@ -135,10 +135,9 @@ static enum st lay_out(const struct part_model *m, const struct kern_backend *ba
         const struct part_weight *w = &m->weights[i];
         const uint64_t n_rows = w->rows.end - w->rows.begin;
         *total += w->slice_bytes;
-        void *memory;
         if (w->kind == PART_VECTOR) {
-            memory = items[i].vector = base_arena_array(data, n_rows, sizeof(float));
-            if (!memory && n_rows)
+            items[i].vector = n_rows ? base_arena_array(data, n_rows, sizeof(float)) : NULL; /* even nothing would take a line of the plan's bytes */
+            if (!items[i].vector && n_rows)
                 return err_set(e, ST_NO_MEMORY, "the plan's %zu bytes of weights do not hold %s", data->capacity_bytes, w->name);
             continue;
         }
