@@ -1,0 +1,232 @@
+/* Plans and their auditor: every cut of awkward models is accepted and its bytes add up; a plan that was tampered with is refused, naming tensor or step; a header the size of
+ * Llama 405B plans from its headers alone. */
+#include "partition/plan.h"
+
+#include <string.h>
+
+#include "base/clock.h"
+#include "runtime/settings.h"
+#include "tests/t.h"
+#include "tests/t_ck.h"
+#include "tests/t_llama.h"
+
+static struct checkpoint *ck;
+static struct part_model *whole;
+
+static void open_model(const char *path)
+{
+    struct err e = {""};
+    T_OK(ck_open(path, &ck, &e), &e);
+    T_OK(part_model_create(ck, &whole, &e), &e);
+}
+
+static void close_model(void)
+{
+    part_model_destroy(whole);
+    ck_close(ck);
+}
+
+static struct part_plan *plan_for(int n_ranks, const uint32_t *shares)
+{
+    struct err e = {""};
+    const struct rt_settings settings = {.kv_format = FMT_F16, .chunk = 64, .context = 256, .max_sequences = 1, .n_threads = 1};
+    const struct kern_backend *backend;
+    struct rt_sizes sizes;
+    struct part_plan *plan;
+    T_OK(kern_select("ref", &backend, &e), &e);
+    rt_sizes_init(&sizes, &settings, backend);
+    const struct part_plan_options options = rt_plan_options(&settings, n_ranks, shares);
+    T_OK(part_plan_create(whole, &options, &sizes.base, &plan, &e), &e);
+    return plan;
+}
+
+/* ---- every cut ---------------------------------------------------------------------------------------------------------------------------------------- */
+
+static const struct split {
+    int n;
+    uint32_t shares[5];
+} splits[] = {{1, {1}}, {2, {1, 1}}, {3, {1, 1, 1}}, {4, {1, 1, 1, 1}}, {5, {1, 1, 1, 1, 1}}, {2, {5, 3}}, {2, {0, 1}}, {3, {1, 0, 2}}, {5, {3, 1, 0, 2, 5}}};
+
+static void every_cut_is_accepted(void **state)
+{
+    (void)state;
+    const struct t_llama models[] = {
+        {.hidden = 64, .heads = 7, .kv = 1, .head_dim = 16, .ffn = 352, .vocab = 131, .format = FMT_BF16, .biases = true, .seed = 1},
+        {.hidden = 64, .heads = 15, .kv = 5, .head_dim = 24, .ffn = 96, .vocab = 1003, .format = FMT_F32, .tied = true, .seed = 2},
+        {.hidden = 96, .heads = 9, .kv = 3, .head_dim = 32, .ffn = 2880, .vocab = 20, .format = FMT_Q8_0, .gguf = true, .seed = 3},
+        {.hidden = 64, .heads = 8, .kv = 8, .head_dim = 8, .ffn = 1536, .vocab = 131, .format = FMT_BF16, .fused = true, .seed = 4},
+    };
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "m%zu", i);
+        open_model(t_llama_write(&models[i], name));
+        struct digest seen[sizeof splits / sizeof *splits];
+        for (size_t k = 0; k < sizeof splits / sizeof *splits; k++) {
+            struct part_plan *plan = plan_for(splits[k].n, splits[k].shares), *again = plan_for(splits[k].n, splits[k].shares);
+            struct part_audit a;
+            struct err e = {""};
+            T_OK(part_audit_plan(plan, &a, &e), &e);
+            assert_int_equal(a.owned_bytes + a.unused_bytes, a.checkpoint_bytes);
+            assert_int_equal(a.n_exchanges, splits[k].n == 1 ? 0 : 2 * whole->config.n_layers + 1);
+            uint64_t held = 0;
+            for (int r = 0; r < splits[k].n; r++) {
+                const struct part_budget *b = &plan->budget[r];
+                assert_int_equal(b->total, b->weights + b->kv + b->activations + b->comm + b->scratch);
+                for (int w = 0; w < whole->n_weights; w++)
+                    held += plan->ranks[r]->weights[w].slice_bytes;
+            }
+            assert_int_equal(held, a.owned_bytes + a.replica_bytes);
+            assert_memory_equal(&plan->digest, &again->digest, sizeof plan->digest);
+            for (size_t j = 0; j < k; j++)
+                assert_memory_not_equal(&plan->digest, &seen[j], sizeof seen[j]);
+            seen[k] = plan->digest;
+            part_plan_destroy(plan);
+            part_plan_destroy(again);
+        }
+        close_model();
+    }
+}
+
+/* ---- tampering ------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static int find(const char *part)
+{
+    for (int i = 0; i < whole->n_weights; i++)
+        if (strstr(whole->weights[i].name, part))
+            return i;
+    fail_msg("no weight %s", part);
+    return -1;
+}
+
+static struct part_weight *weight(struct part_plan *p, int rank, const char *part) { return &p->ranks[rank]->weights[find(part)]; }
+
+static struct part_step *step(struct part_plan *p, int rank, enum part_op op)
+{
+    for (int i = 0; i < p->ranks[rank]->main.n_steps; i++)
+        if (p->ranks[rank]->main.steps[i].op == op)
+            return &p->ranks[rank]->main.steps[i];
+    fail_msg("no step %s", part_op_name(op));
+    return NULL;
+}
+
+static void shift_rows(struct part_plan *p) { weight(p, 1, "gate_proj")->rows.begin++; }
+static void overlap_rows(struct part_plan *p) { weight(p, 1, "gate_proj")->rows.begin--; }
+static void drop_last_row(struct part_plan *p) { weight(p, 1, "up_proj")->rows.end--; }
+static void rows_past_the_end(struct part_plan *p) { weight(p, 1, "up_proj")->rows.end++; }
+static void rows_backwards(struct part_plan *p) { weight(p, 0, "q_proj.weight")->rows.begin = weight(p, 0, "q_proj.weight")->rows.end + 1; }
+static void shift_columns(struct part_plan *p) { weight(p, 1, "down_proj")->columns.begin++; }
+static void overlap_columns(struct part_plan *p) { weight(p, 1, "down_proj")->columns.begin--; }
+static void cut_a_whole_axis(struct part_plan *p) { weight(p, 1, "down_proj")->rows.end--; }
+static void cut_a_norm(struct part_plan *p) { weight(p, 0, "input_layernorm")->rows.begin = 1; }
+static void slice_elsewhere(struct part_plan *p) { weight(p, 1, "o_proj.weight")->slice.offset += 1 << 20; }
+static void slice_before(struct part_plan *p) { weight(p, 0, "o_proj.weight")->slice.offset -= 2; }
+static void slice_of_another_file(struct part_plan *p) { weight(p, 1, "v_proj.weight")->slice.file++; }
+static void slice_too_short(struct part_plan *p) { weight(p, 1, "v_proj.weight")->slice.count[0]--; }
+static void slice_too_narrow(struct part_plan *p) { weight(p, 0, "down_proj")->slice.run_bytes -= 2; }
+static void slice_with_another_stride(struct part_plan *p) { weight(p, 0, "down_proj")->slice.stride[0] -= 2; }
+static void rank_0s_rows_twice(struct part_plan *p) { weight(p, 1, "gate_proj")->slice = weight(p, 0, "gate_proj")->slice; }
+static void head_rows_missing(struct part_plan *p) { weight(p, 1, "embed_tokens")->rows.begin += 3; }
+static void wrong_vectors(struct part_plan *p) { p->ranks[1]->values[step(p, 1, PART_SUM)->in[1]].n_vectors++; }
+static void wrong_node(struct part_plan *p) { p->cut.dims[whole->dim_ffn].node_lo[1][0]++; }
+static void leaf_missing(struct part_plan *p) { p->cut.dims[whole->dim_ffn].node_hi[1][p->cut.dims[whole->dim_ffn].n_vectors[1] - 1]--; }
+static void other_exchange(struct part_plan *p) { step(p, 1, PART_EXCHANGE)->exchange = PART_EXCHANGE_TREE; }
+static void other_value(struct part_plan *p) { step(p, 1, PART_EXCHANGE)->in[0]++; }
+static void other_dimension(struct part_plan *p) { step(p, 1, PART_SUM)->dim ^= 1; }
+static void other_group(struct part_plan *p) { step(p, 1, PART_EXCHANGE)->group = 1; }
+static void step_missing(struct part_plan *p) { p->ranks[1]->main.n_steps--; }
+static void order_of_steps(struct part_plan *p)
+{
+    struct part_step *s = step(p, 1, PART_EXCHANGE), kept = *s;
+    *s = s[1];
+    s[1] = kept;
+}
+
+static void tampering_is_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        void (*tamper)(struct part_plan *p);
+        const char *says;
+    } faults[] = {
+        {shift_rows, "gate_proj"},      {overlap_rows, "gate_proj"},        {drop_last_row, "up_proj"},       {rows_past_the_end, "up_proj"},       {rows_backwards, "q_proj"},
+        {shift_columns, "down_proj"},   {overlap_columns, "down_proj"},     {cut_a_whole_axis, "down_proj"},  {cut_a_norm, "input_layernorm"},      {slice_elsewhere, "o_proj"},
+        {slice_before, "o_proj"},       {slice_of_another_file, "v_proj"},  {slice_too_short, "v_proj"},      {slice_too_narrow, "down_proj"},      {slice_with_another_stride, "down_proj"},
+        {rank_0s_rows_twice, "gate_proj"}, {head_rows_missing, "embed_tokens"}, {wrong_vectors, "rank 1"},    {wrong_node, "leaves"},               {leaf_missing, "leaves"},
+        {other_exchange, "step"},       {other_value, "step"},              {other_dimension, "step"},        {other_group, "step"},                {step_missing, "steps"},
+        {order_of_steps, "step"},
+    };
+    const struct t_llama model = {.hidden = 64, .heads = 8, .kv = 4, .head_dim = 16, .ffn = 352, .vocab = 131, .format = FMT_BF16, .tied = true, .seed = 5};
+    open_model(t_llama_write(&model, "tampered"));
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
+        struct part_plan *plan = plan_for(2, NULL);
+        struct part_audit a;
+        struct err e = {""};
+        T_OK(part_audit_plan(plan, &a, &e), &e);
+        faults[i].tamper(plan);
+        const enum st st = part_audit_plan(plan, &a, &e);
+        if (st != ST_INVALID || !strstr(e.text, faults[i].says))
+            fail_msg("fault %zu (wants \"%s\") gave %s: %s", i, faults[i].says, st_name(st), e.text);
+        part_plan_destroy(plan);
+    }
+    close_model();
+}
+
+/* ---- size ------------------------------------------------------------------------------------------------------------------------------------------------ */
+
+static struct t_tensor tensors[1200];
+static char names[1200][80];
+static size_t n_tensors;
+
+static void add(const char *name, uint64_t rows, uint64_t columns)
+{
+    snprintf(names[n_tensors], sizeof names[0], "%s", name);
+    tensors[n_tensors] = (struct t_tensor){names[n_tensors], "BF16", columns ? 2 : 1, {rows, columns}, NULL, 2 * rows * (columns ? columns : 1)};
+    n_tensors++;
+}
+
+/* The shape of Llama 3.1 405B; the tensors are holes of a sparse file. The time is told, and only a hang fails: a shared machine is no stopwatch. */
+static void plans_405b(void **state)
+{
+    (void)state;
+    add("model.embed_tokens.weight", 128256, 16384);
+    add("model.norm.weight", 16384, 0);
+    add("lm_head.weight", 128256, 16384);
+    static const struct {
+        const char *name;
+        uint64_t rows, columns;
+    } parts[] = {{"input_layernorm", 16384, 0},      {"post_attention_layernorm", 16384, 0}, {"self_attn.q_proj", 16384, 16384}, {"self_attn.k_proj", 1024, 16384}, {"self_attn.v_proj", 1024, 16384},
+                 {"self_attn.o_proj", 16384, 16384}, {"mlp.gate_proj", 53248, 16384},        {"mlp.up_proj", 53248, 16384},      {"mlp.down_proj", 16384, 53248}};
+    for (int layer = 0; layer < 126; layer++)
+        for (size_t k = 0; k < sizeof parts / sizeof *parts; k++) {
+            char name[80];
+            snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, parts[k].name);
+            add(name, parts[k].rows, parts[k].columns);
+        }
+    assert_int_equal(mkdir(t_path("405b"), 0777), 0);
+    t_write_text(t_path("405b/config.json"), "{\"model_type\":\"llama\",\"architectures\":[\"LlamaForCausalLM\"],\"num_hidden_layers\":126,\"hidden_size\":16384,"
+                                             "\"num_attention_heads\":128,\"num_key_value_heads\":8,\"head_dim\":128,\"intermediate_size\":53248,\"vocab_size\":128256,"
+                                             "\"max_position_embeddings\":131072,\"rms_norm_eps\":1e-5,\"rope_theta\":500000.0,\"tie_word_embeddings\":false,\"hidden_act\":\"silu\","
+                                             "\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,"
+                                             "\"original_max_position_embeddings\":8192}}");
+    t_safetensors(t_path("405b/model.safetensors"), tensors, n_tensors, NULL);
+    const uint64_t start = base_now_ns(base_clock_real());
+    open_model(t_path("405b"));
+    struct part_plan *plan = plan_for(2, NULL);
+    const uint64_t planned = base_now_ns(base_clock_real());
+    struct part_audit a;
+    struct err e = {""};
+    T_OK(part_audit_plan(plan, &a, &e), &e);
+    printf("405B-shaped header: opened and planned for two ranks in %.1f ms, audited in %.1f ms\n", (double)(planned - start) / 1e6,
+           (double)(base_now_ns(base_clock_real()) - planned) / 1e6);
+    assert_true(planned - start < 5 * BASE_NS_PER_S);
+    assert_int_equal(a.owned_bytes, a.checkpoint_bytes);
+    assert_true(a.owned_bytes > 811000000000ull && a.owned_bytes < 812000000000ull); /* 405.85 billion numbers */
+    part_plan_destroy(plan);
+    close_model();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_cut_is_accepted), cmocka_unit_test(tampering_is_refused), cmocka_unit_test(plans_405b)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
