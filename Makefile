@@ -263,7 +263,7 @@ lint-cppcheck:
 	$(Q)cppcheck --quiet --std=c11 --error-exitcode=1 --inline-suppr --enable=warning,portability --suppress=missingIncludeSystem \
 	  --suppress=uninitvar --suppress=moduloAlwaysTrueFalse --suppress=invalidPointerCast --cppcheck-build-dir=$(BUILD)/lint/cppcheck -D_GNU_SOURCE -I. $(TIDY_SOURCES)
 lint-shell:
-	$(Q)shellcheck $(SCRIPTS)
+	$(Q)shellcheck --severity=warning $(SCRIPTS)
 
 # A *_body.h is no header: it is included several times, under macros that say for what.
 WHOLE_HEADERS := $(filter-out %_body.h,$(HEADERS))

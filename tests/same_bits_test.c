@@ -180,12 +180,12 @@ static void check_some_ways(const struct model *m, const char *path, struct t_se
     int turn = (int)(m - models);
     for (int i = 1; i < N_CUTS + N_CHUNKS - 1 + 2 + N_RANDOM + 1; i++) {
         struct way w = {.cut = &cuts[0], .chunk = 512, .n_threads = 1};
-        int k = i;
-        if (k < N_CUTS)
-            w.cut = &cuts[k];
-        else if ((k -= N_CUTS - 1) < N_CHUNKS)
-            w.chunk = chunks[k];
-        else if ((k -= N_CHUNKS) < 2) {
+        const int i_chunk = i - (N_CUTS - 1), k = i_chunk - N_CHUNKS;
+        if (i < N_CUTS)
+            w.cut = &cuts[i];
+        else if (i_chunk < N_CHUNKS)
+            w.chunk = chunks[i_chunk];
+        else if (k < 2) {
             w.n_threads = 1 + (k == 0);
             w.batch = k == 1;
         } else
@@ -391,7 +391,10 @@ static void test_lengths(void **state)
     for (uint32_t length = 1; length <= LONGEST; length++) {
         const uint32_t in_block = length % KERN_KV_BLOCK;
         if (t_long() || length < 12 || in_block < 2 || in_block == KERN_KV_BLOCK - 1 || length == LONGEST || length % 23 == 0)
-            s[n++] = (struct t_sequence){.ids = ids, .n = length, .max_new = 1, .leave_last = true};
+        {
+            s[n] = (struct t_sequence){.ids = ids, .n = length, .max_new = 1, .leave_last = true};
+            n++;
+        }
         if (n < AT_ONCE && length < LONGEST)
             continue;
         t_job_run(job, s, n);

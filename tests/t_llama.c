@@ -228,7 +228,8 @@ static const char *write_gguf(struct writer *w, const char *name)
     if (m->rope_llama3) {
         assert_true(m->head_dim <= 512);
         rope_freqs(m, freqs);
-        t_gguf_tensor(&g, "rope_freqs.weight", T_GGML_F32, 1, &(uint64_t){(uint64_t)m->head_dim / 2}, freqs, (uint64_t)m->head_dim / 2 * sizeof(float));
+        const uint64_t n_freqs = (uint64_t)m->head_dim / 2;
+        t_gguf_tensor(&g, "rope_freqs.weight", T_GGML_F32, 1, &n_freqs, freqs, n_freqs * sizeof(float));
     }
     for (size_t i = 0; i < w->n; i++) {
         const struct t_tensor *t = &w->tensors[i];
