@@ -1,0 +1,22 @@
+#!/bin/bash
+# What `make bench` runs: the kernels against plain reads, the exchange against MPICH, the whole against its peers.
+# Figures of a shared machine move by a quarter from run to run; ratios within one run are what to quote.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+build=${BUILD:-build}
+export TANDEM=${TANDEM:-$build/tandem}
+
+section() { printf '\n=== %s\n' "$*"; }
+
+section "matrix products: measured / plain reads"
+"$build/bench/matmul"
+section "attention: measured / plain reads"
+"$build/bench/attention"
+if [ -x "$build/bench/exchange_mpi" ] && command -v mpiexec.hydra >/dev/null; then
+    section "exchange of partial sums, two ranks: shared memory / MPICH"
+    mpiexec.hydra -n 2 "$build/bench/exchange_mpi"
+else
+    section "exchange: MPICH is not installed (mpich, libmpich-dev), left out"
+fi
+section "the demo model: tandem / peers"
+model=$(tests/fetch_demo_model.sh) && python3 bench/compare.py "$model"
