@@ -1,7 +1,8 @@
-/* The auditor: counts every byte of the checkpoint, and holds the ranks' programs against each other.
+/* The auditor: counts every byte of the checkpoint, and holds the ranks' programs against the whole model's and against each other.
  *
- * Rows are cut or columns are cut, never both, and ranks hold ascending ranges; so one pass over the ranks per weight finds gaps (the next range begins after the last end)
- * and overlaps (it begins before), and an overlap is right only where a KV group or a stored block was declared to be replicated. */
+ * It trusts nothing but the unsharded model, the order of sums and the shares of leaves; what follows from them is worked out anew. Rows are cut or columns are cut, never both, and
+ * ranks hold ascending ranges; so one pass over the ranks per weight finds gaps (the next range begins after the last end) and overlaps (it begins before), and an overlap is right
+ * only where a cut divides a KV group or a stored block. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,8 +11,48 @@
 
 static const struct part_weight *weight_of(const struct part_plan *plan, int r, int i) { return &plan->ranks[r]->weights[i]; }
 
-/* How far two neighbours may overlap along an axis: one KV head, or the rest of a block. */
-static uint64_t declared_overlap(struct part_axis axis, uint64_t block) { return axis.dim == PART_WHOLE ? 0 : axis.group > 1 ? axis.scale : block - 1; }
+/* ---- the cut --------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st audit_cut(const struct part_plan *plan, int d, struct err *e)
+{
+    const struct part_dim *dim = &plan->whole->dims[d];
+    const struct part_dim_cut *c = &plan->cut.dims[d];
+    uint32_t at = 0;
+    for (int r = 0; r < plan->options.n_ranks; r++) {
+        if (c->lo[r] != at || c->hi[r] < at || c->hi[r] > dim->leaves.n)
+            return err_set(e, ST_INVALID, "dimension %s: rank %d owns leaves %u to %u where %u is next of %u", dim->name, r, c->lo[r], c->hi[r], at, dim->leaves.n);
+        at = c->hi[r];
+        if (dim->leaves.kind == ORDER_VOCABULARY)
+            continue; /* a select: no vectors */
+        uint8_t node_lo[ORDER_MAX_LEAVES], node_hi[ORDER_MAX_LEAVES];
+        const uint32_t n = order_subtrees(c->lo[r], c->hi[r], dim->leaves.n, node_lo, node_hi);
+        if (c->n_vectors[r] != n || memcmp(c->node_lo[r], node_lo, n) != 0 || memcmp(c->node_hi[r], node_hi, n) != 0)
+            return err_set(e, ST_INVALID, "dimension %s: rank %d owns leaves %u to %u, and its vectors are not the subtrees of these", dim->name, r, c->lo[r], c->hi[r]);
+    }
+    return at == dim->leaves.n ? ST_OK : err_set(e, ST_INVALID, "dimension %s: leaves from %u on of %u belong to nobody", dim->name, at, dim->leaves.n);
+}
+
+/* The units of a dimension that a rank's leaves cover; an empty range begins where the next one does. */
+static struct part_range units_of(const struct part_plan *plan, int dim, int r)
+{
+    const struct order_leaves *l = &plan->whole->dims[dim].leaves;
+    const uint32_t lo = plan->cut.dims[dim].lo[r], hi = plan->cut.dims[dim].hi[r];
+    const uint64_t begin = order_leaf_begin(l, lo);
+    return (struct part_range){begin, lo < hi ? l->end[hi - 1] : begin};
+}
+
+static struct part_range range_of(const struct part_plan *plan, struct part_axis axis, int r)
+{
+    if (axis.dim == PART_WHOLE)
+        return (struct part_range){0, axis.size};
+    const struct part_range u = units_of(plan, axis.dim, r);
+    const uint64_t begin = u.begin / axis.group * axis.scale;
+    return (struct part_range){begin, u.begin == u.end ? begin : (u.end + axis.group - 1) / axis.group * axis.scale};
+}
+
+/* ---- weights --------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static bool same_axis(struct part_axis a, struct part_axis b) { return a.dim == b.dim && a.scale == b.scale && a.group == b.group && a.size == b.size; }
 
 static enum st audit_axis(const struct part_plan *plan, int i, bool rows, struct err *e)
 {
@@ -21,21 +62,26 @@ static enum st audit_axis(const struct part_plan *plan, int i, bool rows, struct
     uint64_t covered = 0;
     for (int r = 0; r < plan->options.n_ranks; r++) {
         const struct part_weight *w = weight_of(plan, r, i);
-        const struct part_range range = rows ? w->rows : w->columns;
+        const struct part_range range = rows ? w->rows : w->columns, mine = range_of(plan, axis, r);
         if (range.begin > range.end || range.end > axis.size)
-            return err_set(e, ST_INVALID, "%s: rank %d holds %ss %" PRIu64 " to %" PRIu64 " of %" PRIu64, w->name, r, word, range.begin, range.end, axis.size);
+            return err_set(e, ST_INVALID, "%s: rank %d holds %ss %" PRIu64 " to %" PRIu64 " of %" PRIu64, whole->name, r, word, range.begin, range.end, axis.size);
         if (axis.dim == PART_WHOLE) {
             if (range.begin != 0 || range.end != axis.size)
-                return err_set(e, ST_INVALID, "%s: rank %d holds %ss %" PRIu64 " to %" PRIu64 ", but that axis is never cut", w->name, r, word, range.begin, range.end);
+                return err_set(e, ST_INVALID, "%s: rank %d holds %ss %" PRIu64 " to %" PRIu64 ", but that axis is never cut", whole->name, r, word, range.begin, range.end);
             covered = axis.size;
             continue;
         }
-        if (range.begin == range.end)
+        if (range.begin == range.end && mine.begin == mine.end)
             continue;
+        /* a neighbour's KV head is a declared replica, but only where the cut divides its group */
+        const uint64_t shared = units_of(plan, axis.dim, r).begin % axis.group ? axis.scale : 0;
         if (range.begin > covered)
-            return err_set(e, ST_INVALID, "%s: nobody holds %ss %" PRIu64 " to %" PRIu64, w->name, word, covered, range.begin);
-        if (range.begin + declared_overlap(axis, 1) < covered)
-            return err_set(e, ST_INVALID, "%s: %ss %" PRIu64 " to %" PRIu64 " are held twice", w->name, word, range.begin, covered);
+            return err_set(e, ST_INVALID, "%s: nobody holds %ss %" PRIu64 " to %" PRIu64, whole->name, word, covered, range.begin);
+        if (range.begin + shared < covered)
+            return err_set(e, ST_INVALID, "%s: %ss %" PRIu64 " to %" PRIu64 " are held twice", whole->name, word, range.begin, covered);
+        if (range.begin != mine.begin || range.end != mine.end)
+            return err_set(e, ST_INVALID, "%s: rank %d holds %ss %" PRIu64 " to %" PRIu64 ", its leaves are %" PRIu64 " to %" PRIu64, whole->name, r, word, range.begin, range.end,
+                           mine.begin, mine.end);
         covered = range.end > covered ? range.end : covered;
     }
     if (covered != axis.size)
@@ -49,27 +95,52 @@ static int compare_slices(const void *a, const void *b)
     return x->offset < y->offset ? -1 : x->offset > y->offset;
 }
 
+static uint64_t row_bytes_of(const struct part_weight *w)
+{
+    return w->kind == PART_MATRIX ? kern_format_row_bytes(w->tensor->format, w->tensor->dims[1]) : kern_format(w->tensor->format)->block_bytes;
+}
+
+/* A rank's slice lies inside the tensor, and is the rows and whole blocks of columns that the rank holds. */
+static enum st audit_slice(const struct part_plan *plan, int r, int i, struct err *e)
+{
+    const struct part_weight *whole = &plan->whole->weights[i], *w = weight_of(plan, r, i);
+    const struct part_slice *s = &w->slice;
+    const struct format_info *f = kern_format(whole->tensor->format);
+    const uint64_t row_bytes = row_bytes_of(whole), first = whole->tensor->offset + whole->first_row * row_bytes, bytes = whole->row_axis.size * row_bytes;
+    if (w->tensor != whole->tensor || w->kind != whole->kind || w->first_row != whole->first_row || !same_axis(w->row_axis, whole->row_axis) ||
+        !same_axis(w->column_axis, whole->column_axis))
+        return err_set(e, ST_INVALID, "%s: rank %d has another tensor, or another part of it", whole->name, r);
+    const struct part_range columns = whole->kind == PART_MATRIX ? w->columns : (struct part_range){0, 1};
+    if (w->rows.begin == w->rows.end || columns.begin == columns.end)
+        return s->count[0] == 0 && s->run_bytes == 0 && w->slice_bytes == 0 ? ST_OK : err_set(e, ST_INVALID, "%s: rank %d holds nothing and reads %" PRIu64 " bytes", whole->name, r, w->slice_bytes);
+
+    const uint64_t blocks = (columns.end + f->block_columns - 1) / f->block_columns - columns.begin / f->block_columns;
+    const uint64_t begin_block = columns.begin / f->block_columns;
+    if (s->file != whole->tensor->file || s->stride[0] != row_bytes || s->count[0] == 0 || s->count[0] > whole->row_axis.size || s->count[1] != 1 || s->count[2] != 1 || s->run_bytes > row_bytes ||
+        s->offset < first || s->offset - first > bytes || (s->count[0] - 1) * row_bytes + s->run_bytes > bytes - (s->offset - first))
+        return err_set(e, ST_INVALID, "%s: rank %d would read outside the tensor", whole->name, r);
+    if (s->count[0] != w->rows.end - w->rows.begin || s->run_bytes != blocks * f->block_bytes || s->first_column != begin_block * f->block_columns ||
+        s->offset != first + w->rows.begin * row_bytes + begin_block * f->block_bytes || w->slice_bytes != s->count[0] * s->run_bytes)
+        return err_set(e, ST_INVALID, "%s: rank %d would read other bytes than rows %" PRIu64 " to %" PRIu64 ", columns %" PRIu64 " to %" PRIu64, whole->name, r, w->rows.begin, w->rows.end,
+                       columns.begin, columns.end);
+    return ST_OK;
+}
+
 /* The slices of one weight, as bytes: exactly its bytes once, the rest replicas. */
 static enum st audit_bytes(const struct part_plan *plan, int i, struct part_audit *audit, struct err *e)
 {
     const struct part_weight *whole = &plan->whole->weights[i];
-    const struct format_info *f = kern_format(whole->tensor->format);
-    const uint64_t row_bytes = whole->kind == PART_MATRIX ? kern_format_row_bytes(whole->tensor->format, whole->tensor->dims[1]) : f->block_bytes;
-    const uint64_t bytes = whole->row_axis.size * row_bytes;
-    const uint64_t first = whole->tensor->offset + whole->first_row * row_bytes;
+    const uint64_t row_bytes = row_bytes_of(whole), first = whole->tensor->offset + whole->first_row * row_bytes;
     uint64_t held = 0;
     struct part_slice slices[ORDER_MAX_RANKS];
     int n = 0;
     for (int r = 0; r < plan->options.n_ranks; r++) {
-        const struct part_weight *w = weight_of(plan, r, i);
-        const struct part_slice *s = &w->slice;
-        held += w->slice_bytes;
-        if (s->count[0] == 0)
-            continue;
-        const uint64_t end = s->offset + (s->count[0] - 1) * s->stride[0] + s->run_bytes;
-        if (s->file != whole->tensor->file || s->offset < first || end > first + bytes || s->stride[0] != row_bytes)
-            return err_set(e, ST_INVALID, "%s: rank %d would read outside the tensor", w->name, r);
-        slices[n++] = *s;
+        const enum st st = audit_slice(plan, r, i, e);
+        if (st)
+            return st;
+        held += weight_of(plan, r, i)->slice_bytes;
+        if (weight_of(plan, r, i)->slice.count[0])
+            slices[n++] = weight_of(plan, r, i)->slice;
     }
     qsort(slices, (size_t)n, sizeof *slices, compare_slices);
     /* union of the rectangles: they differ along one axis only, so it is an interval of rows, or of bytes in every row */
@@ -84,94 +155,261 @@ static enum st audit_bytes(const struct part_plan *plan, int i, struct part_audi
     }
     if (covered != (by_columns ? row_bytes : whole->row_axis.size))
         return err_set(e, ST_INVALID, "%s: the last %s are read by nobody", whole->name, by_columns ? "bytes" : "rows");
+    const uint64_t bytes = whole->row_axis.size * row_bytes;
     audit->owned_bytes += bytes;
     audit->replica_bytes += held - bytes;
     return ST_OK;
 }
 
-/* A tensor that no weight uses is named; one that several weights share (fused) must be used up by them. */
+/* A tensor that no weight uses is named; one that several weights share (fused) must be used up by them, one after another. */
 static enum st audit_tensors(const struct part_plan *plan, struct part_audit *audit, struct err *e)
 {
     const struct checkpoint *ck = plan->whole->ck;
-    for (size_t t = 0; t < ck_n_tensors(ck); t++) {
+    const size_t n = ck_n_tensors(ck);
+    uint64_t *used_rows = calloc(n ? n : 1, sizeof *used_rows);
+    if (!used_rows)
+        return err_set(e, ST_NO_MEMORY, "no memory to audit %zu tensors", n);
+    enum st st = ST_OK;
+    for (int i = 0; i < plan->whole->n_weights && !st; i++) {
+        const struct part_weight *w = &plan->whole->weights[i];
+        uint64_t *used = &used_rows[w->tensor - ck_tensor_at(ck, 0)]; /* the table is one array */
+        if (w->first_row != *used)
+            st = err_set(e, ST_INVALID, "%s: begins at row %" PRIu64 " of its tensor, of which %" PRIu64 " are used", w->name, w->first_row, *used);
+        *used += w->row_axis.size;
+    }
+    for (size_t t = 0; t < n && !st; t++) {
         const struct ck_tensor *tensor = ck_tensor_at(ck, t);
         audit->checkpoint_bytes += tensor->bytes;
-        uint64_t used_rows = 0;
-        for (int i = 0; i < plan->whole->n_weights; i++)
-            if (plan->whole->weights[i].tensor == tensor)
-                used_rows += plan->whole->weights[i].row_axis.size;
-        if (used_rows == 0) {
+        if (used_rows[t] == 0) {
             audit->unused_bytes += tensor->bytes;
             if (audit->n_unused < (int)(sizeof audit->unused / sizeof *audit->unused))
                 audit->unused[audit->n_unused] = tensor->name;
             audit->n_unused++;
-        } else if (used_rows != tensor->dims[0])
-            return err_set(e, ST_INVALID, "%s: %" PRIu64 " of %" PRIu64 " rows are used", tensor->name, used_rows, tensor->dims[0]);
+        } else if (used_rows[t] != tensor->dims[0])
+            st = err_set(e, ST_INVALID, "%s: %" PRIu64 " of %" PRIu64 " rows are used", tensor->name, used_rows[t], tensor->dims[0]);
     }
-    if (audit->owned_bytes + audit->unused_bytes != audit->checkpoint_bytes)
+    free(used_rows);
+    if (!st && audit->owned_bytes + audit->unused_bytes != audit->checkpoint_bytes)
         return err_set(e, ST_INVALID, "the ranks own %" PRIu64 " bytes and %" PRIu64 " are unused, the checkpoint has %" PRIu64, audit->owned_bytes, audit->unused_bytes, audit->checkpoint_bytes);
+    return st;
+}
+
+/* ---- values and caches ----------------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st audit_values(const struct part_plan *plan, int r, struct err *e)
+{
+    const struct part_model *whole = plan->whole, *m = plan->ranks[r];
+    if (m->n_values < whole->n_values || m->n_values != plan->ranks[0]->n_values || m->n_caches != whole->n_caches || m->n_weights != whole->n_weights)
+        return err_set(e, ST_INVALID, "rank %d has %d weights, %d values and %d caches", r, m->n_weights, m->n_values, m->n_caches);
+    for (int i = 0; i < m->n_values; i++) {
+        const struct part_value *v = &m->values[i], *first = i < whole->n_values ? &whole->values[i] : &plan->ranks[0]->values[i];
+        if (i >= whole->n_values && (!first->partial || first->sum_dim != PART_WHOLE || first->axis.dim != PART_WHOLE))
+            return err_set(e, ST_INVALID, "value %s: not of the whole model, and not for a select", first->name);
+        const struct part_range range = range_of(plan, first->axis, r);
+        const uint64_t width = i == whole->value_scores ? 2 * (plan->cut.dims[whole->dim_vocab].hi[r] - plan->cut.dims[whole->dim_vocab].lo[r]) + 1 : range.end - range.begin;
+        const uint32_t n_vectors = first->partial && first->sum_dim != PART_WHOLE ? plan->cut.dims[first->sum_dim].n_vectors[r] : 1;
+        if (v->rows != first->rows || v->partial != first->partial || v->sum_dim != first->sum_dim || v->element_bytes != first->element_bytes || !same_axis(v->axis, first->axis))
+            return err_set(e, ST_INVALID, "value %s: rank %d has another one of this name", first->name, r);
+        if (v->width != width)
+            return err_set(e, ST_INVALID, "value %s: rank %d has a width of %" PRIu64 ", its leaves %" PRIu64, first->name, r, v->width, width);
+        if (v->n_vectors != n_vectors)
+            return err_set(e, ST_INVALID, "value %s: rank %d sends %u vectors, its leaves make %u", first->name, r, v->n_vectors, n_vectors);
+    }
+    for (int i = 0; i < m->n_caches; i++) {
+        const struct part_cache *c = &m->caches[i], *first = &whole->caches[i];
+        const uint32_t group = (uint32_t)(whole->config.n_heads / whole->config.n_kv_heads);
+        const struct part_range kv = range_of(plan, part_axis_cut(whole->dim_heads, 1, group, first->n_kv_heads), r);
+        if (c->kind != first->kind || c->layer != first->layer || c->head_dim != first->head_dim || c->n_kv_heads != kv.end - kv.begin)
+            return err_set(e, ST_INVALID, "layer %d: the cache of rank %d holds %u heads of %u numbers, its leaves %" PRIu64 " of %u", first->layer, r, c->n_kv_heads, c->head_dim,
+                           kv.end - kv.begin, first->head_dim);
+    }
     return ST_OK;
 }
 
-static enum st audit_exchange(const struct part_plan *plan, const struct part_step *s, int i_step, struct err *e)
+static bool overlap(const struct part_plan *plan, const struct part_model *m, int a, int b)
 {
-    if (s->exchange != PART_EXCHANGE_TREE)
+    const struct part_value *x = &m->values[a], *y = &m->values[b];
+    const uint64_t x_bytes = part_value_bytes(m, x, &plan->options), y_bytes = part_value_bytes(m, y, &plan->options);
+    return a != b && x_bytes && y_bytes && x->offset < y->offset + y_bytes && y->offset < x->offset + x_bytes;
+}
+
+/* Plays both programs with one bit a value: writing it spoils all others that lie on its bytes, and no step may read a spoiled one. The head is played twice: the hidden states
+ * must outlive it. */
+static enum st audit_places(const struct part_plan *plan, int r, struct err *e)
+{
+    const struct part_model *m = plan->ranks[r];
+    uint64_t on[PART_MAX_VALUES] = {0}, sound = 0;
+    for (int v = 0; v < m->n_values; v++) {
+        const uint64_t bytes = part_value_bytes(m, &m->values[v], &plan->options);
+        if (m->values[v].offset % 64 || (bytes && m->values[v].offset + bytes > plan->budget[r].activations))
+            return err_set(e, ST_INVALID, "value %s: rank %d has no room for it at %" PRIu64, m->values[v].name, r, m->values[v].offset);
+        for (int u = 0; u < m->n_values; u++)
+            on[v] |= (uint64_t)overlap(plan, m, u, v) << u;
+    }
+    const struct part_program *const programs[] = {&m->main, &m->head, &m->head};
+    for (int p = 0; p < 3; p++)
+        for (int i = 0; i < programs[p]->n_steps; i++) {
+            const struct part_step *s = &programs[p]->steps[i];
+            uint64_t in = 0, out = 0, spoiled = 0;
+            for (int k = 0; k < 3; k++)
+                in |= s->in[k] == PART_NONE ? 0 : 1ull << s->in[k];
+            for (int k = 0; k < PART_MAX_PARTS; k++)
+                if (s->out[k] != PART_NONE) {
+                    out |= 1ull << s->out[k];
+                    spoiled |= on[s->out[k]];
+                }
+            for (int v = 0; v < m->n_values; v++)
+                if ((in >> v & 1 && !(sound >> v & 1)) || (spoiled & (in | out)) >> v & 1)
+                    return err_set(e, ST_INVALID, "program %s, step %d (%s): rank %d has another value on the bytes of %s", programs[p]->name, i, part_op_name(s->op), r, m->values[v].name);
+            sound = (sound & ~spoiled) | out;
+        }
+    const int kept[] = {m->value_hidden, m->value_logits, m->value_samples, m->value_scores};
+    for (size_t k = 0; k < sizeof kept / sizeof *kept; k++)
+        if (kept[k] >= 0 && !(sound >> kept[k] & 1))
+            return err_set(e, ST_INVALID, "value %s: rank %d has lost it before it is fetched", m->values[kept[k]].name, r);
+    return ST_OK;
+}
+
+/* ---- programs -------------------------------------------------------------------------------------------------------------------------------------------- */
+
+/* All but the numbers of heads, which ranks do not share; outs: where it writes, too. */
+static bool same_step(const struct part_step *a, const struct part_step *b, bool outs)
+{
+    return a->op == b->op && a->exchange == b->exchange && a->layer == b->layer && a->n_parts == b->n_parts && a->dim == b->dim && a->group == b->group && a->cache == b->cache &&
+           memcmp(&a->eps, &b->eps, sizeof a->eps) == 0 && memcmp(&a->scale, &b->scale, sizeof a->scale) == 0 && a->head_group == b->head_group && memcmp(a->in, b->in, sizeof a->in) == 0 &&
+           (!outs || memcmp(a->out, b->out, sizeof a->out) == 0) && memcmp(a->weight, b->weight, sizeof a->weight) == 0 && memcmp(a->bias, b->bias, sizeof a->bias) == 0;
+}
+
+static const char *operand(const struct part_model *m, const struct part_step *s)
+{
+    const int v = s->out[0] != PART_NONE ? s->out[0] : s->in[0];
+    return v >= 0 && v < m->n_values ? m->values[v].name : "nothing";
+}
+
+/* Every rank does the same thing at the same step: exchanges meet by their order alone. */
+static enum st audit_agreement(const struct part_plan *plan, int p, int r, struct err *e)
+{
+    const struct part_model *m = plan->ranks[r], *m0 = plan->ranks[0];
+    const struct part_program *mine = p ? &m->head : &m->main, *first = p ? &m0->head : &m0->main;
+    if (mine->n_steps != first->n_steps)
+        return err_set(e, ST_INVALID, "program %s: rank %d has %d steps, rank 0 has %d", first->name, r, mine->n_steps, first->n_steps);
+    for (int i = 0; i < mine->n_steps; i++)
+        if (!same_step(&first->steps[i], &mine->steps[i], true))
+            return err_set(e, ST_INVALID, "program %s, step %d: rank 0 does %s %s, rank %d does %s %s%s", first->name, i, part_op_name(first->steps[i].op), operand(m0, &first->steps[i]), r,
+                           part_op_name(mine->steps[i].op), operand(m, &mine->steps[i]), first->steps[i].op == mine->steps[i].op ? " otherwise" : "");
+    return ST_OK;
+}
+
+static enum st audit_heads(const struct part_plan *plan, int r, const struct part_step *whole, const struct part_step *s, struct err *e)
+{
+    const struct part_model *m = plan->whole;
+    const uint64_t head_dim = (uint64_t)m->config.head_dim;
+    if (s->op == PART_ROPE)
+        return s->n_heads * head_dim == plan->ranks[r]->values[s->in[0]].width ? ST_OK : err_set(e, ST_INVALID, "turns %u heads", s->n_heads);
+    if (s->op != PART_ATTENTION)
         return ST_OK;
-    const struct part_dim_cut *c = &plan->cut.dims[s->dim];
-    uint32_t at = 0;
-    for (int r = 0; r < plan->options.n_ranks; r++) {
-        const struct part_value *v = &plan->ranks[r]->values[s->in[0]];
-        if (v->n_vectors != c->n_vectors[r])
-            return err_set(e, ST_INVALID, "step %d: rank %d sends %u vectors, the plan says %u", i_step, r, v->n_vectors, c->n_vectors[r]);
-        for (uint32_t k = 0; k < c->n_vectors[r]; k++) {
-            if (c->node_lo[r][k] != at || c->node_hi[r][k] <= at)
-                return err_set(e, ST_INVALID, "step %d: leaves from %u on are summed by nobody or twice", i_step, at);
-            at = c->node_hi[r][k];
-        }
-    }
-    return at == plan->whole->dims[s->dim].leaves.n ? ST_OK : err_set(e, ST_INVALID, "step %d: leaves from %u on are summed by nobody", i_step, at);
+    const struct part_range q = range_of(plan, part_axis_cut(m->dim_heads, 1, 1, whole->n_heads), r);
+    const struct part_range kv = range_of(plan, part_axis_cut(m->dim_heads, 1, whole->head_group, whole->n_heads / whole->head_group), r);
+    if (s->n_heads != q.end - q.begin || s->q_first != q.begin || s->kv_first != kv.begin)
+        return err_set(e, ST_INVALID, "has heads %u to %u from KV head %u on, its leaves are %" PRIu64 " to %" PRIu64 " from %" PRIu64, s->q_first, s->q_first + s->n_heads, s->kv_first, q.begin,
+                       q.end, kv.begin);
+    return ST_OK;
 }
 
-static enum st audit_programs(const struct part_plan *plan, struct part_audit *audit, struct err *e)
+/* The whole model's steps in their order, and nothing else but exchanges and selects. Of each value the last exchange since it was written is remembered: a sum or select needs the
+ * right one, and at the end of the head its results must have been exchanged. */
+static enum st audit_program(const struct part_plan *plan, int p, int r, struct part_audit *audit, struct err *e)
 {
-    for (int p = 0; p < 2; p++) {
-        const struct part_program *first = p ? &plan->ranks[0]->head : &plan->ranks[0]->main;
-        for (int r = 0; r < plan->options.n_ranks; r++) {
-            const struct part_program *mine = p ? &plan->ranks[r]->head : &plan->ranks[r]->main;
-            if (mine->n_steps != first->n_steps)
-                return err_set(e, ST_INVALID, "program %s: rank %d has %d steps, rank 0 has %d", mine->name, r, mine->n_steps, first->n_steps);
-            for (int i = 0; i < mine->n_steps; i++) {
-                const struct part_step *a = &first->steps[i], *b = &mine->steps[i];
-                if (a->op != b->op || a->exchange != b->exchange || a->dim != b->dim || a->group != b->group || a->in[0] != b->in[0])
-                    return err_set(e, ST_INVALID, "program %s, step %d: rank 0 does %s, rank %d does %s", mine->name, i, part_op_name(a->op), r, part_op_name(b->op));
+    enum { NOT_EXCHANGED = -1 };
+    const struct part_model *m = plan->ranks[r];
+    const struct part_program *mine = p ? &m->head : &m->main, *whole = p ? &plan->whole->head : &plan->whole->main;
+    const bool several = plan->options.n_ranks > 1;
+    int exchanged[PART_MAX_VALUES], next = 0, i = 0;
+    for (int v = 0; v < PART_MAX_VALUES; v++)
+        exchanged[v] = NOT_EXCHANGED;
+    const char *why = NULL;
+    for (; i < mine->n_steps && !why; i++) {
+        const struct part_step *s = &mine->steps[i], *w = next < whole->n_steps ? &whole->steps[next] : NULL;
+        if (s->op == PART_EXCHANGE) {
+            if (exchanged[s->in[0]] != NOT_EXCHANGED)
+                why = "exchanges a value twice";
+            exchanged[s->in[0]] = (int)s->exchange;
+            audit->n_exchanges += p == 0 && r == 0;
+            continue;
+        }
+        if (s->op == PART_SELECT) {
+            if (exchanged[s->in[0]] != PART_EXCHANGE_SELECT)
+                why = "selects from what was not exchanged for that";
+        } else {
+            const bool selects = s->op == PART_EMBED && several; /* its rows go through a select to where they belong */
+            if (!w || !same_step(w, s, !selects))
+                why = "is not the next one of the whole model";
+            else if (selects && (i + 2 >= mine->n_steps || mine->steps[i + 2].op != PART_SELECT || mine->steps[i + 2].in[0] != s->out[0] || mine->steps[i + 2].out[0] != w->out[0]))
+                why = "is not followed by an exchange and a select of what it wrote";
+            else if (several && s->op == PART_SUM && exchanged[s->in[1]] != PART_EXCHANGE_TREE)
+                why = "sums what was not exchanged for that";
+            next++;
+            if (!why) {
+                const enum st st = audit_heads(plan, r, w, s, e);
+                if (st)
+                    return err_prefix(e, st, "program %s, step %d (%s): rank %d", mine->name, i, part_op_name(s->op), r);
             }
         }
-        for (int i = 0; i < first->n_steps; i++)
-            if (first->steps[i].op == PART_EXCHANGE) {
-                const enum st st = audit_exchange(plan, &first->steps[i], i, e);
-                if (st)
-                    return err_prefix(e, st, "program %s", first->name);
-                audit->n_exchanges += p == 0;
-            }
+        for (int k = 0; k < PART_MAX_PARTS; k++)
+            if (s->out[k] != PART_NONE)
+                exchanged[s->out[k]] = NOT_EXCHANGED;
     }
+    if (why)
+        return err_set(e, ST_INVALID, "program %s, step %d (%s %s) of rank %d %s", mine->name, i - 1, part_op_name(mine->steps[i - 1].op), operand(m, &mine->steps[i - 1]), r, why);
+    if (next != whole->n_steps)
+        return err_set(e, ST_INVALID, "program %s: rank %d leaves out step %d of the whole model (%s)", mine->name, r, next, part_op_name(whole->steps[next].op));
+    const struct {
+        int value;
+        enum part_exchange mode;
+    } results[] = {{m->value_logits, PART_EXCHANGE_LOGITS}, {m->value_samples, PART_EXCHANGE_SAMPLE}, {m->value_scores, PART_EXCHANGE_SCORE}};
+    for (size_t k = 0; k < sizeof results / sizeof *results && several && p; k++)
+        if (results[k].value >= 0 && exchanged[results[k].value] != (int)results[k].mode)
+            return err_set(e, ST_INVALID, "program %s: rank %d keeps its %s to itself", mine->name, r, m->values[results[k].value].name);
     return ST_OK;
+}
+
+static enum st audit_rank(const struct part_plan *plan, int r, struct part_audit *audit, struct err *e)
+{
+    enum st st = audit_values(plan, r, e);
+    for (int p = 0; p < 2 && !st; p++)
+        st = audit_agreement(plan, p, r, e);
+    if (!st && (st = part_model_check(plan->ranks[r], e)))
+        return err_prefix(e, st, "rank %d", r);
+    for (int p = 0; p < 2 && !st; p++)
+        st = audit_program(plan, p, r, audit, e);
+    if (!st)
+        st = audit_places(plan, r, e);
+    const struct part_budget *b = &plan->budget[r];
+    if (!st && b->total != b->weights + b->kv + b->activations + b->scratch + b->comm)
+        return err_set(e, ST_INVALID, "rank %d: the parts of its budget are not the total of %" PRIu64 " bytes", r, b->total);
+    return st;
 }
 
 enum st part_audit_plan(const struct part_plan *plan, struct part_audit *out, struct err *e)
 {
     struct part_audit audit = {0};
-    for (int i = 0; i < plan->whole->n_weights; i++) {
-        enum st st = audit_axis(plan, i, true, e);
+    enum st st = ST_OK;
+    for (int d = 0; d < plan->whole->n_dims && !st; d++)
+        st = audit_cut(plan, d, e);
+    for (int r = 0; r < plan->options.n_ranks && !st; r++)
+        if (plan->ranks[r]->n_weights != plan->whole->n_weights)
+            st = err_set(e, ST_INVALID, "rank %d has %d weights, the whole model %d", r, plan->ranks[r]->n_weights, plan->whole->n_weights);
+    for (int i = 0; i < plan->whole->n_weights && !st; i++) {
+        st = audit_axis(plan, i, true, e);
         if (!st && plan->whole->weights[i].kind == PART_MATRIX)
             st = audit_axis(plan, i, false, e);
         if (!st)
             st = audit_bytes(plan, i, &audit, e);
-        if (st)
-            return st;
     }
-    enum st st = audit_tensors(plan, &audit, e);
     if (!st)
-        st = audit_programs(plan, &audit, e);
+        st = audit_tensors(plan, &audit, e);
+    for (int r = 0; r < plan->options.n_ranks && !st; r++)
+        st = audit_rank(plan, r, &audit, e);
     if (!st)
         *out = audit;
     return st;

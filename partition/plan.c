@@ -11,8 +11,7 @@
 
 static uint64_t align64(uint64_t bytes) { return (bytes + 63) & ~63ull; }
 
-/* Bytes of a value at its planned maximum. Partial values of several ranks live in the exchange's send buffer and take nothing here. */
-static uint64_t value_bytes(const struct part_model *m, const struct part_value *v, const struct part_plan_options *o)
+uint64_t part_value_bytes(const struct part_model *m, const struct part_value *v, const struct part_plan_options *o)
 {
     const uint64_t rows = (uint64_t)(v->rows == PART_TOKENS ? o->max_tokens : o->max_rows);
     if (v->partial && m->n_ranks > 1)
@@ -21,10 +20,14 @@ static uint64_t value_bytes(const struct part_model *m, const struct part_value 
 }
 
 /* Which values are alive at the same time: a walk backwards, head program first (it follows main). The head runs several times where a step wants more rows than it takes at
- * once, so what main leaves for it lives to its end. */
+ * once, so what main leaves for it lives to its end; what the head makes is read after its last step. */
 static void find_conflicts(const struct part_model *m, uint64_t *conflicts)
 {
-    uint64_t live = 1ull << m->value_hidden;
+    const int kept[] = {m->value_hidden, m->value_logits, m->value_samples, m->value_scores};
+    uint64_t live = 0;
+    for (size_t k = 0; k < sizeof kept / sizeof *kept; k++)
+        if (kept[k] >= 0)
+            live |= 1ull << kept[k];
     const struct part_program *const programs[] = {&m->head, &m->main};
     for (int p = 0; p < 2; p++)
         for (int i = programs[p]->n_steps - 1; i >= 0; i--) {
@@ -47,15 +50,15 @@ static void find_conflicts(const struct part_model *m, uint64_t *conflicts)
 /* First fit, in order of index: deterministic, and good enough for a few dozen values. Returns the arena's size. */
 static uint64_t place_values(struct part_model *m, const struct part_plan_options *o)
 {
-    uint64_t conflicts[64] = {0}, top = 0;
+    uint64_t conflicts[PART_MAX_VALUES] = {0}, top = 0;
     find_conflicts(m, conflicts);
     for (int v = 0; v < m->n_values; v++) {
-        const uint64_t bytes = value_bytes(m, &m->values[v], o);
+        const uint64_t bytes = part_value_bytes(m, &m->values[v], o);
         uint64_t at = 0;
         for (bool moved = true; moved;) {
             moved = false;
             for (int u = 0; u < v; u++) {
-                const uint64_t u_bytes = value_bytes(m, &m->values[u], o);
+                const uint64_t u_bytes = part_value_bytes(m, &m->values[u], o);
                 if (u_bytes && bytes && conflicts[v] >> u & 1 && at < m->values[u].offset + u_bytes && m->values[u].offset < at + bytes) {
                     at = m->values[u].offset + u_bytes;
                     moved = true;
@@ -95,44 +98,110 @@ static uint64_t largest_exchange(const struct part_plan *plan)
 
 /* ---- digest --------------------------------------------------------------------------------------------------------------------------------------------- */
 
+static void digest_u64(struct base_hasher *h, const uint64_t *numbers, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        base_hasher_update_u64(h, numbers[i]);
+}
+
+static uint64_t bits_of(double x)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* The configuration too: two hosts may hold the same tensors and another config.json. */
+static void digest_config(struct base_hasher *h, const struct model_config *c)
+{
+    base_hasher_update_str(h, c->family);
+    const uint64_t numbers[] = {
+        (uint64_t)c->n_layers, (uint64_t)c->hidden, (uint64_t)c->n_heads, (uint64_t)c->n_kv_heads, (uint64_t)c->head_dim, (uint64_t)c->ffn,
+        (uint64_t)c->vocab, bits_of(c->norm_eps), bits_of(c->attention_scale), bits_of(c->embedding_scale), c->tied_head,
+        (uint64_t)c->rope.rotary_dim, c->rope.interleaved, bits_of(c->rope.attention_factor), (uint64_t)c->n_ends,
+    };
+    digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
+    for (int i = 0; i < c->rope.rotary_dim / 2; i++)
+        base_hasher_update_u64(h, bits_of(c->rope.frequency[i]));
+    for (int i = 0; i < c->n_ends; i++)
+        base_hasher_update_u64(h, (uint64_t)c->ends[i]);
+}
+
+static void digest_step(struct base_hasher *h, const struct part_step *s)
+{
+    const uint64_t numbers[] = {
+        s->op, s->exchange, (uint64_t)s->layer, (uint64_t)s->n_parts, (uint64_t)s->dim, (uint64_t)s->group, (uint64_t)s->cache, bits_of(s->eps), bits_of(s->scale),
+        s->n_heads, s->q_first, s->kv_first, s->head_group,
+    };
+    digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
+    for (int k = 0; k < 3; k++)
+        base_hasher_update_u64(h, (uint64_t)s->in[k]);
+    for (int k = 0; k < PART_MAX_PARTS; k++) {
+        const uint64_t part[] = {(uint64_t)s->out[k], (uint64_t)s->weight[k], (uint64_t)s->bias[k]};
+        digest_u64(h, part, 3);
+    }
+}
+
 static void digest_model(struct base_hasher *h, const struct part_model *m)
 {
     for (int i = 0; i < m->n_weights; i++) {
         const struct part_weight *w = &m->weights[i];
+        const struct part_slice *s = &w->slice;
         base_hasher_update_str(h, w->name);
         base_hasher_update_str(h, kern_format(w->tensor->format)->name);
-        const uint64_t numbers[] = {w->first_row, w->rows.begin, w->rows.end, w->columns.begin, w->columns.end, w->slice.offset, w->slice_bytes};
-        for (size_t k = 0; k < sizeof numbers / sizeof *numbers; k++)
-            base_hasher_update_u64(h, numbers[k]);
+        const uint64_t numbers[] = {
+            w->kind, w->first_row, w->rows.begin, w->rows.end, w->columns.begin, w->columns.end, s->file, s->offset, s->count[0], s->count[1], s->count[2],
+            s->stride[0], s->stride[1], s->stride[2], s->run_bytes, s->first_column, w->slice_bytes,
+        };
+        digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
+    }
+    for (int i = 0; i < m->n_values; i++) {
+        const struct part_value *v = &m->values[i];
+        const uint64_t numbers[] = {v->rows, v->partial, (uint64_t)v->sum_dim, v->element_bytes, v->width, v->n_vectors, v->offset};
+        digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
+    }
+    for (int i = 0; i < m->n_caches; i++) {
+        const struct part_cache *c = &m->caches[i];
+        const uint64_t numbers[] = {c->kind, (uint64_t)c->layer, c->head_dim, c->n_kv_heads};
+        digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
     }
     const struct part_program *const programs[] = {&m->main, &m->head};
-    for (int p = 0; p < 2; p++)
-        for (int i = 0; i < programs[p]->n_steps; i++) {
-            const struct part_step *s = &programs[p]->steps[i];
-            const uint64_t numbers[] = {s->op, s->exchange, (uint64_t)s->layer, (uint64_t)s->n_parts, (uint64_t)s->dim, s->n_heads, s->q_first, s->kv_first, s->head_group};
-            for (size_t k = 0; k < sizeof numbers / sizeof *numbers; k++)
-                base_hasher_update_u64(h, numbers[k]);
-            for (int k = 0; k < 3; k++)
-                base_hasher_update_u64(h, (uint64_t)s->in[k]);
-            for (int k = 0; k < PART_MAX_PARTS; k++) {
-                base_hasher_update_u64(h, (uint64_t)s->out[k]);
-                base_hasher_update_u64(h, (uint64_t)s->weight[k]);
-                base_hasher_update_u64(h, (uint64_t)s->bias[k]);
-            }
-        }
+    for (int p = 0; p < 2; p++) {
+        base_hasher_update_u64(h, (uint64_t)programs[p]->n_steps);
+        for (int i = 0; i < programs[p]->n_steps; i++)
+            digest_step(h, &programs[p]->steps[i]);
+    }
 }
 
-static struct digest digest_plan(const struct part_plan *plan)
+static void digest_cut(struct base_hasher *h, const struct part_plan *plan)
+{
+    for (int d = 0; d < plan->whole->n_dims; d++) {
+        const struct part_dim *dim = &plan->whole->dims[d];
+        const struct part_dim_cut *c = &plan->cut.dims[d];
+        base_hasher_update_str(h, dim->name);
+        base_hasher_update_u64(h, dim->leaves.kind);
+        digest_u64(h, dim->leaves.end, dim->leaves.n);
+        for (int r = 0; r < plan->options.n_ranks; r++) {
+            const uint64_t numbers[] = {c->lo[r], c->hi[r], c->n_vectors[r]};
+            digest_u64(h, numbers, 3);
+            for (uint32_t k = 0; k < c->n_vectors[r] && k < PART_MAX_VECTORS; k++)
+                base_hasher_update_u64(h, (uint64_t)c->node_lo[r][k] << 8 | c->node_hi[r][k]);
+        }
+    }
+}
+
+struct digest part_plan_digest(const struct part_plan *plan)
 {
     struct base_hasher *h = base_hasher_create();
     BASE_ASSERT(h != NULL);
     const struct part_plan_options *o = &plan->options;
-    const uint64_t numbers[] = {(uint64_t)o->n_ranks, (uint64_t)o->max_tokens, (uint64_t)o->max_rows, (uint64_t)o->context, (uint64_t)o->max_sequences, plan->n_kv_blocks};
-    for (size_t k = 0; k < sizeof numbers / sizeof *numbers; k++)
-        base_hasher_update_u64(h, numbers[k]);
-    for (int d = 0; d < plan->whole->n_dims; d++)
-        for (uint32_t i = 0; i < plan->whole->dims[d].leaves.n; i++)
-            base_hasher_update_u64(h, plan->whole->dims[d].leaves.end[i]);
+    const uint64_t numbers[] = {
+        (uint64_t)o->n_ranks, (uint64_t)o->max_tokens, (uint64_t)o->max_rows, (uint64_t)o->context, (uint64_t)o->max_sequences, (uint64_t)o->kv_tokens,
+        plan->n_kv_blocks, plan->max_exchange_bytes,
+    };
+    digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
+    digest_config(h, &plan->whole->config);
+    digest_cut(h, plan);
     for (int r = 0; r < o->n_ranks; r++)
         digest_model(h, plan->ranks[r]);
     const struct digest d = base_hasher_final(h);
@@ -142,27 +211,64 @@ static struct digest digest_plan(const struct part_plan *plan)
 
 /* ---- budget --------------------------------------------------------------------------------------------------------------------------------------------- */
 
-static void add_budget(struct part_plan *plan, const struct part_sizes *sizes, int r, uint64_t step_arena_bytes)
+/* false: more than 64 bits can count, which no machine has; only hostile numbers come here. */
+static bool add_product(uint64_t *sum, uint64_t n, uint64_t bytes)
+{
+    uint64_t product;
+    return !__builtin_mul_overflow(n, bytes, &product) && !__builtin_add_overflow(*sum, product, sum);
+}
+
+/* Asked once for each of a layer's shapes, not once for each of a thousand weights. */
+struct sizes_memo {
+    const struct part_weight *of[16];
+    uint64_t bytes[16];
+    int n;
+};
+
+static uint64_t matrix_bytes(struct sizes_memo *memo, const struct part_sizes *sizes, const struct part_model *m, const struct part_weight *w)
+{
+    for (int k = 0; k < memo->n; k++) {
+        const struct part_weight *u = memo->of[k];
+        if (u->tensor->format == w->tensor->format && u->rows.end - u->rows.begin == w->rows.end - w->rows.begin && u->columns.begin == w->columns.begin &&
+            u->columns.end == w->columns.end && u->column_axis.dim == w->column_axis.dim && u->column_axis.scale == w->column_axis.scale)
+            return memo->bytes[k];
+    }
+    const uint64_t bytes = sizes->matrix_bytes(sizes, m, w);
+    if (memo->n < (int)(sizeof memo->of / sizeof *memo->of)) {
+        memo->of[memo->n] = w;
+        memo->bytes[memo->n++] = bytes;
+    }
+    return bytes;
+}
+
+static enum st add_budget(struct part_plan *plan, const struct part_sizes *sizes, int r, uint64_t step_arena_bytes, struct err *e)
 {
     const struct part_model *m = plan->ranks[r];
-    struct part_budget *b = &plan->budget[r];
+    struct part_budget b = {.activations = step_arena_bytes};
+    struct sizes_memo memo = {.n = 0};
+    bool fits = true;
     for (int i = 0; i < m->n_weights; i++) {
         const struct part_weight *w = &m->weights[i];
-        b->weights += align64(w->kind == PART_MATRIX ? sizes->matrix_bytes(sizes, m, w) : (w->rows.end - w->rows.begin) * sizeof(float));
+        fits = fits && add_product(&b.weights, 1, align64(w->kind == PART_MATRIX ? matrix_bytes(&memo, sizes, m, w) : (w->rows.end - w->rows.begin) * sizeof(float)));
     }
     for (int i = 0; i < m->n_caches; i++)
-        b->kv += plan->n_kv_blocks * sizes->kv_block_bytes(sizes, &m->caches[i]);
-    b->activations = step_arena_bytes;
-    b->scratch = sizes->scratch_bytes(sizes, m);
+        fits = fits && add_product(&b.kv, plan->n_kv_blocks, sizes->kv_block_bytes(sizes, &m->caches[i]));
+    b.scratch = sizes->scratch_bytes(sizes, m);
     /* the segment is shared: each rank is charged with what it touches, its own slots */
-    b->comm = plan->options.n_ranks > 1 ? sizes->comm_bytes(sizes, plan->options.n_ranks, plan->max_exchange_bytes) / (uint64_t)plan->options.n_ranks : 0;
-    b->total = b->weights + b->kv + b->activations + b->scratch + b->comm;
+    b.comm = plan->options.n_ranks > 1 ? sizes->comm_bytes(sizes, plan->options.n_ranks, plan->max_exchange_bytes) / (uint64_t)plan->options.n_ranks : 0;
+    const uint64_t parts[] = {b.weights, b.kv, b.activations, b.scratch, b.comm};
+    for (size_t k = 0; k < sizeof parts / sizeof *parts; k++)
+        fits = fits && add_product(&b.total, 1, parts[k]);
+    if (!fits)
+        return err_set(e, ST_INVALID, "rank %d: a KV pool of %" PRIu64 " blocks would take more bytes than can be counted", r, plan->n_kv_blocks);
+    plan->budget[r] = b;
+    return ST_OK;
 }
 
 /* Every matrix once, except an embedding that is not the head too: of that only a row is read. */
 static uint64_t bytes_per_token(const struct part_model *whole)
 {
-    const int16_t table = whole->main.steps[0].op == PART_EMBED ? whole->main.steps[0].weight[0] : PART_NONE;
+    const int32_t table = whole->main.steps[0].op == PART_EMBED ? whole->main.steps[0].weight[0] : PART_NONE;
     uint64_t bytes = 0;
     for (int i = 0; i < whole->n_weights; i++)
         if (whole->weights[i].kind == PART_MATRIX && (i != table || whole->config.tied_head))
@@ -172,6 +278,25 @@ static uint64_t bytes_per_token(const struct part_model *whole)
 
 /* ---- the plan ------------------------------------------------------------------------------------------------------------------------------------------- */
 
+/* Bounds far above any use, and low enough that no product of them with a model's sizes leaves 64 bits. */
+static enum st check_options(const struct part_plan_options *o, struct err *e)
+{
+    const struct {
+        const char *name;
+        int64_t value, min, max;
+    } all[] = {
+        {"tokens of one step", o->max_tokens, 1, 1 << 20},
+        {"logit rows of one step", o->max_rows, 1, 1 << 20},
+        {"tokens of one sequence", o->context, 1, INT64_C(1) << 40},
+        {"sequences at once", o->max_sequences, 1, 1 << 20},
+        {"tokens of the KV pool", o->kv_tokens, 0, INT64_C(1) << 60},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i].value < all[i].min || all[i].value > all[i].max)
+            return err_set(e, ST_INVALID, "%s: %" PRId64 " is outside %" PRId64 " … %" PRId64, all[i].name, all[i].value, all[i].min, all[i].max);
+    return ST_OK;
+}
+
 enum st part_plan_create(const struct part_model *whole, const struct part_plan_options *options, const struct part_sizes *sizes, struct part_plan **out, struct err *e)
 {
     struct part_plan *plan = calloc(1, sizeof *plan);
@@ -180,7 +305,10 @@ enum st part_plan_create(const struct part_model *whole, const struct part_plan_
     plan->options = *options;
     plan->options.shares = NULL; /* borrowed; all that follows from them is in the cut */
     plan->whole = whole;
-    enum st st = part_cut_init(whole, options->n_ranks, options->shares, &plan->cut, e);
+    BASE_ASSERT(sizes->kv_block_tokens > 0);
+    enum st st = check_options(options, e);
+    if (!st)
+        st = part_cut_init(whole, options->n_ranks, options->shares, &plan->cut, e);
     if (st)
         goto fail;
     plan->ranks = calloc((size_t)options->n_ranks, sizeof *plan->ranks);
@@ -201,10 +329,13 @@ enum st part_plan_create(const struct part_model *whole, const struct part_plan_
         plan->step_arena_bytes_max = arena[r] > plan->step_arena_bytes_max ? arena[r] : plan->step_arena_bytes_max;
     }
     plan->max_exchange_bytes = largest_exchange(plan);
-    for (int r = 0; r < options->n_ranks; r++)
-        add_budget(plan, sizes, r, arena[r]);
+    for (int r = 0; r < options->n_ranks; r++) {
+        st = add_budget(plan, sizes, r, arena[r], e);
+        if (st)
+            goto fail;
+    }
     plan->weight_bytes_per_token = bytes_per_token(whole);
-    plan->digest = digest_plan(plan);
+    plan->digest = part_plan_digest(plan);
     *out = plan;
     return ST_OK;
 fail:
@@ -233,9 +364,10 @@ void part_plan_print(const struct part_plan *plan, FILE *out)
     struct part_budget sum = {0};
     for (int r = 0; r < plan->options.n_ranks; r++) {
         const struct part_budget *b = &plan->budget[r];
-        char cuts[64] = "", *at = cuts;
-        for (int d = 0; d < whole->n_dims; d++)
-            at += snprintf(at, (size_t)(cuts + sizeof cuts - at), "%s%u-%u/%u", d ? " " : "", plan->cut.dims[d].lo[r], plan->cut.dims[d].hi[r], whole->dims[d].leaves.n);
+        char cuts[16 * PART_MAX_DIMS] = ""; /* "12-24/32 " */
+        size_t used = 0;
+        for (int d = 0; d < whole->n_dims && used < sizeof cuts; d++)
+            used += (size_t)snprintf(cuts + used, sizeof cuts - used, "%s%u-%u/%u", d ? " " : "", plan->cut.dims[d].lo[r], plan->cut.dims[d].hi[r], whole->dims[d].leaves.n);
         fprintf(out, "%4d  %-22s%12.1f %10.1f %12.1f %8.1f %9.1f %10.1f\n", r, cuts, mib(b->weights), mib(b->kv), mib(b->activations), mib(b->comm), mib(b->scratch), mib(b->total));
         sum.weights += b->weights;
         sum.kv += b->kv;

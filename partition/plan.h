@@ -9,7 +9,7 @@
 #include "partition/shard.h"
 
 struct part_sizes {
-    /* bytes of the packed matrix [rows, columns] */
+    /* bytes of the packed matrix [rows, columns]: follows from format, number of rows, range of columns and the axis that they are cut along */
     uint64_t (*matrix_bytes)(const struct part_sizes *s, const struct part_model *m, const struct part_weight *w);
     uint64_t (*kv_block_bytes)(const struct part_sizes *s, const struct part_cache *c);
     /* everything that a step needs beside its values */
@@ -53,19 +53,26 @@ struct part_plan {
 enum st part_plan_create(const struct part_model *whole, const struct part_plan_options *options, const struct part_sizes *sizes, struct part_plan **plan, struct err *e);
 void part_plan_destroy(struct part_plan *plan);
 
+/* The digest over everything that ranks must agree on: configuration, options, cut, and every rank's slices, values, caches and programs. */
+struct digest part_plan_digest(const struct part_plan *plan);
+
+/* Bytes of a value at its planned maximum. Partial values of several ranks live in the exchange's send buffer and take nothing in the step arena: 0. */
+uint64_t part_value_bytes(const struct part_model *m, const struct part_value *v, const struct part_plan_options *o);
+
 /* Bytes that rank r sends in one exchange step with n tokens or logit rows. */
 uint64_t part_exchange_bytes(const struct part_plan *plan, const struct part_step *step, int rank, int n_rows);
 
 /* Table of what each rank holds, with totals and what is available ("MemAvailable"). */
 void part_plan_print(const struct part_plan *plan, FILE *out);
 
-/* partition/audit.c: every weight byte of the checkpoint is owned exactly once per group, or is a declared replica, or is declared unused by name; every rank agrees on every
- * collective; vectors of an exchange cover every leaf once; empty shards included. ST_INVALID names tensor or step. Fills what it counted. */
+/* partition/audit.c: every weight byte of the checkpoint is owned exactly once per group, or is a declared replica, or is declared unused by name; every rank runs the whole model's
+ * steps with its own part of the heads, and exchanges every partial value once before its sum, in the same order as the others; vectors of an exchange cover every leaf once; no value
+ * is overwritten while it is needed; empty shards included. ST_INVALID names tensor, dimension, value or step. Fills what it counted. */
 struct part_audit {
     uint64_t checkpoint_bytes, owned_bytes, replica_bytes, unused_bytes;
     int n_unused;
     const char *unused[64]; /* names, the first 64 */
-    int n_exchanges;
+    int n_exchanges; /* of a step, without the head */
 };
 enum st part_audit_plan(const struct part_plan *plan, struct part_audit *audit, struct err *e);
 

@@ -79,7 +79,7 @@ enum st part_cut_init(const struct part_model *whole, int n_ranks, const uint32_
         for (int r = 0; r < n_ranks; r++) {
             uint8_t node_lo[ORDER_MAX_LEAVES], node_hi[ORDER_MAX_LEAVES];
             c->n_vectors[r] = order_subtrees(c->lo[r], c->hi[r], dim->leaves.n, node_lo, node_hi);
-            BASE_ASSERT(c->n_vectors[r] <= 8);
+            BASE_ASSERT(c->n_vectors[r] <= PART_MAX_VECTORS);
             memcpy(c->node_lo[r], node_lo, c->n_vectors[r]);
             memcpy(c->node_hi[r], node_hi, c->n_vectors[r]);
         }

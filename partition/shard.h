@@ -4,13 +4,15 @@
 
 #include "partition/program.h"
 
+#define PART_MAX_VECTORS 8 /* a contiguous run of a tree over ≤ 32 leaves has at most 8 maximal subtrees */
+
 /* How every dimension is cut over the ranks: known to all of them. */
 struct part_cut {
     int n_ranks;
     struct part_dim_cut {
         uint32_t lo[ORDER_MAX_RANKS], hi[ORDER_MAX_RANKS]; /* leaves */
         uint32_t n_vectors[ORDER_MAX_RANKS];               /* maximal subtrees per rank */
-        uint8_t node_lo[ORDER_MAX_RANKS][8], node_hi[ORDER_MAX_RANKS][8]; /* a contiguous run of a tree over ≤ 32 leaves has at most 8 maximal subtrees */
+        uint8_t node_lo[ORDER_MAX_RANKS][PART_MAX_VECTORS], node_hi[ORDER_MAX_RANKS][PART_MAX_VECTORS];
     } dims[PART_MAX_DIMS];
 };
 

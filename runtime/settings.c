@@ -48,24 +48,27 @@ static uint64_t scratch_bytes(const struct part_sizes *s, const struct part_mode
 {
     const struct kern_backend *b = self(s)->backend;
     uint64_t matmul = 0, attention = 0;
+    struct arena a;
+    if (base_arena_init(&a, "sizes", 0, NULL) != ST_OK)
+        return UINT64_MAX / 4;
     const struct part_program *const programs[] = {&m->main, &m->head};
     for (int p = 0; p < 2; p++)
         for (int i = 0; i < programs[p]->n_steps; i++) {
             const struct part_step *step = &programs[p]->steps[i];
             if (step->op == PART_LINEAR) {
-                struct arena a = {0};
                 struct kern_columns columns;
-                if (base_arena_init(&a, "sizes", 0, NULL) == ST_OK && rt_columns_init(m, &m->weights[step->weight[0]], &a, &columns, NULL) == ST_OK) {
+                if (rt_columns_init(m, &m->weights[step->weight[0]], &a, &columns, NULL) == ST_OK) {
                     const uint64_t bytes = b->matmul_scratch_bytes(&columns, p ? s->max_rows : s->max_tokens);
                     matmul = bytes > matmul ? bytes : matmul;
                 }
-                base_arena_release(&a);
+                base_arena_reset(&a);
             }
             if (step->op == PART_ATTENTION) {
                 const uint64_t bytes = b->attention_scratch_bytes((int)step->n_heads, m->config.head_dim, s->max_tokens, s->n_threads);
                 attention = bytes > attention ? bytes : attention;
             }
         }
+    base_arena_release(&a);
     return matmul + attention + 4096;
 }
 

@@ -277,8 +277,7 @@ static void rope_llama3_in_all_spellings(void **state) {
         ",\"rope_theta\":500000.0,\"rope_scaling\":{\"rope_type\":\"llama3\"," LLAMA3
         "},\"rope_parameters\":{\"rope_type\":\"llama3\",\"rope_theta\":500000.0," LLAMA3 "}",
         ",\"rope_theta\":500000.0,\"rope_scaling\":{\"rope_type\":\"llama3\"," LLAMA3 "},\"rope_parameters\":null",
-        ",\"rope_theta\":500000.0,\"original_max_position_embeddings\":8192,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_"
-        "factor\":1,\"high_freq_factor\":4}",
+        ",\"rope_theta\":500000.0,\"original_max_position_embeddings\":8192,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,\"high_freq_factor\":4}",
     };
     for (size_t i = 0; i < sizeof same / sizeof same[0]; i++) {
         char json[1024];
