@@ -1,4 +1,4 @@
-/* The fuzzers of checkpoints and configurations in `make test`: a fixed number of mutations of their seeds, from a printed seed. `make fuzz` runs them for longer, and sanitized.
+/* The fuzzers of checkpoints, configurations and plans in `make test`: a fixed number of mutations of their seeds, from a printed seed. `make fuzz` runs them for longer, and sanitized.
  *
  * test-deadline: 120 */
 #include <dirent.h>
@@ -14,6 +14,9 @@
 #undef LLVMFuzzerTestOneInput
 #define LLVMFuzzerTestOneInput config_one
 #include "tests/fuzz/config_fuzz.c"
+#undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput plan_one
+#include "tests/fuzz/plan_fuzz.c"
 #undef LLVMFuzzerTestOneInput
 
 enum { MAX_BYTES = 8192, MAX_SEEDS = 32 };
@@ -96,7 +99,14 @@ static void config(void **state) {
     run(config_one, "config_fuzz", t_seed());
 }
 
+/* Needs no seeds: eight bytes are enough to make a model of. */
+static void plan(void **state) {
+    (void)state;
+    uint64_t n = t_seed();
+    for (int i = 0; i < (t_long() ? 100000 : 1000); i++, n++) plan_one((const uint8_t *)&n, sizeof n);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(safetensors), cmocka_unit_test(gguf), cmocka_unit_test(config)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(safetensors), cmocka_unit_test(gguf), cmocka_unit_test(config), cmocka_unit_test(plan)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

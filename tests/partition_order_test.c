@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/rng.h"
 #include "tests/t.h"
-
 
 /* The next blank-separated word of the line, NULL at its end. */
 static char *word(char **at)
@@ -100,8 +100,101 @@ static void refuses_heads_that_do_not_divide(void **state)
     t_expect_err_contains(ST_UNSUPPORTED, order_heads(4, 0, &l, &e), &e, "0 key/value heads");
 }
 
+/* ---- properties ---------------------------------------------------------------------------------------------------------------------------------------- */
+
+static float fold(const float *partials, uint32_t a, uint32_t b)
+{
+    if (b - a == 1)
+        return partials[a];
+    const uint32_t m = a + (b - a + 1) / 2;
+    return fold(partials, a, m) + fold(partials, m, b);
+}
+
+/* What every rank does with the vectors that arrived: the same tree, cut short where a vector covers a node. */
+static float combine(const float have[33][33], const bool there[33][33], uint32_t a, uint32_t b)
+{
+    if (there[a][b])
+        return have[a][b];
+    assert_true(b - a > 1); /* a leaf that nobody sent */
+    const uint32_t m = a + (b - a + 1) / 2;
+    return combine(have, there, a, m) + combine(have, there, m, b);
+}
+
+static void any_cut_gives_the_same_bits(void **state)
+{
+    (void)state;
+    struct base_rng rng;
+    base_rng_init(&rng, t_seed());
+    for (int round = 0; round < 20000; round++) {
+        const uint32_t n = 1 + base_rng_below(&rng, ORDER_MAX_LEAVES), n_shares = 1 + base_rng_below(&rng, 8);
+        float partials[ORDER_MAX_LEAVES], have[33][33];
+        bool there[33][33] = {{false}};
+        for (uint32_t i = 0; i < n; i++)
+            partials[i] = base_rng_normal(&rng) * (float)(1u << base_rng_below(&rng, 24));
+        uint32_t shares[8];
+        for (uint32_t r = 0; r < n_shares; r++)
+            shares[r] = base_rng_below(&rng, 4);
+        shares[base_rng_below(&rng, n_shares)] += 1;
+        order_cut(n, shares, n_shares, lo, hi);
+        uint32_t at = 0;
+        for (uint32_t r = 0; r < n_shares; r++) {
+            assert_true(lo[r] == at && hi[r] >= at && (shares[r] || hi[r] == lo[r]));
+            at = hi[r];
+            uint8_t node_lo[ORDER_MAX_LEAVES], node_hi[ORDER_MAX_LEAVES];
+            const uint32_t k = order_subtrees(lo[r], hi[r], n, node_lo, node_hi);
+            for (uint32_t i = 0; i < k; i++) {
+                have[node_lo[i]][node_hi[i]] = fold(partials, node_lo[i], node_hi[i]);
+                there[node_lo[i]][node_hi[i]] = true;
+            }
+        }
+        assert_int_equal(at, n);
+        const float whole = fold(partials, 0, n), parts = combine(have, there, 0, n);
+        assert_memory_equal(&whole, &parts, sizeof whole);
+    }
+}
+
+/* A run of leaves needs at most 8 vectors, which is what struct part_cut has room for; they tile it. */
+static void few_vectors_are_enough(void **state)
+{
+    (void)state;
+    for (uint32_t n = 1; n <= ORDER_MAX_LEAVES; n++)
+        for (uint32_t a = 0; a <= n; a++)
+            for (uint32_t b = a; b <= n; b++) {
+                uint8_t node_lo[ORDER_MAX_LEAVES], node_hi[ORDER_MAX_LEAVES];
+                const uint32_t k = order_subtrees(a, b, n, node_lo, node_hi);
+                uint32_t at = a;
+                for (uint32_t i = 0; i < k; i++) {
+                    assert_int_equal(node_lo[i], at);
+                    at = node_hi[i];
+                }
+                assert_true(at == b && k <= 8);
+            }
+}
+
+/* Leaves of any size: each holds something, the last ends with the tensor, and none depends on anything but the model. */
+static void leaves_tile_the_dimension(void **state)
+{
+    (void)state;
+    struct order_leaves l;
+    for (uint64_t n = 1; n < 60000; n += 1 + n / 40)
+        for (int super_block = 0; super_block < 2; super_block++) {
+            order_columns(n, super_block, &l);
+            assert_true(l.n >= 1 && l.n <= 12 && l.end[l.n - 1] == n);
+            for (uint32_t i = 0; i < l.n; i++)
+                assert_true(l.end[i] > order_leaf_begin(&l, i) && (l.end[i] % 32 == 0 || i + 1 == l.n));
+        }
+    for (uint32_t kv = 1; kv <= 130; kv++)
+        for (uint32_t group = 1; group <= 70; group++) {
+            T_OK(order_heads(kv * group, kv, &l, NULL), NULL);
+            assert_true(l.n <= 14 && l.end[l.n - 1] == (uint64_t)kv * group && (l.n >= 8 || l.n == kv * group));
+            for (uint32_t i = 0; i < l.n; i++)
+                assert_true(l.end[i] > order_leaf_begin(&l, i));
+        }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(agrees_with_the_specification), cmocka_unit_test(refuses_heads_that_do_not_divide)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(agrees_with_the_specification), cmocka_unit_test(refuses_heads_that_do_not_divide), cmocka_unit_test(any_cut_gives_the_same_bits),
+                                       cmocka_unit_test(few_vectors_are_enough), cmocka_unit_test(leaves_tile_the_dimension)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

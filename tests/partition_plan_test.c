@@ -55,6 +55,8 @@ static void every_cut_is_accepted(void **state)
         {.hidden = 64, .heads = 15, .kv = 5, .head_dim = 24, .ffn = 96, .vocab = 1003, .format = FMT_F32, .tied = true, .seed = 2},
         {.hidden = 96, .heads = 9, .kv = 3, .head_dim = 32, .ffn = 2880, .vocab = 20, .format = FMT_Q8_0, .gguf = true, .seed = 3},
         {.hidden = 64, .heads = 8, .kv = 8, .head_dim = 8, .ffn = 1536, .vocab = 131, .format = FMT_BF16, .fused = true, .seed = 4},
+        {.hidden = 64, .heads = 32, .kv = 32, .head_dim = 8, .ffn = 704, .vocab = 33, .format = FMT_BF16, .fused = true, .biases = true, .seed = 6},
+        {.hidden = 96, .heads = 4, .kv = 2, .head_dim = 48, .ffn = 160, .vocab = 131, .format = FMT_Q8_0, .gguf = true, .seed = 7}, /* cuts inside blocks */
     };
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         char name[16];
@@ -134,6 +136,80 @@ static void other_value(struct part_plan *p) { step(p, 1, PART_EXCHANGE)->in[0]+
 static void other_dimension(struct part_plan *p) { step(p, 1, PART_SUM)->dim ^= 1; }
 static void other_group(struct part_plan *p) { step(p, 1, PART_EXCHANGE)->group = 1; }
 static void step_missing(struct part_plan *p) { p->ranks[1]->main.n_steps--; }
+static void swap_in(struct part_plan *p, int first_rank, int last_rank, enum part_op op)
+{
+    for (int r = first_rank; r <= last_rank; r++) {
+        struct part_step *s = step(p, r, op), kept = *s;
+        *s = s[1];
+        s[1] = kept;
+    }
+}
+static void drop_in_all(struct part_plan *p, enum part_op op)
+{
+    for (int r = 0; r < p->options.n_ranks; r++) {
+        struct part_program *main = &p->ranks[r]->main;
+        struct part_step *s = step(p, r, op);
+        memmove(s, s + 1, (size_t)(main->steps + main->n_steps - s - 1) * sizeof *s);
+        main->n_steps--;
+    }
+}
+static void no_rotation(struct part_plan *p) { drop_in_all(p, PART_ROPE); }
+static void no_exchange(struct part_plan *p) { drop_in_all(p, PART_EXCHANGE); }
+static void no_select(struct part_plan *p) { drop_in_all(p, PART_SELECT); }
+static void sum_before_exchange(struct part_plan *p)
+{
+    for (int r = 0; r < 2; r++)
+        for (int i = 0; i < p->ranks[r]->main.n_steps; i++)
+            if (p->ranks[r]->main.steps[i].op == PART_SUM) {
+                struct part_step *s = &p->ranks[r]->main.steps[i], kept = *s;
+                *s = s[-1];
+                s[-1] = kept;
+                break;
+            }
+}
+static void select_too_late(struct part_plan *p) { swap_in(p, 0, 1, PART_SELECT); }
+static void other_norm_in_all(struct part_plan *p)
+{
+    for (int r = 0; r < 2; r++)
+        step(p, r, PART_NORM)->weight[0] = find("layers.1.input_layernorm");
+}
+static void other_scale_in_all(struct part_plan *p)
+{
+    for (int r = 0; r < 2; r++)
+        step(p, r, PART_ATTENTION)->scale *= 2;
+}
+static void other_bias(struct part_plan *p) { step(p, 1, PART_SUM)->bias[0] = find("input_layernorm"); }
+static void scores_unsent(struct part_plan *p)
+{
+    for (int r = 0; r < 2; r++)
+        for (int i = 0; i < p->ranks[r]->head.n_steps; i++)
+            if (p->ranks[r]->head.steps[i].exchange == PART_EXCHANGE_SCORE && p->ranks[r]->head.steps[i].op == PART_EXCHANGE) {
+                struct part_program *head = &p->ranks[r]->head;
+                memmove(&head->steps[i], &head->steps[i + 1], (size_t)(head->n_steps - i - 1) * sizeof *head->steps);
+                head->n_steps--;
+                break;
+            }
+}
+static void another_tensor(struct part_plan *p) { weight(p, 1, "up_proj")->tensor = weight(p, 1, "gate_proj")->tensor; }
+static void replica_undeclared(struct part_plan *p)
+{
+    weight(p, 1, "k_proj")->rows.begin -= 16;
+    weight(p, 1, "k_proj")->slice.offset -= weight(p, 1, "k_proj")->slice.stride[0] * 16;
+    weight(p, 1, "k_proj")->slice.count[0] += 16;
+    weight(p, 1, "k_proj")->slice_bytes = weight(p, 1, "k_proj")->slice.count[0] * weight(p, 1, "k_proj")->slice.run_bytes;
+}
+static void slice_of_neighbour_columns(struct part_plan *p) { weight(p, 1, "down_proj")->slice.offset = weight(p, 0, "down_proj")->slice.offset; }
+static void counted_twice(struct part_plan *p) { weight(p, 1, "down_proj")->slice.count[1] = 2; }
+static void bytes_miscounted(struct part_plan *p) { weight(p, 1, "down_proj")->slice_bytes--; }
+static void wide_value(struct part_plan *p) { p->ranks[1]->values[step(p, 1, PART_GATE)->in[0]].width++; }
+static void heads_of_rank_0(struct part_plan *p) { step(p, 1, PART_ATTENTION)->q_first = 0; }
+static void cache_too_large(struct part_plan *p) { p->ranks[1]->caches[1].n_kv_heads++; }
+static void cache_of_another_layer(struct part_plan *p) { p->ranks[1]->caches[1].layer = 0; }
+static void values_share_bytes(struct part_plan *p) { p->ranks[0]->values[step(p, 0, PART_GATE)->in[1]].offset = p->ranks[0]->values[step(p, 0, PART_GATE)->in[0]].offset; }
+static void hidden_overwritten(struct part_plan *p) { p->ranks[1]->values[p->ranks[1]->value_logits].offset = p->ranks[1]->values[p->ranks[1]->value_hidden].offset; }
+static void value_outside(struct part_plan *p) { p->ranks[1]->values[p->ranks[1]->value_hidden].offset = p->budget[1].activations; }
+static void budget_too_small(struct part_plan *p) { p->budget[1].total -= 64; }
+static void leaves_twice(struct part_plan *p) { p->cut.dims[whole->dim_vocab].lo[1]--; }
 static void order_of_steps(struct part_plan *p)
 {
     struct part_step *s = step(p, 1, PART_EXCHANGE), kept = *s;
@@ -151,9 +227,14 @@ static void tampering_is_refused(void **state)
         {shift_rows, "gate_proj"},      {overlap_rows, "gate_proj"},        {drop_last_row, "up_proj"},       {rows_past_the_end, "up_proj"},       {rows_backwards, "q_proj"},
         {shift_columns, "down_proj"},   {overlap_columns, "down_proj"},     {cut_a_whole_axis, "down_proj"},  {cut_a_norm, "input_layernorm"},      {slice_elsewhere, "o_proj"},
         {slice_before, "o_proj"},       {slice_of_another_file, "v_proj"},  {slice_too_short, "v_proj"},      {slice_too_narrow, "down_proj"},      {slice_with_another_stride, "down_proj"},
-        {rank_0s_rows_twice, "gate_proj"}, {head_rows_missing, "embed_tokens"}, {wrong_vectors, "rank 1"},    {wrong_node, "leaves"},               {leaf_missing, "leaves"},
+        {rank_0s_rows_twice, "gate_proj"}, {head_rows_missing, "embed_tokens"}, {wrong_vectors, "rank 1"},    {wrong_node, "dimension ffn"},        {leaf_missing, "dimension ffn"},
         {other_exchange, "step"},       {other_value, "step"},              {other_dimension, "step"},        {other_group, "step"},                {step_missing, "steps"},
         {order_of_steps, "step"},
+        {no_rotation, "rope"},          {no_exchange, "embed"},             {no_select, "reads x"},           {sum_before_exchange, "sum"},         {select_too_late, "a select"},
+        {other_norm_in_all, "norm"},    {other_scale_in_all, "attention"},  {other_bias, "sum"},              {scores_unsent, "scores"},            {another_tensor, "up_proj"},
+        {replica_undeclared, "k_proj"}, {slice_of_neighbour_columns, "down_proj"}, {counted_twice, "down_proj"}, {bytes_miscounted, "down_proj"},   {wide_value, "value gate"},
+        {heads_of_rank_0, "attention"}, {cache_too_large, "layer 1"},       {cache_of_another_layer, "layer 1"}, {values_share_bytes, "gate"},      {hidden_overwritten, "x"},
+        {value_outside, "value x"},     {budget_too_small, "budget"},       {leaves_twice, "vocabulary"},
     };
     const struct t_llama model = {.hidden = 64, .heads = 8, .kv = 4, .head_dim = 16, .ffn = 352, .vocab = 131, .format = FMT_BF16, .tied = true, .seed = 5};
     open_model(t_llama_write(&model, "tampered"));
