@@ -660,13 +660,14 @@ static void walk(void *arg, int i_thread, int n_threads)
         const struct part_step *s = &x->walking->steps[i];
         if (x->walking_barriers[i]) /* also before a step that nobody wants: the next one counts on it */
             base_pool_barrier(x->o.pool, i_thread);
-        if (x->st) /* set by thread 0 before the last barrier */
-            return;
         if (!wanted(x, s->op, s->exchange))
             continue;
         do_step(x, q, s);
-        if (s->op == PART_EXCHANGE)
+        if (s->op == PART_EXCHANGE) {
             base_pool_barrier(x->o.pool, i_thread); /* what thread 0 found out is seen by all */
+            if (x->st) /* asked here and nowhere else: until all have come to the barrier before the next exchange, thread 0 does not set it again */
+                return;
+        }
         if (marks) {
             const uint64_t now = base_now_ns(x->o.clock);
             count(x, s, now - before);
