@@ -94,7 +94,7 @@ static char *seats_text(const struct topo_placement *p)
 
 static char *number(struct arena *a, int64_t n) { return base_arena_printf(a, "%" PRId64, n); }
 
-static int agent_args(const struct launch_setup *s, struct arena *a, int control_fd, int front_fd, char **argv)
+static void agent_args(const struct launch_setup *s, struct arena *a, int control_fd, int front_fd, char **argv)
 {
     const struct rt_settings *t = &s->settings;
     char *seats = s->placement->bound ? seats_text(s->placement) : NULL;
@@ -114,7 +114,6 @@ static int agent_args(const struct launch_setup *s, struct arena *a, int control
         {"--ctx", number(a, t->context)},
         {"--sequences", number(a, t->max_sequences)},
         {"--kv", base_arena_strdup(a, kern_format(t->kv_format)->name)},
-        {"--split", NULL},
     };
     argv[n++] = base_arena_strdup(a, "tandem");
     argv[n++] = base_arena_strdup(a, "agent");
@@ -138,7 +137,6 @@ static int agent_args(const struct launch_setup *s, struct arena *a, int control
     argv[n++] = base_arena_strdup(a, s->model);
     argv[n] = NULL;
     free(seats);
-    return n;
 }
 
 /* In the child, between fork and exec: only async-signal-safe calls. 0 and 1 are not the user's: stdout is the launcher's alone. Nor are descriptors that whoever called us left
@@ -256,8 +254,6 @@ static enum st prepare(struct agent *a, struct err *e)
     sigaddset(&mask, SIGHUP);
     sigprocmask(SIG_BLOCK, &mask, NULL);
     a->signal_fd = signalfd(-1, &mask, SFD_CLOEXEC);
-    fcntl((int)a->v.control_fd, F_SETFD, FD_CLOEXEC);
-    fcntl((int)a->v.front_fd, F_SETFD, FD_CLOEXEC);
     const size_t bytes = (size_t)a->v.n_ranks * sizeof *a->vitals;
     a->vitals_fd = memfd_create("tandem-vitals", MFD_CLOEXEC);
     if (a->signal_fd < 0 || a->vitals_fd < 0 || ftruncate(a->vitals_fd, (off_t)bytes))

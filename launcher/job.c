@@ -53,10 +53,10 @@ static enum st start_thread(struct launch_job *job, int rank_fd, struct err *e)
     if (s->placement->bound)
         job->rank.settings.os_cpus = s->placement->seats[0].pus;
     const int error = pthread_create(&job->thread, NULL, rank_thread, job);
-    if (error)
+    if (error) {
         close(rank_fd);
-    if (error)
         return err_set(e, ST_NO_MEMORY, "cannot start a thread: %s", strerror(error));
+    }
     job->has_thread = true;
     return ST_OK;
 }

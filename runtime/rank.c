@@ -41,7 +41,8 @@ struct rank {
     struct rt_inbox inbox;        /* rank 0 */
     struct event *first, **last;  /* rank 0: issued, not yet applied */
     struct event *held;           /* rank 0: the ring to the others was full; goes first as soon as it is not */
-    uint32_t n_issued, n_applied; /* n_issued: rank 0's own, or what its last exchange told */
+    uint32_t n_issued;            /* rank 0 */
+    uint32_t n_applied;
     unsigned char *event;         /* others: where an event is received */
     uint64_t load_ns;
 };
@@ -90,7 +91,7 @@ static bool is_held(void *context)
 
 static enum st make_plan(struct rank *r, struct err *e)
 {
-    enum st st = kern_select(r->o->settings.kernels, &r->backend, e);
+    enum st st = kern_select(NULL, &r->backend, e);
     if (!st)
         st = ck_open(r->o->model, &r->ck, e);
     if (!st)
@@ -382,14 +383,12 @@ static enum st step(struct rank *r, struct err *e)
     for (int i = 0; i < r->schedule.desc.n_rows; i++)
         if (r->schedule.desc.rows[i].wants & RT_ROW_SAMPLE && r->results[i].id < 0)
             return err_set(e, ST_INVALID, "no finite logit at position %u: the weights or the cache hold NaN or infinity", r->schedule.desc.rows[i].position);
-    r->n_issued = r->o->rank == 0 ? r->n_issued : root.n_events;
     if (r->o->rank == 0)
         st = report(r, e);
     rt_schedule_finish(&r->schedule, r->results, start, base_now_ns(r->clock));
-    const uint32_t due = r->o->rank == 0 ? mine.n_events : root.n_events;
     if (!st)
         st = free_done(r, e);
-    while (!st && r->n_applied != due)
+    while (!st && r->n_applied != root.n_events) /* what rank 0 had issued when this step began; with one rank, root is our own header */
         st = apply_next(r, e);
     return st ? st : free_done(r, e);
 }

@@ -44,32 +44,39 @@ static uint64_t matrix_bytes(const struct part_sizes *s, const struct part_model
 
 static uint64_t kv_block_bytes(const struct part_sizes *s, const struct part_cache *c) { return kern_kv_block_bytes(s->kv_format, (int)c->n_kv_heads, (int)c->head_dim); }
 
-static uint64_t scratch_bytes(const struct part_sizes *s, const struct part_model *m)
+enum st rt_scratch_init(const struct kern_backend *b, const struct part_model *m, int max_tokens, int n_threads, struct rt_scratch *scratch, struct err *e)
 {
-    const struct kern_backend *b = self(s)->backend;
-    uint64_t matmul = 0, attention = 0;
-    struct arena a;
-    if (base_arena_init(&a, "sizes", 0, NULL) != ST_OK)
-        return UINT64_MAX / 4;
+    struct rt_scratch most = {0, 0};
+    struct arena a = {0};
+    enum st st = base_arena_init(&a, "sizes", 0, e);
     const struct part_program *const programs[] = {&m->main, &m->head};
     for (int p = 0; p < 2; p++)
-        for (int i = 0; i < programs[p]->n_steps; i++) {
+        for (int i = 0; i < programs[p]->n_steps && !st; i++) {
             const struct part_step *step = &programs[p]->steps[i];
             if (step->op == PART_LINEAR) {
                 struct kern_columns columns;
-                if (rt_columns_init(m, &m->weights[step->weight[0]], &a, &columns, NULL) == ST_OK) {
-                    const uint64_t bytes = b->matmul_scratch_bytes(&columns, p ? s->max_rows : s->max_tokens);
-                    matmul = bytes > matmul ? bytes : matmul;
-                }
+                st = rt_columns_init(m, &m->weights[step->weight[0]], &a, &columns, e);
+                const size_t bytes = st ? 0 : b->matmul_scratch_bytes(&columns, p ? RT_HEAD_ROWS : max_tokens);
+                most.matmul = bytes > most.matmul ? bytes : most.matmul;
                 base_arena_reset(&a);
             }
             if (step->op == PART_ATTENTION) {
-                const uint64_t bytes = b->attention_scratch_bytes((int)step->n_heads, m->config.head_dim, s->max_tokens, s->n_threads);
-                attention = bytes > attention ? bytes : attention;
+                const size_t bytes = b->attention_scratch_bytes((int)step->n_heads, m->config.head_dim, max_tokens, n_threads);
+                most.attention = bytes > most.attention ? bytes : most.attention;
             }
         }
     base_arena_release(&a);
-    return matmul + attention + 4096;
+    if (!st)
+        *scratch = most;
+    return st;
+}
+
+static uint64_t scratch_bytes(const struct part_sizes *s, const struct part_model *m)
+{
+    struct rt_scratch scratch;
+    if (rt_scratch_init(self(s)->backend, m, s->max_tokens, s->n_threads, &scratch, NULL))
+        return UINT64_MAX / 4;
+    return scratch.matmul + scratch.attention + 4096;
 }
 
 static uint64_t comm_bytes(const struct part_sizes *s, int n_ranks, uint64_t max_exchange_bytes)

@@ -7,7 +7,6 @@
 #include "partition/plan.h"
 
 struct rt_settings {
-    const char *kernels; /* backend name or NULL */
     bool accurate;       /* --activations f32 */
     enum format kv_format;
     int chunk;           /* tokens of one step */
@@ -32,6 +31,12 @@ struct part_plan_options rt_plan_options(const struct rt_settings *settings, int
 
 /* Digest of everything that must be equal on all ranks. */
 struct digest rt_settings_digest(const struct rt_settings *settings);
+
+/* The largest scratch that any step of a rank's programs asks of the backend: asked by the planner, allocated by the executor. */
+struct rt_scratch {
+    size_t matmul, attention;
+};
+enum st rt_scratch_init(const struct kern_backend *backend, const struct part_model *m, int max_tokens, int n_threads, struct rt_scratch *scratch, struct err *e);
 
 /* Columns of a weight as this rank holds them; arrays from arena. Weights whose columns follow no dimension are one leaf. */
 enum st rt_columns_init(const struct part_model *m, const struct part_weight *w, struct arena *arena, struct kern_columns *columns, struct err *e);

@@ -133,20 +133,12 @@ static enum st bind_caches(struct rt_exec *x, struct err *e)
 
 static enum st bind_scratch(struct rt_exec *x, struct err *e)
 {
-    size_t matmul = 64, attention = 64;
-    const struct part_program *const programs[] = {&x->m->main, &x->m->head};
-    for (int p = 0; p < 2; p++)
-        for (int i = 0; i < programs[p]->n_steps; i++) {
-            const struct part_step *s = &programs[p]->steps[i];
-            size_t bytes = 0;
-            if (s->op == PART_LINEAR)
-                bytes = x->o.backend->matmul_scratch_bytes(&x->o.weights->items[s->weight[0]].matrix.columns, p ? RT_HEAD_ROWS : x->o.settings->chunk);
-            matmul = bytes > matmul ? bytes : matmul;
-            bytes = s->op == PART_ATTENTION ? x->o.backend->attention_scratch_bytes((int)s->n_heads, x->m->config.head_dim, x->o.settings->chunk, x->o.settings->n_threads) : 0;
-            attention = bytes > attention ? bytes : attention;
-        }
-    x->scratch_matmul = base_arena_alloc(&x->arena, matmul);
-    x->scratch_attention = base_arena_alloc(&x->arena, attention);
+    struct rt_scratch scratch;
+    const enum st st = rt_scratch_init(x->o.backend, x->m, x->o.settings->chunk, x->o.settings->n_threads, &scratch, e);
+    if (st)
+        return st;
+    x->scratch_matmul = base_arena_alloc(&x->arena, scratch.matmul + 64);
+    x->scratch_attention = base_arena_alloc(&x->arena, scratch.attention + 64);
     x->sampled = base_arena_array(&x->arena, (size_t)RT_HEAD_ROWS * (size_t)x->o.settings->n_threads, sizeof *x->sampled);
     x->values = base_arena_alloc(&x->arena, x->o.plan->budget[x->o.rank].activations + 64);
     if (!x->scratch_matmul || !x->scratch_attention || !x->sampled || !x->values)

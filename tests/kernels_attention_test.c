@@ -27,14 +27,6 @@ struct data {
     float *q, *k, *v;
 };
 
-static float *random_floats(struct base_rng *r, size_t n, float size) {
-    float *x = malloc((n + 1) * sizeof *x);
-    assert_non_null(x);
-    for (size_t i = 0; i < n; i++)
-        x[i] = base_rng_normal(r) * size;
-    return x;
-}
-
 static struct data data_make(struct base_rng *r, struct setup s) {
     struct data d = {.s = s, .width = s.n_kv_heads * s.group * s.head_dim, .kv_width = s.n_kv_heads * s.head_dim};
     for (int i = 0; i < N_SEQUENCES; i++) {

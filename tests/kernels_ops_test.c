@@ -12,14 +12,6 @@
 #include "kernels/ref/ref.h"
 #include "tests/t_kernels.h"
 
-static float *random_floats(struct base_rng *r, size_t n, float size) {
-    float *x = malloc((n + 1) * sizeof *x);
-    assert_non_null(x);
-    for (size_t i = 0; i < n; i++)
-        x[i] = base_rng_normal(r) * size;
-    return x;
-}
-
 #define FOR_BACKENDS(b, op)                                                             \
     for (const struct kern_backend *const *b = kern_backends(); *b; b++)                \
         if (t_kernels_on(*b) && (*b)->supports((op), FMT_F32, KERN_ACT_F32, 64))

@@ -206,19 +206,6 @@ INLINE void walk_tiles(const struct cpu_rows *a, size_t row, size_t apart, const
     }
 #define INT8_N(format, nt, nr) ROWS_N(int8, format, nt, nr, true)
 #define F32_N(format, nt, nr) ROWS_N(f32, format, nt, nr, false)
-#define BY_TOKENS(act, format)                                                                                                                       \
-    static void act##_##format(const struct cpu_rows *a) {                                                                                           \
-        static const cpu_rows_fn by_tokens[CPU_GROUP + 1] = {NULL,                                                                                   \
-                                                             act##_##format##_1,                                                                     \
-                                                             act##_##format##_2,                                                                     \
-                                                             act##_##format##_3,                                                                     \
-                                                             act##_##format##_4,                                                                     \
-                                                             act##_##format##_5,                                                                     \
-                                                             act##_##format##_6,                                                                     \
-                                                             act##_##format##_7,                                                                     \
-                                                             act##_##format##_8};                                                                    \
-        by_tokens[a->n_tokens](a);                                                                                                                   \
-    }
 #define INT8(format)                                                                                                                                 \
     INT8_N(format, 1, 4)                                                                                                                             \
     INT8_N(format, 2, 4)                                                                                                                             \

@@ -63,6 +63,21 @@ struct cpu_scale {
 
 typedef void (*cpu_rows_fn)(const struct cpu_rows *rows);
 
+/* Chooses among a format's ACT_FORMAT_1 … ACT_FORMAT_8, one for each number of tokens. */
+#define BY_TOKENS(act, format)                                                                                                                       \
+    static void act##_##format(const struct cpu_rows *a) {                                                                                           \
+        static const cpu_rows_fn by_tokens[CPU_GROUP + 1] = {NULL,                                                                                   \
+                                                             act##_##format##_1,                                                                     \
+                                                             act##_##format##_2,                                                                     \
+                                                             act##_##format##_3,                                                                     \
+                                                             act##_##format##_4,                                                                     \
+                                                             act##_##format##_5,                                                                     \
+                                                             act##_##format##_6,                                                                     \
+                                                             act##_##format##_7,                                                                     \
+                                                             act##_##format##_8};                                                                    \
+        by_tokens[a->n_tokens](a);                                                                                                                   \
+    }
+
 /* What a variant provides. */
 struct cpu_matmul {
     cpu_rows_fn int8[FMT_COUNT]; /* NULL where the format has no int8 product */
