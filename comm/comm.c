@@ -19,6 +19,7 @@
 #define N_YIELDS 8
 #define SLEEP_SLICE_NS (50 * BASE_NS_PER_MS)
 #define MAX_SPIN_US 50
+#define OPEN_WAIT_NS (60 * BASE_NS_PER_S)
 
 static const struct comm_backend *const backends[] = {&comm_self_backend, &comm_shm_backend, NULL};
 
@@ -69,8 +70,10 @@ enum st comm_open(const struct comm_setup *setup, struct comm **c, struct err *e
     const struct comm_backend *b = choose(setup, e);
     if (!b) return ST_UNSUPPORTED;
 
+    struct comm_setup timed = *setup;
+    if (!timed.deadline_ns) timed.deadline_ns = base_now_ns(setup->clock ? setup->clock : base_clock_real()) + OPEN_WAIT_NS;
     struct comm *opened = NULL;
-    code = b->open(setup, &opened, e);
+    code = b->open(&timed, &opened, e);
     if (code != ST_OK) return code;
     opened->backend = b;
     opened->clock = setup->clock ? setup->clock : base_clock_real();
@@ -90,6 +93,8 @@ void comm_close(struct comm *c) {
 const struct comm_capabilities *comm_query(const struct comm *c) { return &c->backend->capabilities; }
 int comm_rank(const struct comm *c) { return c->rank; }
 int comm_n_ranks(const struct comm *c) { return c->n_ranks; }
+
+enum st comm_progress(struct comm *c, struct err *e) { return c->backend->progress ? c->backend->progress(c, e) : ST_OK; }
 
 /* ---- waiting ------------------------------------------------------------------------------------------------------------------------------------- */
 

@@ -26,13 +26,44 @@ struct comm_header {
     uint64_t step;        /* of the sender's scheduler; named in errors */
     uint32_t n_events;    /* events that rank 0 has issued (others send 0) */
     uint32_t token_hash;  /* hash of all tokens sampled so far */
+    uint64_t sent_ns;     /* the sender's clock when it began the exchange; 0: not told. From it the ledger tells a slow peer from a slow wire */
 };
 
 struct comm_capabilities {
     const char *name;      /* "shm" */
     bool crosses_hosts;
+    bool ranks_as_threads; /* several ranks of a group may be threads of one process */
     bool one_shot;         /* all-gather without a copy: views point into the sender's buffer */
     size_t max_ranks;
+};
+
+/* How ranks find each other before they are connected: one slow all-gather of small records, made by whoever starts them (PMI-1 of our agent or of somebody else's mpiexec, MPI,
+ * a parent comm, a test's threads). Every rank calls it equally often, with the same bytes ≤ COMM_BOOT_MAX_BYTES; blocks until all have. */
+#define COMM_BOOT_MAX_BYTES 4096
+struct comm_boot {
+    enum st (*allgather)(void *context, const void *mine, size_t bytes, void *all /* [n_ranks, bytes] */, uint64_t deadline_ns, struct err *e);
+    void *context;
+};
+
+/* An emulated wire between local ranks (comm/link.c); every rank has one full-duplex port. */
+struct comm_link {
+    double bits_per_s;   /* 0: as fast as the machine */
+    uint64_t delay_ns;   /* one way */
+    uint64_t jitter_ns;  /* each message is late by 0 … so much, by a generator keyed by seed, sender and exchange */
+    uint64_t seed;
+};
+/* "200gbit,2.5us[,jitter=500ns][,seed=7]": rate in bit, kbit, mbit, gbit; times in ns, us, ms. Presets are the caller's (topologies/links.h). */
+enum st comm_link_parse(const char *text, struct comm_link *link, struct err *e);
+/* The same as text that comm_link_parse reads back to equal values. */
+void comm_link_print(const struct comm_link *link, char text[128]);
+
+/* What an emulated link did, summed since opening; all zero without one. The virtual clock: what the exchanges would have taken on the link alone, had this machine cost nothing. */
+struct comm_link_totals {
+    uint64_t n_exchanges, bytes; /* received from peers */
+    uint64_t link_ns;            /* virtual: of the link alone, from the slower side's beginning to the last byte */
+    uint64_t held_ns;            /* bytes were there and waited for the emulated arrival */
+    uint64_t late_ns;            /* the machine was later than the link would have been */
+    uint64_t n_late;
 };
 
 /* How the ranks of a group find each other. */
@@ -44,7 +75,10 @@ struct comm_setup {
     const struct base_clock *clock; /* NULL: the real one */
     int memory_fd;       /* shm: a memfd made by comm_shm_create (inherited); −1 otherwise */
     void *memory;        /* shm between threads of one process: the mapping itself, instead of memory_fd; else NULL */
-    const char *address; /* tcp, ucx, mpi (later); NULL */
+    const struct comm_boot *boot; /* tcp, ucx, mpi, and shm where no segment was inherited (then one is named, and unlinked once all have attached); NULL: none */
+    const char *address;          /* tcp, ucx: our own numeric address, as the launcher decided; NULL: loopback */
+    const struct comm_link *link; /* wraps the backend; NULL: none */
+    uint64_t deadline_ns;         /* for opening; 0: 60 s from now */
 };
 
 /* ---- shm's shared segment: made once by whoever starts the ranks --------------------------------------------------------------------------------- */
@@ -86,6 +120,40 @@ enum st comm_allgather(struct comm *c, const void *send, const size_t *recv_byte
 enum st comm_allgather_start(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e);
 enum st comm_allgather_finish(struct comm *c, uint64_t deadline_ns, const void **views, struct comm_header *headers, struct err *e);
 
+/* Exchange-and-add of the partial sums of a tree, in pieces: while the caller adds piece i, piece i + 1 flies. Rank r contributes n_vectors[r] vectors of vector_bytes each (own ones
+ * in send, one behind the other); add is called for each piece, in order, with all vectors' bytes [offset, offset + bytes) in the order of ranks, 64-byte aligned. It alone knows
+ * what adding is; it may run on other threads of the caller as long as it returns when they are done. */
+struct comm_exchange_add {
+    const void *send;
+    size_t vector_bytes;       /* ≤ any; a multiple of 4 */
+    const uint32_t *n_vectors; /* [n_ranks]; 0 is possible */
+    size_t piece_bytes;        /* of one vector; 0: chosen so that a piece of all vectors stays in cache */
+    void (*add)(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors);
+    void *context;
+};
+enum st comm_exchange_and_add(struct comm *c, const struct comm_exchange_add *x, const struct comm_header *header, uint64_t deadline_ns, struct err *e);
+
+/* The k best of all ranks' candidates, on every rank: those with the larger value, ties to the lower id; sorted so. Every rank brings n ≤ COMM_TOP_K_MAX; merged holds at most k. */
+#define COMM_TOP_K_MAX 256
+struct comm_candidate {
+    float value;
+    int32_t id; /* < 0: none */
+};
+enum st comm_top_k(struct comm *c, const struct comm_candidate *mine, int n, int k, const struct comm_header *header, uint64_t deadline_ns, struct comm_candidate *merged,
+                   int *n_merged, struct err *e);
+
+/* Groups: collective over the parent. Ranks that pass the same color ≥ 0 become a comm of their own, in the order of their ranks in the parent (its backend, its link); with a
+ * negative color *group is NULL. The parent stays open until after its groups. */
+enum st comm_split(struct comm *parent, int color, size_t max_bytes, uint64_t deadline_ns, struct comm **group, struct err *e);
+
+/* From rank to rank, in a group of two (comm_split makes one): an exchange in which the other side sends nothing, so the two count the same. bytes ≤ max_bytes, known to both. */
+enum st comm_send(struct comm *pair, const void *data, size_t bytes, uint64_t deadline_ns, struct err *e);
+enum st comm_receive(struct comm *pair, void *data, size_t bytes, uint64_t deadline_ns, struct err *e);
+
+/* Moves what is queued (events, on backends that need the caller's time for it): ST_AGAIN while something is left. To be called by a rank that is idle for long. */
+enum st comm_progress(struct comm *c, struct err *e);
+void comm_link_query(const struct comm *c, struct comm_link_totals *totals);
+
 enum st comm_barrier(struct comm *c, uint64_t deadline_ns, struct err *e);
 /* bytes ≤ max_bytes; in place. */
 enum st comm_broadcast(struct comm *c, int root, void *data, size_t bytes, uint64_t deadline_ns, struct err *e);
@@ -105,17 +173,22 @@ struct comm_backend {
     int priority;
     /* ST_OK where this backend can serve the setup; the reason why not in e. */
     enum st (*probe)(const struct comm_setup *setup, struct err *e);
+    /* Calls setup->boot, where it needs it, exactly COMM_BOOT_ROUNDS times, also where it failed in between (then it sends zeroes, and peers see that this rank is not there):
+     * nobody shall wait for a rank that gave up. deadline_ns is set. */
     enum st (*open)(const struct comm_setup *setup, struct comm **c, struct err *e);
     void (*close)(struct comm *c);
     void *(*send_buffer)(struct comm *c);
     enum st (*allgather_start)(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e);
-    /* Never blocks: ST_AGAIN while messages are missing; *missing names a rank that is waited for. */
+    /* Never blocks: ST_AGAIN while messages are missing, or own bytes are not yet out of our hands (nobody else moves them when we go idle); *missing names a rank that is waited for. */
     enum st (*allgather_test)(struct comm *c, const void **views, struct comm_header *headers, int *missing, struct err *e);
     enum st (*event_post)(struct comm *c, const void *data, size_t bytes, struct err *e);
     enum st (*event_test)(struct comm *c, void *data, size_t capacity, size_t *bytes, struct err *e);
+    /* NULL: nothing is ever left to move. */
+    enum st (*progress)(struct comm *c, struct err *e);
     /* Sleeps until something may have changed, or the deadline: for waits that have spun long enough. */
     void (*sleep)(struct comm *c, uint64_t deadline_ns);
 };
+#define COMM_BOOT_ROUNDS 1
 const struct comm_backend *const *comm_backends(void); /* best first; NULL-terminated */
 
 #endif

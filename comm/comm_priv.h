@@ -32,5 +32,8 @@ extern const struct comm_backend comm_self_backend, comm_shm_backend;
 
 static inline size_t comm_round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 static inline size_t comm_capacity(size_t max_bytes) { return comm_round_up(max_bytes < COMM_MIN_BYTES ? COMM_MIN_BYTES : max_bytes, 64); }
+/* What a backend's buffers hold: an emulated link adds its stamp behind the payload (at the next 64 bytes). */
+#define COMM_TRAILER_BYTES 64
+static inline size_t comm_buffer_bytes(size_t max_bytes) { return comm_capacity(max_bytes) + COMM_TRAILER_BYTES; }
 
 #endif

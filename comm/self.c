@@ -19,7 +19,7 @@ static enum st self_probe(const struct comm_setup *setup, struct err *e) {
 }
 
 static enum st self_open(const struct comm_setup *setup, struct comm **c, struct err *e) {
-    size_t capacity = comm_capacity(setup->max_bytes);
+    size_t capacity = comm_buffer_bytes(setup->max_bytes);
     struct self *s = calloc(1, sizeof *s);
     unsigned char *slots = aligned_alloc(64, COMM_N_SLOTS * capacity);
     if (!s || !slots) {
@@ -78,7 +78,7 @@ static void self_sleep(struct comm *c, uint64_t deadline_ns) {
 }
 
 const struct comm_backend comm_self_backend = {
-    .capabilities = {.name = "self", .crosses_hosts = false, .one_shot = true, .max_ranks = 1},
+    .capabilities = {.name = "self", .crosses_hosts = false, .ranks_as_threads = true, .one_shot = true, .max_ranks = 1},
     .priority = 100,
     .probe = self_probe,
     .open = self_open,

@@ -63,7 +63,7 @@ struct segment {
     struct cell cells[COMM_MAX_RANKS];
 };
 
-/* 0 sequence 8 · 8 payload bytes 8 · 16 comm_header 16 · 32 unused · 64 payload */
+/* 0 sequence 8 · 8 payload bytes 8 · 16 comm_header 24 · 40 unused · 64 payload */
 struct slot {
     _Alignas(64) _Atomic uint64_t sequence;
     uint64_t bytes;
@@ -102,7 +102,7 @@ struct shm {
 
 /* ---- geometry ------------------------------------------------------------------------------------------------------------------------------------ */
 
-static size_t slot_bytes_for(size_t max_bytes) { return comm_round_up(sizeof(struct slot) + comm_capacity(max_bytes), 128); }
+static size_t slot_bytes_for(size_t max_bytes) { return comm_round_up(sizeof(struct slot) + comm_buffer_bytes(max_bytes), 128); }
 static size_t region_bytes_for(size_t max_bytes) { return comm_round_up(COMM_N_SLOTS * slot_bytes_for(max_bytes), PAGE_BYTES); }
 static size_t ring_offset(void) { return comm_round_up(sizeof(struct segment), PAGE_BYTES); }
 
@@ -456,7 +456,7 @@ static void shm_sleep(struct comm *c, uint64_t deadline_ns) {
 }
 
 const struct comm_backend comm_shm_backend = {
-    .capabilities = {.name = "shm", .crosses_hosts = false, .one_shot = true, .max_ranks = COMM_MAX_RANKS},
+    .capabilities = {.name = "shm", .crosses_hosts = false, .ranks_as_threads = true, .one_shot = true, .max_ranks = COMM_MAX_RANKS},
     .priority = 50,
     .probe = shm_probe,
     .open = shm_open_comm,

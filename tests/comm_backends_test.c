@@ -360,9 +360,12 @@ static void for_all(size_t max_bytes, int min_ranks, group_fn fn, void *arg, siz
                 const char *name = (*b)->capabilities.name;
                 struct group g;
                 group_init(&g, name, n_ranks, threads, 64, 0);
-                struct comm_setup setup = group_setup(&g, 0);
+                struct comm_boot boot;
+                struct group_boot_end end;
+                struct comm_setup setup = group_setup(&g, 0, &boot, &end);
                 struct err e = {0};
-                bool fits = (*b)->probe(&setup, &e) == ST_OK && (size_t)n_ranks <= (*b)->capabilities.max_ranks;
+                bool fits = (!threads || (*b)->capabilities.ranks_as_threads) && (*b)->probe(&setup, &e) == ST_OK &&
+                            (size_t)n_ranks <= (*b)->capabilities.max_ranks;
                 group_release(&g);
                 if (!fits || n_ranks < min_ranks) continue;
                 if (arg_bytes) memset(arg, 0, arg_bytes);

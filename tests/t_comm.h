@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -33,6 +34,40 @@
         }                                                                                                                                            \
     } while (0)
 
+/* How the ranks of a test find each other: a table that all of them see, be they threads or forked. */
+struct group_boot {
+    _Atomic uint32_t n_written, n_read;
+    int n_ranks;
+    unsigned char records[COMM_MAX_RANKS][COMM_BOOT_MAX_BYTES];
+};
+struct group_boot_end {
+    struct group_boot *table;
+    int rank;
+};
+
+static inline enum st group_boot_wait(_Atomic uint32_t *count, uint32_t least, uint64_t deadline_ns, struct err *e) {
+    while (atomic_load(count) < least) {
+        if (base_now_ns(base_clock_real()) > deadline_ns) return err_set(e, ST_TIMEOUT, "boot: %u of %u ranks came", atomic_load(count), least);
+        nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
+    }
+    return ST_OK;
+}
+static inline enum st group_boot_allgather(void *context, const void *mine, size_t bytes, void *all, uint64_t deadline_ns, struct err *e) {
+    const struct group_boot_end *end = context;
+    struct group_boot *t = end->table;
+    /* Records may be written again when all have read the last ones. */
+    uint32_t round = atomic_load(&t->n_written) / (uint32_t)t->n_ranks;
+    enum st code = group_boot_wait(&t->n_read, round * (uint32_t)t->n_ranks, deadline_ns, e);
+    if (code != ST_OK) return code;
+    memcpy(t->records[end->rank], mine, bytes);
+    atomic_fetch_add(&t->n_written, 1);
+    code = group_boot_wait(&t->n_written, (round + 1) * (uint32_t)t->n_ranks, deadline_ns, e);
+    if (code != ST_OK) return code;
+    for (int r = 0; r < t->n_ranks; r++) memcpy((unsigned char *)all + (size_t)r * bytes, t->records[r], bytes);
+    atomic_fetch_add(&t->n_read, 1);
+    return group_boot_wait(&t->n_read, (round + 1) * (uint32_t)t->n_ranks, deadline_ns, e);
+}
+
 struct group {
     const char *backend;
     int n_ranks;
@@ -42,6 +77,8 @@ struct group {
     int memory_fd; /* −1, or shm's */
     void *memory;  /* threads: the mapping */
     size_t memory_bytes;
+    struct group_boot *boot; /* shared by all ranks */
+    const struct comm_link *link;
 };
 
 /* May close and clear *c; else the runner closes it. */
@@ -53,18 +90,26 @@ static inline uint64_t in_ms(uint64_t ms) { return now_ns() + ms * BASE_NS_PER_M
 static inline uint64_t soon(void) { return in_ms(30000); }
 static inline void pause_us(unsigned us) { nanosleep(&(struct timespec){.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000L}, NULL); }
 
-static inline struct comm_setup group_setup(const struct group *g, int rank) {
+/* boot and end live as long as comm_open runs. */
+static inline struct comm_setup group_setup(const struct group *g, int rank, struct comm_boot *boot, struct group_boot_end *end) {
+    *end = (struct group_boot_end){g->boot, rank};
+    *boot = (struct comm_boot){group_boot_allgather, end};
     return (struct comm_setup){.backend = g->backend,
                                .rank = rank,
                                .n_ranks = g->n_ranks,
                                .max_bytes = g->max_bytes,
                                .spin_us = g->spin_us,
                                .memory_fd = g->threads ? -1 : g->memory_fd,
-                               .memory = g->threads ? g->memory : NULL};
+                               .memory = g->threads ? g->memory : NULL,
+                               .boot = boot,
+                               .link = g->link};
 }
 
 static inline void group_init(struct group *g, const char *backend, int n_ranks, bool threads, size_t max_bytes, int spin_us) {
     *g = (struct group){.backend = backend, .n_ranks = n_ranks, .threads = threads, .max_bytes = max_bytes, .spin_us = spin_us, .memory_fd = -1};
+    g->boot = mmap(NULL, sizeof *g->boot, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_true(g->boot != MAP_FAILED);
+    g->boot->n_ranks = n_ranks;
     if (strcmp(backend, "shm") != 0) return;
     struct err e = {0};
     T_OK(comm_shm_create(n_ranks, max_bytes, &g->memory_fd, &e), &e);
@@ -77,6 +122,7 @@ static inline void group_init(struct group *g, const char *backend, int n_ranks,
 static inline void group_release(struct group *g) {
     if (g->memory) munmap(g->memory, g->memory_bytes);
     if (g->memory_fd >= 0) close(g->memory_fd);
+    munmap(g->boot, sizeof *g->boot);
 }
 
 struct group_member {
@@ -88,7 +134,9 @@ struct group_member {
 };
 
 static inline bool group_run_rank(const struct group_member *m) {
-    struct comm_setup setup = group_setup(m->group, m->rank);
+    struct comm_boot boot;
+    struct group_boot_end end;
+    struct comm_setup setup = group_setup(m->group, m->rank, &boot, &end);
     struct comm *c = NULL;
     struct err e = {0};
     CHECK_ST(ST_OK, comm_open(&setup, &c, &e), &e);
