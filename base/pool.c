@@ -20,6 +20,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/tick.h"
 
 #define MAX_SPIN_US 50
 #define MAX_THREADS 4096
@@ -142,6 +143,7 @@ void base_pool_run(struct base_pool *pool, base_pool_fn fn, void *arg) {
 
 void base_pool_barrier(struct base_pool *pool, int i_thread) {
     BASE_ASSERT(i_thread >= 0 && i_thread < pool->n_threads);
+    base_tick();
     if (pool->n_threads == 1) return;
     /* Read before we arrive: the generation cannot move without us. */
     uint32_t generation = atomic_load_explicit(&pool->barrier_generation.value, memory_order_relaxed);

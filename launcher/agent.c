@@ -20,11 +20,11 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "comm/comm.h"
+#include "launcher/life.h"
+#include "launcher/watch.h"
 #include "runtime/rank.h"
 
 #define GRACE_MS 200   /* after the first failure: others may have a better story */
-#define LOOK_MS 500    /* between two looks at the ranks' states */
-#define STOPPED_MS 5000 /* a rank that was stopped by a signal for so long does not come back */
 #define MAX_ARGS 64
 
 extern char **environ;
@@ -191,7 +191,12 @@ struct agent {
     int n_alive;
     struct rt_vitals *vitals;
     int memory_fd, vitals_fd, signal_fd;
-    uint64_t stopped_since_ns[COMM_MAX_RANKS]; /* 0: it runs */
+    struct launch_life life[COMM_MAX_RANKS], launcher_life;
+    struct rt_inbox control;
+    pid_t launcher;
+    uint64_t heard_ns; /* the launcher, last */
+    uint64_t beat_ns, looked_ns;
+    bool is_paused; /* by the launcher's user */
     struct err story; /* why the job ends */
     int story_worth;  /* a better one replaces it */
 };
@@ -254,6 +259,9 @@ static enum st prepare(struct agent *a, struct err *e)
     sigaddset(&mask, SIGHUP);
     sigprocmask(SIG_BLOCK, &mask, NULL);
     a->signal_fd = signalfd(-1, &mask, SFD_CLOEXEC);
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    a->launcher = a->v.control_fd >= 0 ? getppid() : 0;
+    rt_inbox_init(&a->control, (int)a->v.control_fd);
     const size_t bytes = (size_t)a->v.n_ranks * sizeof *a->vitals;
     a->vitals_fd = memfd_create("tandem-vitals", MFD_CLOEXEC);
     if (a->signal_fd < 0 || a->vitals_fd < 0 || ftruncate(a->vitals_fd, (off_t)bytes))
@@ -285,19 +293,16 @@ static void take_story(struct agent *a, int rank, int status)
         err_set(&a->story, ST_PEER_LOST, "rank %d (pid %d) left with status %d at step %llu (%s)", rank, (int)a->pids[rank], WEXITSTATUS(status), step, phase);
 }
 
-/* Reaps whoever is dead; true if one of them ended badly. */
+/* Reaps whoever is dead; true if one of them ended badly. What a rank started and left behind is ours as well (we are its subreaper). */
 static bool reap(struct agent *a)
 {
     bool bad = false;
-    for (int r = 0; r < (int)a->v.n_ranks; r++) {
-        int status = 0;
-        bool dead = false;
-        while (!dead && a->pids[r] > 0 && waitpid(a->pids[r], &status, WNOHANG | WUNTRACED | WCONTINUED) == a->pids[r]) {
-            dead = WIFEXITED(status) || WIFSIGNALED(status);
-            if (!dead)
-                a->stopped_since_ns[r] = WIFSTOPPED(status) ? base_now_ns(base_clock_real()) : 0;
-        }
-        if (!dead)
+    int status;
+    for (pid_t dead; (dead = waitpid(-1, &status, WNOHANG)) > 0;) {
+        int r = 0;
+        while (r < (int)a->v.n_ranks && a->pids[r] != dead)
+            r++;
+        if (r == (int)a->v.n_ranks)
             continue;
         if (!WIFEXITED(status) || WEXITSTATUS(status)) {
             take_story(a, r, status);
@@ -310,22 +315,70 @@ static bool reap(struct agent *a)
     return bad;
 }
 
-/* A rank that somebody stopped and did not let go on in time ends the job: the others wait for it. */
-static bool find_stopped(struct agent *a)
+/* A rank that somebody stopped, or that is frozen, ends the job: the others wait for it. */
+static bool find_frozen(struct agent *a, uint64_t now)
 {
-    const uint64_t now = base_now_ns(base_clock_real());
     for (int r = 0; r < (int)a->v.n_ranks; r++) {
-        if (a->pids[r] <= 0 || !a->stopped_since_ns[r] || now - a->stopped_since_ns[r] < STOPPED_MS * BASE_NS_PER_MS)
-            continue;
         const struct rt_vitals *v = &a->vitals[r];
-        err_set(&a->story, ST_PEER_LOST, "rank %d (pid %d) was stopped %d s ago and gave no sign of life since step %llu (%s)", r, (int)a->pids[r], STOPPED_MS / 1000,
-                (unsigned long long)atomic_load(&v->step), rt_phase_name((enum rt_phase)atomic_load(&v->phase)));
+        struct launch_life_sample sample;
+        if (a->pids[r] <= 0 || !launch_life_read(a->pids[r], &sample))
+            continue;
+        const int phase = atomic_load(&v->phase);
+        uint64_t silent_ms;
+        const enum launch_verdict verdict =
+            launch_life_judge(&a->life[r], rt_vitals_progress(v), atomic_load(&v->waits) || phase == RT_PHASE_TELLING || phase == RT_PHASE_LEAVING, &sample, now, &silent_ms);
+        if (verdict == LAUNCH_WELL)
+            continue;
+        err_set(&a->story, ST_PEER_LOST, "rank %d (pid %d) %s gave no sign of life for %.1f s, at step %llu (%s)", r, (int)a->pids[r],
+                verdict == LAUNCH_STOPPED ? "was stopped and" : "is frozen: it", (double)silent_ms / 1000, (unsigned long long)atomic_load(&v->step), rt_phase_name((enum rt_phase)phase));
         return true;
     }
     return false;
 }
 
-static void kill_all(struct agent *a)
+/* No beat for long, although it could: it was stopped, or hangs. Its death is seen at once, by the end of the stream. */
+static bool is_launcher_silent(struct agent *a, uint64_t now)
+{
+    struct launch_life_sample sample;
+    uint64_t silent_ms;
+    if (a->launcher <= 0 || !launch_life_read(a->launcher, &sample))
+        return false;
+    const enum launch_verdict verdict = launch_life_judge(&a->launcher_life, a->heard_ns, a->is_paused, &sample, now, &silent_ms);
+    if (verdict == LAUNCH_WELL || a->is_paused)
+        return false;
+    err_set(&a->story, ST_PEER_LOST, "the launcher (pid %d) %s gave no sign of life for %.1f s; its ranks were killed", (int)a->launcher,
+            verdict == LAUNCH_STOPPED ? "was stopped and" : "is frozen: it", (double)silent_ms / 1000);
+    return true;
+}
+
+/* False: it closed its end. */
+static bool listen_launcher(struct agent *a, uint64_t now)
+{
+    for (;;) {
+        enum rt_frame_kind kind;
+        const void *payload;
+        size_t bytes;
+        const enum st st = rt_inbox_next(&a->control, 0, &kind, &payload, &bytes, NULL);
+        if (st)
+            return st == ST_AGAIN;
+        a->heard_ns = now;
+        if (kind == RT_PAUSE || kind == RT_RESUME)
+            a->is_paused = kind == RT_PAUSE;
+    }
+}
+
+/* Children that ranks left to us, too: /proc names them where it can, and PDEATHSIG or their pipes' end took the others. */
+static void kill_adopted(void)
+{
+    FILE *f = fopen("/proc/thread-self/children", "re");
+    int pid;
+    while (f && fscanf(f, "%d", &pid) == 1)
+        kill(pid, SIGKILL);
+    if (f)
+        fclose(f);
+}
+
+static void kill_all(const struct agent *a)
 {
     for (int r = 0; r < (int)a->v.n_ranks; r++)
         if (a->pids[r] > 0)
@@ -333,22 +386,42 @@ static void kill_all(struct agent *a)
     for (int r = 0; r < (int)a->v.n_ranks; r++)
         if (a->pids[r] > 0)
             waitpid(a->pids[r], NULL, 0);
+    kill_adopted(); /* whoever is left goes to init, dead */
+}
+
+/* Twice a second; never waits for a launcher that does not listen. */
+static void beat(struct agent *a, uint64_t now)
+{
+    const uint32_t frame[2] = {0, RT_BEAT};
+    if (now - a->beat_ns < LAUNCH_BEAT_MS * BASE_NS_PER_MS)
+        return;
+    a->beat_ns = now;
+    (void)!send((int)a->v.control_fd, frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/* After we were stopped ourselves, silence of others means nothing. */
+static void forget_silence(struct agent *a, uint64_t now)
+{
+    memset(a->life, 0, sizeof a->life);
+    memset(&a->launcher_life, 0, sizeof a->launcher_life);
+    a->heard_ns = now;
 }
 
 /* Until all ranks have left in peace (0), one ended badly or the launcher is gone (1). */
 static int watch(struct agent *a)
 {
     uint64_t give_up = BASE_NO_DEADLINE;
+    a->looked_ns = base_now_ns(base_clock_real());
+    forget_silence(a, a->looked_ns);
     while (a->n_alive > 0) {
         struct pollfd p[2] = {{.fd = a->signal_fd, .events = POLLIN}, {.fd = (int)a->v.control_fd, .events = POLLIN}};
-        const uint64_t now = base_now_ns(base_clock_real());
+        uint64_t now = base_now_ns(base_clock_real());
         if (now >= give_up)
             break;
-        const uint64_t left_ms = give_up == BASE_NO_DEADLINE ? LOOK_MS : (give_up - now) / BASE_NS_PER_MS + 1;
-        if (poll(p, 2, left_ms < LOOK_MS ? (int)left_ms : LOOK_MS) < 0 && errno != EINTR)
+        const uint64_t left_ms = give_up == BASE_NO_DEADLINE ? LAUNCH_LOOK_MS : (give_up - now) / BASE_NS_PER_MS + 1;
+        if (poll(p, 2, left_ms < LAUNCH_LOOK_MS ? (int)left_ms : LAUNCH_LOOK_MS) < 0 && errno != EINTR)
             return 1;
-        if (find_stopped(a))
-            return 1;
+        now = base_now_ns(base_clock_real());
         if (p[0].revents) {
             struct signalfd_siginfo info;
             if (read(a->signal_fd, &info, sizeof info) == sizeof info && info.ssi_signo != SIGCHLD)
@@ -358,11 +431,15 @@ static int watch(struct agent *a)
             if (a->story_worth == WORTH_KILLED)
                 return 1; /* no story is better */
         }
-        char byte;
-        if (p[1].revents) {
-            const ssize_t got = recv((int)a->v.control_fd, &byte, 1, MSG_DONTWAIT);
-            if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
-                return 1; /* the launcher fell silent */
+        if (p[1].revents && !listen_launcher(a, now))
+            return 1;
+        beat(a, now);
+        if (now - a->looked_ns >= LAUNCH_LOOK_MS * BASE_NS_PER_MS || p[0].revents) {
+            if (now - a->looked_ns > 4 * LAUNCH_LOOK_MS * BASE_NS_PER_MS)
+                forget_silence(a, now);
+            a->looked_ns = now;
+            if (find_frozen(a, now) || is_launcher_silent(a, now))
+                return 1;
         }
     }
     return a->story_worth ? 1 : 0;
@@ -389,6 +466,7 @@ int cmd_agent(int argc, char **argv)
     if (a.story.text[0] && rt_frame_send((int)a.v.control_fd, RT_FAILED, a.story.text, strlen(a.story.text), NULL))
         LOG_ERR("agent", "%s", a.story.text); /* started by hand, or the launcher is gone */
     kill_all(&a);
+    rt_inbox_release(&a.control);
     return status;
 }
 
@@ -443,11 +521,13 @@ int cmd_rank(int argc, char **argv)
         if (all == MAP_FAILED)
             st = err_set(&e, ST_IO, "cannot map the page of vital signs: %s", strerror(errno));
         else
-            o.vitals = &all[v.rank], o.root_vitals = all;
+            o.vitals = all;
     }
     if (!st)
         st = rt_rank_run(&o, &e);
     if (st && !o.vitals) /* nobody else will tell */
         LOG_ERR("rank", "%s", e.text);
-    return st ? 1 : 0;
+    if (st)
+        _exit(1); /* no library's way out after an error: some wait there for peers that are dead */
+    return 0;
 }

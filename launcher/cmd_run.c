@@ -356,7 +356,7 @@ int cmd_run(int argc, char **argv)
         st = open_session(&s, &e);
     if (!st && !nothing)
         st = text ? one_prompt(&s, text, bytes, &e) : chat(&s, &e);
-    if (s.job && !st)
+    if (s.job && (!st || st == ST_CANCELLED))
         st = launch_job_stop(s.job, &e);
     else
         launch_job_kill(s.job);

@@ -9,14 +9,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "launcher/agent.h"
+#include "launcher/interrupt.h"
+#include "launcher/watch.h"
 #include "runtime/rank.h"
 
 #define STORY_WAIT_MS 1000 /* how long the agent may take to say why a stream ended */
-#define AGENT_EXIT_MS 3000
+#define CANCEL_MS 500      /* an interrupted job that takes longer to stop in peace is killed */
 
 struct launch_job {
     const struct launch_setup *setup;
@@ -28,10 +30,7 @@ struct launch_job {
     struct rt_rank_options rank;
     enum st rank_st;
     struct err rank_err;
-    /* more: an agent */
-    pid_t agent; /* 0: none, or reaped */
-    int agent_status; /* as waitpid tells it, once reaped */
-    struct rt_inbox control;
+    struct launch_watch *watch; /* more: an agent, and who watches it; else NULL */
 };
 
 const struct rt_ready *launch_job_ready(const struct launch_job *job) { return &job->ready; }
@@ -66,13 +65,13 @@ static enum st start_agent(struct launch_job *job, int rank_fd, struct err *e)
     int control[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, control))
         return err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
-    const enum st st = launch_agent_spawn(job->setup, control[1], rank_fd, &job->agent, e);
+    pid_t agent;
+    const enum st st = launch_agent_spawn(job->setup, control[1], rank_fd, &agent, e);
     close(control[1]);
     close(rank_fd);
-    if (st)
-        close(control[0]);
-    else
-        rt_inbox_init(&job->control, control[0]);
+    if (!st)
+        return launch_watch_start(control[0], agent, &job->watch, e);
+    close(control[0]);
     return st;
 }
 
@@ -103,13 +102,13 @@ enum st launch_job_start(const struct launch_setup *setup, struct launch_job **o
     if (!job)
         return err_set(e, ST_NO_MEMORY, "no memory");
     job->setup = setup;
-    job->control.fd = -1;
     int front[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, front)) {
         free(job);
         return err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
     }
     rt_inbox_init(&job->front, front[0]);
+    launch_interrupt_heed();
     st = setup->n_ranks == 1 ? start_thread(job, front[1], e) : start_agent(job, front[1], e);
     if (!st)
         st = wait_ready(job, e);
@@ -123,39 +122,19 @@ enum st launch_job_start(const struct launch_setup *setup, struct launch_job **o
 
 /* ---- what the other side says ------------------------------------------------------------------------------------------------------------------------------- */
 
-/* Reaps the agent and tells how it ended. */
-static enum st agent_died(struct launch_job *job, struct err *e)
-{
-    int status = 0;
-    if (waitpid(job->agent, &status, 0) == job->agent) {
-        job->agent = 0;
-        job->agent_status = status;
-    }
-    if (WIFSIGNALED(status))
-        return err_set(e, ST_PEER_LOST, "the agent of this host was killed by signal %d (%s) and took its ranks with it", WTERMSIG(status), strsignal(WTERMSIG(status)));
-    return err_set(e, ST_PEER_LOST, "the agent of this host left with status %d", WEXITSTATUS(status));
-}
-
 /* The agent's story, if it has one within the time: always ST_PEER_LOST, else ST_AGAIN. */
 static enum st hear_agent(struct launch_job *job, int timeout_ms, struct err *e)
 {
-    enum rt_frame_kind kind;
-    const void *payload;
-    size_t bytes;
-    if (job->control.fd < 0 || job->agent <= 0)
-        return ST_AGAIN;
-    const enum st st = rt_inbox_next(&job->control, timeout_ms, &kind, &payload, &bytes, NULL);
-    if (st == ST_OK && kind == RT_FAILED)
-        return err_set(e, ST_PEER_LOST, "%.*s", (int)(bytes > 480 ? 480 : bytes), (const char *)payload);
-    return st == ST_PEER_LOST ? agent_died(job, e) : ST_AGAIN;
+    const enum st st = launch_watch_story(job->watch, timeout_ms, e);
+    return st ? st : err_set(e, ST_PEER_LOST, "the agent of this host left without a word");
 }
 
 /* The stream from rank 0 is broken or at its end. One rank has told why in its last frame, if it failed; of more the agent knows which was the first to fail. Always ST_PEER_LOST. */
 static enum st explain(struct launch_job *job, struct err *e)
 {
-    if (job->control.fd >= 0) {
+    if (job->watch) {
         if (hear_agent(job, STORY_WAIT_MS, e) == ST_AGAIN)
-            err_set(e, ST_PEER_LOST, "rank 0 is gone, and the agent of this host (pid %d) does not say why", (int)job->agent);
+            err_set(e, ST_PEER_LOST, "rank 0 is gone, and the agent of this host does not say why");
         return ST_PEER_LOST;
     }
     enum rt_frame_kind kind;
@@ -167,11 +146,15 @@ static enum st explain(struct launch_job *job, struct err *e)
     return err_set(e, ST_PEER_LOST, "the rank ended without a reason");
 }
 
+static int watch_fd(const struct launch_job *job) { return job->watch ? launch_watch_fd(job->watch) : -1; }
+
 enum st launch_job_next(struct launch_job *job, int timeout_ms, enum rt_frame_kind *kind, const void **payload, size_t *bytes, struct err *e)
 {
     for (;;) {
         enum st st = rt_inbox_next(&job->front, 0, kind, payload, bytes, e);
-        if (st == ST_OK && *kind == RT_FAILED && job->control.fd < 0)
+        if (launch_interrupted())
+            return err_set(e, ST_CANCELLED, "interrupted (%s)", strsignal(launch_interrupted()));
+        if (st == ST_OK && *kind == RT_FAILED && !job->watch)
             return err_set(e, ST_PEER_LOST, "%.*s", (int)(*bytes > 480 ? 480 : *bytes), (const char *)*payload);
         if (st == ST_OK && *kind == RT_FAILED)
             continue; /* the agent knows which rank was the first */
@@ -179,9 +162,9 @@ enum st launch_job_next(struct launch_job *job, int timeout_ms, enum rt_frame_ki
             return explain(job, e);
         if (st != ST_AGAIN)
             return st;
-        struct pollfd p[2] = {{.fd = job->front.fd, .events = POLLIN}, {.fd = job->control.fd, .events = POLLIN}};
-        const int n = poll(p, 2, timeout_ms); /* a negative descriptor is passed over */
-        if (n == 0 || (n < 0 && errno == EINTR))
+        struct pollfd p[3] = {{.fd = job->front.fd, .events = POLLIN}, {.fd = watch_fd(job), .events = POLLIN}, {.fd = launch_interrupt_fd(), .events = POLLIN}};
+        const int n = poll(p, 3, timeout_ms); /* a negative descriptor is passed over */
+        if (n == 0 || (n < 0 && errno == EINTR && !launch_interrupted()))
             return ST_AGAIN;
         if (!p[0].revents && p[1].revents && hear_agent(job, 0, e) == ST_PEER_LOST)
             return ST_PEER_LOST;
@@ -191,9 +174,11 @@ enum st launch_job_next(struct launch_job *job, int timeout_ms, enum rt_frame_ki
 enum st launch_job_wait_input(struct launch_job *job, int fd, struct err *e)
 {
     for (;;) {
-        struct pollfd p[3] = {{.fd = fd, .events = POLLIN}, {.fd = job->front.fd, .events = POLLIN}, {.fd = job->control.fd, .events = POLLIN}};
-        if (poll(p, 3, -1) < 0 && errno != EINTR)
+        struct pollfd p[4] = {{.fd = fd, .events = POLLIN}, {.fd = job->front.fd, .events = POLLIN}, {.fd = watch_fd(job), .events = POLLIN}, {.fd = launch_interrupt_fd(), .events = POLLIN}};
+        if (poll(p, 4, -1) < 0 && errno != EINTR)
             return err_set(e, ST_IO, "cannot wait for input: %s", strerror(errno));
+        if (launch_interrupted())
+            return err_set(e, ST_CANCELLED, "interrupted (%s)", strsignal(launch_interrupted()));
         if (p[1].revents || p[2].revents) { /* no request is under way: whatever comes is bad news */
             enum rt_frame_kind kind;
             const void *payload;
@@ -255,25 +240,11 @@ enum st launch_job_cancel(struct launch_job *job, uint32_t request, struct err *
 
 /* ---- ending ---------------------------------------------------------------------------------------------------------------------------------------------- */
 
-static void reap_agent(struct launch_job *job, int wait_ms)
-{
-    if (job->agent <= 0)
-        return;
-    for (int waited = 0; waitpid(job->agent, NULL, WNOHANG) == 0; waited += 5) {
-        if (waited >= wait_ms)
-            kill(job->agent, SIGKILL); /* its ranks die with it */
-        usleep(5000);
-    }
-    job->agent = 0;
-}
-
 /* After the ranks were told to stop: the agent says who failed, or ends. One that does neither in time is killed when the job is released, and that is no failure. */
 static enum st leave(struct launch_job *job, struct err *e)
 {
     struct err story = {""};
-    if (hear_agent(job, STORY_WAIT_MS, &story) == ST_AGAIN)
-        return ST_OK;
-    if (job->agent == 0 && job->agent_status == 0)
+    if (launch_watch_story(job->watch, STORY_WAIT_MS, &story) != ST_PEER_LOST)
         return ST_OK;
     return err_set(e, ST_PEER_LOST, "%s", story.text);
 }
@@ -288,35 +259,46 @@ static void release(struct launch_job *job)
         close(job->rank.front_fd);
     }
     close(front);
-    if (job->control.fd >= 0) {
-        const int control = job->control.fd;
-        rt_inbox_release(&job->control);
-        close(control);
-    }
-    reap_agent(job, AGENT_EXIT_MS);
+    launch_watch_stop(job->watch);
     free(job);
+}
+
+/* Takes what comes until the stream's end (ST_PEER_LOST), or until the time is over (ST_AGAIN). */
+static enum st drain(struct launch_job *job, int timeout_ms, struct err *e)
+{
+    const uint64_t until = base_now_ns(base_clock_real()) + (uint64_t)timeout_ms * BASE_NS_PER_MS;
+    for (;;) {
+        enum rt_frame_kind kind;
+        const void *payload;
+        size_t bytes;
+        const enum st st = rt_inbox_next(&job->front, timeout_ms < 0 ? -1 : 20, &kind, &payload, &bytes, e);
+        if (st == ST_OK && kind == RT_LEDGER)
+            fprintf(stderr, "%.*s", (int)bytes, (const char *)payload);
+        if (st && st != ST_AGAIN)
+            return st;
+        if (timeout_ms >= 0 && base_now_ns(base_clock_real()) >= until)
+            return ST_AGAIN;
+    }
 }
 
 enum st launch_job_stop(struct launch_job *job, struct err *e)
 {
-    enum st st = send_frame(job, RT_STOP, NULL, 0, NULL, 0, e);
+    const int interrupted = launch_interrupted();
+    enum st st = interrupted ? launch_job_cancel(job, RT_CANCEL_ALL, e) : ST_OK;
+    if (!st)
+        st = send_frame(job, RT_STOP, NULL, 0, NULL, 0, e);
     if (st) {
         release(job);
         return st;
     }
-    while (!st) {
-        enum rt_frame_kind kind;
-        const void *payload;
-        size_t bytes;
-        st = rt_inbox_next(&job->front, -1, &kind, &payload, &bytes, e);
-        if (st == ST_OK && kind == RT_LEDGER)
-            fprintf(stderr, "%.*s", (int)bytes, (const char *)payload);
-        if (st == ST_AGAIN)
-            st = ST_OK;
+    st = drain(job, interrupted ? CANCEL_MS : -1, e);
+    if (interrupted) {
+        release(job);
+        return err_set(e, ST_CANCELLED, "interrupted (%s)", strsignal(interrupted));
     }
     /* The stream's end is what we waited for; the agent's end, without a story, means that all ranks left in peace. */
     if (st == ST_PEER_LOST)
-        st = job->control.fd >= 0 ? leave(job, e) : ST_OK;
+        st = job->watch ? leave(job, e) : ST_OK;
     if (!st && job->has_thread) {
         pthread_join(job->thread, NULL);
         job->has_thread = false;

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "launcher/agent.h"
 #include "launcher/commands.h"
+#include "launcher/interrupt.h"
 
 struct command {
     const char *name;
@@ -88,5 +89,7 @@ int main(int argc, char **argv)
         char *ask[] = {argv[2], "--help", NULL};
         return c->run(2, ask);
     }
-    return c->run(argc - 1, argv + 1);
+    const int status = c->run(argc - 1, argv + 1);
+    launch_interrupt_settle();
+    return status;
 }

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "base/clock.h"
+
 struct frame_head {
     uint32_t bytes, kind;
 };
@@ -121,16 +123,21 @@ enum st rt_inbox_fill(struct rt_inbox *in, struct err *e)
 
 enum st rt_inbox_next(struct rt_inbox *in, int timeout_ms, enum rt_frame_kind *kind, const void **payload, size_t *bytes, struct err *e)
 {
-    for (;;) {
+    const uint64_t start = timeout_ms > 0 ? base_now_ns(base_clock_real()) : 0;
+    for (int left_ms = timeout_ms;;) {
         enum st st = take(in, kind, payload, bytes, e);
         if (st != ST_AGAIN)
             return st;
         struct pollfd p = {.fd = in->fd, .events = POLLIN};
-        const int ready = poll(&p, 1, timeout_ms);
+        const int ready = poll(&p, 1, left_ms);
         if (ready == 0 || (ready < 0 && errno == EINTR))
             return ST_AGAIN;
         st = rt_inbox_fill(in, e);
         if (st && st != ST_AGAIN)
             return st;
+        if (timeout_ms > 0) { /* a part of a frame does not start the wait anew */
+            const uint64_t waited_ms = (base_now_ns(base_clock_real()) - start) / BASE_NS_PER_MS;
+            left_ms = waited_ms < (uint64_t)timeout_ms ? timeout_ms - (int)waited_ms : 0;
+        }
     }
 }

@@ -25,7 +25,12 @@ enum rt_frame_kind {
     RT_SCORE,      /* struct rt_score */
     RT_DONE,       /* struct rt_done */
     RT_FAILED,     /* text: the job cannot go on */
-    RT_LEDGER      /* text: where the microseconds went */
+    RT_LEDGER,     /* text: where the microseconds went */
+
+    /* agent ↔ launcher, beside RT_FAILED */
+    RT_BEAT = 32, /* twice a second: the sender lives */
+    RT_PAUSE,     /* launcher → agent: its user stops it (Ctrl-Z); silence is no death until RT_RESUME */
+    RT_RESUME
 };
 
 #define RT_FRAME_MAX (64u << 20)
@@ -49,8 +54,9 @@ struct rt_request {
 struct rt_ids_head {
     uint32_t request, n;
 };
+#define RT_CANCEL_ALL UINT32_MAX
 struct rt_cancel {
-    uint32_t request;
+    uint32_t request; /* or RT_CANCEL_ALL */
 };
 struct rt_ready {
     uint64_t load_ns;
@@ -89,7 +95,8 @@ void rt_inbox_init(struct rt_inbox *in, int fd);
 void rt_inbox_release(struct rt_inbox *in);
 /* Takes in what has arrived, without waiting and without looking at it. ST_AGAIN: nothing. ST_PEER_LOST at the end of the stream. Ends the last payload's borrowing. */
 enum st rt_inbox_fill(struct rt_inbox *in, struct err *e);
-/* The next frame; payload is borrowed until the next call. timeout_ms −1: waits; 0: looks. ST_AGAIN: none yet. ST_PEER_LOST at the end of the stream. */
+/* The next frame; payload is borrowed until the next call. timeout_ms −1: waits; 0: looks. ST_AGAIN: none yet, or a signal came.
+ * ST_PEER_LOST at the end of the stream. */
 enum st rt_inbox_next(struct rt_inbox *in, int timeout_ms, enum rt_frame_kind *kind, const void **payload, size_t *bytes, struct err *e);
 
 #endif

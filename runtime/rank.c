@@ -10,9 +10,12 @@
 #include "base/build_id.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/tick.h"
 #include "runtime/step.h"
 
-#define EXCHANGE_WAIT_NS (60 * BASE_NS_PER_S) /* a peer that computes a large chunk on a slow core is late, not dead; the agent sees deaths */
+/* A peer that computes a large chunk on a slow core is late, not dead. The agent sees deaths, and who is frozen; this ends the wait where all ranks wait, or where the agent is gone. */
+#define SILENCE_NS (60 * BASE_NS_PER_S)
+#define SLICE_NS BASE_NS_PER_S
 #define HELLO_WAIT_NS (60 * BASE_NS_PER_S)
 
 /* Events that rank 0 issued and has not applied itself yet: copies, in order. */
@@ -47,14 +50,24 @@ struct rank {
     uint64_t load_ns;
 };
 
+static struct rt_vitals *own_vitals(const struct rank *r) { return r->o->vitals ? &r->o->vitals[r->o->rank] : NULL; }
+
 static void sign_of_life(const struct rank *r, enum rt_phase phase)
 {
-    struct rt_vitals *v = r->o->vitals;
+    struct rt_vitals *v = own_vitals(r);
     if (!v)
         return;
     atomic_store_explicit(&v->phase, (int)phase, memory_order_relaxed);
     atomic_store_explicit(&v->step, r->schedule.n_steps, memory_order_relaxed);
     atomic_fetch_add_explicit(&v->tick, 1, memory_order_release);
+}
+
+/* While a rank waits for others, it owes no progress. */
+static void waits(const struct rank *r, int yes)
+{
+    struct rt_vitals *v = own_vitals(r);
+    if (v)
+        atomic_store_explicit(&v->waits, yes, memory_order_relaxed);
 }
 
 const char *rt_phase_name(enum rt_phase phase)
@@ -63,10 +76,10 @@ const char *rt_phase_name(enum rt_phase phase)
     return (unsigned)phase < sizeof names / sizeof *names ? names[phase] : "?";
 }
 
-/* Rank 0: a frame to the front end. That may take long, where a user paused it or what reads its output: the others shall know (see is_held). */
+/* Rank 0: a frame to the front end. That may take long, where a user paused it or what reads its output: the others shall know (see is_held_up). */
 static enum st tell(const struct rank *r, enum rt_frame_kind kind, const struct iovec *pieces, int n_pieces, struct err *e)
 {
-    struct rt_vitals *v = r->o->vitals;
+    struct rt_vitals *v = own_vitals(r);
     const int phase = v ? atomic_exchange_explicit(&v->phase, RT_PHASE_TELLING, memory_order_relaxed) : 0;
     const enum st st = rt_frame_sendv(r->o->front_fd, kind, pieces, n_pieces, e);
     if (v)
@@ -79,12 +92,48 @@ static enum st tell_one(const struct rank *r, enum rt_frame_kind kind, const voi
     return tell(r, kind, &v, 1, e);
 }
 
-/* Asked when an exchange has waited to its deadline: a rank 0 whose front end is slow to take frames is late, not lost. The front end's end would end it at once. */
-static bool is_held(void *context)
+/* A rank 0 whose front end is slow to take frames is late, not lost. The front end's end would end it at once. */
+static bool is_held_up(const struct rank *r)
 {
-    const struct rank *r = context;
-    const struct rt_vitals *root = r->o->root_vitals;
-    return root && atomic_load_explicit(&root->phase, memory_order_relaxed) == RT_PHASE_TELLING;
+    return r->o->vitals && atomic_load_explicit(&r->o->vitals[0].phase, memory_order_relaxed) == RT_PHASE_TELLING;
+}
+
+static uint64_t progress_of_others(const struct rank *r)
+{
+    uint64_t sum = 0;
+    for (int i = 0; i < r->o->n_ranks && r->o->vitals; i++)
+        sum += i == r->o->rank ? 0 : rt_vitals_progress(&r->o->vitals[i]);
+    return sum;
+}
+
+/* The exchange that was begun; as long as some other rank gets on with its work, or is held up by the front end. */
+static enum st finish_exchange(void *context, const void **views, struct comm_header *headers, struct err *e)
+{
+    struct rank *r = context;
+    uint64_t now = base_now_ns(r->clock), since = now, progress = 0;
+    waits(r, 1);
+    enum st st;
+    while ((st = comm_allgather_finish(r->comm, now + SLICE_NS, views, headers, e)) == ST_TIMEOUT) {
+        const uint64_t newer = progress_of_others(r);
+        now = base_now_ns(r->clock);
+        if (newer != progress || is_held_up(r)) {
+            progress = newer;
+            since = now;
+        } else if (now - since >= SILENCE_NS)
+            break;
+    }
+    waits(r, 0);
+    return st;
+}
+
+/* Until all ranks are here, however long they take to load. */
+static enum st meet_all(struct rank *r, struct err *e)
+{
+    const size_t nothing[COMM_MAX_RANKS] = {0};
+    const struct comm_header header = {0};
+    const void *views[COMM_MAX_RANKS];
+    const enum st st = comm_allgather_start(r->comm, NULL, nothing, &header, e);
+    return st ? st : finish_exchange(r, views, NULL, e);
 }
 
 /* ---- setting up --------------------------------------------------------------------------------------------------------------------------------------- */
@@ -117,7 +166,7 @@ static enum st meet(struct rank *r, struct err *e)
         .memory_fd = r->o->memory_fd,
         .memory = r->o->memory,
     };
-    const enum st st = comm_open(&setup, &r->comm, e);
+    enum st st = comm_open(&setup, &r->comm, e);
     if (st)
         return st;
     char variant[64];
@@ -129,7 +178,17 @@ static enum st meet(struct rank *r, struct err *e)
         .model = ck_digest(r->ck),
         .settings = rt_settings_digest(&r->o->settings),
     };
-    return comm_hello(r->comm, &mine, base_now_ns(r->clock) + HELLO_WAIT_NS, e);
+    waits(r, 1);
+    st = comm_hello(r->comm, &mine, base_now_ns(r->clock) + HELLO_WAIT_NS, e);
+    waits(r, 0);
+    return st;
+}
+
+static void count_ticks(void *arg, int i_thread, int n_threads)
+{
+    (void)n_threads;
+    struct rt_vitals *v = arg;
+    base_tick_at = &v->threads[i_thread % RT_VITALS_COUNTERS].tick;
 }
 
 static void on_progress(void *context, uint64_t done, uint64_t total)
@@ -148,6 +207,8 @@ static enum st load(struct rank *r, struct err *e)
     const uint64_t start = base_now_ns(r->clock);
     const struct base_pool_options pool = {.n_threads = s->n_threads, .spin_us = s->spin_us, .os_cpus = s->os_cpus};
     enum st st = base_pool_create(&pool, &r->pool, e);
+    if (!st && own_vitals(r))
+        base_pool_run(r->pool, count_ticks, own_vitals(r));
     if (!st)
         st = base_arena_init(&r->weights_arena, "weights", r->plan->budget[r->o->rank].weights + 64, e);
     if (!st)
@@ -171,8 +232,7 @@ static enum st load(struct rank *r, struct err *e)
         .pool = r->pool,
         .comm = r->comm,
         .clock = r->clock,
-        .wait_ns = EXCHANGE_WAIT_NS,
-        .is_held = is_held,
+        .finish = finish_exchange,
         .on_logits = r->o->rank == 0 ? on_logits : NULL,
         .context = r,
     };
@@ -195,6 +255,7 @@ static void tear_down(struct rank *r)
     rt_exec_destroy(r->exec);
     comm_close(r->comm);
     base_pool_destroy(r->pool);
+    base_tick_at = NULL;
     base_arena_release(&r->small_arena);
     base_arena_release(&r->weights_arena);
     part_plan_destroy(r->plan);
@@ -445,7 +506,7 @@ enum st rt_rank_run(const struct rt_rank_options *options, struct err *e)
     if (!st)
         st = load(&r, e);
     if (!st && r.comm) /* nobody takes work before all have loaded */
-        st = comm_barrier(r.comm, base_now_ns(r.clock) + 10 * HELLO_WAIT_NS, e);
+        st = meet_all(&r, e);
     if (!st)
         st = say_ready(&r, e);
     if (!st)
@@ -453,9 +514,10 @@ enum st rt_rank_run(const struct rt_rank_options *options, struct err *e)
     if (!st)
         st = say_ledger(&r, e);
     sign_of_life(&r, RT_PHASE_LEAVING);
-    if (st && e && options->vitals) {
-        memcpy(options->vitals->error, e->text, sizeof options->vitals->error);
-        atomic_store(&options->vitals->failed, (int)st);
+    struct rt_vitals *v = own_vitals(&r);
+    if (st && e && v) {
+        memcpy(v->error, e->text, sizeof v->error);
+        atomic_store(&v->failed, (int)st);
     }
     if (st && options->rank == 0 && st != ST_CANCELLED)
         (void)rt_frame_send(options->front_fd, RT_FAILED, e->text, strlen(e->text), NULL);

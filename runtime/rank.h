@@ -16,8 +16,7 @@ struct rt_rank_options {
     int front_fd;       /* rank 0: the socket to the front end; others −1 */
     int memory_fd;      /* comm's shared segment, −1 where memory is given or n_ranks is 1 */
     void *memory;
-    struct rt_vitals *vitals; /* this rank's row; NULL: nobody watches */
-    const struct rt_vitals *root_vitals; /* rank 0's row; NULL: unknown */
+    struct rt_vitals *vitals; /* [n_ranks] of this host; each rank writes its own row; NULL: nobody watches */
 };
 
 /* ST_OK after RT_STOP. A front end that goes away is ST_CANCELLED. */

@@ -105,14 +105,16 @@ enum st rt_schedule_event(struct rt_schedule *s, enum rt_frame_kind kind, const 
     if (kind == RT_CANCEL && bytes == sizeof(struct rt_cancel)) {
         struct rt_cancel c;
         memcpy(&c, payload, sizeof c);
-        struct rt_sequence *q = find(s, c.request);
-        if (q && q->state != RT_SEQ_DONE) { /* one that just ended is no error */
+        for (int i = 0; i < s->n_slots; i++) {
+            struct rt_sequence *q = &s->sequences[i];
+            if (q->state == RT_SEQ_FREE || q->state == RT_SEQ_DONE || (c.request != RT_CANCEL_ALL && q->request.request != c.request))
+                continue; /* one that just ended is no error */
             q->state = RT_SEQ_DONE;
             q->reason = RT_CANCELLED;
         }
         return ST_OK;
     }
-    if (kind == RT_STOP) {
+    if (kind == RT_STOP && bytes == 0) {
         s->stopping = true;
         return ST_OK;
     }

@@ -541,10 +541,9 @@ static enum st gather(struct rt_exec *x, const struct part_step *s)
     struct comm_header headers[COMM_MAX_RANKS];
     for (int r = 0; r < plan->options.n_ranks; r++)
         bytes[r] = part_exchange_bytes(plan, s, r, rows_in(x, s->in[0]));
-    const uint64_t deadline = base_now_ns(x->o.clock) + x->o.wait_ns;
-    enum st st = comm_allgather(x->o.comm, in_place ? NULL : address(x, s->in[0]), bytes, x->header, deadline, x->views, headers, x->e);
-    while (st == ST_TIMEOUT && x->o.is_held && x->o.is_held(x->o.context))
-        st = comm_allgather_finish(x->o.comm, base_now_ns(x->o.clock) + x->o.wait_ns, x->views, headers, x->e);
+    enum st st = comm_allgather_start(x->o.comm, in_place ? NULL : address(x, s->in[0]), bytes, x->header, x->e);
+    if (!st)
+        st = x->o.finish(x->o.context, x->views, headers, x->e);
     if (st)
         return st;
     x->ledger.exchange_bytes += bytes[x->m->rank];

@@ -25,8 +25,8 @@ struct rt_exec_options {
     struct base_pool *pool;
     struct comm *comm; /* NULL with one rank */
     const struct base_clock *clock;
-    uint64_t wait_ns; /* deadline of one exchange, from its start */
-    bool (*is_held)(void *context); /* at the deadline: true grants another; NULL: never */
+    /* Waits for the exchange that was begun, as comm_allgather_finish does, with the rank's idea of how long a peer may be silent. */
+    enum st (*finish)(void *context, const void **views, struct comm_header *headers, struct err *e);
     rt_logits_fn on_logits; /* NULL on ranks that deliver to nobody */
     void *context;
 };

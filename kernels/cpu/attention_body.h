@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/status.h"
+#include "base/tick.h"
 #include "kernels/cpu/ops_priv.h"
 #include "kernels/cpu/vec.h"
 
@@ -397,7 +398,9 @@ void CPU_NAME(attention)(struct kern_queue q, const struct kern_attention *args)
                     }
                     before += (uint64_t)(b->position[b->run_begin[r] + i] + 1);
                 }
-            for (int row = begin; row >= 0 && row < end; row += ROWS)
+            for (int row = begin; row >= 0 && row < end; row += ROWS) {
                 attend_tile(args, &tile, r, k, first_head, n_heads, row, end - row < ROWS ? end - row : ROWS);
+                base_tick();
+            }
         }
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/status.h"
+#include "base/tick.h"
 #include "kernels/cpu/matmul_priv.h"
 
 /* Activations of one block of tokens: half of the smallest second-level cache that we care for (1 MiB), and never less than one group. */
@@ -135,6 +136,7 @@ void cpu_matmul_run(const struct cpu_matmul *m, struct kern_queue q, const struc
             size_t begin = lo > before ? lo - before : 0, end = hi > before ? hi - before : 0;
             if (end > n) end = n;
             if (begin < end) run_part(m, args, &args->parts[p], begin, end, g, g_end);
+            base_tick();
             before += n;
         }
     }

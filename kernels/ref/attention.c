@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/math.h"
+#include "base/tick.h"
 #include "kernels/ref/ref.h"
 
 static float load(enum format f, const void *base, size_t i) {
@@ -121,6 +122,8 @@ static void attend(const struct kern_attention *args, int i_run, int t, int head
 
 void ref_attention(struct kern_queue q, const struct kern_attention *args) {
     for (int r = 0; r < args->batch->n_runs; r++)
-        REF_FOR_SHARE(int, i, args->batch->run_tokens[r] * args->n_heads, q)
+        REF_FOR_SHARE(int, i, args->batch->run_tokens[r] * args->n_heads, q) {
             attend(args, r, args->batch->run_begin[r] + i / args->n_heads, i % args->n_heads);
+            base_tick();
+        }
 }

@@ -8,6 +8,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/tick.h"
 #include "kernels/ref/ref.h"
 #include "kernels/tree.h"
 
@@ -183,8 +184,10 @@ static void row_times_group(const struct kern_matmul *args, const struct kern_ma
 void ref_matmul(struct kern_queue q, const struct kern_matmul *args) {
     for (int i = 0; i < args->n_parts; i++)
         REF_FOR_SHARE(uint64_t, row, args->parts[i].matrix->n_rows, q)
-            for (int t = 0; t < args->n_tokens; t += GROUP)
+            for (int t = 0; t < args->n_tokens; t += GROUP) {
                 row_times_group(args, &args->parts[i], row, t, args->n_tokens - t < GROUP ? args->n_tokens - t : GROUP);
+                base_tick();
+            }
 }
 
 /* ---- embedding ----------------------------------------------------------------------------------------------------------------------------------- */

@@ -1,0 +1,3 @@
+#include "base/tick.h"
+
+_Thread_local _Atomic uint64_t *base_tick_at;
