@@ -325,8 +325,9 @@ static bool find_frozen(struct agent *a, uint64_t now)
             continue;
         const int phase = atomic_load(&v->phase);
         uint64_t silent_ms;
-        const enum launch_verdict verdict =
-            launch_life_judge(&a->life[r], rt_vitals_progress(v), atomic_load(&v->waits) || phase == RT_PHASE_TELLING || phase == RT_PHASE_LEAVING, &sample, now, &silent_ms);
+        const int waits = atomic_load(&v->waits);
+        const bool excused = waits == RT_WAITS_BLINDLY || phase == RT_PHASE_TELLING || phase == RT_PHASE_LEAVING;
+        const enum launch_verdict verdict = launch_life_judge(&a->life[r], rt_vitals_progress(v) + (uint64_t)waits, excused, &sample, now, &silent_ms);
         if (verdict == LAUNCH_WELL)
             continue;
         err_set(&a->story, ST_PEER_LOST, "rank %d (pid %d) %s gave no sign of life for %.1f s, at step %llu (%s)", r, (int)a->pids[r],

@@ -18,12 +18,12 @@ enum st rt_cache_init(struct rt_cache *c, struct arena *arena, int64_t n_blocks,
     return ST_OK;
 }
 
-static int32_t blocks_for(int64_t n_tokens) { return (int32_t)((n_tokens + KERN_KV_BLOCK - 1) / KERN_KV_BLOCK); }
+static int64_t blocks_for(int64_t n_tokens) { return (n_tokens + KERN_KV_BLOCK - 1) / KERN_KV_BLOCK; }
 
 enum st rt_cache_reserve(struct rt_cache *c, int slot, int64_t n_tokens)
 {
-    const int32_t wanted = blocks_for(n_tokens);
-    BASE_ASSERT(slot >= 0 && slot < c->n_slots && (size_t)wanted <= c->stride);
+    const int64_t wanted = blocks_for(n_tokens);
+    BASE_ASSERT(slot >= 0 && slot < c->n_slots && n_tokens >= 0 && wanted <= (int64_t)c->stride);
     if (wanted - c->n_used[slot] > c->n_free)
         return ST_AGAIN;
     while (c->n_used[slot] < wanted)
@@ -33,7 +33,8 @@ enum st rt_cache_reserve(struct rt_cache *c, int slot, int64_t n_tokens)
 
 void rt_cache_truncate(struct rt_cache *c, int slot, int64_t n_tokens)
 {
-    const int32_t kept = blocks_for(n_tokens);
+    const int64_t kept = blocks_for(n_tokens);
+    BASE_ASSERT(slot >= 0 && slot < c->n_slots && n_tokens >= 0);
     while (c->n_used[slot] > kept)
         c->free_blocks[c->n_free++] = c->table[(size_t)slot * c->stride + (size_t)--c->n_used[slot]];
 }

@@ -62,12 +62,12 @@ static void sign_of_life(const struct rank *r, enum rt_phase phase)
     atomic_fetch_add_explicit(&v->tick, 1, memory_order_release);
 }
 
-/* While a rank waits for others, it owes no progress. */
-static void waits(const struct rank *r, int yes)
+/* While a rank waits for others it owes no progress, but shows that it waits. */
+static void waits(const struct rank *r, int count)
 {
     struct rt_vitals *v = own_vitals(r);
     if (v)
-        atomic_store_explicit(&v->waits, yes, memory_order_relaxed);
+        atomic_store_explicit(&v->waits, count, memory_order_relaxed);
 }
 
 const char *rt_phase_name(enum rt_phase phase)
@@ -111,9 +111,11 @@ static enum st finish_exchange(void *context, const void **views, struct comm_he
 {
     struct rank *r = context;
     uint64_t now = base_now_ns(r->clock), since = now, progress = 0;
-    waits(r, 1);
+    int n_slices = 1;
+    waits(r, n_slices);
     enum st st;
     while ((st = comm_allgather_finish(r->comm, now + SLICE_NS, views, headers, e)) == ST_TIMEOUT) {
+        waits(r, ++n_slices);
         const uint64_t newer = progress_of_others(r);
         now = base_now_ns(r->clock);
         if (newer != progress || is_held_up(r)) {
@@ -178,7 +180,7 @@ static enum st meet(struct rank *r, struct err *e)
         .model = ck_digest(r->ck),
         .settings = rt_settings_digest(&r->o->settings),
     };
-    waits(r, 1);
+    waits(r, RT_WAITS_BLINDLY);
     st = comm_hello(r->comm, &mine, base_now_ns(r->clock) + HELLO_WAIT_NS, e);
     waits(r, 0);
     return st;

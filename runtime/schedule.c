@@ -53,7 +53,7 @@ static enum st admit(struct rt_schedule *s, const struct rt_request *r, struct e
 {
     if (r->n_prompt == 0 || r->n_prompt > s->context)
         return err_set(e, ST_INVALID, "request %u: a prompt of %u tokens, the context is %lld", r->request, r->n_prompt, (long long)s->context);
-    if (r->n_ends > RT_MAX_ENDS || !(r->temperature >= 0))
+    if (r->request == RT_CANCEL_ALL || r->n_ends > RT_MAX_ENDS || !(r->temperature >= 0))
         return err_set(e, ST_INVALID, "request %u: impossible settings", r->request);
     if (find(s, r->request))
         return err_set(e, ST_INVALID, "request %u is running already", r->request);

@@ -8,13 +8,14 @@
 
 enum rt_phase { RT_PHASE_STARTING, RT_PHASE_LOADING, RT_PHASE_IDLE, RT_PHASE_STEP, RT_PHASE_TELLING, RT_PHASE_LEAVING };
 
+#define RT_WAITS_BLINDLY (-1)
 #define RT_VITALS_COUNTERS 16 /* threads share them out: thread i counts in i mod 16 */
 
 struct rt_vitals {
     _Alignas(64) _Atomic uint64_t tick; /* grows with every change of phase, piece of a load, idle second */
     _Atomic uint64_t step;              /* of the scheduler */
     _Atomic int phase;
-    _Atomic int waits;  /* for other ranks, in an exchange: no progress of its own is due */
+    _Atomic int waits;  /* for other ranks: no progress is due, but this counts on, once a second; 0: it does not wait; RT_WAITS_BLINDLY: and cannot count */
     _Atomic int failed; /* enum st, once error is written */
     char error[512];
     struct {
