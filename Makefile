@@ -38,7 +38,8 @@ SOURCE_DIRS := base topologies kernels kernels/ref kernels/cpu comm partition pa
 ifdef ONLY
 SOURCE_DIRS := $(foreach room,$(ONLY),$(filter $(room) $(room)/%,$(SOURCE_DIRS)))
 endif
-SOURCES := $(sort $(wildcard $(addsuffix /*.c,$(SOURCE_DIRS))))
+# The tests of comm start a PMI server for the ranks of MPICH.
+SOURCES := $(sort $(wildcard $(addsuffix /*.c,$(SOURCE_DIRS))) $(if $(filter comm,$(ONLY)),launcher/pmi.c))
 HEADERS := $(sort $(wildcard $(addsuffix /*.h,$(SOURCE_DIRS))))
 ifeq ($(filter x86_64%,$(MACHINE)),)
 SOURCES := $(filter-out kernels/cpu/%_avx2.c kernels/cpu/%_avx512.c,$(SOURCES))
@@ -91,13 +92,13 @@ PKG_CFLAGS   = $(eval PKG_CFLAGS := $$(shell pkg-config --cflags $(PACKAGES)))$(
 PKG_LIBS     = $(eval PKG_LIBS := $$(shell pkg-config --libs $(PACKAGES)))$(PKG_LIBS)
 CMOCKA_FLAGS = $(eval CMOCKA_FLAGS := $$(shell pkg-config --cflags cmocka))$(CMOCKA_FLAGS)
 CMOCKA_LIBS  = $(eval CMOCKA_LIBS := $$(shell pkg-config --libs cmocka))$(CMOCKA_LIBS)
-MPI_FLAGS    = $(eval MPI_FLAGS := $$(shell pkg-config --cflags mpich))$(MPI_FLAGS)
+MPI_FLAGS    = $(eval MPI_FLAGS := $$(shell pkg-config --cflags mpich 2>/dev/null))$(MPI_FLAGS)
 MPI_LIBS     = $(eval MPI_LIBS := $$(shell pkg-config --libs mpich))$(MPI_LIBS)
 
 # $(call file_flags,SOURCE): what this file needs beyond COMMON.
 file_flags = $(if $(filter kernels/%,$1),$(OPT_KERN),$(OPT)) \
              $(if $(filter kernels/cpu/%_avx2.c,$1),$(AVX2)) $(if $(filter kernels/cpu/%_avx512.c,$1),$(AVX512)) \
-             $(if $(filter tests/%,$1),$(CMOCKA_FLAGS)) $(if $(filter bench/%_mpi.c,$1),$(MPI_FLAGS))
+             $(if $(filter tests/%,$1),$(CMOCKA_FLAGS)) $(if $(filter bench/%_mpi.c comm/mpi.c comm/mpi_api.c,$1),$(MPI_FLAGS))
 LINK = $(CC) $(if $(SAN),-fsanitize=$(SAN)) -g -pthread $(LDFLAGS)
 LIBS = $(PKG_LIBS) -lm $(LDLIBS)
 
@@ -117,6 +118,10 @@ keep_or_write = mkdir -p $(@D); printf '%s\n' '$(strip $1)' | cmp -s - $@ || pri
 $(BUILD)/flags: FORCE
 	@pkg-config --exists --print-errors $(PACKAGES) || { echo "libraries are missing: try 'make deps'" >&2; exit 1; }
 	@$(call keep_or_write,$(CC) $(CFLAGS) $(COMMON) $(OPT) $(OPT_KERN) $(AVX2) $(AVX512))
+# MPICH may be installed later.
+$(BUILD)/mpi.flags: FORCE
+	@$(call keep_or_write,$(MPI_FLAGS))
+$(OBJ)/comm/mpi.o $(OBJ)/comm/mpi_api.o: $(BUILD)/mpi.flags
 $(BUILD)/lib.list: FORCE
 	@$(call keep_or_write,$(LIB_SOURCES))
 
@@ -128,14 +133,25 @@ $(OBJ)/%.o: %.c $(BUILD)/flags
 # The build id is a digest of the sources: ranks that were built from different ones refuse each other.
 $(BUILD)/build_id.c: FORCE
 	@mkdir -p $(@D)
-	@id=$$(sha256sum $(SOURCES) $(HEADERS) | sha256sum | cut -c1-32); \
+	@id=$$(sha256sum $(SOURCES) $(HEADERS) $(DESCRIPTIONS) | sha256sum | cut -c1-32); \
 	printf '#include "base/build_id.h"\n\nconst char tandem_build_id[] = "%s";\nconst char tandem_version[] = "$(VERSION)";\n' "$$id" >$@.new; \
 	if cmp -s $@.new $@; then rm -f $@.new; else mv -f $@.new $@; fi
 $(OBJ)/build_id.o: $(BUILD)/build_id.c base/build_id.h $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(COMMON) $(OPT) $(CFLAGS) -c $< -o $@
 
-$(LIB): $(LIB_SOURCES:%.c=$(OBJ)/%.o) $(OBJ)/build_id.o $(BUILD)/lib.list
+# The descriptions of machines are built in: their texts as C, so that they are found wherever the binary lies.
+DESCRIPTIONS := $(sort $(wildcard topologies/*.json))
+$(BUILD)/descriptions.c: $(DESCRIPTIONS) Makefile
+	@mkdir -p $(@D)
+	@{ echo '#include "topologies/description.h"'; echo 'const struct topo_embedded topo_embedded[] = {'; \
+	for f in $(DESCRIPTIONS); do echo "{\"$$(basename $$f .json)\","; sed 's/[\\"?]/\\&/g; s/.*/"&\\n"/' $$f; echo '},'; done; \
+	echo '{NULL, NULL}};'; } >$@
+$(OBJ)/descriptions.o: $(BUILD)/descriptions.c topologies/description.h topologies/machine.h $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(COMMON) $(OPT) $(CFLAGS) -c $< -o $@
+
+$(LIB): $(LIB_SOURCES:%.c=$(OBJ)/%.o) $(OBJ)/build_id.o $(OBJ)/descriptions.o $(BUILD)/lib.list
 	$(if $(V),,@echo "  AR    $@")
 	$(Q)rm -f $@ && $(AR) rcsD $@ $(filter %.o,$^)
 
@@ -171,7 +187,7 @@ $(BENCHES): $(BUILD)/bench/%: $(OBJ)/bench/%.o $(LIB)
 
 # --- Packages --------------------------------------------------------------------------------------------------------------
 
-DEPS      := gcc libc6-dev make pkg-config libhwloc-dev libjansson-dev libxxhash-dev libsodium-dev libpcre2-dev libcmocka-dev \
+DEPS      := gcc libc6-dev make pkg-config libhwloc-dev libjansson-dev libxxhash-dev libsodium-dev libpcre2-dev libcmocka-dev libmpich-dev mpich libucx-dev \
              python3 python3-pip ca-certificates iproute2 procps
 DEPS_LINT := clang-format clang-tidy cppcheck shellcheck
 

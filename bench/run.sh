@@ -18,5 +18,7 @@ if [ -x "$build/bench/exchange_mpi" ] && command -v mpiexec.hydra >/dev/null; th
 else
     section "exchange: MPICH is not installed (mpich, libmpich-dev), left out"
 fi
+section "the emulated link: median / asked"
+"$build/bench/link"
 section "the demo model: tandem / peers"
 model=$(tests/fetch_demo_model.sh) && python3 bench/compare.py "$model"

@@ -21,7 +21,7 @@
 #define MAX_SPIN_US 50
 #define OPEN_WAIT_NS (60 * BASE_NS_PER_S)
 
-static const struct comm_backend *const backends[] = {&comm_self_backend, &comm_shm_backend, NULL};
+static const struct comm_backend *const backends[] = {&comm_self_backend, &comm_shm_backend, &comm_ucx_backend, &comm_tcp_backend, &comm_mpi_backend, NULL};
 
 const struct comm_backend *const *comm_backends(void) { return backends; }
 
@@ -34,7 +34,9 @@ static enum st check_setup(const struct comm_setup *setup, struct err *e) {
     if (setup->max_bytes > COMM_LIMIT_BYTES) return err_set(e, ST_INVALID, "comm: messages of %zu bytes", setup->max_bytes);
     if (setup->spin_us < 0 || setup->spin_us > MAX_SPIN_US)
         return err_set(e, ST_INVALID, "comm: spinning for %d us; 0 to %d are possible", setup->spin_us, MAX_SPIN_US);
-    return ST_OK;
+    if (setup->address && strlen(setup->address) >= COMM_ADDRESS_BYTES)
+        return err_set(e, ST_INVALID, "comm: \"%.40s…\" is no numeric address", setup->address);
+    return setup->link ? comm_link_check(setup->link, e) : ST_OK;
 }
 
 /* The best backend that fits, or the named one; NULL: none, and the error (ST_UNSUPPORTED) tells for each why. */
@@ -71,6 +73,7 @@ enum st comm_open(const struct comm_setup *setup, struct comm **c, struct err *e
     if (!b) return ST_UNSUPPORTED;
 
     struct comm_setup timed = *setup;
+    timed.link = NULL;
     if (!timed.deadline_ns) timed.deadline_ns = base_now_ns(setup->clock ? setup->clock : base_clock_real()) + OPEN_WAIT_NS;
     struct comm *opened = NULL;
     code = b->open(&timed, &opened, e);
@@ -82,6 +85,16 @@ enum st comm_open(const struct comm_setup *setup, struct comm **c, struct err *e
     opened->spin_us = setup->spin_us;
     opened->max_bytes = comm_capacity(setup->max_bytes);
     opened->broken = ST_OK;
+    opened->backend_name = b->capabilities.name;
+    if (setup->address) memcpy(opened->address, setup->address, strlen(setup->address) + 1);
+    opened->has_link = setup->link != NULL;
+    if (setup->link) opened->link = *setup->link;
+    /* A rank alone has no wire. */
+    if (setup->link && setup->n_ranks > 1) code = comm_link_wrap(&opened, e);
+    if (code != ST_OK) {
+        comm_close(opened);
+        return code;
+    }
     *c = opened;
     return ST_OK;
 }
@@ -165,11 +178,24 @@ static enum st broke(struct comm *c, enum st code, struct err *e) {
     return tell_broken(c, e);
 }
 
-enum st comm_allgather_start(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e) {
+enum st comm_check_ready(const struct comm *c, struct err *e) {
     if (c->broken != ST_OK) return tell_broken(c, e);
-    if (c->begun)
-        return err_set(e, ST_INVALID, "comm: exchange %llu of step %llu was not finished", (unsigned long long)c->sequence,
-                       (unsigned long long)c->step);
+    if (!c->begun) return ST_OK;
+    return err_set(e, ST_INVALID, "comm: exchange %llu of step %llu was not finished", (unsigned long long)c->sequence, (unsigned long long)c->step);
+}
+
+enum st comm_give_up(struct comm *c, enum st code, const struct err *why, struct err *e) {
+    if (c->broken == ST_OK && c->begun) {
+        c->why = *why;
+        c->broken = code;
+        c->begun = false;
+    }
+    return err_set(e, code, "%s", why->text);
+}
+
+enum st comm_allgather_start(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e) {
+    enum st ready = comm_check_ready(c, e);
+    if (ready != ST_OK) return ready;
     for (int r = 0; r < c->n_ranks; r++) {
         if (recv_bytes[r] > c->max_bytes)
             return err_set(e, ST_INVALID, "comm: %zu bytes of rank %d; %zu were planned", recv_bytes[r], r, c->max_bytes);

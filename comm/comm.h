@@ -52,7 +52,7 @@ struct comm_link {
     uint64_t jitter_ns;  /* each message is late by 0 … so much, by a generator keyed by seed, sender and exchange */
     uint64_t seed;
 };
-/* "200gbit,2.5us[,jitter=500ns][,seed=7]": rate in bit, kbit, mbit, gbit; times in ns, us, ms. Presets are the caller's (topologies/links.h). */
+/* "200gbit,2.5us[,jitter=500ns][,seed=7]": rate in bit, kbit, mbit, gbit, or "unlimited" (0); times in ns, us, ms. Presets are the caller's (topologies/links.h). */
 enum st comm_link_parse(const char *text, struct comm_link *link, struct err *e);
 /* The same as text that comm_link_parse reads back to equal values. */
 void comm_link_print(const struct comm_link *link, char text[128]);
@@ -75,7 +75,7 @@ struct comm_setup {
     const struct base_clock *clock; /* NULL: the real one */
     int memory_fd;       /* shm: a memfd made by comm_shm_create (inherited); −1 otherwise */
     void *memory;        /* shm between threads of one process: the mapping itself, instead of memory_fd; else NULL */
-    const struct comm_boot *boot; /* tcp, ucx, mpi, and shm where no segment was inherited (then one is named, and unlinked once all have attached); NULL: none */
+    const struct comm_boot *boot; /* tcp, ucx, mpi, and shm where no segment was inherited (rank 0 then makes one, still without a name: shm.c); NULL: none */
     const char *address;          /* tcp, ucx: our own numeric address, as the launcher decided; NULL: loopback */
     const struct comm_link *link; /* wraps the backend; NULL: none */
     uint64_t deadline_ns;         /* for opening; 0: 60 s from now */
@@ -122,18 +122,25 @@ enum st comm_allgather_finish(struct comm *c, uint64_t deadline_ns, const void *
 
 /* Exchange-and-add of the partial sums of a tree, in pieces: while the caller adds piece i, piece i + 1 flies. Rank r contributes n_vectors[r] vectors of vector_bytes each (own ones
  * in send, one behind the other); add is called for each piece, in order, with all vectors' bytes [offset, offset + bytes) in the order of ranks, 64-byte aligned. It alone knows
- * what adding is; it may run on other threads of the caller as long as it returns when they are done. */
+ * what adding is; it may run on other threads of the caller as long as it returns when they are done, and calls nothing on c.
+ * What fits into one piece is one exchange. With vector_bytes 0 it is one exchange, too, for its headers' sake, and add is not called.
+ * Every rank passes the same vector_bytes, n_vectors and piece_bytes. ST_INVALID where they cannot be served (the same on every rank, and nothing was exchanged); any other failure is
+ * for good, ST_TIMEOUT included: which pieces were added is told by the calls of add alone. */
+#define COMM_MAX_VECTORS 256
 struct comm_exchange_add {
-    const void *send;
+    const void *send;          /* may be comm_send_buffer's where all fits into one piece */
     size_t vector_bytes;       /* ≤ any; a multiple of 4 */
-    const uint32_t *n_vectors; /* [n_ranks]; 0 is possible */
-    size_t piece_bytes;        /* of one vector; 0: chosen so that a piece of all vectors stays in cache */
+    const uint32_t *n_vectors; /* [n_ranks], at most COMM_MAX_VECTORS together; 0 is possible */
+    size_t piece_bytes;        /* of one vector, cut down to what max_bytes allows and to whole 64 bytes; 0: chosen so that a piece of all vectors stays in cache */
     void (*add)(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors);
     void *context;
+    struct comm_header *headers;       /* [n_ranks]: what came with the first piece; NULL: not wanted */
+    uint64_t (*extend)(void *context); /* asked where the deadline has passed: a later one, or 0 to give up; NULL: give up */
 };
 enum st comm_exchange_and_add(struct comm *c, const struct comm_exchange_add *x, const struct comm_header *header, uint64_t deadline_ns, struct err *e);
 
-/* The k best of all ranks' candidates, on every rank: those with the larger value, ties to the lower id; sorted so. Every rank brings n ≤ COMM_TOP_K_MAX; merged holds at most k. */
+/* The k best of all ranks' candidates, on every rank the same: those with the larger value, ties to the lower id; sorted so. A NaN is worse than any number (−inf included), −0 as good
+ * as +0. Every rank brings n ≤ COMM_TOP_K_MAX, in any order; k ≤ COMM_TOP_K_MAX, the same on every rank; merged holds at most k. An id comes from one rank, once: what comes twice stays twice. */
 #define COMM_TOP_K_MAX 256
 struct comm_candidate {
     float value;
@@ -143,10 +150,12 @@ enum st comm_top_k(struct comm *c, const struct comm_candidate *mine, int n, int
                    int *n_merged, struct err *e);
 
 /* Groups: collective over the parent. Ranks that pass the same color ≥ 0 become a comm of their own, in the order of their ranks in the parent (its backend, its link); with a
- * negative color *group is NULL. The parent stays open until after its groups. */
+ * negative color *group is NULL. The parent stays open until after its groups. All of a color pass the same max_bytes, else every rank of the parent gets the same ST_MISMATCH.
+ * Where a group cannot be made, its members get the error, the others their groups. */
 enum st comm_split(struct comm *parent, int color, size_t max_bytes, uint64_t deadline_ns, struct comm **group, struct err *e);
 
-/* From rank to rank, in a group of two (comm_split makes one): an exchange in which the other side sends nothing, so the two count the same. bytes ≤ max_bytes, known to both. */
+/* From rank to rank, in a group of two (comm_split makes one): an exchange in which the other side sends nothing, so the two count the same. bytes ≤ max_bytes, known to both.
+ * comm_send returns when the other side is in comm_receive as well. */
 enum st comm_send(struct comm *pair, const void *data, size_t bytes, uint64_t deadline_ns, struct err *e);
 enum st comm_receive(struct comm *pair, void *data, size_t bytes, uint64_t deadline_ns, struct err *e);
 

@@ -14,6 +14,8 @@
 #define COMM_LIMIT_BYTES (1ull << 40)
 /* Send buffers a rank needs so that a view stays readable until the second next collective begins (argument in shm.c). */
 #define COMM_N_SLOTS 3
+/* A numeric address with its scope and its end mark. */
+#define COMM_ADDRESS_BYTES 80
 
 struct comm {
     const struct comm_backend *backend;
@@ -26,9 +28,26 @@ struct comm {
     enum st broken;    /* ST_OK, or why no further exchange is possible */
     struct err why;
     size_t recv_bytes[COMM_MAX_RANKS]; /* of the exchange begun */
+
+    /* what comm_split hands on, beside clock and spin_us */
+    const char *backend_name; /* of the table, whatever is wrapped around it */
+    char address[COMM_ADDRESS_BYTES]; /* "": none was given */
+    bool has_link;
+    struct comm_link link;
 };
 
-extern const struct comm_backend comm_self_backend, comm_shm_backend;
+/* ST_OK where an exchange may begin, else what comm_allgather_start would say. */
+enum st comm_check_ready(const struct comm *c, struct err *e);
+/* For calls that are several exchanges: one of them failed, and nobody can finish it later. Returns code. */
+enum st comm_give_up(struct comm *c, enum st code, const struct err *why, struct err *e);
+
+/* comm/link.c. wrap puts the link of (*c)->link around an opened backend, which is released with it; on failure *c is as it was. */
+enum st comm_link_check(const struct comm_link *link, struct err *e);
+enum st comm_link_wrap(struct comm **c, struct err *e);
+/* The group's traffic goes through the parent's port, where both are emulated; the parent must outlive it. */
+void comm_link_share_port(struct comm *group, const struct comm *parent);
+
+extern const struct comm_backend comm_self_backend, comm_shm_backend, comm_tcp_backend, comm_ucx_backend, comm_mpi_backend;
 
 static inline size_t comm_round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 static inline size_t comm_capacity(size_t max_bytes) { return comm_round_up(max_bytes < COMM_MIN_BYTES ? COMM_MIN_BYTES : max_bytes, 64); }

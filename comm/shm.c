@@ -18,6 +18,17 @@
  * While nobody sleeps, an exchange makes no system call. A bell of one's own, not the peer's counter, because one sleep must also end when
  * some other rank dies or closes: they ring every bell.
  *
+ * Finding each other. The segment is a memfd: it has no name, so nothing can be left behind, and whoever starts the ranks mostly hands it down. Where nobody
+ * does (a group of a group, somebody else's mpiexec), rank 0 makes it and tells all, in the one round of boot, its process, the descriptor's number and a
+ * random token; the others open /proc/PID/fd/N, which the kernel allows to the same user in the same PID namespace. All records are compared by all ranks, so
+ * that all refuse at once what cannot work (other hosts, containers, sizes). A count of who has attached tells rank 0 when to close the descriptor, and all
+ * that the group is whole. As nobody marks the dead in such a segment, each rank watches the others' processes, when it has slept in vain.
+ *
+ * Cache lines. What one rank writes while others spin or read lies two lines apart from what anybody else writes (x86 fetches lines in pairs): each slot of
+ * each rank (slots begin at multiples of 128 bytes, and regions at pages), each rank's mask of sleepers, bell and count of events read, and rank 0's count of events
+ * written. What is written once in a life shares lines: the segment's head, opened, dead and closed. n_lost, which a failed test reads each time, has a line to
+ * itself, which stays in every reader's cache until somebody is lost.
+ *
  * Ownership: struct cell and the slots of rank r are written by rank r, except for what says otherwise. Geometry is taken from our own setup, never again
  * from the segment; sizes, positions and numbers found there are checked before they are used, since a peer may be broken. The memfd is sealed,
  * so that nobody can cut it short under us (SIGBUS). */
@@ -25,10 +36,13 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -37,9 +51,10 @@
 #include "comm/comm_priv.h"
 
 #define SEGMENT_MAGIC 0x316d68736d646e74ull /* "tndmshm1" */
-#define SEGMENT_VERSION 1u
+#define SEGMENT_VERSION 2u
 #define PAGE_BYTES 4096u
 #define RING_BYTES (1u << 20)
+#define ATTACH_SLICE_NS (50 * BASE_NS_PER_MS)
 #define APART _Alignas(128) /* two lines: x86 prefetches the neighbour as well */
 
 struct cell {
@@ -56,6 +71,8 @@ struct segment {
     uint32_t version, n_ranks;
     uint64_t capacity;             /* bytes of payload in a slot */
     uint64_t bytes;                /* of the whole segment */
+    uint64_t token[2];             /* random, where rank 0 made it; else 0 */
+    _Atomic uint32_t n_attached;   /* by boot; who waits for more sleeps on it */
     APART _Atomic uint32_t n_lost; /* dead or closed: where it did not change, no flag did */
     _Atomic uint32_t n_closed;
     APART _Atomic uint64_t events_written; /* bytes of the event stream, by rank 0 */
@@ -86,6 +103,8 @@ struct shm {
     unsigned char *regions; /* [n_ranks, region_bytes], each [COMM_N_SLOTS, slot_bytes] */
     size_t slot_bytes, region_bytes, segment_bytes;
     bool mapped; /* by us: unmap it */
+    bool watches;
+    struct pollfd peers[COMM_MAX_RANKS]; /* pidfds of the other ranks' processes, where nobody else watches them; −1: none */
 
     /* the exchange begun */
     int n_arrived; /* ranks 0 … n_arrived−1 are here */
@@ -118,10 +137,10 @@ static unsigned char *payload(struct slot *slot) { return (unsigned char *)(slot
 
 /* ---- bells --------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* Not FUTEX_PRIVATE: the sleepers are other processes. */
-static void futex_wait(_Atomic uint32_t *word, uint32_t seen, uint64_t ns) {
+/* Not FUTEX_PRIVATE: the sleepers are other processes. False: nobody has woken us. */
+static bool futex_wait(_Atomic uint32_t *word, uint32_t seen, uint64_t ns) {
     struct timespec timeout = {.tv_sec = (time_t)(ns / BASE_NS_PER_S), .tv_nsec = (long)(ns % BASE_NS_PER_S)};
-    syscall(SYS_futex, word, FUTEX_WAIT, seen, &timeout, NULL, 0);
+    return syscall(SYS_futex, word, FUTEX_WAIT, seen, &timeout, NULL, 0) == 0 || errno != ETIMEDOUT;
 }
 
 static void ring_bell(struct cell *cell) {
@@ -216,69 +235,22 @@ enum st comm_shm_mark_dead(int memory_fd, int rank, struct err *e) {
     return code;
 }
 
-/* ---- opening and closing ------------------------------------------------------------------------------------------------------------------------- */
+/* ---- losses --------------------------------------------------------------------------------------------------------------------------------------- */
 
-static enum st shm_probe(const struct comm_setup *setup, struct err *e) {
-    if (setup->memory || setup->memory_fd >= 0) return ST_OK;
-    return err_set(e, ST_UNSUPPORTED, "no shared segment was given");
+/* A process that has ended without closing is a loss to all. (Ended in peace, it has closed before.) */
+static void mark_ended(struct shm *s, int rank) {
+    struct cell *cell = &s->segment->cells[rank];
+    if (!atomic_load(&cell->closed) && !atomic_exchange(&cell->dead, 1)) tell_lost(s->segment, s->n_ranks);
 }
 
-static enum st check_segment(const struct shm *s, const struct comm_setup *setup, size_t mapped_bytes, struct err *e) {
-    const struct segment *segment = s->segment;
-    enum st code = check_magic(segment, e);
-    if (code != ST_OK) return code;
-    if (segment->n_ranks != (uint32_t)setup->n_ranks)
-        return err_set(e, ST_MISMATCH, "shm: the segment is for %u ranks, rank %d wants %d", segment->n_ranks, setup->rank, setup->n_ranks);
-    if (segment->capacity != comm_capacity(setup->max_bytes))
-        return err_set(e, ST_MISMATCH, "shm: the segment is for messages of %llu bytes, rank %d wants %zu", (unsigned long long)segment->capacity,
-                       setup->rank, comm_capacity(setup->max_bytes));
-    if (segment->bytes != s->segment_bytes || mapped_bytes < s->segment_bytes)
-        return err_set(e, ST_INVALID, "shm: the segment has %zu bytes instead of %zu", mapped_bytes, s->segment_bytes);
-    return ST_OK;
-}
-
-static enum st shm_open_comm(const struct comm_setup *setup, struct comm **c, struct err *e) {
-    struct shm *s = calloc(1, sizeof *s);
-    if (!s) return err_set(e, ST_NO_MEMORY, "shm: no memory");
-    s->rank = setup->rank;
-    s->n_ranks = setup->n_ranks;
-    s->slot_bytes = slot_bytes_for(setup->max_bytes);
-    s->region_bytes = region_bytes_for(setup->max_bytes);
-    s->segment_bytes = comm_shm_bytes(setup->n_ranks, setup->max_bytes);
-    s->mapped = !setup->memory;
-    size_t mapped_bytes = s->segment_bytes;
-    enum st code = ST_OK;
-    s->segment = s->mapped ? map_segment(setup->memory_fd, 0, &mapped_bytes, &code, e) : setup->memory;
-    if (!s->segment) goto undo_alloc;
-    code = check_segment(s, setup, mapped_bytes, e);
-    if (code != ST_OK) goto undo_map;
-    s->ring = (unsigned char *)s->segment + ring_offset();
-    s->regions = s->ring + RING_BYTES;
-    if (atomic_exchange(&s->segment->cells[s->rank].opened, 1)) {
-        code = err_set(e, ST_INVALID, "shm: rank %d was opened before in this segment", s->rank);
-        goto undo_map;
+static void look_after_peers(struct shm *s) {
+    if (!s->watches || poll(s->peers, (nfds_t)s->n_ranks, 0) <= 0) return;
+    for (int r = 0; r < s->n_ranks; r++) {
+        if (s->peers[r].fd < 0 || !s->peers[r].revents) continue;
+        close(s->peers[r].fd);
+        s->peers[r].fd = -1;
+        mark_ended(s, r);
     }
-    /* The first touch decides the NUMA node, and takes page faults off the step path. By an atomic that changes nothing: peers already look at our slots. */
-    unsigned char *own = s->regions + (size_t)s->rank * s->region_bytes;
-    for (size_t at = 0; at < s->region_bytes; at += PAGE_BYTES)
-        atomic_fetch_or_explicit((_Atomic uint64_t *)(void *)(own + at), 0, memory_order_relaxed);
-    *c = &s->comm;
-    return ST_OK;
-
-undo_map:
-    if (s->mapped) munmap(s->segment, mapped_bytes);
-undo_alloc:
-    free(s);
-    return code;
-}
-
-static void shm_close(struct comm *c) {
-    struct shm *s = (struct shm *)c;
-    uint32_t n_closed = atomic_fetch_add(&s->segment->n_closed, 1) + 1;
-    atomic_store(&s->segment->cells[s->rank].closed, n_closed);
-    tell_lost(s->segment, s->n_ranks);
-    if (s->mapped) munmap(s->segment, s->segment_bytes);
-    free(s);
 }
 
 /* Who is to blame: a dead rank, else the first that closed (others may have closed because of it). −1: nobody.
@@ -312,6 +284,228 @@ static enum st check_lost(struct shm *s, bool exchange, struct err *e) {
     int lost = find_lost(s, exchange, &is_dead);
     if (lost < 0) return ST_AGAIN;
     return err_set(e, ST_PEER_LOST, is_dead ? "rank %d died" : "rank %d closed its end", lost);
+}
+
+/* ---- opening and closing ------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st shm_probe(const struct comm_setup *setup, struct err *e) {
+    if (setup->memory || setup->memory_fd >= 0 || setup->boot) return ST_OK;
+    return err_set(e, ST_UNSUPPORTED, "no shared segment was given");
+}
+
+static enum st check_segment(const struct shm *s, const struct comm_setup *setup, const uint64_t token[2], size_t mapped_bytes, struct err *e) {
+    const struct segment *segment = s->segment;
+    enum st code = check_magic(segment, e);
+    if (code != ST_OK) return code;
+    if (token && memcmp(segment->token, token, sizeof segment->token) != 0)
+        return err_set(e, ST_MISMATCH, "shm: this segment is not the one that rank 0 has made");
+    if (segment->n_ranks != (uint32_t)setup->n_ranks)
+        return err_set(e, ST_MISMATCH, "shm: the segment is for %u ranks, rank %d wants %d", segment->n_ranks, setup->rank, setup->n_ranks);
+    if (segment->capacity != comm_capacity(setup->max_bytes))
+        return err_set(e, ST_MISMATCH, "shm: the segment is for messages of %llu bytes, rank %d wants %zu", (unsigned long long)segment->capacity,
+                       setup->rank, comm_capacity(setup->max_bytes));
+    if (segment->bytes != s->segment_bytes || mapped_bytes != s->segment_bytes)
+        return err_set(e, ST_INVALID, "shm: the segment has %zu bytes instead of %zu", mapped_bytes, s->segment_bytes);
+    return ST_OK;
+}
+
+/* Maps the segment (or takes setup->memory), and makes this rank's part its own. token NULL: any. On failure nothing is left. */
+static enum st attach(struct shm *s, const struct comm_setup *setup, int fd, const uint64_t token[2], struct err *e) {
+    s->mapped = !setup->memory;
+    size_t mapped_bytes = s->segment_bytes;
+    enum st code = ST_OK;
+    s->segment = s->mapped ? map_segment(fd, 0, &mapped_bytes, &code, e) : setup->memory;
+    if (!s->segment) return code;
+    code = check_segment(s, setup, token, mapped_bytes, e);
+    if (code != ST_OK) goto undo_map;
+    s->ring = (unsigned char *)s->segment + ring_offset();
+    s->regions = s->ring + RING_BYTES;
+    if (atomic_exchange(&s->segment->cells[s->rank].opened, 1)) {
+        code = err_set(e, ST_INVALID, "shm: rank %d was opened before in this segment", s->rank);
+        goto undo_map;
+    }
+    /* The first touch decides the NUMA node, and takes page faults off the step path. By an atomic that changes nothing: peers already look at our slots. */
+    unsigned char *own = s->regions + (size_t)s->rank * s->region_bytes;
+    for (size_t at = 0; at < s->region_bytes; at += PAGE_BYTES)
+        atomic_fetch_or_explicit((_Atomic uint64_t *)(void *)(own + at), 0, memory_order_relaxed);
+    return ST_OK;
+
+undo_map:
+    if (s->mapped) munmap(s->segment, mapped_bytes);
+    return code;
+}
+
+/* Lets the others know. */
+static void detach(struct shm *s) {
+    uint32_t n_closed = atomic_fetch_add(&s->segment->n_closed, 1) + 1;
+    atomic_store(&s->segment->cells[s->rank].closed, n_closed);
+    tell_lost(s->segment, s->n_ranks);
+    if (s->mapped) munmap(s->segment, s->segment_bytes);
+}
+
+/* ---- opening without a segment that was handed down ---------------------------------------------------------------------------------------------- */
+
+/* What a rank tells the others; all zero: it cannot come. */
+struct boot_record {
+    uint64_t magic, token[2], capacity;
+    int32_t process, fd; /* fd: rank 0's; others −1 */
+    uint32_t n_ranks;
+    char host[40];  /* the kernel's boot id: one for each running machine */
+    char space[28]; /* "pid:[4026531836]": in which a process number means the same process */
+};
+_Static_assert(sizeof(struct boot_record) == 112 && sizeof(struct boot_record) <= COMM_BOOT_MAX_BYTES, "no padding");
+
+static void fill_record(struct boot_record *mine, const struct comm_setup *setup, int fd) {
+    *mine = (struct boot_record){.magic = SEGMENT_MAGIC,
+                                 .capacity = comm_capacity(setup->max_bytes),
+                                 .process = getpid(),
+                                 .fd = fd,
+                                 .n_ranks = (uint32_t)setup->n_ranks};
+    int f = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    if (f < 0 || read(f, mine->host, sizeof mine->host - 1) < 0) mine->host[0] = 0;
+    if (f >= 0) close(f);
+    if (readlink("/proc/self/ns/pid", mine->space, sizeof mine->space - 1) < 0) mine->space[0] = 0;
+}
+
+/* The same answer on every rank. */
+static enum st check_boot(const struct boot_record *records, int n_ranks, struct err *e) {
+    for (int r = 0; r < n_ranks; r++)
+        if (records[r].magic != SEGMENT_MAGIC) return err_set(e, ST_PEER_LOST, "shm: rank %d could not open its end", r);
+    for (int r = 1; r < n_ranks; r++) {
+        const struct boot_record *first = &records[0], *other = &records[r];
+        if (memcmp(first->host, other->host, sizeof first->host) != 0)
+            return err_set(e, ST_UNSUPPORTED, "shm: ranks 0 and %d run on different hosts", r);
+        if (memcmp(first->space, other->space, sizeof first->space) != 0)
+            return err_set(e, ST_UNSUPPORTED, "shm: ranks 0 and %d run in different PID namespaces (containers), and no segment was handed down to them", r);
+        if (first->n_ranks != other->n_ranks || first->capacity != other->capacity)
+            return err_set(e, ST_MISMATCH, "shm: rank 0 wants %u ranks and messages of %llu bytes, rank %d %u and %llu", first->n_ranks,
+                           (unsigned long long)first->capacity, r, other->n_ranks, (unsigned long long)other->capacity);
+    }
+    return ST_OK;
+}
+
+static enum st open_theirs(const struct boot_record *first, int *fd, struct err *e) {
+    char path[64];
+    if (first->process == getpid())
+        snprintf(path, sizeof path, "/proc/self/fd/%d", first->fd); /* another thread of ours: needs no permission */
+    else
+        snprintf(path, sizeof path, "/proc/%d/fd/%d", first->process, first->fd);
+    *fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (*fd >= 0) return ST_OK;
+    if (errno == ENOENT) return err_set(e, ST_PEER_LOST, "shm: rank 0 gave up before all had attached to the segment");
+    return err_set(e, ST_IO, "shm: cannot open rank 0's segment, %s: %s", path, strerror(errno));
+}
+
+/* Known only here, so that a stray process with rank 0's number and descriptor is not taken for it. */
+static enum st put_token(int fd, uint64_t token[2], struct err *e) {
+    const size_t bytes = 2 * sizeof *token;
+    if (getrandom(token, bytes, 0) == (ssize_t)bytes && pwrite(fd, token, bytes, offsetof(struct segment, token)) == (ssize_t)bytes) return ST_OK;
+    return err_set(e, ST_IO, "shm: marking the segment: %s", strerror(errno));
+}
+
+static void watch(struct shm *s, int rank, int process) {
+#ifdef SYS_pidfd_open
+    s->peers[rank].fd = (int)syscall(SYS_pidfd_open, process, 0);
+    if (s->peers[rank].fd >= 0)
+        s->watches = true;
+    else if (errno == ESRCH)
+        mark_ended(s, rank); /* where it fails otherwise, deadlines are all there is */
+#else
+    (void)s, (void)rank, (void)process;
+#endif
+}
+
+static void watch_nobody(struct shm *s) {
+    for (int r = 0; r < COMM_MAX_RANKS; r++) {
+        if (s->watches && s->peers[r].fd >= 0) close(s->peers[r].fd);
+        s->peers[r] = (struct pollfd){.fd = -1, .events = POLLIN};
+    }
+    s->watches = false;
+}
+
+/* Until everybody has attached; ST_PEER_LOST where somebody has left already. */
+static enum st wait_attached(struct shm *s, const struct comm_setup *setup, struct err *e) {
+    const struct base_clock *clock = setup->clock ? setup->clock : base_clock_real();
+    struct segment *segment = s->segment;
+    atomic_fetch_add(&segment->n_attached, 1);
+    syscall(SYS_futex, &segment->n_attached, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    for (;;) {
+        look_after_peers(s);
+        bool is_dead;
+        int lost = find_lost(s, false, &is_dead), missing = 0;
+        while (missing < s->n_ranks - 1 && atomic_load(&segment->cells[missing].opened)) missing++;
+        uint32_t n = atomic_load(&segment->n_attached); /* after the losses: who closes in peace has seen all attached */
+        if (n == (uint32_t)s->n_ranks) return ST_OK;
+        if (lost >= 0) return err_set(e, ST_PEER_LOST, "shm: rank %d %s before all had attached to the segment", lost, is_dead ? "died" : "gave up");
+        uint64_t now_ns = base_now_ns(clock);
+        if (now_ns >= setup->deadline_ns)
+            return err_set(e, ST_TIMEOUT, "shm: rank %d did not attach to the segment in time", missing);
+        uint64_t ns = setup->deadline_ns - now_ns;
+        futex_wait(&segment->n_attached, n, ns < ATTACH_SLICE_NS ? ns : ATTACH_SLICE_NS);
+    }
+}
+
+static enum st attach_by_boot(struct shm *s, const struct comm_setup *setup, struct err *e) {
+    struct boot_record mine, records[COMM_MAX_RANKS];
+    int fd = -1;
+    enum st code = s->rank == 0 ? comm_shm_create(setup->n_ranks, setup->max_bytes, &fd, e) : ST_OK;
+    fill_record(&mine, setup, fd);
+    if (code == ST_OK && s->rank == 0) code = put_token(fd, mine.token, e);
+    if (code != ST_OK) memset(&mine, 0, sizeof mine); /* the others shall not wait for us */
+    enum st booted = setup->boot->allgather(setup->boot->context, &mine, sizeof mine, records, setup->deadline_ns, code == ST_OK ? e : NULL);
+    if (code == ST_OK) code = booted;
+    if (code == ST_OK) code = check_boot(records, s->n_ranks, e);
+    if (code == ST_OK && s->rank != 0) code = open_theirs(&records[0], &fd, e);
+    if (code != ST_OK) goto undo_fd;
+    code = attach(s, setup, fd, records[0].token, e);
+    if (code != ST_OK) goto undo_fd;
+    for (int r = 0; r < s->n_ranks; r++)
+        if (records[r].process != getpid()) watch(s, r, records[r].process);
+    code = wait_attached(s, setup, e);
+    if (code != ST_OK) {
+        detach(s);
+        watch_nobody(s);
+    }
+
+undo_fd:
+    if (fd >= 0) close(fd); /* all are there, or this rank gave up */
+    return code;
+}
+
+/* So that nobody waits for a rank that could not even begin. */
+static void boot_in_vain(const struct comm_setup *setup) {
+    const struct boot_record nothing = {0};
+    struct boot_record records[COMM_MAX_RANKS];
+    (void)setup->boot->allgather(setup->boot->context, &nothing, sizeof nothing, records, setup->deadline_ns, NULL);
+}
+
+static enum st shm_open_comm(const struct comm_setup *setup, struct comm **c, struct err *e) {
+    const bool by_boot = !setup->memory && setup->memory_fd < 0;
+    struct shm *s = calloc(1, sizeof *s);
+    if (!s) {
+        if (by_boot) boot_in_vain(setup);
+        return err_set(e, ST_NO_MEMORY, "shm: no memory");
+    }
+    s->rank = setup->rank;
+    s->n_ranks = setup->n_ranks;
+    s->slot_bytes = slot_bytes_for(setup->max_bytes);
+    s->region_bytes = region_bytes_for(setup->max_bytes);
+    s->segment_bytes = comm_shm_bytes(setup->n_ranks, setup->max_bytes);
+    watch_nobody(s);
+    enum st code = by_boot ? attach_by_boot(s, setup, e) : attach(s, setup, setup->memory_fd, NULL, e);
+    if (code != ST_OK) {
+        free(s);
+        return code;
+    }
+    *c = &s->comm;
+    return ST_OK;
+}
+
+static void shm_close(struct comm *c) {
+    struct shm *s = (struct shm *)c;
+    detach(s);
+    watch_nobody(s);
+    free(s);
 }
 
 /* ---- exchange ------------------------------------------------------------------------------------------------------------------------------------ */
@@ -451,7 +645,7 @@ static void shm_sleep(struct comm *c, uint64_t deadline_ns) {
     uint64_t bit = 1ull << s->rank;
     uint32_t bell = atomic_load(&own->bell); /* before anybody can know that we sleep */
     atomic_fetch_or(sleepers, bit);
-    if (nothing_changed(s)) futex_wait(&own->bell, bell, deadline_ns - now_ns);
+    if (nothing_changed(s) && !futex_wait(&own->bell, bell, deadline_ns - now_ns)) look_after_peers(s);
     atomic_fetch_and(sleepers, ~bit);
 }
 

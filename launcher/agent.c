@@ -1,6 +1,4 @@
-/* Agent and rank processes: how they are started and how they end.
- *
- * Both get all they need by command line and inherited descriptors. The agent passes the options after its own on to every rank unchanged, and adds --rank and --cpus. */
+/* The agent's process: how it is started, what it starts and watches, and how it ends. */
 #include "launcher/agent.h"
 
 #include <errno.h>
@@ -21,6 +19,8 @@
 #include "base/log.h"
 #include "comm/comm.h"
 #include "launcher/life.h"
+#include "launcher/pmi.h"
+#include "launcher/rank_options.h"
 #include "launcher/watch.h"
 #include "runtime/rank.h"
 
@@ -29,54 +29,6 @@
 
 extern char **environ;
 
-/* ---- options of both -------------------------------------------------------------------------------------------------------------------------------------- */
-
-struct rank_values {
-    /* agent */
-    int64_t control_fd, exchange_bytes;
-    const char *seats; /* "0,1:2,3": the ranks' CPUs; NULL: not bound */
-    /* both */
-    int64_t n_ranks, front_fd, n_threads, spin_us, chunk, context, sequences;
-    const char *shares, *kv;
-    bool accurate, ledger;
-    /* rank */
-    int64_t rank, memory_fd, vitals_fd;
-    const char *cpus;
-};
-
-static const struct option agent_options[] = {
-    {"--control-fd", NULL, OPT_INT, offsetof(struct rank_values, control_fd), "FD", "socket to the launcher", 0, 0, NULL},
-    {"--exchange-bytes", NULL, OPT_INT, offsetof(struct rank_values, exchange_bytes), "N", "largest send of a rank", 0, 0, NULL},
-    {"--seats", NULL, OPT_STR, offsetof(struct rank_values, seats), "LISTS", "CPUs of each rank", 0, 0, NULL},
-    {"--ranks", NULL, OPT_INT, offsetof(struct rank_values, n_ranks), "N", "ranks of the job", 1, COMM_MAX_RANKS, NULL},
-    {"--front-fd", NULL, OPT_INT, offsetof(struct rank_values, front_fd), "FD", "socket to the front end, for rank 0", 0, 0, NULL},
-    {"--threads", NULL, OPT_INT, offsetof(struct rank_values, n_threads), "T", "threads of each rank", 1, 1024, NULL},
-    {"--spin-us", NULL, OPT_INT, offsetof(struct rank_values, spin_us), "US", "spin before sleeping", 0, 50, NULL},
-    {"--chunk", NULL, OPT_INT, offsetof(struct rank_values, chunk), "N", "tokens of a step", 1, 65536, NULL},
-    {"--ctx", NULL, OPT_INT, offsetof(struct rank_values, context), "N", "tokens of a sequence", 1, 16777216, NULL},
-    {"--sequences", NULL, OPT_INT, offsetof(struct rank_values, sequences), "N", "sequences at once", 1, 65536, NULL},
-    {"--split", NULL, OPT_STR, offsetof(struct rank_values, shares), "A:B", "shares", 0, 0, NULL},
-    {"--kv", NULL, OPT_STR, offsetof(struct rank_values, kv), "F", "cache format", 0, 0, NULL},
-    {"--accurate", NULL, OPT_FLAG, offsetof(struct rank_values, accurate), NULL, "activations in F32", 0, 0, NULL},
-    {"--ledger", NULL, OPT_FLAG, offsetof(struct rank_values, ledger), NULL, "keep the ledger", 0, 0, NULL},
-    {"--rank", NULL, OPT_INT, offsetof(struct rank_values, rank), "R", "this rank", 0, COMM_MAX_RANKS, NULL},
-    {"--memory-fd", NULL, OPT_INT, offsetof(struct rank_values, memory_fd), "FD", "the ranks' shared segment", 0, 0, NULL},
-    {"--vitals-fd", NULL, OPT_INT, offsetof(struct rank_values, vitals_fd), "FD", "the signs of life", 0, 0, NULL},
-    {"--cpus", NULL, OPT_STR, offsetof(struct rank_values, cpus), "LIST", "CPUs of this rank's threads", 0, 0, NULL},
-    {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
-};
-
-static enum st parse(const char *command, int argc, char **argv, struct rank_values *v, const char **model, struct err *e)
-{
-    *v = (struct rank_values){.control_fd = -1, .front_fd = -1, .memory_fd = -1, .vitals_fd = -1};
-    const struct option_group group = {"", agent_options, v};
-    int n;
-    const enum st st = base_options_parse(command, &group, 1, argc, argv, model, 1, &n, e);
-    if (!st && n != 1)
-        return err_set(e, ST_INVALID, "%s: which model?", command);
-    return st;
-}
-
 /* ---- starting an agent --------------------------------------------------------------------------------------------------------------------------------------- */
 
 static char *seats_text(const struct topo_placement *p)
@@ -84,9 +36,12 @@ static char *seats_text(const struct topo_placement *p)
     char *text = NULL;
     size_t bytes;
     FILE *f = open_memstream(&text, &bytes);
-    for (int r = 0; f && r < p->n_ranks; r++)
+    for (int r = 0; f && r < p->n_ranks; r++) {
         for (int i = 0; i < p->seats[r].n_threads; i++)
             fprintf(f, "%s%d", i ? "," : r ? ":" : "", p->seats[r].pus[i]);
+        for (int i = 0; i < p->seats[r].n_numa; i++)
+            fprintf(f, "%s%d", i ? "," : "@", p->seats[r].numa[i]);
+    }
     if (f)
         fclose(f);
     return text;
@@ -97,14 +52,16 @@ static char *number(struct arena *a, int64_t n) { return base_arena_printf(a, "%
 static void agent_args(const struct launch_setup *s, struct arena *a, int control_fd, int front_fd, char **argv)
 {
     const struct rt_settings *t = &s->settings;
-    char *seats = s->placement->bound ? seats_text(s->placement) : NULL;
+    char *seats = s->placement->bound ? seats_text(s->placement) : NULL, link[128];
+    if (s->has_link)
+        comm_link_print(&s->link, link);
     int n = 0;
     const struct {
         const char *name;
         char *value;
     } pairs[] = {
         {"--control-fd", number(a, control_fd)},
-        {"--exchange-bytes", number(a, (int64_t)s->plan->max_exchange_bytes)},
+        {"--exchange-bytes", number(a, (int64_t)s->exchange_bytes)},
         {"--seats", seats ? base_arena_strdup(a, seats) : NULL},
         {"--ranks", number(a, s->n_ranks)},
         {"--front-fd", number(a, front_fd)},
@@ -114,6 +71,9 @@ static void agent_args(const struct launch_setup *s, struct arena *a, int contro
         {"--ctx", number(a, t->context)},
         {"--sequences", number(a, t->max_sequences)},
         {"--kv", base_arena_strdup(a, kern_format(t->kv_format)->name)},
+        {"--backend", s->backend_name ? base_arena_strdup(a, s->backend_name) : NULL},
+        {"--link", s->has_link ? base_arena_strdup(a, link) : NULL},
+        {"--exchanges", s->exchanges ? base_arena_strdup(a, s->exchanges) : NULL},
     };
     argv[n++] = base_arena_strdup(a, "tandem");
     argv[n++] = base_arena_strdup(a, "agent");
@@ -197,11 +157,13 @@ struct agent {
     uint64_t heard_ns; /* the launcher, last */
     uint64_t beat_ns, looked_ns;
     bool is_paused; /* by the launcher's user */
+    struct launch_pmi *pmi; /* NULL: nobody here needs it */
+    int pmi_fds[COMM_MAX_RANKS];
     struct err story; /* why the job ends */
     int story_worth;  /* a better one replaces it */
 };
 
-/* Seat of rank r out of "0,1:2,3". */
+/* Seat of rank r out of "0,1@0:2,3@1". */
 static char *seat_of(struct arena *a, const char *seats, int rank)
 {
     for (; rank > 0 && seats; rank--) {
@@ -209,6 +171,20 @@ static char *seat_of(struct arena *a, const char *seats, int rank)
         seats = seats ? seats + 1 : NULL;
     }
     return seats ? base_arena_strndup(a, seats, strcspn(seats, ":")) : NULL;
+}
+
+/* In the environment that the next rank is started with: where it finds our PMI-1 server, and nobody else's. */
+static void name_pmi(struct arena *arena, int fd, int rank, int n_ranks)
+{
+    const struct {
+        const char *name;
+        char *value;
+    } pairs[] = {{"PMI_FD", number(arena, fd)}, {"PMI_RANK", number(arena, rank)}, {"PMI_SIZE", number(arena, n_ranks)}, {"PMI_PORT", NULL}, {"PMI_ID", NULL}};
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+        if (fd >= 0 && pairs[i].value)
+            setenv(pairs[i].name, pairs[i].value, 1);
+        else
+            unsetenv(pairs[i].name);
 }
 
 static enum st start_rank(struct agent *a, int rank, int argc, char **argv, struct err *e)
@@ -237,11 +213,20 @@ static enum st start_rank(struct agent *a, int rank, int argc, char **argv, stru
     for (int i = 1; i < argc && n < MAX_ARGS - 1; i++)
         args[n++] = argv[i];
     args[n] = NULL;
-    const int keep[] = {a->memory_fd, a->vitals_fd, rank == 0 ? (int)a->v.front_fd : -1};
+    int pmi[2] = {-1, -1};
+    if (a->pmi && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pmi)) {
+        base_arena_release(&arena);
+        return err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
+    }
+    name_pmi(&arena, pmi[1], rank, (int)a->v.n_ranks);
+    const int keep[] = {a->memory_fd, a->vitals_fd, rank == 0 ? (int)a->v.front_fd : -1, pmi[1]};
     const pid_t parent = getpid(), child = fork();
     if (child == 0)
-        become(parent, keep, 3, args);
+        become(parent, keep, 4, args);
     base_arena_release(&arena);
+    if (pmi[1] >= 0)
+        close(pmi[1]);
+    a->pmi_fds[rank] = pmi[0];
     if (child < 0)
         return err_set(e, ST_NO_MEMORY, "cannot start rank %d: %s", rank, strerror(errno));
     a->pids[rank] = child;
@@ -269,7 +254,11 @@ static enum st prepare(struct agent *a, struct err *e)
     a->vitals = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, a->vitals_fd, 0);
     if (a->vitals == MAP_FAILED)
         return err_set(e, ST_IO, "cannot map the page of vital signs: %s", strerror(errno));
-    return comm_shm_create((int)a->v.n_ranks, (size_t)a->v.exchange_bytes, &a->memory_fd, e);
+    const bool is_shm = !a->v.backend || strcmp(a->v.backend, "shm") == 0;
+    enum st st = ST_OK;
+    if (!is_shm || a->v.exchanges)
+        st = launch_pmi_create((int)a->v.n_ranks, NULL, &a->pmi, e);
+    return st ? st : comm_shm_create((int)a->v.n_ranks, (size_t)a->v.exchange_bytes, &a->memory_fd, e);
 }
 
 /* What a dead rank left behind. A killed one knows more than one that failed, and that more than one that only missed a peer. */
@@ -311,6 +300,8 @@ static bool reap(struct agent *a)
         }
         a->pids[r] = 0;
         a->n_alive--;
+        if (a->pmi)
+            launch_pmi_hang_up(a->pmi, r);
     }
     return bad;
 }
@@ -408,6 +399,35 @@ static void forget_silence(struct agent *a, uint64_t now)
     a->heard_ns = now;
 }
 
+/* What ranks ask of the PMI-1 server. A rank that writes nonsense there only loses that connection: whether it needed it, it knows itself. */
+static void serve_pmi(struct agent *a, const struct pollfd *p)
+{
+    for (int r = 0; r < (int)a->v.n_ranks; r++) {
+        struct err e = {""};
+        if (!p[r].revents || !launch_pmi_read(a->pmi, r, p[r].fd, &e))
+            continue;
+        LOG_WARNING("agent", "PMI of rank %d: %s", r, e.text);
+        close(a->pmi_fds[r]);
+        a->pmi_fds[r] = -1;
+    }
+    for (int r = 0; r < (int)a->v.n_ranks; r++)
+        if (a->pmi_fds[r] >= 0)
+            (void)launch_pmi_write(a->pmi, r, a->pmi_fds[r]);
+}
+
+static int poll_for_pmi(const struct agent *a, struct pollfd *p)
+{
+    if (!a->pmi)
+        return 0;
+    for (int r = 0; r < (int)a->v.n_ranks; r++) {
+        const void *bytes;
+        const enum launch_pmi_state state = launch_pmi_query(a->pmi, r);
+        const bool over = state == LAUNCH_PMI_GONE || state == LAUNCH_PMI_BROKEN;
+        p[r] = (struct pollfd){.fd = over ? -1 : a->pmi_fds[r], .events = launch_pmi_pending(a->pmi, r, &bytes) ? POLLIN | POLLOUT : POLLIN};
+    }
+    return (int)a->v.n_ranks;
+}
+
 /* Until all ranks have left in peace (0), one ended badly or the launcher is gone (1). */
 static int watch(struct agent *a)
 {
@@ -415,12 +435,13 @@ static int watch(struct agent *a)
     a->looked_ns = base_now_ns(base_clock_real());
     forget_silence(a, a->looked_ns);
     while (a->n_alive > 0) {
-        struct pollfd p[2] = {{.fd = a->signal_fd, .events = POLLIN}, {.fd = (int)a->v.control_fd, .events = POLLIN}};
+        struct pollfd p[2 + COMM_MAX_RANKS] = {{.fd = a->signal_fd, .events = POLLIN}, {.fd = (int)a->v.control_fd, .events = POLLIN}};
+        const int n_pmi = poll_for_pmi(a, p + 2);
         uint64_t now = base_now_ns(base_clock_real());
         if (now >= give_up)
             break;
         const uint64_t left_ms = give_up == BASE_NO_DEADLINE ? LAUNCH_LOOK_MS : (give_up - now) / BASE_NS_PER_MS + 1;
-        if (poll(p, 2, left_ms < LAUNCH_LOOK_MS ? (int)left_ms : LAUNCH_LOOK_MS) < 0 && errno != EINTR)
+        if (poll(p, 2 + (nfds_t)n_pmi, left_ms < LAUNCH_LOOK_MS ? (int)left_ms : LAUNCH_LOOK_MS) < 0 && errno != EINTR)
             return 1;
         now = base_now_ns(base_clock_real());
         if (p[0].revents) {
@@ -434,6 +455,8 @@ static int watch(struct agent *a)
         }
         if (p[1].revents && !listen_launcher(a, now))
             return 1;
+        if (n_pmi)
+            serve_pmi(a, p + 2);
         beat(a, now);
         if (now - a->looked_ns >= LAUNCH_LOOK_MS * BASE_NS_PER_MS || p[0].revents) {
             if (now - a->looked_ns > 4 * LAUNCH_LOOK_MS * BASE_NS_PER_MS)
@@ -452,7 +475,7 @@ int cmd_agent(int argc, char **argv)
     struct err e = {""};
     const char *model;
     base_log_init(NULL);
-    enum st st = parse("agent", argc, argv, &a.v, &model, &e);
+    enum st st = launch_rank_options_parse("agent", argc, argv, &a.v, &model, &e);
     if (!st)
         st = prepare(&a, &e);
     for (int r = 0; r < (int)a.v.n_ranks && !st; r++)
@@ -468,67 +491,6 @@ int cmd_agent(int argc, char **argv)
         LOG_ERR("agent", "%s", a.story.text); /* started by hand, or the launcher is gone */
     kill_all(&a);
     rt_inbox_release(&a.control);
+    launch_pmi_destroy(a.pmi);
     return status;
-}
-
-/* ---- a rank ----------------------------------------------------------------------------------------------------------------------------------------------------- */
-
-static int parse_cpus(const char *text, int *cpus, int max)
-{
-    int n = 0;
-    for (const char *at = text; *at && n < max;) {
-        char *end;
-        cpus[n++] = (int)strtol(at, &end, 10);
-        at = *end == ',' ? end + 1 : end + strlen(end);
-    }
-    return n;
-}
-
-int cmd_rank(int argc, char **argv)
-{
-    struct rank_values v;
-    struct err e = {""};
-    const char *model;
-    uint32_t shares[ORDER_MAX_RANKS];
-    static int cpus[1024];
-    base_log_init(NULL);
-    enum st st = parse("rank", argc, argv, &v, &model, &e);
-    struct rt_rank_options o = {.model = model, .front_fd = -1, .memory_fd = -1};
-    if (!st) {
-        o.rank = (int)v.rank;
-        o.n_ranks = (int)v.n_ranks;
-        o.front_fd = v.rank == 0 ? (int)v.front_fd : -1;
-        o.memory_fd = (int)v.memory_fd;
-        o.settings = (struct rt_settings){
-            .accurate = v.accurate,
-            .chunk = (int)v.chunk,
-            .context = v.context,
-            .max_sequences = (int)v.sequences,
-            .n_threads = (int)v.n_threads,
-            .spin_us = (int)v.spin_us,
-            .ledger = v.ledger,
-        };
-        if (v.cpus && parse_cpus(v.cpus, cpus, 1024) == o.settings.n_threads)
-            o.settings.os_cpus = cpus;
-        st = kern_format_from_safetensors(v.kv ? v.kv : "F32", &o.settings.kv_format, &e);
-    }
-    int n = 0;
-    if (!st && v.shares) {
-        st = launch_parse_split(v.shares, shares, &n, &e);
-        o.shares = shares;
-    }
-    if (!st && v.vitals_fd >= 0) {
-        struct rt_vitals *all = mmap(NULL, (size_t)v.n_ranks * sizeof *all, PROT_READ | PROT_WRITE, MAP_SHARED, (int)v.vitals_fd, 0);
-        if (all == MAP_FAILED)
-            st = err_set(&e, ST_IO, "cannot map the page of vital signs: %s", strerror(errno));
-        else
-            o.vitals = all;
-    }
-    if (!st)
-        st = rt_rank_run(&o, &e);
-    if (st && !o.vitals) /* nobody else will tell */
-        LOG_ERR("rank", "%s", e.text);
-    if (st)
-        _exit(1); /* no library's way out after an error: some wait there for peers that are dead */
-    return 0;
 }

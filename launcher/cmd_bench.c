@@ -188,6 +188,8 @@ static enum st print_results(const struct bench_values *v, const struct launch_s
 
 int cmd_bench(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "comm") == 0)
+        return cmd_bench_comm(argc - 1, argv + 1);
     struct launch_options shared = LAUNCH_OPTIONS_DEFAULT;
     struct bench_values v = {.prefill = 512, .decode = 64, .repeat = 5};
     const struct option_group groups[] = {{"What to measure", bench_options, &v}, launch_option_group(&shared)};

@@ -95,7 +95,7 @@ static enum st wait_ready(struct launch_job *job, struct err *e)
 
 enum st launch_job_start(const struct launch_setup *setup, struct launch_job **out, struct err *e)
 {
-    enum st st = launch_check_budget(setup, e);
+    enum st st = setup->plan ? launch_check_budget(setup, e) : ST_OK;
     if (st)
         return st;
     struct launch_job *job = calloc(1, sizeof *job);
@@ -110,7 +110,7 @@ enum st launch_job_start(const struct launch_setup *setup, struct launch_job **o
     rt_inbox_init(&job->front, front[0]);
     launch_interrupt_heed();
     st = setup->n_ranks == 1 ? start_thread(job, front[1], e) : start_agent(job, front[1], e);
-    if (!st)
+    if (!st && setup->plan) /* without a model there is nothing to load */
         st = wait_ready(job, e);
     if (st) {
         launch_job_kill(job);

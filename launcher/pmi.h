@@ -32,7 +32,7 @@
 struct launch_pmi;
 
 enum launch_pmi_state {
-    LAUNCH_PMI_SILENT,    /* has not said anything yet */
+    LAUNCH_PMI_SILENT, /* has not said anything yet */
     LAUNCH_PMI_TALKS,
     LAUNCH_PMI_WAITS,     /* in a barrier */
     LAUNCH_PMI_FINALIZED, /* left in peace; its end may close now */

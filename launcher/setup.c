@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "launcher/link.h"
 
 /* Of each rank, beside what the plan counts: code, stacks, the descriptions themselves. */
 #define RESERVE_BYTES (32ull << 20)
@@ -26,6 +27,8 @@ static const struct option shared_options[] = {
     {"--chunk", NULL, OPT_INT, offsetof(struct launch_options, chunk), "N", "tokens of one step (default 512)", 1, 65536, NULL},
     {"--ctx", NULL, OPT_INT, offsetof(struct launch_options, context), "N", "tokens of one sequence (default: what the command needs, or the model's maximum up to 8192)", 1, 16777216, NULL},
     {"--bind", NULL, OPT_STR, offsetof(struct launch_options, bind), "core|l3|numa|package|none|LIST", "where ranks are bound (default: by the machine's topology)", 0, 0, NULL},
+    {"--link", NULL, OPT_STR, offsetof(struct launch_options, link), "RATE,DELAY|PRESET", "emulate a link between local ranks: 200gbit,2.5us[,jitter=500ns], cx7, cx7-one-rail, 10gbe, wifi", 0, 0, NULL},
+    {"--backend", NULL, OPT_STR, offsetof(struct launch_options, backend), "shm|tcp|ucx|mpi", "what carries the bytes between ranks (default: the best that fits)", 0, 0, NULL},
     {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
 };
 
@@ -71,12 +74,26 @@ static enum st count_ranks(const struct launch_options *o, struct launch_setup *
     return ST_OK;
 }
 
+static enum st read_wire(const struct launch_options *o, struct launch_setup *s, struct err *e)
+{
+    s->backend_name = o->backend;
+    bool known = !o->backend;
+    for (const struct comm_backend *const *b = comm_backends(); *b && !known; b++)
+        known = strcmp((*b)->capabilities.name, o->backend) == 0;
+    if (!known)
+        return err_set(e, ST_INVALID, "--backend %s: shm, tcp, ucx and mpi are known", o->backend);
+    s->has_link = o->link != NULL;
+    return o->link ? launch_link_parse(o->link, &s->link, e) : ST_OK;
+}
+
 enum st launch_options_check(const struct launch_options *options, struct err *e)
 {
     struct launch_setup s = {0};
     enum topo_bind bind;
     const char *list;
-    const enum st st = count_ranks(options, &s, e);
+    enum st st = count_ranks(options, &s, e);
+    if (!st)
+        st = read_wire(options, &s, e);
     return st || !options->bind ? st : topo_bind_parse(options->bind, &bind, &list, e);
 }
 
@@ -121,6 +138,8 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
     s->model = model;
     enum st st = count_ranks(options, s, e);
     if (!st)
+        st = read_wire(options, s, e);
+    if (!st)
         st = kern_select(NULL, &s->backend, e);
     if (!st)
         st = ck_open(model, &s->ck, e);
@@ -141,8 +160,33 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
         launch_setup_destroy(s);
         return st;
     }
+    s->exchange_bytes = s->plan->max_exchange_bytes;
+    if (s->n_ranks == 1 && (s->has_link || s->backend_name))
+        LOG_INFORM("setup", "one rank exchanges nothing: --link and --backend have no meaning here");
     for (int r = 0; r < s->n_ranks; r++)
         s->total_bytes += s->plan->budget[r].total + RESERVE_BYTES;
+    *out = s;
+    return ST_OK;
+}
+
+enum st launch_setup_create_bare(const struct launch_options *options, uint64_t exchange_bytes, const char *exchanges, struct launch_setup **out, struct err *e)
+{
+    struct launch_setup *s = calloc(1, sizeof *s);
+    if (!s)
+        return err_set(e, ST_NO_MEMORY, "no memory");
+    s->model = "none";
+    s->exchanges = exchanges;
+    s->exchange_bytes = exchange_bytes;
+    enum st st = count_ranks(options, s, e);
+    if (!st)
+        st = read_wire(options, s, e);
+    if (!st)
+        st = place(options, s, e);
+    if (st) {
+        launch_setup_destroy(s);
+        return st;
+    }
+    s->settings = (struct rt_settings){.kv_format = FMT_F32, .chunk = 1, .context = 1, .max_sequences = 1, .n_threads = s->placement->seats[0].n_threads, .spin_us = s->placement->oversubscribed ? 0 : 50};
     *out = s;
     return ST_OK;
 }

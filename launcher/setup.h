@@ -4,6 +4,7 @@
 #define LAUNCHER_SETUP_H
 
 #include "base/options.h"
+#include "comm/comm.h"
 #include "partition/plan.h"
 #include "runtime/settings.h"
 #include "topologies/place.h"
@@ -17,6 +18,7 @@ struct launch_options {
     int kv;             /* index into launch_kv_choices; the last is auto */
     int64_t chunk, context; /* 0: not given */
     const char *bind;
+    const char *link, *backend; /* of the exchanges */
 };
 #define LAUNCH_OPTIONS_DEFAULT {.activations = 1, .kv = 3}
 
@@ -44,10 +46,18 @@ struct launch_setup {
     struct rt_settings settings; /* os_cpus NULL: they are in the placement */
     uint32_t shares[ORDER_MAX_RANKS];
     bool has_shares;
+    const char *backend_name; /* of the exchanges; NULL: the best that fits */
+    struct comm_link link;
+    bool has_link;
+    const char *exchanges; /* instead of a model: a benchmark of exchanges (launcher/exchanges.h); then ck … plan are NULL */
+    uint64_t exchange_bytes; /* largest send of a rank */
     int n_ranks;
     uint64_t total_bytes, available_bytes; /* all ranks of this host; what may be taken */
     char available_what[256];
 };
+
+/* Ranks without a model, for benchmarks of exchanges: placed, but nothing planned. */
+enum st launch_setup_create_bare(const struct launch_options *options, uint64_t exchange_bytes, const char *exchanges, struct launch_setup **setup, struct err *e);
 
 /* Does not check the budget (so that --dry-run can print it). */
 enum st launch_setup_create(const char *model, const struct launch_options *options, const struct launch_needs *needs, struct launch_setup **setup, struct err *e);

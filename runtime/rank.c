@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/tick.h"
 #include "runtime/step.h"
+#include "topologies/memory.h"
 
 /* A peer that computes a large chunk on a slow core is late, not dead. The agent sees deaths, and who is frozen; this ends the wait where all ranks wait, or where the agent is gone. */
 #define SILENCE_NS (60 * BASE_NS_PER_S)
@@ -167,6 +168,9 @@ static enum st meet(struct rank *r, struct err *e)
         .clock = r->clock,
         .memory_fd = r->o->memory_fd,
         .memory = r->o->memory,
+        .backend = r->o->backend,
+        .boot = r->o->boot,
+        .link = r->o->link,
     };
     enum st st = comm_open(&setup, &r->comm, e);
     if (st)
@@ -502,7 +506,9 @@ enum st rt_rank_run(const struct rt_rank_options *options, struct err *e)
     base_log_set_rank(options->rank);
     rt_inbox_init(&r.inbox, options->front_fd);
     sign_of_life(&r, RT_PHASE_STARTING);
-    enum st st = make_plan(&r, e);
+    enum st st = topo_memory_bind(options->numa, options->n_numa, NULL, e);
+    if (!st)
+        st = make_plan(&r, e);
     if (!st)
         st = meet(&r, e);
     if (!st)

@@ -4,6 +4,7 @@
 #ifndef RUNTIME_RANK_H
 #define RUNTIME_RANK_H
 
+#include "comm/comm.h"
 #include "runtime/protocol.h"
 #include "runtime/settings.h"
 #include "runtime/vitals.h"
@@ -14,6 +15,11 @@ struct rt_rank_options {
     const uint32_t *shares; /* NULL: equal */
     struct rt_settings settings;
     int front_fd;       /* rank 0: the socket to the front end; others −1 */
+    const char *backend;          /* of comm; NULL: the best that fits */
+    const struct comm_boot *boot; /* NULL: none is needed */
+    const struct comm_link *link; /* emulated; NULL: none */
+    const int *numa;              /* [n_numa] nodes that memory shall come from */
+    int n_numa;
     int memory_fd;      /* comm's shared segment, −1 where memory is given or n_ranks is 1 */
     void *memory;
     struct rt_vitals *vitals; /* [n_ranks] of this host; each rank writes its own row; NULL: nobody watches */

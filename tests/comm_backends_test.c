@@ -122,7 +122,7 @@ static bool script_large(struct comm **pc, void *arg) {
 
 static bool script_many_small(struct comm **pc, void *arg) {
     struct comm *c = *pc;
-    int n = *(const int *)arg, n_ranks = comm_n_ranks(c), rank = comm_rank(c);
+    int n = *(const int *)arg / (comm_query(c)->one_shot ? 1 : 5), n_ranks = comm_n_ranks(c), rank = comm_rank(c);
     struct err e = {0};
     size_t recv_bytes[MAX_RANKS];
     const void *views[MAX_RANKS] = {NULL};
@@ -250,6 +250,373 @@ static bool script_events(struct comm **pc, void *arg) {
     return true;
 }
 
+/* Rank 0 posts more than fits; whatever the backend cannot push at once is moved by comm_progress alone. */
+static bool script_progress(struct comm **pc, void *arg) {
+    (void)arg;
+    struct comm *c = *pc;
+    struct err e = {0};
+    static _Thread_local unsigned char data[COMM_EVENT_MAX_BYTES];
+    enum { N = 60, BYTES = 60000 };
+    for (uint64_t i = 0; i < N; i++) {
+        if (comm_rank(c) == 0) {
+            uint64_t deadline_ns = soon();
+            fill(data, BYTES, i);
+            enum st code;
+            while ((code = comm_event_post(c, data, BYTES, &e)) == ST_AGAIN) {
+                CHECK(now_ns() < deadline_ns);
+                enum st moved = comm_progress(c, &e);
+                CHECK(moved == ST_OK || moved == ST_AGAIN);
+                pause_us(50);
+            }
+            CHECK_ST(ST_OK, code, &e);
+        } else {
+            size_t bytes;
+            CHECK_ST(ST_OK, comm_event_next(c, data, sizeof data, &bytes, soon(), &e), &e);
+            CHECK(bytes == BYTES && is_filled(data, bytes, i));
+        }
+    }
+    /* Nothing is left after a while, on any rank. */
+    uint64_t deadline_ns = soon();
+    enum st code;
+    while ((code = comm_progress(c, &e)) == ST_AGAIN) {
+        CHECK(now_ns() < deadline_ns);
+        pause_us(50);
+    }
+    CHECK_ST(ST_OK, code, &e);
+    CHECK_ST(ST_OK, comm_barrier(c, soon(), &e), &e);
+    return true;
+}
+
+/* ---- exchange-and-add -------------------------------------------------------------------------------------------------------------------------------- */
+
+enum { MAX_LEAVES = 12 };
+
+/* The value of leaf a at element i: any number, the same wherever it is asked for. */
+static float leaf_value(uint64_t tag, uint32_t leaf, size_t i) {
+    uint64_t x = (tag * 64 + leaf) * 0x9e3779b97f4a7c15ull + i * 0xd1342543de82ef95ull;
+    x ^= x >> 29;
+    x *= 0xbf58476d1ce4e5b9ull;
+    return (float)(int32_t)(x >> 32) * 0x1p-24f;
+}
+/* The tree over leaves [a, b), as the order of sums has it. */
+static float tree_value(uint64_t tag, uint32_t a, uint32_t b, size_t i) {
+    if (b - a == 1) return leaf_value(tag, a, i);
+    uint32_t middle = a + (b - a + 1) / 2;
+    return tree_value(tag, a, middle, i) + tree_value(tag, middle, b, i);
+}
+
+/* A sum over n_leaves, cut at random between the ranks; a rank brings its maximal subtrees. */
+struct tree_sum {
+    uint64_t tag;
+    uint32_t n_leaves;
+    size_t vector_bytes;
+    uint32_t n_vectors[MAX_RANKS], first[MAX_RANKS];   /* of a rank: how many, and the index of its first in nodes */
+    struct { uint32_t a, b; } nodes[MAX_LEAVES];
+    int n_nodes;
+    float *result;
+    size_t offset; /* added so far */
+    bool ok;
+};
+
+static void find_nodes(struct tree_sum *t, uint32_t lo, uint32_t hi, uint32_t a, uint32_t b) {
+    if (hi <= a || b <= lo) return;
+    if (lo <= a && b <= hi) {
+        t->nodes[t->n_nodes].a = a;
+        t->nodes[t->n_nodes++].b = b;
+        return;
+    }
+    uint32_t middle = a + (b - a + 1) / 2;
+    find_nodes(t, lo, hi, a, middle);
+    find_nodes(t, lo, hi, middle, b);
+}
+
+static void tree_sum_draw(struct tree_sum *t, int n_ranks, struct base_rng *common) {
+    uint32_t cuts[MAX_RANKS + 1] = {0};
+    t->n_leaves = 1 + base_rng_below(common, MAX_LEAVES);
+    for (int r = 1; r < n_ranks; r++) { /* sorted as they come; equal ones leave a rank without leaves */
+        uint32_t cut = base_rng_below(common, t->n_leaves + 1);
+        int at = r;
+        for (; at > 1 && cuts[at - 1] > cut; at--) cuts[at] = cuts[at - 1];
+        cuts[at] = cut;
+    }
+    cuts[n_ranks] = t->n_leaves;
+    t->n_nodes = 0;
+    for (int r = 0; r < n_ranks; r++) {
+        t->first[r] = (uint32_t)t->n_nodes;
+        find_nodes(t, cuts[r], cuts[r + 1], 0, t->n_leaves);
+        t->n_vectors[r] = (uint32_t)t->n_nodes - t->first[r];
+    }
+}
+
+static float combine(const struct tree_sum *t, const void *const *vectors, uint32_t a, uint32_t b, int *next, size_t i) {
+    if (t->nodes[*next].a == a && t->nodes[*next].b == b) return ((const float *)vectors[(*next)++])[i];
+    uint32_t middle = a + (b - a + 1) / 2;
+    float left = combine(t, vectors, a, middle, next, i);
+    return left + combine(t, vectors, middle, b, next, i);
+}
+
+static void add_piece(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors) {
+    struct tree_sum *t = context;
+    t->ok = t->ok && offset == t->offset && bytes > 0 && bytes % 4 == 0 && offset + bytes <= t->vector_bytes && n_vectors == t->n_nodes;
+    for (int v = 0; t->ok && v < n_vectors; v++) t->ok = (uintptr_t)vectors[v] % 64 == 0;
+    if (!t->ok) return;
+    t->offset += bytes;
+    for (size_t i = 0; i < bytes / 4; i++) {
+        int next = 0;
+        t->result[offset / 4 + i] = combine(t, vectors, 0, t->n_leaves, &next, i);
+    }
+}
+
+/* One sum: its result has the bits of the tree on one rank, whatever the cut. in_place: only where it fits into one piece. */
+static bool exchange_tree(struct comm *c, struct tree_sum *t, size_t piece_bytes, bool in_place, float *own, struct err *e) {
+    int rank = comm_rank(c);
+    size_t n = t->vector_bytes / 4;
+    float *vectors = in_place ? comm_send_buffer(c) : own;
+    for (uint32_t v = 0; v < t->n_vectors[rank]; v++)
+        for (size_t i = 0; i < n; i++) vectors[v * n + i] = tree_value(t->tag, t->nodes[t->first[rank] + v].a, t->nodes[t->first[rank] + v].b, i);
+    struct comm_header headers[MAX_RANKS];
+    const struct comm_header header = {.step = t->tag, .token_hash = (uint32_t)rank};
+    const struct comm_exchange_add x = {
+        .send = vectors, .vector_bytes = t->vector_bytes, .n_vectors = t->n_vectors, .piece_bytes = piece_bytes, .add = add_piece, .context = t, .headers = headers};
+    t->offset = 0;
+    t->ok = true;
+    CHECK_ST(ST_OK, comm_exchange_and_add(c, &x, &header, soon(), e), e);
+    CHECK(t->ok && t->offset == t->vector_bytes);
+    for (int r = 0; r < comm_n_ranks(c); r++) CHECK(headers[r].step == t->tag && headers[r].token_hash == (uint32_t)r);
+    for (size_t i = 0; i < n; i++) {
+        float want = tree_value(t->tag, 0, t->n_leaves, i);
+        CHECK(memcmp(&t->result[i], &want, sizeof want) == 0);
+    }
+    return true;
+}
+
+static const size_t vector_sizes[] = {0, 4, 60, 64, 68, 128, 1000, 4096, 4100, 16384, 65536, 65540, 200000};
+enum { N_VECTOR_SIZES = sizeof vector_sizes / sizeof *vector_sizes };
+
+static bool script_add(struct comm **pc, void *arg) {
+    const size_t *large_bytes = arg; /* NULL, or one sum of this size */
+    struct comm *c = *pc;
+    struct err e = {0};
+    struct base_rng common, alone;
+    base_rng_init(&common, seed + 300);
+    base_rng_init(&alone, seed + 301 + (uint64_t)comm_rank(c));
+    size_t max_bytes = large_bytes ? *large_bytes : 200000;
+    struct tree_sum t = {.result = malloc(max_bytes + 64)};
+    float *own = malloc(max_bytes * (large_bytes ? 4 : MAX_LEAVES) + 64);
+    bool ok = own && t.result;
+    for (uint64_t i = 0; ok && i < (large_bytes ? 1 : 60 / SLOWER + 14); i++) {
+        t.tag = i + 1;
+        t.vector_bytes = large_bytes ? *large_bytes : i < N_VECTOR_SIZES ? vector_sizes[i] : base_rng_below(&common, 40000) / 4 * 4;
+        do tree_sum_draw(&t, comm_n_ranks(c), &common);
+        while (large_bytes && t.n_leaves != 4);
+        static const size_t pieces[] = {0, 0, 1, 64, 200, 4096, (size_t)1 << 40};
+        size_t piece_bytes = large_bytes ? 0 : pieces[base_rng_below(&common, sizeof pieces / sizeof *pieces)];
+        if (t.vector_bytes > 20000 && piece_bytes && piece_bytes < 4096) piece_bytes = 4096;
+        bool fits = t.vector_bytes <= 2048 && piece_bytes != 1 && piece_bytes != 64 && piece_bytes != 200; /* 12 of them, in 32 KiB */
+        if (base_rng_below(&alone, 8) == 0) pause_us(base_rng_below(&alone, 300));
+        ok = exchange_tree(c, &t, piece_bytes, fits && base_rng_below(&alone, 2), own, &e);
+        if (ok && base_rng_below(&common, 4) == 0) ok = comm_barrier(c, soon(), &e) == ST_OK;
+    }
+    free(own);
+    free(t.result);
+    return ok;
+}
+
+/* ---- top k -------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static int compare_candidates(const void *pa, const void *pb) {
+    const struct comm_candidate *a = pa, *b = pb;
+    bool a_is_nan = a->value != a->value, b_is_nan = b->value != b->value;
+    if (a_is_nan || b_is_nan) {
+        if (a_is_nan != b_is_nan) return a_is_nan ? 1 : -1;
+    } else if (a->value != b->value) {
+        return a->value > b->value ? -1 : 1;
+    }
+    return a->id < b->id ? -1 : 1;
+}
+
+static bool script_top_k(struct comm **pc, void *arg) {
+    (void)arg;
+    struct comm *c = *pc;
+    int n_ranks = comm_n_ranks(c);
+    struct err e = {0};
+    struct base_rng common;
+    base_rng_init(&common, seed + 400);
+    static _Thread_local struct comm_candidate all[MAX_RANKS * COMM_TOP_K_MAX], mine[COMM_TOP_K_MAX], merged[COMM_TOP_K_MAX];
+    for (int round = 0; round < 150 / SLOWER; round++) {
+        int k = round % 3 == 0 ? 1 + (int)base_rng_below(&common, COMM_TOP_K_MAX) : round % 3 == 1 ? 1 : 40, n_all = 0, n_mine = 0;
+        uint32_t n_values = base_rng_below(&common, 2) ? 8 : 100000; /* few: many ties */
+        for (int r = 0; r < n_ranks; r++) {
+            int n = round == 0 ? 0 : round == 1 ? COMM_TOP_K_MAX : (int)base_rng_below(&common, COMM_TOP_K_MAX + 1), begin = n_all;
+            for (int i = 0; i < n; i++) {
+                static const float odd[] = {0.0f, -0.0f, 1.0f / 0.0f, -1.0f / 0.0f, 0.0f / 0.0f, -(0.0f / 0.0f)};
+                bool is_odd = base_rng_below(&common, 10) == 0, is_none = base_rng_below(&common, 20) == 0;
+                float value = is_odd ? odd[base_rng_below(&common, 6)] : (float)base_rng_below(&common, n_values) - 4;
+                struct comm_candidate one = {.value = value, .id = is_none ? -1 - (int)base_rng_below(&common, 9) : r + n_ranks * (i * 7919 % 256)};
+                if (r == comm_rank(c)) mine[n_mine++] = one;
+                if (!is_none) all[n_all++] = one;
+            }
+            if (round % 2 == 0) { /* sorted ones, as a sampler hands them over */
+                qsort(all + begin, (size_t)(n_all - begin), sizeof *all, compare_candidates);
+                if (r == comm_rank(c)) memcpy(mine, all + begin, (size_t)(n_all - begin) * sizeof *all), n_mine = n_all - begin;
+            }
+        }
+        qsort(all, (size_t)n_all, sizeof *all, compare_candidates);
+        int n_merged = -1, n_want = n_all < k ? n_all : k;
+        const struct comm_header header = {.step = (uint64_t)round};
+        CHECK_ST(ST_OK, comm_top_k(c, mine, n_mine, k, &header, soon(), merged, &n_merged, &e), &e);
+        CHECK(n_merged == n_want && memcmp(merged, all, (size_t)n_want * sizeof *all) == 0);
+    }
+    int n_merged;
+    const struct comm_header header = {0};
+    CHECK_ST(ST_INVALID, comm_top_k(c, mine, COMM_TOP_K_MAX + 1, 1, &header, soon(), merged, &n_merged, &e), &e);
+    CHECK_ST(ST_INVALID, comm_top_k(c, mine, 1, 0, &header, soon(), merged, &n_merged, &e), &e);
+    CHECK_ST(ST_INVALID, comm_top_k(c, mine, 1, COMM_TOP_K_MAX + 1, &header, soon(), merged, &n_merged, &e), &e);
+    CHECK_ST(ST_OK, comm_barrier(c, soon(), &e), &e); /* none of it has counted */
+    return true;
+}
+
+/* ---- groups ------------------------------------------------------------------------------------------------------------------------------------------- */
+
+/* Some exchanges in a group whose members are known by a number each: everybody gets everybody's, in order. */
+static bool talk(struct comm *c, const int *numbers, uint64_t tag, size_t bytes) {
+    struct err e = {0};
+    size_t recv_bytes[MAX_RANKS];
+    const void *views[MAX_RANKS] = {NULL};
+    for (int i = 0; i < 3; i++) {
+        for (int r = 0; r < comm_n_ranks(c); r++) recv_bytes[r] = bytes - (size_t)(i * 5 + r);
+        fill(comm_send_buffer(c), recv_bytes[comm_rank(c)], tag * 977 + (uint64_t)numbers[comm_rank(c)]);
+        const struct comm_header header = {.step = tag};
+        CHECK_ST(ST_OK, comm_allgather(c, NULL, recv_bytes, &header, soon(), views, NULL, &e), &e);
+        for (int r = 0; r < comm_n_ranks(c); r++) CHECK(is_filled(views[r], recv_bytes[r], tag * 977 + (uint64_t)numbers[r]));
+    }
+    return true;
+}
+
+static bool talk_events(struct comm *c, uint64_t tag) {
+    struct err e = {0};
+    if (comm_rank(c) == 0) {
+        CHECK_ST(ST_OK, comm_event_post(c, &tag, sizeof tag, &e), &e);
+        while (comm_progress(c, &e) == ST_AGAIN) pause_us(50);
+        return true;
+    }
+    uint64_t got = 0;
+    size_t bytes = 0;
+    CHECK_ST(ST_OK, comm_event_next(c, &got, sizeof got, &bytes, soon(), &e), &e);
+    CHECK(bytes == sizeof tag && got == tag);
+    return true;
+}
+
+/* The members of color: ranks r of the parent with colors[r] == color. */
+static int members_of(const int *colors, int n, int color, int *members) {
+    int n_members = 0;
+    for (int r = 0; r < n; r++)
+        if (colors[r] == color) members[n_members++] = r;
+    return n_members;
+}
+
+static bool script_split(struct comm **pc, void *arg) {
+    (void)arg;
+    struct comm *c = *pc;
+    int n = comm_n_ranks(c), rank = comm_rank(c), world[MAX_RANKS], colors[MAX_RANKS], members[MAX_RANKS];
+    struct err e = {0};
+    for (int r = 0; r < n; r++) world[r] = r;
+
+    /* Different for every rank and nearly all in one, some in none, everybody alone; of different sizes; two of them open at once. */
+    struct comm *halves = NULL, *other = NULL, *nested = NULL;
+    for (int r = 0; r < n; r++) colors[r] = r % 2 ? 77 : 3;
+    CHECK_ST(ST_OK, comm_split(c, colors[rank], rank % 2 ? 100 : 70000, soon(), &halves, &e), &e);
+    int n_members = members_of(colors, n, colors[rank], members);
+    CHECK(halves && comm_n_ranks(halves) == n_members && members[comm_rank(halves)] == rank);
+    CHECK(n_members == 1 || comm_query(halves)->max_ranks >= (size_t)n_members);
+    CHECK(strcmp(comm_query(halves)->name, n_members == 1 ? "self" : comm_query(c)->name) == 0);
+    CHECK(talk(halves, members, 5, rank % 2 ? 100 : 70000));
+    CHECK(talk(c, world, 6, 64));
+
+    int other_colors[MAX_RANKS] = {0}, other_members[MAX_RANKS];
+    for (int r = 0; r < n; r++) other_colors[r] = r == n - 1 && n > 1 ? -1 : 0;
+    CHECK_ST(ST_OK, comm_split(c, other_colors[rank], 4096, soon(), &other, &e), &e);
+    int n_other = members_of(other_colors, n, 0, other_members);
+    CHECK((other == NULL) == (other_colors[rank] < 0));
+    if (other) CHECK(comm_n_ranks(other) == n_other && other_members[comm_rank(other)] == rank);
+
+    /* Traffic in all of them, in an order that is not the same on every rank, but the same in each. */
+    for (uint64_t i = 0; i < 10; i++) {
+        if (other && rank % 2) CHECK(talk(other, other_members, i, 4000));
+        CHECK(talk(halves, members, i + 100, 90));
+        if (other && rank % 2 == 0) CHECK(talk(other, other_members, i, 4000));
+        CHECK(talk(c, world, i + 200, 500));
+        if (other && i % 4 == 0) CHECK(talk_events(other, i));
+        if (i % 4 == 1) CHECK(talk_events(halves, i));
+        if (i % 4 == 2) CHECK(talk_events(c, i));
+    }
+
+    /* A group of a group: its lowest alone, the rest together. */
+    int nested_colors[MAX_RANKS], nested_members[MAX_RANKS];
+    for (int r = 0; r < n_members; r++) nested_colors[r] = r == 0 ? 9 : 8;
+    CHECK_ST(ST_OK, comm_split(halves, nested_colors[comm_rank(halves)], 64, soon(), &nested, &e), &e);
+    int n_nested = members_of(nested_colors, n_members, nested_colors[comm_rank(halves)], nested_members);
+    CHECK(comm_n_ranks(nested) == n_nested && nested_members[comm_rank(nested)] == comm_rank(halves));
+    CHECK(talk(nested, nested_members, 1, 64) && talk(halves, members, 2, 80) && talk(nested, nested_members, 3, 64));
+    comm_close(nested);
+    CHECK(talk(halves, members, 7, 80));
+
+    /* Two sizes for one color: nobody gets a group, all get the same sentence, and the parent goes on. */
+    struct comm *none = NULL;
+    if (n > 2) {
+        memset(&e, 0, sizeof e);
+        int color = rank == 0 ? -1 : 4;
+        CHECK_ST(ST_MISMATCH, comm_split(c, color, rank == n - 1 ? 128 : 64, soon(), &none, &e), &e);
+        char want[128];
+        snprintf(want, sizeof want, "ranks 1 and %d want one group (color 4), but messages of 64 and of 128 bytes", n - 1);
+        if (!strstr(e.text, want)) fprintf(stderr, "%s\n", e.text);
+        CHECK(strstr(e.text, want) && none == NULL);
+    }
+    CHECK_ST(ST_INVALID, comm_split(c, 1, SIZE_MAX, soon(), &none, &e), &e);
+    CHECK(talk(c, world, 8, 200));
+    if (rank % 2) comm_close(other);
+    comm_close(halves);
+    CHECK(talk(c, world, 9, 200)); /* so that nobody closes below what another still does in a group */
+    if (rank % 2 == 0) comm_close(other);
+    return true;
+}
+
+static bool script_pairs(struct comm **pc, void *arg) {
+    (void)arg;
+    struct comm *c = *pc, *pair = NULL;
+    int n = comm_n_ranks(c), rank = comm_rank(c);
+    struct err e = {0};
+    unsigned char *data = malloc(65537);
+    CHECK(data);
+    /* 0 with 1, 2 with 3, …; an odd one out has none. */
+    bool is_odd = n % 2 && rank == n - 1;
+    CHECK_ST(ST_OK, comm_split(c, is_odd ? -1 : rank / 2, 65537, soon(), &pair, &e), &e);
+    CHECK((pair == NULL) == is_odd);
+    uint64_t i = 0;
+    for (size_t k = 0; pair && k < N_SIZES && sizes[k] <= 65537; k++) {
+        for (int from = 0; from < 2; from++, i++) { /* there and back */
+            if (comm_rank(pair) == from) {
+                fill(data, sizes[k], i);
+                CHECK_ST(ST_OK, comm_send(pair, data, sizes[k], soon(), &e), &e);
+            } else {
+                memset(data, 0, sizes[k]);
+                CHECK_ST(ST_OK, comm_receive(pair, data, sizes[k], soon(), &e), &e);
+                CHECK(is_filled(data, sizes[k], i));
+            }
+        }
+    }
+    if (pair) CHECK_ST(ST_INVALID, comm_send(pair, data, (size_t)1 << 24, soon(), &e), &e);
+    if (pair) CHECK_ST(ST_OK, comm_barrier(pair, soon(), &e), &e);
+    if (n != 2) {
+        CHECK_ST(ST_INVALID, comm_send(c, data, 1, soon(), &e), &e);
+        CHECK_ST(ST_INVALID, comm_receive(c, data, 1, soon(), &e), &e);
+    }
+    CHECK_ST(ST_OK, comm_barrier(c, soon(), &e), &e);
+    comm_close(pair);
+    free(data);
+    return true;
+}
+
 /* ---- what goes wrong --------------------------------------------------------------------------------------------------------------------------------- */
 
 static bool script_deadline(struct comm **pc, void *arg) {
@@ -352,25 +719,43 @@ static bool script_misuse(struct comm **pc, void *arg) {
 /* Few enough ranks may spin; more than CPUs may not. */
 static int spin_for(int n_ranks) { return n_ranks <= 2 ? 20 : 0; }
 
+/* Every rank count, as processes and as threads, on shm, which is fast; two of them on the others, where each costs more, except in long mode. */
+static bool is_due(const char *name, int n_ranks, bool threads) {
+    if (t_long() || strcmp(name, "self") == 0 || strcmp(name, "shm") == 0) return true;
+    return n_ranks == (threads ? 2 : 3);
+}
+
+static bool fits(const struct comm_backend *b, const char *name, int n_ranks, bool threads) {
+    if ((threads && !b->capabilities.ranks_as_threads) || (size_t)n_ranks > b->capabilities.max_ranks) return false;
+    struct group g;
+    struct comm_boot boot;
+    struct group_boot_end end;
+    struct err e = {0};
+    group_init(&g, name, n_ranks, threads, 64, 0);
+    struct comm_setup setup = group_setup(&g, 0, &boot, &end);
+    bool ok = b->probe(&setup, &e) == ST_OK;
+    group_release(&g);
+    return ok;
+}
+
 static void for_all(size_t max_bytes, int min_ranks, group_fn fn, void *arg, size_t arg_bytes) {
     int n_runs = 0;
     for (const struct comm_backend *const *b = comm_backends(); *b; b++) {
-        for (int n_ranks = 1; n_ranks <= MAX_RANKS; n_ranks++) {
+        bool is_shm = strcmp((*b)->capabilities.name, "shm") == 0, is_tcp = strcmp((*b)->capabilities.name, "tcp") == 0;
+        const char *names[] = {(*b)->capabilities.name, is_shm ? "shm/boot" : is_tcp && t_long() ? "tcp/link" : NULL, is_shm ? "shm/link" : NULL};
+        for (int i = 0; i < 3 && names[i]; i++) {
+            /* All processes before all threads: what a library has started in this process is best not forked. */
             for (int threads = 0; threads < 2; threads++) {
-                const char *name = (*b)->capabilities.name;
-                struct group g;
-                group_init(&g, name, n_ranks, threads, 64, 0);
-                struct comm_boot boot;
-                struct group_boot_end end;
-                struct comm_setup setup = group_setup(&g, 0, &boot, &end);
-                struct err e = {0};
-                bool fits = (!threads || (*b)->capabilities.ranks_as_threads) && (*b)->probe(&setup, &e) == ST_OK &&
-                            (size_t)n_ranks <= (*b)->capabilities.max_ranks;
-                group_release(&g);
-                if (!fits || n_ranks < min_ranks) continue;
-                if (arg_bytes) memset(arg, 0, arg_bytes);
-                group_run(name, n_ranks, threads, max_bytes, spin_for(n_ranks), fn, arg);
-                n_runs++;
+                for (int n_ranks = min_ranks; n_ranks <= MAX_RANKS; n_ranks++) {
+                    if (!is_due(names[i], n_ranks, threads) || !fits(*b, names[i], n_ranks, threads)) continue;
+                    if (arg_bytes) memset(arg, 0, arg_bytes);
+                    uint64_t begun_ns = now_ns();
+                    group_run(names[i], n_ranks, threads, max_bytes, spin_for(n_ranks), fn, arg);
+                    if (getenv("TANDEM_TEST_TIMES"))
+                        printf("  %s, %d %s: %llu ms\n", names[i], n_ranks, threads ? "threads" : "processes",
+                               (unsigned long long)((now_ns() - begun_ns) / BASE_NS_PER_MS));
+                    n_runs++;
+                }
             }
         }
     }
@@ -425,6 +810,33 @@ static void a_closed_peer_ends_the_waits(void **state) {
     for_all(64, 1, script_closed, NULL, 0);
     for_all(64, 1, script_closed, (void *)"events", 0);
 }
+static void progress_moves_what_is_queued(void **state) {
+    (void)state;
+    for_all(64, 1, script_progress, NULL, 0);
+}
+static void sums_have_the_bits_of_one_rank(void **state) {
+    (void)state;
+    for_all(32768, 1, script_add, NULL, 0);
+}
+static void large_sums_have_them_as_well(void **state) {
+    (void)state;
+    if (!t_long()) skip();
+    size_t bytes = (size_t)64 * MIB;
+    for (int threads = 0; threads < 2; threads++) group_run("shm", 2, threads, (size_t)4 * MIB, 0, script_add, &bytes);
+    group_run("tcp", 3, false, (size_t)4 * MIB, 0, script_add, &bytes);
+}
+static void the_best_of_all_ranks(void **state) {
+    (void)state;
+    for_all(64, 1, script_top_k, NULL, 0); /* messages of 1024 bytes: up to two parts */
+}
+static void groups_talk_among_themselves(void **state) {
+    (void)state;
+    for_all(600, 1, script_split, NULL, 0);
+}
+static void pairs_send_and_receive(void **state) {
+    (void)state;
+    for_all(64, 1, script_pairs, NULL, 0);
+}
 static void misuse_is_refused(void **state) {
     (void)state;
     for_all(64, 1, script_misuse, NULL, 0);
@@ -439,6 +851,12 @@ int main(void) {
         cmocka_unit_test(nobody_leaves_a_barrier_early),
         cmocka_unit_test(every_root_broadcasts),
         cmocka_unit_test(events_come_in_order_under_back_pressure),
+        cmocka_unit_test(progress_moves_what_is_queued),
+        cmocka_unit_test(sums_have_the_bits_of_one_rank),
+        cmocka_unit_test(large_sums_have_them_as_well),
+        cmocka_unit_test(the_best_of_all_ranks),
+        cmocka_unit_test(groups_talk_among_themselves),
+        cmocka_unit_test(pairs_send_and_receive),
         cmocka_unit_test(a_deadline_names_peer_step_and_exchange),
         cmocka_unit_test(a_closed_peer_ends_the_waits),
         cmocka_unit_test(misuse_is_refused),

@@ -1,11 +1,12 @@
 /* What only shared memory can get wrong: death, corrupt peers, one CPU for all, traces left behind. test-deadline: 120 */
 #include <dirent.h>
 #include <fcntl.h>
-#include <malloc.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #include <linux/seccomp.h>
@@ -102,7 +103,7 @@ static void open_says_what_does_not_fit(void **state) {
     struct comm *c = NULL, *other = NULL;
     struct comm_setup setup = {.rank = 1, .n_ranks = 2, .max_bytes = 4096, .memory_fd = -1};
     t_expect_err_contains(ST_UNSUPPORTED, comm_open(&setup, &c, &e), &e,
-                          "no backend fits (self: for one rank, not 2; shm: no shared segment was given)");
+                          "no backend fits (self: for one rank, not 2; shm: no shared segment was given");
     setup.backend = "pigeon";
     t_expect_err_contains(ST_UNSUPPORTED, comm_open(&setup, &c, &e), &e, "pigeon");
     setup.backend = NULL;
@@ -148,6 +149,168 @@ static void open_says_what_does_not_fit(void **state) {
     t_expect_err_contains(ST_INVALID, comm_shm_create(0, 64, &setup.memory_fd, &e), &e, "0 ranks");
     t_expect_err_contains(ST_INVALID, comm_shm_create(2, SIZE_MAX, &setup.memory_fd, &e), &e, NULL);
     assert_true(comm_shm_bytes(65, 64) == 0);
+}
+
+/* ---- a segment that the ranks make themselves ------------------------------------------------------------------------------------------------------------- */
+
+/* What a rank does before and at its opening. */
+typedef bool (*opening_fn)(struct comm_setup *setup, void *arg);
+
+static void all_open(int n_ranks, opening_fn fn, void *arg) {
+    struct group g;
+    group_init(&g, "shm/boot", n_ranks, false, 4096, 0);
+    pid_t pids[COMM_MAX_RANKS];
+    fflush(NULL);
+    for (int r = 0; r < n_ranks; r++) {
+        pids[r] = fork();
+        if (pids[r] == 0) {
+            struct comm_boot boot;
+            struct group_boot_end end;
+            struct comm_setup setup = group_setup(&g, r, &boot, &end);
+            bool ok = fn(&setup, arg);
+            if (!ok) fprintf(stderr, "  in rank %d of %d\n", r, n_ranks);
+            fflush(NULL);
+            _exit(ok ? 0 : 1);
+        }
+    }
+    bool ok = true;
+    for (int r = 0; r < n_ranks; r++) {
+        int status = 1;
+        ok = waitpid(pids[r], &status, 0) == pids[r] && status == 0 && ok;
+    }
+    group_release(&g);
+    assert_true(ok);
+}
+
+static bool refused(const struct comm_setup *setup, enum st code, const char *want) {
+    struct comm *c = NULL;
+    struct err e = {0};
+    uint64_t begun_ns = now_ns();
+    CHECK_ST(code, comm_open(setup, &c, &e), &e);
+    if (!strstr(e.text, want)) fprintf(stderr, "%s\n", e.text);
+    CHECK(strstr(e.text, want));
+    CHECK(now_ns() - begun_ns < 5 * BASE_NS_PER_S && c == NULL);
+    return true;
+}
+
+static bool without_descriptors(struct comm_setup *setup, void *arg) {
+    (void)arg;
+    const struct rlimit none = {0};
+    if (setup->rank != 0) return refused(setup, ST_PEER_LOST, "shm: rank 0 could not open its end");
+    CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    return refused(setup, ST_IO, "shm: memfd_create: ");
+}
+static void who_cannot_begin_is_named_at_once(void **state) {
+    (void)state;
+    all_open(3, without_descriptors, NULL);
+}
+
+static bool with_other_sizes(struct comm_setup *setup, void *arg) {
+    (void)arg;
+    if (setup->rank == 2) setup->max_bytes = 8192;
+    return refused(setup, ST_MISMATCH, "shm: rank 0 wants 3 ranks and messages of 4096 bytes, rank 2 3 and 8192");
+}
+static void other_sizes_are_told_to_all(void **state) {
+    (void)state;
+    all_open(3, with_other_sizes, NULL);
+}
+
+/* The boot of a rank that dies as soon as all know of it. */
+static enum st boot_and_die(void *context, const void *mine, size_t bytes, void *all, uint64_t deadline_ns, struct err *e) {
+    group_boot_allgather(context, mine, bytes, all, deadline_ns, e);
+    _exit(0);
+}
+static bool one_dies_in_between(struct comm_setup *setup, void *arg) {
+    (void)arg;
+    if (setup->rank == 0) return refused(setup, ST_PEER_LOST, "shm: rank 1 died before all had attached to the segment");
+    if (setup->rank == 2) return refused(setup, ST_PEER_LOST, " before all had attached to the segment"); /* rank 0 may have left before it came */
+    const struct comm_boot dying = {.allgather = boot_and_die, .context = setup->boot->context};
+    setup->boot = &dying;
+    struct comm *c;
+    comm_open(setup, &c, NULL);
+    return false;
+}
+static void who_dies_between_boot_and_attaching_is_named(void **state) {
+    (void)state;
+    for (int i = 0; i < 10; i++) all_open(3, one_dies_in_between, NULL);
+}
+
+static bool one_may_not(struct comm_setup *setup, void *arg) {
+    (void)arg;
+    if (setup->rank == 1) {
+        CHECK(setresuid(65534, 65534, 65534) == 0);
+        bool ok = refused(setup, ST_IO, "shm: cannot open rank 0's segment, /proc/");
+        pause_us(600000); /* who went home at once would be found to be dead */
+        return ok;
+    }
+    if (setup->rank == 2) return refused(setup, ST_PEER_LOST, "shm: rank 0 gave up before all had attached to the segment");
+    setup->deadline_ns = in_ms(300);
+    return refused(setup, ST_TIMEOUT, "shm: rank 1 did not attach to the segment in time");
+}
+static void who_may_not_open_it_says_so(void **state) {
+    (void)state;
+    if (geteuid() != 0) skip();
+    all_open(3, one_may_not, NULL);
+}
+
+/* Rank 1 in a PID namespace of its own: there, the number of rank 0's process is another process. */
+static bool in_a_container(struct comm_setup *setup, void *arg) {
+    (void)arg;
+    const char *want = "shm: ranks 0 and 1 run in different PID namespaces (containers)";
+    if (setup->rank != 1) return refused(setup, ST_UNSUPPORTED, want);
+    CHECK(unshare(CLONE_NEWPID) == 0);
+    pid_t pid = fork();
+    if (pid == 0) _exit(refused(setup, ST_UNSUPPORTED, want) ? 0 : 1);
+    int status = 1;
+    return waitpid(pid, &status, 0) == pid && status == 0;
+}
+static void other_containers_are_refused(void **state) {
+    (void)state;
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) _exit(unshare(CLONE_NEWPID) == 0 ? 0 : 1);
+    int status = 1;
+    waitpid(pid, &status, 0);
+    if (status != 0) skip();
+    all_open(3, in_a_container, NULL);
+}
+
+/* Nobody marks the dead: the others find out by themselves, in the group and in a group of it. */
+static bool mourn_alone(struct comm **pc, void *arg) {
+    const bool in_group = *(const bool *)arg;
+    struct comm *c = *pc, *group = NULL;
+    struct err e = {0};
+    CHECK_ST(ST_OK, comm_split(c, 0, 64, soon(), &group, &e), &e);
+    struct comm *used = in_group ? group : c;
+    CHECK_ST(ST_OK, comm_barrier(used, soon(), &e), &e);
+    if (comm_rank(c) == VICTIM) {
+        pause_us(150000); /* the others sleep */
+        kill(getpid(), SIGKILL);
+    }
+    uint64_t begun_ns = now_ns();
+    CHECK_ST(ST_PEER_LOST, comm_barrier(used, soon(), &e), &e);
+    CHECK(strstr(e.text, "rank 2 died"));
+    CHECK(now_ns() - begun_ns < 800 * BASE_NS_PER_MS);
+    comm_close(group);
+    return true;
+}
+static void the_dead_are_found_without_anybody_to_mark_them(void **state) {
+    (void)state;
+    for (int in_group = 0; in_group < 2; in_group++) {
+        struct group g;
+        group_init(&g, in_group ? "shm" : "shm/boot", N_MOURNERS, false, 64, 20);
+        pid_t pids[N_MOURNERS];
+        for (int r = 0; r < N_MOURNERS; r++) pids[r] = group_fork(&g, r, mourn_alone, &(bool){in_group});
+        for (int r = 0; r < N_MOURNERS; r++) {
+            int status = -1;
+            assert_int_equal(waitpid(pids[r], &status, 0), pids[r]);
+            if (r == VICTIM)
+                assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+            else
+                assert_int_equal(status, 0);
+        }
+        group_release(&g);
+    }
 }
 
 /* ---- corrupt peers ------------------------------------------------------------------------------------------------------------------------------------- */
@@ -247,12 +410,34 @@ static void noise_in_the_segment_harms_nobody(void **state) {
 
 /* ---- costs --------------------------------------------------------------------------------------------------------------------------------------------- */
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__) || !defined(__GLIBC__)
 static void the_small_path_makes_no_system_call(void **state) {
     (void)state;
     skip();
 }
+static void nor_does_a_small_sum(void **state) {
+    (void)state;
+    skip();
+}
 #else
+/* Every allocation of the program is counted. */
+static _Atomic size_t n_allocations;
+extern void *__libc_malloc(size_t bytes);
+extern void *__libc_calloc(size_t n, size_t bytes);
+extern void *__libc_realloc(void *p, size_t bytes);
+void *malloc(size_t bytes) {
+    atomic_fetch_add_explicit(&n_allocations, 1, memory_order_relaxed);
+    return __libc_malloc(bytes);
+}
+void *calloc(size_t n, size_t bytes) {
+    atomic_fetch_add_explicit(&n_allocations, 1, memory_order_relaxed);
+    return __libc_calloc(n, bytes);
+}
+void *realloc(void *p, size_t bytes) {
+    atomic_fetch_add_explicit(&n_allocations, 1, memory_order_relaxed);
+    return __libc_realloc(p, bytes);
+}
+
 /* Both ranks in one thread, so that nobody ever waits; the kernel kills whoever calls it. */
 static void the_small_path_makes_no_system_call(void **state) {
     (void)state;
@@ -264,25 +449,94 @@ static void the_small_path_makes_no_system_call(void **state) {
         static const size_t recv_bytes[] = {8, 4096};
         const struct comm_header header = {0};
         const void *views[2];
-        char data[64];
-        size_t bytes;
-        bool ok = true;
-        size_t heap_bytes = 0;
+        char data[64] = "";
+        size_t bytes, n_before = atomic_load(&n_allocations);
+        bool ok = n_before > 0;
         for (int i = 0; i < 10000; i++) {
             if (i == 1) { /* the first exchange maps the peers' pages */
-                heap_bytes = mallinfo2().uordblks;
+                n_before = atomic_load(&n_allocations);
                 if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) != 0) _exit(77);
             }
             for (int r = 0; r < 2; r++) ok = comm_allgather_start(p.c[r], NULL, recv_bytes, &header, NULL) == ST_OK && ok;
             for (int r = 0; r < 2; r++) ok = comm_allgather_finish(p.c[r], BASE_NO_DEADLINE, views, NULL, NULL) == ST_OK && ok;
             ok = comm_event_post(p.c[0], data, 64, NULL) == ST_OK && comm_event_next(p.c[1], data, 64, &bytes, 0, NULL) == ST_OK && ok;
         }
-        ok = ok && mallinfo2().uordblks == heap_bytes;
+        ok = ok && atomic_load(&n_allocations) == n_before;
         syscall(SYS_exit, ok ? 0 : 1);
     }
     int status = -1;
     waitpid(pid, &status, 0);
     if (WIFEXITED(status) && WEXITSTATUS(status) == 77) skip();
+    assert_int_equal(status, 0);
+}
+
+/* An exchange-and-add and a top k wait inside: two threads, and a clock that stands still, so that spinning never ends. */
+enum { ADDED = 1, ADDED_WRONG = 2, NO_SECCOMP = 77 };
+struct adder {
+    struct comm *c;
+    float sum;
+    _Atomic int outcome;
+};
+static void add_two(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors) {
+    struct adder *a = context;
+    a->sum += ((const float *)vectors[0])[0] + ((const float *)vectors[1])[bytes / 4 - 1] + (float)(offset + (size_t)n_vectors);
+}
+static void *add_in_silence(void *arg) {
+    enum { N = 3000 };
+    struct adder *a = arg;
+    static const uint32_t n_vectors[] = {1, 1};
+    static const float send[1024];
+    const struct comm_exchange_add x = {.send = send, .vector_bytes = sizeof send, .n_vectors = n_vectors, .add = add_two, .context = a};
+    const struct comm_header header = {0};
+    const struct comm_candidate mine[] = {{3, comm_rank(a->c)}, {2, 2 + comm_rank(a->c)}};
+    struct comm_candidate merged[3];
+    size_t n_before = 0;
+    int n_merged, outcome = ADDED;
+    for (int i = 0; i < N && outcome == ADDED; i++) {
+        if (i == 1) { /* the first exchange maps the peers' pages */
+            if (comm_barrier(a->c, BASE_NO_DEADLINE, NULL) != ST_OK) outcome = ADDED_WRONG;
+            n_before = atomic_load(&n_allocations);
+            if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) != 0) outcome = NO_SECCOMP;
+        }
+        if (comm_exchange_and_add(a->c, &x, &header, BASE_NO_DEADLINE, NULL) != ST_OK) outcome = ADDED_WRONG;
+        if (comm_top_k(a->c, mine, 2, 3, &header, BASE_NO_DEADLINE, merged, &n_merged, NULL) != ST_OK || n_merged != 3 || merged[2].id != 2) outcome = ADDED_WRONG;
+    }
+    if (outcome == ADDED && (atomic_load(&n_allocations) != n_before || a->sum != 2 * N)) outcome = ADDED_WRONG;
+    atomic_store(&a->outcome, outcome);
+    for (;;) /* not even the end of a thread goes without the kernel */
+        __asm__ volatile("" ::: "memory");
+    return NULL;
+}
+static void nor_does_a_small_sum(void **state) {
+    (void)state;
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        static struct adder adders[2];
+        struct err e = {0};
+        struct base_clock_manual still = {.now_ns = 1};
+        const struct base_clock clock = base_clock_from_manual(&still);
+        int fd;
+        if (comm_shm_create(2, 4096, &fd, &e) != ST_OK) _exit(1);
+        for (int r = 0; r < 2; r++) {
+            const struct comm_setup setup = {.backend = "shm", .rank = r, .n_ranks = 2, .max_bytes = 4096, .spin_us = 1, .clock = &clock, .memory_fd = fd};
+            if (comm_open(&setup, &adders[r].c, &e) != ST_OK) _exit(1);
+        }
+        pthread_t threads[2];
+        for (int r = 0; r < 2; r++)
+            if (pthread_create(&threads[r], NULL, add_in_silence, &adders[r]) != 0) _exit(1);
+        uint64_t deadline_ns = soon();
+        int outcomes[2] = {0};
+        while ((!outcomes[0] || !outcomes[1]) && now_ns() < deadline_ns) {
+            pause_us(1000);
+            for (int r = 0; r < 2; r++) outcomes[r] = atomic_load(&adders[r].outcome);
+        }
+        /* A thread that called the kernel is gone without a word: the deadline tells. */
+        _exit(outcomes[0] == ADDED && outcomes[1] == ADDED ? 0 : outcomes[0] == NO_SECCOMP ? NO_SECCOMP : 1);
+    }
+    int status = -1;
+    waitpid(pid, &status, 0);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == NO_SECCOMP) skip();
     assert_int_equal(status, 0);
 }
 #endif
@@ -348,6 +602,10 @@ static bool one_barrier(struct comm **pc, void *arg) {
     (void)arg;
     struct err e = {0};
     CHECK_ST(ST_OK, comm_barrier(*pc, soon(), &e), &e);
+    struct comm *group = NULL;
+    CHECK_ST(ST_OK, comm_split(*pc, comm_rank(*pc) > 0, 64, soon(), &group, &e), &e);
+    CHECK_ST(ST_OK, comm_barrier(group, soon(), &e), &e);
+    comm_close(group);
     return true;
 }
 
@@ -363,7 +621,7 @@ static int n_maps(void) {
 static void nothing_is_left(void **state) {
     (void)state;
     int n_fds = n_entries("/proc/self/fd"), n_names = n_entries("/dev/shm");
-    for (int i = 0; i < 10; i++) group_run("shm", 3, i % 2, 5000, 0, one_barrier, NULL);
+    for (int i = 0; i < 10; i++) group_run(i < 5 ? "shm" : "shm/boot", 3, i % 2, 5000, 0, one_barrier, NULL);
     struct err e = {0};
     int fd;
     T_OK(comm_shm_create(2, 64, &fd, &e), &e);
@@ -382,9 +640,16 @@ int main(void) {
         cmocka_unit_test(a_killed_peer_ends_the_waits),
         cmocka_unit_test(mark_dead_checks_what_it_is_given),
         cmocka_unit_test(open_says_what_does_not_fit),
+        cmocka_unit_test(who_cannot_begin_is_named_at_once),
+        cmocka_unit_test(other_sizes_are_told_to_all),
+        cmocka_unit_test(who_dies_between_boot_and_attaching_is_named),
+        cmocka_unit_test(who_may_not_open_it_says_so),
+        cmocka_unit_test(other_containers_are_refused),
+        cmocka_unit_test(the_dead_are_found_without_anybody_to_mark_them),
         cmocka_unit_test(another_size_is_refused),
         cmocka_unit_test(noise_in_the_segment_harms_nobody),
         cmocka_unit_test(the_small_path_makes_no_system_call),
+        cmocka_unit_test(nor_does_a_small_sum),
         cmocka_unit_test(four_ranks_on_one_cpu_make_progress),
         cmocka_unit_test(who_waits_long_sleeps),
         cmocka_unit_test(nothing_is_left),

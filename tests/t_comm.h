@@ -17,6 +17,7 @@
 #include "base/rng.h"
 #include "comm/comm.h"
 #include "tests/t.h"
+#include "tests/t_pmi.h"
 
 #define CHECK(cond)                                                                                                                                  \
     do {                                                                                                                                             \
@@ -69,7 +70,7 @@ static inline enum st group_boot_allgather(void *context, const void *mine, size
 }
 
 struct group {
-    const char *backend;
+    const char *backend; /* of the table; "shm/boot": shm with a segment that the ranks make themselves; "shm/link", "tcp/link": under an emulated link */
     int n_ranks;
     bool threads;
     size_t max_bytes;
@@ -79,6 +80,7 @@ struct group {
     size_t memory_bytes;
     struct group_boot *boot; /* shared by all ranks */
     const struct comm_link *link;
+    struct t_pmi *pmi; /* mpi: whom its ranks ask for each other; else NULL */
 };
 
 /* May close and clear *c; else the runner closes it. */
@@ -93,6 +95,7 @@ static inline void pause_us(unsigned us) { nanosleep(&(struct timespec){.tv_sec 
 /* boot and end live as long as comm_open runs. */
 static inline struct comm_setup group_setup(const struct group *g, int rank, struct comm_boot *boot, struct group_boot_end *end) {
     *end = (struct group_boot_end){g->boot, rank};
+    if (g->pmi) t_pmi_enter(g->pmi, rank);
     *boot = (struct comm_boot){group_boot_allgather, end};
     return (struct comm_setup){.backend = g->backend,
                                .rank = rank,
@@ -110,7 +113,18 @@ static inline void group_init(struct group *g, const char *backend, int n_ranks,
     g->boot = mmap(NULL, sizeof *g->boot, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_true(g->boot != MAP_FAILED);
     g->boot->n_ranks = n_ranks;
-    if (strcmp(backend, "shm") != 0) return;
+    if (strcmp(backend, "shm/boot") == 0) g->backend = "shm";
+    if (strcmp(backend, "mpi") == 0) {
+        g->pmi = calloc(1, sizeof *g->pmi);
+        assert_non_null(g->pmi);
+        t_pmi_start(g->pmi, n_ranks, NULL);
+    }
+    if (strcmp(backend, "shm/link") == 0 || strcmp(backend, "tcp/link") == 0) {
+        static const struct comm_link link = {.bits_per_s = 100e9, .delay_ns = 3000, .jitter_ns = 1000};
+        g->backend = *backend == 's' ? "shm" : "tcp";
+        g->link = &link;
+    }
+    if (strcmp(g->backend, "shm") != 0 || strcmp(backend, "shm/boot") == 0) return;
     struct err e = {0};
     T_OK(comm_shm_create(n_ranks, max_bytes, &g->memory_fd, &e), &e);
     if (!threads) return;
@@ -122,6 +136,8 @@ static inline void group_init(struct group *g, const char *backend, int n_ranks,
 static inline void group_release(struct group *g) {
     if (g->memory) munmap(g->memory, g->memory_bytes);
     if (g->memory_fd >= 0) close(g->memory_fd);
+    if (g->pmi) t_pmi_stop(g->pmi);
+    free(g->pmi);
     munmap(g->boot, sizeof *g->boot);
 }
 

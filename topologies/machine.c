@@ -5,8 +5,6 @@
  * waits with a deadline and checks every number of it, since a child that read a hostile file may say anything.
  * Kinds of CPUs: by core type, else MIDR (sysfs; Arm), else a gap of more than a quarter in LinuxCapacity, else in both base and maximum frequency.
  * FrequencyMaxMHz alone is never enough: boost limits differ from core to core of one kind. */
-#include "topologies/machine.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <hwloc.h>
@@ -24,6 +22,8 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "topologies/description.h"
+#include "topologies/topo_priv.h"
 
 #define MAX_PUS 8192 /* Linux's own limit (NR_CPUS on x86) */
 #define MAX_OS_INDEX (1 << 20)
@@ -34,12 +34,12 @@
 
 enum source { SOURCE_LIVE, SOURCE_XML, SOURCE_SYNTHETIC };
 
-/* What the child sends: this, then pus, cores, numa_os. */
+/* What the child sends: this, then pus, cores, numa_os, l3_bytes, absent. */
 struct message {
     uint32_t magic;
     int status; /* enum st; not ST_OK: only text counts */
     char text[512];
-    int n_pus, n_cores, n_packages, n_numa, n_l3, n_kinds;
+    int n_pus, n_cores, n_packages, n_numa, n_l3, n_kinds, n_absent;
     uint64_t memory_bytes;
 };
 
@@ -213,10 +213,12 @@ static enum st extract(hwloc_topology_t topology, enum source source, struct scr
     out->pus = calloc(n, sizeof *out->pus);
     out->cores = calloc(n, sizeof *out->cores);
     out->numa_os = calloc(n, sizeof *out->numa_os);
+    out->l3_bytes = calloc(n, sizeof *out->l3_bytes);
+    out->absent = calloc(MAX_PUS, sizeof *out->absent);
     struct traits *traits = scratch->traits;
     struct numbering packages = {scratch->packages, 0}, nodes = {scratch->nodes, 0}, caches = {scratch->caches, 0};
     hwloc_bitmap_t allowed = hwloc_bitmap_dup(hwloc_topology_get_allowed_cpuset(topology)), bound = hwloc_bitmap_alloc();
-    if (!out->pus || !out->cores || !out->numa_os || !allowed || !bound)
+    if (!out->pus || !out->cores || !out->numa_os || !out->l3_bytes || !out->absent || !allowed || !bound)
         return err_set(e, ST_NO_MEMORY, "no memory for a description of %d CPUs", n_pus);
     /* taskset: this process inherited it from the thread that asks */
     if (source == SOURCE_LIVE && hwloc_get_cpubind(topology, bound, HWLOC_CPUBIND_THREAD) == 0) hwloc_bitmap_and(allowed, allowed, bound);
@@ -250,11 +252,17 @@ static enum st extract(hwloc_topology_t topology, enum source source, struct scr
     m->n_packages = packages.n;
     m->n_numa = nodes.n;
     m->n_l3 = any_shared ? caches.n : 0;
+    for (int i = 0; i < m->n_l3; i++)
+        if (hwloc_obj_type_is_dcache(caches.objects[i]->type)) out->l3_bytes[i] = caches.objects[i]->attr->cache.size;
     for (int i = 0; i < nodes.n; i++) {
         if (nodes.objects[i]->os_index > MAX_OS_INDEX) return err_set(e, ST_INVALID, "a NUMA node with the number %u", nodes.objects[i]->os_index);
         out->numa_os[i] = (int)nodes.objects[i]->os_index;
         m->memory_bytes += nodes.objects[i]->attr->numanode.local_memory;
     }
+    hwloc_const_bitmap_t complete = hwloc_topology_get_complete_cpuset(topology), here = hwloc_topology_get_topology_cpuset(topology);
+    int last = complete ? hwloc_bitmap_last(complete) : -1; /* −1: infinite, too */
+    for (int cpu = 0; cpu <= last && cpu <= MAX_OS_INDEX && m->n_absent < MAX_PUS; cpu++)
+        if (hwloc_bitmap_isset(complete, (unsigned)cpu) && !hwloc_bitmap_isset(here, (unsigned)cpu)) out->absent[m->n_absent++] = cpu;
     m->n_kinds = sort_into_kinds(out->cores, traits, m->n_cores);
     return m->n_kinds < 0 ? err_set(e, ST_NO_MEMORY, "no memory for CPU kinds") : ST_OK;
 }
@@ -267,7 +275,7 @@ static enum st describe(enum source source, const char *text, size_t bytes, stru
     if (source == SOURCE_XML && hwloc_topology_set_xmlbuffer(topology, text, (int)bytes + 1))
         return err_set(e, ST_INVALID, "not an hwloc XML description");
     if (source == SOURCE_SYNTHETIC && hwloc_topology_set_synthetic(topology, text))
-        return err_set(e, ST_INVALID, "neither a file nor a machine in hwloc's synthetic form (like \"pack:2 core:4 pu:2\")");
+        return err_set(e, ST_INVALID, "neither a file, nor a machine that is built in, nor one in hwloc's synthetic form (like \"pack:2 core:4 pu:2\")");
     /* What a cgroup forbids stays in the picture, marked as not allowed. */
     hwloc_topology_set_flags(topology, HWLOC_TOPOLOGY_FLAG_INCLUDE_DISALLOWED);
     hwloc_topology_set_io_types_filter(topology, HWLOC_TYPE_FILTER_KEEP_NONE);
@@ -331,7 +339,8 @@ static void run_child(int fd, enum source source, const char *text, size_t bytes
     bool sent = write_all(fd, &m, sizeof m);
     if (sent && m.status == ST_OK)
         sent = write_all(fd, out.pus, (size_t)m.n_pus * sizeof *out.pus) && write_all(fd, out.cores, (size_t)m.n_cores * sizeof *out.cores) &&
-               write_all(fd, out.numa_os, (size_t)m.n_numa * sizeof *out.numa_os);
+               write_all(fd, out.numa_os, (size_t)m.n_numa * sizeof *out.numa_os) && write_all(fd, out.l3_bytes, (size_t)m.n_l3 * sizeof *out.l3_bytes) &&
+               write_all(fd, out.absent, (size_t)m.n_absent * sizeof *out.absent);
     _exit(sent ? 0 : 1);
 }
 
@@ -402,7 +411,7 @@ static enum st receive(int fd, uint64_t deadline_ns, struct topo_machine *m, str
     err_set(e, st, "hwloc died of this description");
     if (h->magic != MAGIC || h->n_pus < 1 || h->n_pus > MAX_PUS || h->n_cores < 1 || h->n_cores > h->n_pus || h->n_packages < 0 ||
         h->n_packages > h->n_pus || h->n_numa < 0 || h->n_numa > h->n_pus || h->n_l3 < 0 || h->n_l3 > h->n_pus || h->n_kinds < 1 ||
-        h->n_kinds > h->n_cores)
+        h->n_kinds > h->n_cores || h->n_absent < 0 || h->n_absent > MAX_PUS)
         goto out;
     m->n_pus = h->n_pus;
     m->n_cores = h->n_cores;
@@ -410,18 +419,24 @@ static enum st receive(int fd, uint64_t deadline_ns, struct topo_machine *m, str
     m->n_numa = h->n_numa;
     m->n_l3 = h->n_l3;
     m->n_kinds = h->n_kinds;
+    m->n_absent = h->n_absent;
     m->memory_bytes = h->memory_bytes;
     size_t pu_bytes = (size_t)m->n_pus * sizeof *m->pus, core_bytes = (size_t)m->n_cores * sizeof *m->cores,
-           numa_bytes = (size_t)m->n_numa * sizeof *m->numa_os;
+           numa_bytes = (size_t)m->n_numa * sizeof *m->numa_os, l3_bytes = (size_t)m->n_l3 * sizeof *m->l3_bytes,
+           absent_bytes = (size_t)m->n_absent * sizeof *m->absent;
     m->pus = calloc(1, pu_bytes);
     m->cores = calloc(1, core_bytes);
     m->numa_os = calloc(1, numa_bytes + 1);
-    if (!m->pus || !m->cores || !m->numa_os) {
+    m->l3_bytes = calloc(1, l3_bytes + 1);
+    m->absent = calloc(1, absent_bytes + 1);
+    if (!m->pus || !m->cores || !m->numa_os || !m->l3_bytes || !m->absent) {
         st = err_set(e, ST_NO_MEMORY, "no memory for the description of a machine");
         goto out;
     }
     if (read_all(fd, m->pus, pu_bytes, deadline_ns, &late) == pu_bytes && read_all(fd, m->cores, core_bytes, deadline_ns, &late) == core_bytes &&
-        read_all(fd, m->numa_os, numa_bytes, deadline_ns, &late) == numa_bytes && valid(m)) {
+        read_all(fd, m->numa_os, numa_bytes, deadline_ns, &late) == numa_bytes &&
+        read_all(fd, m->l3_bytes, l3_bytes, deadline_ns, &late) == l3_bytes &&
+        read_all(fd, m->absent, absent_bytes, deadline_ns, &late) == absent_bytes && valid(m)) {
         st = ST_OK;
         if (e) e->text[0] = 0;
     }
@@ -458,7 +473,7 @@ static enum st ask_child(enum source source, const char *text, size_t bytes, str
 
 /* --- Sources ----------------------------------------------------------------------------------------------------------------- */
 
-static enum st read_file(const char *path, char **text, size_t *bytes, struct err *e) {
+enum st topo_read_file(const char *path, size_t max_bytes, char **text, size_t *bytes, struct err *e) {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
         enum st why = errno == ENOENT ? ST_NOT_FOUND : ST_IO;
@@ -474,8 +489,8 @@ static enum st read_file(const char *path, char **text, size_t *bytes, struct er
         close(fd);
         return ST_INVALID;
     }
-    if (s.st_size > (off_t)MAX_XML_BYTES) {
-        err_set(e, ST_INVALID, "%s: %lld bytes; a machine takes at most %u", path, (long long)s.st_size, MAX_XML_BYTES);
+    if (s.st_size > (off_t)max_bytes) {
+        err_set(e, ST_INVALID, "%s: %lld bytes; a machine takes at most %zu", path, (long long)s.st_size, max_bytes);
         close(fd);
         return ST_INVALID;
     }
@@ -569,6 +584,8 @@ static enum st open_live(struct topo_machine *m, struct err *e) {
         free(m->pus);
         free(m->cores);
         free(m->numa_os);
+        free(m->l3_bytes);
+        free(m->absent);
         *m = (struct topo_machine){.live = true};
         enum st st = fall_back(m, e);
         if (st != ST_OK) return st;
@@ -580,20 +597,33 @@ static enum st open_live(struct topo_machine *m, struct err *e) {
     return ST_OK;
 }
 
+/* Takes the processors out of a description. */
+static enum st open_description(const char *where, const char *text, size_t bytes, struct topo_machine *m, struct err *e) {
+    struct topo_description *d;
+    enum st st = text ? topo_description_parse(where, text, bytes, &d, e) : topo_description_open(where, &d, e);
+    if (st != ST_OK) return st;
+    *m = *d->machine;
+    *d->machine = (struct topo_machine){.n_pus = 0};
+    topo_description_close(d);
+    return ST_OK;
+}
+
 static enum st open_file(const char *path, struct topo_machine *m, struct err *e) {
     char *text = NULL;
     size_t bytes = 0;
-    enum st st = read_file(path, &text, &bytes, e);
+    enum st st = topo_read_file(path, MAX_XML_BYTES, &text, &bytes, e);
     if (st != ST_OK) return st;
-    if (memchr(text, 0, bytes) || !strchr(text, '<')) {
-        st = err_set(e, ST_INVALID, "%s: not an XML file", path);
+    if (text[strspn(text, " \t\r\n")] == '{') {
+        st = open_description(path, text, bytes, m, e);
+    } else if (memchr(text, 0, bytes) || !strchr(text, '<')) {
+        st = err_set(e, ST_INVALID, "%s: neither hwloc's XML nor a description in JSON", path);
     } else {
         st = ask_child(SOURCE_XML, text, bytes, m, e);
         if (st != ST_OK) err_prefix(e, st, "%s", path);
+        const char *base = strrchr(path, '/');
+        snprintf(m->name, sizeof m->name, "%s", base && base[1] ? base + 1 : path);
     }
     free(text);
-    const char *base = strrchr(path, '/');
-    snprintf(m->name, sizeof m->name, "%s", base && base[1] ? base + 1 : path);
     return st;
 }
 
@@ -603,7 +633,8 @@ static enum st open_synthetic(const char *text, struct topo_machine *m, struct e
     if (n < 0 || (size_t)n >= sizeof padded)
         return err_set(e, ST_INVALID, "the description of a machine is longer than %zu characters", sizeof padded - 2);
     size_t n_text = strlen(text);
-    if (strchr(text, '/') || (n_text > 4 && !strcmp(text + n_text - 4, ".xml"))) return err_set(e, ST_NOT_FOUND, "%s: no such file", text);
+    bool names_file = strchr(text, '/') || (n_text > 4 && !strcmp(text + n_text - 4, ".xml")) || (n_text > 5 && !strcmp(text + n_text - 5, ".json"));
+    if (names_file) return err_set(e, ST_NOT_FOUND, "%s: no such file", text);
     if (count_synthetic(padded + 1) > MAX_PUS) return err_set(e, ST_INVALID, "'%.100s': more than %d CPUs", text, MAX_PUS);
     enum st st = ask_child(SOURCE_SYNTHETIC, text, n_text, m, e);
     if (st != ST_OK) return err_prefix(e, st, "'%.100s'", text);
@@ -615,8 +646,14 @@ static enum st open_synthetic(const char *text, struct topo_machine *m, struct e
 enum st topo_machine_open(const char *source, struct topo_machine **out, struct err *e) {
     struct topo_machine *m = calloc(1, sizeof *m);
     if (!m) return err_set(e, ST_NO_MEMORY, "no memory for the description of a machine");
+    bool built_in = false;
+    for (int i = 0; source && topo_description_name(i) && !built_in; i++) built_in = !strcmp(source, topo_description_name(i));
     struct stat s;
-    enum st st = !source ? open_live(m, e) : stat(source, &s) == 0 ? open_file(source, m, e) : open_synthetic(source, m, e);
+    enum st st = !source                ? open_live(m, e)
+                 : built_in             ? open_description(source, NULL, 0, m, e)
+                 : stat(source, &s) == 0 ? open_file(source, m, e)
+                                        : open_synthetic(source, m, e);
+    m->n_allowed = 0;
     for (int i = 0; st == ST_OK && m->pus && i < m->n_pus; i++) m->n_allowed += m->pus[i].allowed;
     if (st == ST_OK && !m->n_allowed) st = err_set(e, ST_INVALID, "%s: no CPU is allowed there", m->name);
     if (st != ST_OK) {
@@ -632,6 +669,8 @@ void topo_machine_close(struct topo_machine *m) {
     free(m->pus);
     free(m->cores);
     free(m->numa_os);
+    free(m->l3_bytes);
+    free(m->absent);
     free(m);
 }
 

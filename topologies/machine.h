@@ -30,6 +30,9 @@ struct topo_machine {
     int n_cores;
     int n_packages, n_numa, n_l3, n_kinds;
     int *numa_os; /* [n_numa] OS index of each NUMA node that has CPUs */
+    int *absent;   /* [n_absent] OS indexes of CPUs that exist but are offline, or hidden from the description: no place is known for them; NULL: none */
+    int n_absent;
+    uint64_t *l3_bytes; /* [n_l3] size of each shared cache, 0: not known; NULL: none known */
     int n_allowed; /* allowed PUs */
     double cpu_quota; /* CPUs that every enclosing cgroup's quota leaves (least of all); 0: none */
     uint64_t memory_bytes; /* live: MemTotal; else what the description says, 0 if nothing */
@@ -37,8 +40,8 @@ struct topo_machine {
     char name[128]; /* host name, file or string */
 };
 
-/* source NULL: this machine, live. Otherwise a path of an hwloc XML file if such a file exists, else hwloc's synthetic string ("pack:2 core:4 pu:2"). A foreign XML is
- * imported in a child process, because hwloc 2.9 dies on some: its death is ST_INVALID with the file's name.
+/* source NULL: this machine, live. Otherwise the name of a description that is built in ("gb10"; description.h), else a path of a description (JSON) or of an hwloc XML file
+ * if such a file exists, else hwloc's synthetic string ("pack:2 core:4 pu:2"). A foreign XML is imported in a child process, because hwloc 2.9 dies on some: its death is ST_INVALID with the file's name.
  * Live: what the calling thread is bound to counts as taskset's, so ask before binding threads. Every source is read in a child (fork, at most 20 s), so no other thread may
  * reap foreign children meanwhile. ST_NOT_FOUND: source looks like a path and is none. */
 enum st topo_machine_open(const char *source, struct topo_machine **m, struct err *e);

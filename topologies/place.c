@@ -7,18 +7,15 @@
  * where its part of the cores was kept for it.
  * Inside one domain ranks get equal numbers of each group in contiguous runs, siblings from their own cores.
  * More threads than PUs: thread j of all gets PU ⌊j·PUs ÷ threads⌋ in tree order, so that every PU carries the same number, give or take one. */
-#include "topologies/place.h"
-
-#include <ctype.h>
-#include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "topologies/topo_priv.h"
+
 #define MAX_RANKS 4096
 #define MAX_THREADS 4096
-#define MAX_TOTAL (1 << 18)
 #define N_LEVELS 3
 #define FREE (-1)
 #define RESERVED(depth) (-2 - (depth))
@@ -38,9 +35,11 @@ struct child {
     int n_slots;    /* with a group */
     int n_must;     /* of them in a group before the last: to be used in any case */
     int n_ranks;
+    uint64_t cache_bytes; /* of the shared caches below; 0: not known */
 };
 
 struct work {
+    const struct topo_machine *machine;
     struct slot *slots; /* in tree order */
     int n_slots;
     int n_threads;      /* per rank */
@@ -235,6 +234,12 @@ static void reserve(struct work *w, struct child *children, int n_children, int 
     }
 }
 
+static bool better_child(const struct child *c, const struct child *than, int n_threads) {
+    if (c->n_ranks != than->n_ranks) return c->n_ranks < than->n_ranks;
+    int c_must = c->n_must - c->n_ranks * n_threads, than_must = than->n_must - than->n_ranks * n_threads;
+    return c_must != than_must ? c_must > than_must : c->cache_bytes > than->cache_bytes;
+}
+
 /* Ranks [first, first + k) get slots of [begin, end). False: no memory. */
 static bool place(struct work *w, int begin, int end, int depth, int first, int k) {
     if (k == 0) return true;
@@ -252,20 +257,20 @@ static bool place(struct work *w, int begin, int end, int depth, int first, int 
     for (int i = begin, c = -1; i < end; i++) {
         if (i == begin || w->slots[i].key[depth] != w->slots[i - 1].key[depth]) children[++c].begin = i;
         children[c].end = i + 1;
+        int l3 = w->machine->cores[w->slots[i].core].l3;
+        if (w->machine->l3_bytes && l3 >= 0 && (i == children[c].begin || w->machine->cores[w->slots[i - 1].core].l3 != l3))
+            children[c].cache_bytes += w->machine->l3_bytes[l3];
         if (w->slots[i].owner != FREE || w->slots[i].group < 0) continue;
         children[c].n_slots++;
         children[c].n_must += w->slots[i].group < w->last_group;
     }
 
-    /* Whole ranks into children: the fewest ranks first, then the most slots that must be used, then in order. */
+    /* Whole ranks into children: the fewest ranks first, then the most slots that must be used, then the larger cache (a GB10's two L3 differ), then in order. */
     int n_whole = 0, n_threads = w->n_threads, n_must = n_excess(children, n_children, 0);
     for (; n_whole < k; n_whole++) {
         struct child *best = NULL;
         for (struct child *c = children; c < children + n_children; c++)
-            if ((c->n_ranks + 1) * n_threads <= c->n_slots &&
-                (!best || c->n_ranks < best->n_ranks ||
-                 (c->n_ranks == best->n_ranks && c->n_must - c->n_ranks * n_threads > best->n_must - best->n_ranks * n_threads)))
-                best = c;
+            if ((c->n_ranks + 1) * n_threads <= c->n_slots && (!best || better_child(c, best, n_threads))) best = c;
         if (!best) break;
         best->n_ranks++;
     }
@@ -297,9 +302,12 @@ static bool place(struct work *w, int begin, int end, int depth, int first, int 
                     w->slots[i].owner = FREE;
                     children[c].n_slots++;
                 }
+        int n_list = 0, n_span = k - n_whole;
+        bool runs = n_whole == 0 && n_children >= n_span; /* neighbours in the tree are near each other (a group of packages) */
+        for (int r = 0; r < n_span && runs; r++)
+            w->home[next + r] = (struct child){.begin = children[(int64_t)r * n_children / n_span].begin, .end = children[(int64_t)(r + 1) * n_children / n_span - 1].end};
         qsort(children, (size_t)n_children, sizeof *children, compare_children);
-        int n_list = 0;
-        for (int r = next; r < first + k; r++) { /* home: where most is left, counting those who begin there */
+        for (int r = next; r < first + k && !runs; r++) { /* home: where most is left, counting those who begin there */
             struct child *best = children;
             for (struct child *c = children; c < children + n_children; c++)
                 if (c->n_slots - c->n_ranks * n_threads > best->n_slots - best->n_ranks * n_threads) best = c;
@@ -332,7 +340,7 @@ static enum st settle(const struct topo_machine *m, struct slot *slots, int n_sl
         }
         return ST_OK;
     }
-    struct work w = {.slots = slots, .n_slots = n_slots, .n_threads = n_threads};
+    struct work w = {.machine = m, .slots = slots, .n_slots = n_slots, .n_threads = n_threads};
     w.scratch = malloc((size_t)n_slots * sizeof *w.scratch);
     w.need = calloc((size_t)k, sizeof *w.need);
     w.turn = calloc((size_t)k, sizeof *w.turn);
@@ -392,65 +400,6 @@ static enum st settle_in_domains(const struct topo_machine *m, struct slot *slot
     return st;
 }
 
-/* Reads one list "0-3,8" up to ':' or the end; out NULL counts. Returns the number of entries; −1: malformed (the parser of --bind has refused it before). */
-static int read_list(const char **text, int *out, int n_max) {
-    int n = 0;
-    const char *s = *text;
-    for (;;) {
-        if (!isdigit((unsigned char)*s)) return -1;
-        char *end;
-        errno = 0;
-        long a = strtol(s, &end, 10), b = a;
-        if (*end == '-') {
-            if (!isdigit((unsigned char)end[1])) return -1;
-            b = strtol(end + 1, &end, 10);
-        }
-        if (errno || b < a || b > MAX_TOTAL * 8L || b - a >= MAX_TOTAL - n) return -1;
-        for (long v = a; v <= b; v++, n++)
-            if (out && n < n_max) out[n] = (int)v;
-        s = end;
-        if (*s != ',') break;
-        s++;
-    }
-    if (*s && *s != ':') return -1;
-    *text = s;
-    return n;
-}
-
-/* Number of parts; entries in all in *n_entries; −1: malformed. */
-static int check_list(const char *text, int *n_entries) {
-    int n_parts = 0;
-    *n_entries = 0;
-    for (;;) {
-        int n = read_list(&text, NULL, 0);
-        if (n < 0 || *n_entries + n > MAX_TOTAL) return -1;
-        *n_entries += n;
-        n_parts++;
-        if (!*text) return n_parts;
-        text++;
-    }
-}
-
-enum st topo_bind_parse(const char *text, enum topo_bind *bind, const char **list, struct err *e) {
-    static const struct {
-        const char *name;
-        enum topo_bind bind;
-    } names[] = {{"auto", TOPO_BIND_AUTO}, {"core", TOPO_BIND_CORE},       {"l3", TOPO_BIND_L3},
-                 {"numa", TOPO_BIND_NUMA}, {"package", TOPO_BIND_PACKAGE}, {"none", TOPO_BIND_NONE}};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (!strcmp(text, names[i].name)) {
-            *bind = names[i].bind;
-            *list = NULL;
-            return ST_OK;
-        }
-    int n;
-    if (check_list(text, &n) < 0)
-        return err_set(e, ST_INVALID, "--bind '%.100s' is none of auto, core, l3, numa, package, none and no list of CPUs like 0-3:4-7", text);
-    *bind = TOPO_BIND_LIST;
-    *list = text;
-    return ST_OK;
-}
-
 static bool is_allowed(const struct topo_machine *m, int os_index) {
     for (int i = 0; i < m->n_pus; i++)
         if (m->pus[i].os_index == os_index) return m->pus[i].allowed;
@@ -458,17 +407,17 @@ static bool is_allowed(const struct topo_machine *m, int os_index) {
 }
 
 static enum st settle_by_list(const struct topo_machine *m, const struct topo_place_options *o, struct topo_seat *seats, struct err *e) {
-    int n_entries, n_parts = o->list ? check_list(o->list, &n_entries) : -1;
+    int n_entries, n_parts = o->list ? topo_list_check(o->list, &n_entries) : -1;
     if (n_parts < 0) return err_set(e, ST_INVALID, "--bind: no list of CPUs like 0-3:4-7");
     if (n_parts > 1 && n_parts != o->n_ranks) return err_set(e, ST_INVALID, "--bind lists CPUs for %d ranks, but there are %d", n_parts, o->n_ranks);
     int *cpus = calloc((size_t)n_entries + 1, sizeof *cpus);
     if (!cpus) return no_memory(o->n_ranks, e);
     enum st st = ST_OK;
     const char *text = o->list;
-    int n_all = n_parts == 1 ? read_list(&text, cpus, n_entries) : 0;
+    int n_all = n_parts == 1 ? topo_list_read(&text, cpus, n_entries) : 0;
     int n_each = n_all / o->n_ranks ? n_all / o->n_ranks : 1;
     for (int r = 0; r < o->n_ranks && st == ST_OK; r++) {
-        int n = n_parts == 1 ? n_all : read_list(&text, cpus, n_entries);
+        int n = n_parts == 1 ? n_all : topo_list_read(&text, cpus, n_entries);
         if (n_parts > 1 && *text == ':') text++;
         BASE_ASSERT(n > 0);
         for (int i = 0; i < n && st == ST_OK; i++)
@@ -574,8 +523,8 @@ enum st topo_place(const struct topo_machine *m, const struct topo_place_options
     int n_cpus = topo_machine_cpus(m), n_threads = o->n_threads ? o->n_threads : n_cpus / o->n_ranks;
     if (n_threads < 1) n_threads = 1;
     if (n_threads > MAX_THREADS) n_threads = MAX_THREADS;
-    if ((int64_t)o->n_ranks * n_threads > MAX_TOTAL)
-        return err_set(e, ST_INVALID, "%d ranks of %d threads; at most %d threads in all are possible", o->n_ranks, n_threads, MAX_TOTAL);
+    if ((int64_t)o->n_ranks * n_threads > TOPO_MAX_TOTAL)
+        return err_set(e, ST_INVALID, "%d ranks of %d threads; at most %d threads in all are possible", o->n_ranks, n_threads, TOPO_MAX_TOTAL);
 
     const enum topo_bind bind = o->bind;
     struct topo_placement *p = calloc(1, sizeof *p);
@@ -612,6 +561,8 @@ enum st topo_place(const struct topo_machine *m, const struct topo_place_options
     for (int r = 0; r < p->n_ranks; r++) n_all += p->seats[r].n_threads;
     p->oversubscribed = repeats || n_all > n_cpus;
     write_note(m, o, n_all, repeats, n_distinct, p);
+    st = topo_choose_progress(m, o, p, e);
+    if (st != ST_OK) goto fail;
     free(slots);
     *out = p;
     return ST_OK;

@@ -1,0 +1,303 @@
+/* What is built on any backend's all-gather: exchange-and-add, top k, groups, send and receive.
+ *
+ * Exchange-and-add. Views of exchange k may be read until k+2 begins. So piece i+1 is begun, piece i added, and only then piece i+1 finished and i+2 begun:
+ * adding and flying overlap by one piece, and no third buffer is needed. A message that fits into one piece costs one exchange and one copy of the own
+ * vectors (none, where they lie in the send buffer already).
+ *
+ * Groups. A child finds its members through its parent: what a backend calls boot is, here, an all-gather of the parent, in which all ranks of the parent take
+ * part whether their group needs it or not: collectives of the parent stay in step, whatever becomes of one group. */
+#include <string.h>
+
+#include "comm/comm_priv.h"
+
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+/* ---- exchange-and-add ------------------------------------------------------------------------------------------------------------------------------ */
+
+/* Of a piece, all vectors together. TODO */
+#define PIECE_BYTES (512u << 10)
+
+struct pieces {
+    struct comm *c;
+    const struct comm_exchange_add *x;
+    const struct comm_header *header;
+    size_t bytes; /* of one vector in a piece; the last may be shorter */
+    int n_vectors;
+};
+
+static enum st choose_piece(const struct comm *c, const struct comm_exchange_add *x, struct pieces *p, struct err *e) {
+    if (x->vector_bytes % sizeof(float)) return err_set(e, ST_INVALID, "comm: vectors of %zu bytes", x->vector_bytes);
+    size_t n_all = 0, n_most = 0;
+    for (int r = 0; r < c->n_ranks; r++) {
+        n_all += x->n_vectors[r];
+        if (x->n_vectors[r] > n_most) n_most = x->n_vectors[r];
+    }
+    if (n_all > COMM_MAX_VECTORS) return err_set(e, ST_INVALID, "comm: %zu vectors; %d are possible", n_all, COMM_MAX_VECTORS);
+    p->n_vectors = (int)n_all;
+    p->bytes = x->vector_bytes;
+    if (n_all == 0 || x->vector_bytes == 0) return ST_OK;
+
+    size_t limit = c->max_bytes / n_most / 64 * 64; /* each vector begins at 64 bytes, also in a piece */
+    if (!limit) return err_set(e, ST_INVALID, "comm: %zu vectors of one rank do not fit into messages of %zu bytes", n_most, c->max_bytes);
+    size_t wanted = x->piece_bytes ? x->piece_bytes : PIECE_BYTES / n_all;
+    limit = smaller(limit, wanted < 64 ? 64 : wanted / 64 * 64);
+    if (x->vector_bytes <= limit) return ST_OK;
+    if (x->piece_bytes)
+        p->bytes = limit;
+    else { /* equal pieces: no short one at the end that costs as many messages as a long one */
+        size_t n_pieces = (x->vector_bytes + limit - 1) / limit;
+        p->bytes = comm_round_up((x->vector_bytes + n_pieces - 1) / n_pieces, 64);
+    }
+    return ST_OK;
+}
+
+static size_t piece_bytes(const struct pieces *p, size_t offset) { return smaller(p->bytes, p->x->vector_bytes - offset); }
+
+static enum st piece_start(const struct pieces *p, size_t offset, struct err *e) {
+    struct comm *c = p->c;
+    const struct comm_exchange_add *x = p->x;
+    size_t bytes = piece_bytes(p, offset), stride = comm_round_up(bytes, 64), recv_bytes[COMM_MAX_RANKS];
+    for (int r = 0; r < c->n_ranks; r++) recv_bytes[r] = x->n_vectors[r] ? (x->n_vectors[r] - 1) * stride + bytes : 0;
+    if (bytes && x->n_vectors[c->rank]) {
+        unsigned char *to = comm_send_buffer(c);
+        const unsigned char *from = (const unsigned char *)x->send + offset;
+        /* The last first: they may lie in the send buffer already, one close behind the other. */
+        for (size_t i = x->n_vectors[c->rank]; i-- > 0;)
+            if (to + i * stride != from + i * x->vector_bytes) memmove(to + i * stride, from + i * x->vector_bytes, bytes);
+    }
+    return comm_allgather_start(c, NULL, recv_bytes, p->header, e);
+}
+
+static enum st piece_finish(const struct pieces *p, size_t offset, uint64_t *deadline_ns, const void **vectors, struct comm_header *headers, struct err *e) {
+    const struct comm_exchange_add *x = p->x;
+    const void *views[COMM_MAX_RANKS];
+    enum st code;
+    while ((code = comm_allgather_finish(p->c, *deadline_ns, views, headers, e)) == ST_TIMEOUT && x->extend) {
+        uint64_t later_ns = x->extend(x->context);
+        if (!later_ns) break;
+        *deadline_ns = later_ns;
+    }
+    if (code != ST_OK) return code;
+    size_t stride = comm_round_up(piece_bytes(p, offset), 64);
+    int n = 0;
+    for (int r = 0; r < p->c->n_ranks; r++)
+        for (size_t i = 0; i < x->n_vectors[r]; i++) vectors[n++] = (const unsigned char *)views[r] + i * stride;
+    return ST_OK;
+}
+
+enum st comm_exchange_and_add(struct comm *c, const struct comm_exchange_add *x, const struct comm_header *header, uint64_t deadline_ns, struct err *e) {
+    struct err why;
+    struct pieces p = {.c = c, .x = x, .header = header};
+    const void *vectors[COMM_MAX_VECTORS];
+    enum st code = comm_check_ready(c, e);
+    if (code == ST_OK) code = choose_piece(c, x, &p, e);
+    if (code != ST_OK) return code;
+
+    code = piece_start(&p, 0, &why);
+    if (code == ST_OK) code = piece_finish(&p, 0, &deadline_ns, vectors, x->headers, &why);
+    for (size_t offset = 0; code == ST_OK && offset < x->vector_bytes;) {
+        size_t bytes = piece_bytes(&p, offset), next = offset + bytes;
+        if (next < x->vector_bytes) code = piece_start(&p, next, &why);
+        if (code != ST_OK) break;
+        x->add(x->context, offset, bytes, vectors, p.n_vectors);
+        if (next < x->vector_bytes) code = piece_finish(&p, next, &deadline_ns, vectors, NULL, &why);
+        offset = next;
+    }
+    return code == ST_OK ? ST_OK : comm_give_up(c, code, &why, e);
+}
+
+/* ---- top k ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+/* A total order on candidates that are some (a NaN is below all numbers, whatever its sign and payload). */
+static bool is_better(const struct comm_candidate *a, const struct comm_candidate *b) {
+    bool a_is_nan = a->value != a->value, b_is_nan = b->value != b->value;
+    if (a_is_nan != b_is_nan) return b_is_nan;
+    if (!a_is_nan && a->value != b->value) return a->value > b->value;
+    return a->id < b->id;
+}
+
+/* The best k of mine, sorted. They mostly come sorted: then each costs one comparison. */
+static int sort_own(const struct comm_candidate *mine, int n, int k, struct comm_candidate *best) {
+    int n_best = 0;
+    for (int i = 0; i < n; i++) {
+        if (mine[i].id < 0) continue;
+        int at = n_best;
+        while (at > 0 && is_better(&mine[i], &best[at - 1])) at--;
+        if (at == k) continue;
+        if (n_best < k) n_best++;
+        memmove(&best[at + 1], &best[at], (size_t)(n_best - 1 - at) * sizeof *best);
+        best[at] = mine[i];
+    }
+    return n_best;
+}
+
+/* Of two sorted lists the best k. theirs ends after n, or before the first that is none. */
+static int merge_two(const struct comm_candidate *a, int n_a, const struct comm_candidate *theirs, int n, int k, struct comm_candidate *out) {
+    int n_out = 0, i = 0, j = 0;
+    while (n_out < k) {
+        bool more_a = i < n_a, more_b = j < n && theirs[j].id >= 0;
+        if (!more_a && !more_b) break;
+        bool take_b = more_b && (!more_a || is_better(&theirs[j], &a[i]));
+        out[n_out++] = take_b ? theirs[j++] : a[i++];
+    }
+    return n_out;
+}
+
+enum st comm_top_k(struct comm *c, const struct comm_candidate *mine, int n, int k, const struct comm_header *header, uint64_t deadline_ns,
+                   struct comm_candidate *merged, int *n_merged, struct err *e) {
+    if (n < 0 || n > COMM_TOP_K_MAX || k < 1 || k > COMM_TOP_K_MAX)
+        return err_set(e, ST_INVALID, "comm: the best %d of %d candidates; 1 to %d of at most so many are possible", k, n, COMM_TOP_K_MAX);
+    struct comm_candidate own[COMM_TOP_K_MAX], lists[2][COMM_TOP_K_MAX];
+    int n_own = sort_own(mine, n, k, own), n_best = 0, now = 0;
+    for (int i = n_own; i < k; i++) own[i] = (struct comm_candidate){.id = -1}; /* the others cannot know how many there are */
+
+    /* One exchange where a message holds k candidates, which is nearly always so. A list that goes in several parts is merged part by part. */
+    int n_part = (int)smaller((size_t)k, c->max_bytes / sizeof *own);
+    for (int at = 0; at < k; at += n_part) {
+        int n_now = k - at < n_part ? k - at : n_part;
+        size_t recv_bytes[COMM_MAX_RANKS];
+        const void *views[COMM_MAX_RANKS] = {NULL};
+        for (int r = 0; r < c->n_ranks; r++) recv_bytes[r] = (size_t)n_now * sizeof *own;
+        enum st code = comm_allgather(c, own + at, recv_bytes, header, deadline_ns, views, NULL, e);
+        if (code != ST_OK) return code;
+        for (int r = 0; r < c->n_ranks; r++, now = !now) n_best = merge_two(lists[now], n_best, views[r], n_now, k, lists[!now]);
+    }
+    memcpy(merged, lists[now], (size_t)n_best * sizeof *merged);
+    *n_merged = n_best;
+    return ST_OK;
+}
+
+/* ---- groups ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+/* What the ranks of the parent tell each other; the hello has made sure that all are of one build. */
+struct split_record {
+    int64_t color;
+    uint64_t max_bytes;
+};
+
+struct split {
+    struct comm *parent;
+    int members[COMM_MAX_RANKS]; /* ranks in the parent, rising */
+    int n_members, rank;         /* our group and our place in it; 0 members: none */
+    int n_rounds;                /* of boot, made so far */
+};
+
+/* A round of boot: all ranks of the parent, the records of our members. As many exchanges as a record needs. */
+static enum st boot_round(void *context, const void *mine, size_t bytes, void *all, uint64_t deadline_ns, struct err *e) {
+    struct split *s = context;
+    struct comm *parent = s->parent;
+    BASE_ASSERT(bytes <= COMM_BOOT_MAX_BYTES && s->n_rounds < COMM_BOOT_ROUNDS);
+    s->n_rounds++;
+    unsigned char record[COMM_BOOT_MAX_BYTES] = {0};
+    if (bytes) memcpy(record, mine, bytes);
+    size_t part_bytes = smaller(parent->max_bytes, sizeof record);
+    for (size_t at = 0; at < sizeof record; at += part_bytes) {
+        size_t n = smaller(part_bytes, sizeof record - at), recv_bytes[COMM_MAX_RANKS];
+        for (int r = 0; r < parent->n_ranks; r++) recv_bytes[r] = n;
+        const struct comm_header header = {.step = parent->step};
+        const void *views[COMM_MAX_RANKS];
+        struct err why;
+        enum st code = comm_allgather(parent, record + at, recv_bytes, &header, deadline_ns, views, NULL, &why);
+        if (code != ST_OK) return comm_give_up(parent, code, &why, e);
+        for (int i = 0; at < bytes && i < s->n_members; i++)
+            memcpy((unsigned char *)all + (size_t)i * bytes + at, views[s->members[i]], smaller(n, bytes - at));
+    }
+    return ST_OK;
+}
+
+/* Every rank sees the same records and comes to the same answer. */
+static enum st check_records(const struct split_record *records, int n_ranks, struct err *e) {
+    for (int r = 0; r < n_ranks; r++) {
+        if (records[r].color < 0) continue;
+        if (records[r].max_bytes > COMM_LIMIT_BYTES)
+            return err_set(e, ST_INVALID, "comm: rank %d wants a group with messages of %llu bytes", r, (unsigned long long)records[r].max_bytes);
+        for (int first = 0; first < r; first++) {
+            if (records[first].color != records[r].color || records[first].max_bytes == records[r].max_bytes) continue;
+            return err_set(e, ST_MISMATCH, "comm: ranks %d and %d want one group (color %lld), but messages of %llu and of %llu bytes", first, r,
+                           (long long)records[r].color, (unsigned long long)records[first].max_bytes, (unsigned long long)records[r].max_bytes);
+        }
+    }
+    return ST_OK;
+}
+
+static enum st find_members(struct split *s, int color, size_t max_bytes, uint64_t deadline_ns, struct err *e) {
+    struct comm *parent = s->parent;
+    const struct split_record mine = {.color = color, .max_bytes = max_bytes};
+    struct split_record records[COMM_MAX_RANKS];
+    size_t recv_bytes[COMM_MAX_RANKS];
+    for (int r = 0; r < parent->n_ranks; r++) recv_bytes[r] = sizeof mine;
+    const struct comm_header header = {.step = parent->step};
+    const void *views[COMM_MAX_RANKS];
+    struct err why;
+    enum st code = comm_check_ready(parent, e);
+    if (code != ST_OK) return code;
+    code = comm_allgather(parent, &mine, recv_bytes, &header, deadline_ns, views, NULL, &why);
+    if (code != ST_OK) return comm_give_up(parent, code, &why, e);
+    for (int r = 0; r < parent->n_ranks; r++) memcpy(&records[r], views[r], sizeof *records);
+    code = check_records(records, parent->n_ranks, e);
+    if (code != ST_OK || color < 0) return code;
+    for (int r = 0; r < parent->n_ranks; r++) {
+        if (records[r].color != color) continue;
+        if (r == parent->rank) s->rank = s->n_members;
+        s->members[s->n_members++] = r;
+    }
+    return ST_OK;
+}
+
+enum st comm_split(struct comm *parent, int color, size_t max_bytes, uint64_t deadline_ns, struct comm **group, struct err *e) {
+    struct split s = {.parent = parent};
+    enum st code = find_members(&s, color, max_bytes, deadline_ns, e);
+    if (code != ST_OK) return code;
+
+    struct comm *opened = NULL;
+    if (s.n_members > 0) {
+        const struct comm_boot boot = {.allgather = boot_round, .context = &s};
+        const struct comm_setup setup = {
+            .backend = s.n_members == 1 ? "self" : parent->backend_name,
+            .rank = s.rank,
+            .n_ranks = s.n_members,
+            .max_bytes = max_bytes,
+            .spin_us = parent->spin_us,
+            .clock = parent->clock,
+            .memory_fd = -1,
+            .boot = &boot,
+            .address = parent->address[0] ? parent->address : NULL,
+            .link = parent->has_link ? &parent->link : NULL,
+            .deadline_ns = deadline_ns,
+        };
+        code = comm_open(&setup, &opened, e);
+        if (code == ST_OK) comm_link_share_port(opened, parent);
+    }
+    /* Who needs no boot, or gave up before it, takes part all the same. */
+    while (s.n_rounds < COMM_BOOT_ROUNDS) {
+        enum st round = boot_round(&s, NULL, 0, NULL, deadline_ns, code == ST_OK ? e : NULL);
+        if (code == ST_OK) code = round;
+    }
+    if (code != ST_OK) {
+        comm_close(opened);
+        return code;
+    }
+    *group = opened;
+    return ST_OK;
+}
+
+/* ---- from rank to rank ------------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st pass(struct comm *pair, int from, const void *sent, void *received, size_t bytes, uint64_t deadline_ns, struct err *e) {
+    if (pair->n_ranks != 2) return err_set(e, ST_INVALID, "comm: send and receive need a group of two, not of %d", pair->n_ranks);
+    size_t recv_bytes[2] = {0};
+    recv_bytes[from] = bytes;
+    const struct comm_header header = {.step = pair->step};
+    const void *views[2] = {NULL};
+    enum st code = comm_allgather(pair, sent, recv_bytes, &header, deadline_ns, views, NULL, e);
+    if (code == ST_OK && received && bytes) memcpy(received, views[from], bytes);
+    return code;
+}
+
+enum st comm_send(struct comm *pair, const void *data, size_t bytes, uint64_t deadline_ns, struct err *e) {
+    return pass(pair, pair->rank, data, NULL, bytes, deadline_ns, e);
+}
+
+enum st comm_receive(struct comm *pair, void *data, size_t bytes, uint64_t deadline_ns, struct err *e) {
+    return pass(pair, !pair->rank, NULL, data, bytes, deadline_ns, e);
+}

@@ -1,0 +1,301 @@
+/* Ranks that are joined by TCP: a connection for each pair, sockets that never block, and a receiver that asks again instead of sleeping.
+ *
+ * The exchange. A rank's message lies in its send slot behind room for a frame's head, so head and payload leave by one send to each peer. The receiver
+ * knows what is due (one head and recv_bytes), so it asks for exactly that, right into the slot where the view will point: one system call, no copy. It
+ * never reads beyond the frame that it waits for; where an event comes first, the bytes behind it are moved down.
+ *
+ * Three slots for each peer suffice, by shm.c's argument: a peer that sends exchange j has seen us begin j−1, so at most one message ahead of ours can be
+ * in the wire. Its slot was last used for j−3, and those views ended when j−1 began. What is read outside an exchange goes by two calls (head, then
+ * payload): it is not known what comes, and bytes of the frame behind it would have no place.
+ *
+ * Events go over the same connections, in front of the exchange that follows them: who has an exchange's frame has every event that it announces. Rank 0 keeps
+ * one ring for all readers. It never has more than the ring's size outstanding at any reader, as the readers tell by the count events_read, so a reader has
+ * always room for what comes and never has to leave the socket unread: no event can block an exchange.
+ *
+ * The end. Who closes says bye, and whom it has lost, if that is why: so the first cause is named although connections end in any order. What was sent
+ * before the bye is read first. A process that dies says nothing; the kernel ends its connections. A host that falls silent is found by keep-alive probes
+ * while nothing is in flight, else by the age of the last acknowledgement. TCP_USER_TIMEOUT would be simpler but counts a peer that lives, and is
+ * too busy to read, as silent (a closed window for longer than it breaks the connection although every probe was answered).
+ *
+ * Waiting. While bytes flow nobody yields: the CPU would be somebody else's for a time slice. Without any for spin_us a rank yields, and only after YIELD_NS does it
+ * sleep inside an exchange, since poll takes some 50 us to wake from: a peer that takes longer computes. */
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <linux/sockios.h>
+
+#include "comm/tcp_priv.h"
+
+#define YIELD_NS (20 * BASE_NS_PER_MS)
+/* Credits are told apart from exchanges after so many bytes: never so late that an event of the largest size could not be posted to a reader that has read all. */
+#define TELL_BYTES (TCP_RING_BYTES / 4)
+#define LINGER_NS (1 * BASE_NS_PER_S)
+
+/* ---- exchange ------------------------------------------------------------------------------------------------------------------------------------ */
+
+static void *tcp_send_buffer(struct comm *c) {
+    const struct tcp *t = (const struct tcp *)c;
+    return comm_tcp_slot(t, t->rank, c->sequence + 1) + TCP_HEAD_BYTES;
+}
+
+static enum st tcp_allgather_start(struct comm *c, const void *send_from, const size_t *recv_bytes, const struct comm_header *header, struct err *e) {
+    struct tcp *t = (struct tcp *)c;
+    unsigned char *slot = comm_tcp_slot(t, t->rank, c->sequence);
+    size_t bytes = recv_bytes[t->rank];
+    if (send_from && send_from != slot + TCP_HEAD_BYTES && bytes) memcpy(slot + TCP_HEAD_BYTES, send_from, bytes);
+    const struct tcp_frame f = {.kind = TCP_EXCHANGE, .number = c->sequence, .bytes = bytes, .header = *header, .events_read = t->events_read};
+    comm_tcp_put(&f, slot);
+    t->events_told = t->events_read;
+    t->frame_bytes = TCP_HEAD_BYTES + bytes;
+    t->after = t->ring_written;
+    t->n_moved++;
+    for (int i = 1; i < t->n_ranks; i++) {
+        int r = t->rank + i < t->n_ranks ? t->rank + i : t->rank + i - t->n_ranks;
+        struct tcp_peer *p = &t->peers[r];
+        if (p->n_announced == c->sequence && p->announced_bytes != recv_bytes[r])
+            return err_set(e, ST_MISMATCH, "rank %d sent %llu bytes where %zu are due", r, (unsigned long long)p->announced_bytes, recv_bytes[r]);
+        p->n_sent = 0;
+        comm_tcp_push(t, r);
+    }
+    return ST_OK;
+}
+
+static enum st tcp_allgather_test(struct comm *c, const void **views, struct comm_header *headers, int *missing, struct err *e) {
+    struct tcp *t = (struct tcp *)c;
+    int lost = -1, waits_for = -1;
+    for (int i = 0, r = (int)t->turn; i < t->n_ranks; i++, r = r + 1 < t->n_ranks ? r + 1 : 0) {
+        struct tcp_peer *p = &t->peers[r];
+        if (r == t->rank) continue;
+        if (p->n_sent < t->frame_bytes) comm_tcp_push(t, r);
+        if (p->n_received < c->sequence) comm_tcp_receive(t, r, true);
+        if (p->n_received >= c->sequence && p->n_sent == t->frame_bytes) continue;
+        if (p->ended && (lost < 0 || p->i_ended < t->peers[lost].i_ended)) lost = r;
+        if (waits_for < 0 || p->n_received < c->sequence) waits_for = r;
+    }
+    t->turn = t->turn + 1 < (unsigned)t->n_ranks ? t->turn + 1 : 0;
+    if (lost >= 0) return comm_tcp_tell_lost(t, lost, e);
+    if (waits_for >= 0) {
+        *missing = waits_for;
+        return ST_AGAIN;
+    }
+    for (int r = 0; r < t->n_ranks; r++) {
+        unsigned char *slot = comm_tcp_slot(t, r, c->sequence);
+        views[r] = slot + TCP_HEAD_BYTES;
+        struct tcp_frame f;
+        if (headers && comm_tcp_get(slot, &f)) headers[r] = f.header;
+    }
+    return ST_OK;
+}
+
+/* ---- events -------------------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st tcp_event_post(struct comm *c, const void *data, size_t bytes, struct err *e) {
+    struct tcp *t = (struct tcp *)c;
+    comm_tcp_pump(t);
+    enum st code = comm_tcp_check_lost(t, e);
+    if (code != ST_AGAIN) return code;
+    for (int r = 1; r < t->n_ranks; r++)
+        if (t->ring_written - t->peers[r].events_read + TCP_HEAD_BYTES + bytes > TCP_RING_BYTES) return ST_AGAIN;
+    unsigned char head[TCP_HEAD_BYTES];
+    comm_tcp_put(&(struct tcp_frame){.kind = TCP_EVENT, .number = t->n_events, .bytes = bytes}, head);
+    comm_tcp_ring_put(t, head, sizeof head);
+    comm_tcp_ring_put(t, data, bytes);
+    t->n_events++;
+    for (int r = 1; r < t->n_ranks; r++) comm_tcp_push(t, r);
+    return ST_OK;
+}
+
+static enum st tcp_event_test(struct comm *c, void *data, size_t capacity, size_t *bytes, struct err *e) {
+    struct tcp *t = (struct tcp *)c;
+    if (t->ring_read == t->ring_written) {
+        comm_tcp_pump(t);
+        /* What was posted before a loss still counts. */
+        if (t->ring_read == t->ring_written) return comm_tcp_check_lost(t, e);
+    }
+    uint64_t n;
+    comm_tcp_ring_get(t, t->ring_read, &n, sizeof n);
+    if (n > capacity) return err_set(e, ST_INVALID, "comm: an event of %llu bytes does not fit into %zu", (unsigned long long)n, capacity);
+    comm_tcp_ring_get(t, t->ring_read + sizeof n, data, n);
+    t->ring_read += sizeof n + n;
+    t->events_read += TCP_HEAD_BYTES + n;
+    *bytes = n;
+    if (t->events_read - t->events_told >= TELL_BYTES &&
+        comm_tcp_put_control(&t->peers[0], &(struct tcp_frame){.kind = TCP_READ, .events_read = t->events_read})) {
+        t->events_told = t->events_read;
+        comm_tcp_push(t, 0);
+    }
+    return ST_OK;
+}
+
+static enum st tcp_progress(struct comm *c, struct err *e) {
+    struct tcp *t = (struct tcp *)c;
+    comm_tcp_pump(t);
+    comm_tcp_look_for_silence(t, base_now_ns(c->clock));
+    enum st code = comm_tcp_check_lost(t, e);
+    if (code != ST_AGAIN) return code;
+    for (int r = 0; r < t->n_ranks; r++)
+        if (comm_tcp_has_unsent(t, &t->peers[r])) return ST_AGAIN;
+    return ST_OK;
+}
+
+/* ---- sleeping ------------------------------------------------------------------------------------------------------------------------------------ */
+
+static void tcp_sleep(struct comm *c, uint64_t deadline_ns) {
+    struct tcp *t = (struct tcp *)c;
+    uint64_t now_ns = base_now_ns(c->clock);
+    if (now_ns >= deadline_ns) return;
+    if (t->n_moved != t->n_moved_seen) {
+        t->n_moved_seen = t->n_moved;
+        t->quiet_since_ns = now_ns;
+    }
+    if (c->begun) {
+        uint64_t quiet_ns = now_ns - t->quiet_since_ns;
+        if (quiet_ns < (uint64_t)c->spin_us * BASE_NS_PER_US) return;
+        if (quiet_ns < YIELD_NS) {
+            sched_yield();
+            return;
+        }
+    }
+    struct pollfd fds[COMM_MAX_RANKS];
+    for (int r = 0; r < t->n_ranks; r++) {
+        const struct tcp_peer *p = &t->peers[r];
+        bool wanted = !c->begun || p->n_received < c->sequence, unsent = comm_tcp_has_unsent(t, p);
+        /* Who has said all that is due, or has ended, would wake us again and again. */
+        fds[r] =
+            (struct pollfd){.fd = p->ended || (!wanted && !unsent) ? -1 : p->fd, .events = (short)((wanted ? POLLIN : 0) | (unsent ? POLLOUT : 0))};
+    }
+    uint64_t ns = deadline_ns - now_ns;
+    ppoll(fds, (nfds_t)t->n_ranks, &(struct timespec){.tv_sec = (time_t)(ns / BASE_NS_PER_S), .tv_nsec = (long)(ns % BASE_NS_PER_S)}, NULL);
+    comm_tcp_look_for_silence(t, now_ns);
+}
+
+/* ---- opening and closing ------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st tcp_probe(const struct comm_setup *setup, struct err *e) {
+    return setup->boot ? ST_OK : err_set(e, ST_UNSUPPORTED, "no way was given to find the other ranks");
+}
+
+/* [n_ranks, COMM_N_SLOTS, slot] [n_ranks, spare] [ring]: reserved here, touched where it is used. */
+static enum st create(const struct comm_setup *setup, struct tcp **created, struct err *e) {
+    size_t spare_bytes = TCP_HEAD_BYTES + COMM_EVENT_MAX_BYTES;
+    size_t payload_bytes = comm_buffer_bytes(setup->max_bytes) > COMM_EVENT_MAX_BYTES ? comm_buffer_bytes(setup->max_bytes) : COMM_EVENT_MAX_BYTES;
+    struct tcp *t = calloc(1, sizeof *t);
+    if (!t) return err_set(e, ST_NO_MEMORY, "tcp: no memory");
+    t->rank = setup->rank;
+    t->n_ranks = setup->n_ranks;
+    t->blamed = -1;
+    t->capacity = comm_buffer_bytes(setup->max_bytes);
+    t->slot_bytes = comm_round_up(TCP_HEAD_BYTES + payload_bytes, 128);
+    size_t slots_bytes = (size_t)t->n_ranks * COMM_N_SLOTS * t->slot_bytes;
+    t->memory_bytes = slots_bytes + (size_t)t->n_ranks * spare_bytes + TCP_RING_BYTES;
+    t->memory = mmap(NULL, t->memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (t->memory == MAP_FAILED) {
+        size_t bytes = t->memory_bytes;
+        free(t);
+        return err_set(e, ST_NO_MEMORY, "tcp: no memory for %zu bytes of buffers", bytes);
+    }
+    t->ring = t->memory + slots_bytes + (size_t)t->n_ranks * spare_bytes;
+    for (int r = 0; r < t->n_ranks; r++) {
+        t->peers[r].fd = t->peers[r].blamed = -1;
+        t->peers[r].spare = t->memory + slots_bytes + (size_t)r * spare_bytes;
+    }
+    t->peers[t->rank].ended = true; /* nothing is sent to or read from oneself */
+    *created = t;
+    return ST_OK;
+}
+
+static void destroy(struct tcp *t) {
+    munmap(t->memory, t->memory_bytes);
+    free(t);
+}
+
+enum st comm_tcp_join(const struct comm_setup *setup, const int *fds, struct comm **c, struct err *e) {
+    struct tcp *t;
+    enum st code = create(setup, &t, e);
+    if (code != ST_OK) return code;
+    for (int r = 0; r < t->n_ranks; r++) t->peers[r].fd = fds[r];
+    t->comm.backend = &comm_tcp_backend;
+    t->comm.clock = setup->clock ? setup->clock : base_clock_real();
+    t->comm.rank = setup->rank;
+    t->comm.n_ranks = setup->n_ranks;
+    t->comm.spin_us = setup->spin_us;
+    t->comm.max_bytes = comm_capacity(setup->max_bytes);
+    *c = &t->comm;
+    return ST_OK;
+}
+
+static enum st tcp_open(const struct comm_setup *setup, struct comm **c, struct err *e) {
+    struct tcp *t = NULL;
+    int fds[COMM_MAX_RANKS];
+    enum st code = create(setup, &t, e);
+    if (code != ST_OK) {
+        comm_tcp_connect(setup, false, fds, NULL);
+        return code;
+    }
+    code = comm_tcp_connect(setup, true, fds, e);
+    if (code != ST_OK) {
+        destroy(t);
+        return code;
+    }
+    for (int r = 0; r < t->n_ranks; r++) t->peers[r].fd = fds[r];
+    *c = &t->comm;
+    return ST_OK;
+}
+
+/* True: the kernel has not sent all that we gave it, and the peer still takes it. What has come is thrown away: a socket that is closed with
+ * unread bytes resets the connection, and what was not sent by then would be lost. */
+static bool is_leaving(struct tcp *t, struct tcp_peer *p) {
+    if (p->fd < 0 || p->ended) return false;
+    ssize_t n;
+    while ((n = recv(p->fd, p->spare, TCP_HEAD_BYTES + COMM_EVENT_MAX_BYTES, MSG_DONTWAIT)) > 0) {
+    }
+    if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) return false;
+    if (comm_tcp_has_unsent(t, p)) return true;
+    int n_unsent = 0;
+    return ioctl(p->fd, SIOCOUTQNSD, &n_unsent) == 0 && n_unsent > 0;
+}
+
+static void tcp_close(struct comm *c) {
+    struct tcp *t = (struct tcp *)c;
+    const struct tcp_frame bye = {.kind = TCP_BYE,
+                                  .number = t->blamed < 0 ? TCP_BYE_WANTED : (uint64_t)t->bye,
+                                  .header = {.n_events = t->blamed < 0 ? 0 : (uint32_t)t->blamed}};
+    bool told[COMM_MAX_RANKS] = {false};
+    uint64_t deadline_ns = base_now_ns(base_clock_real()) + LINGER_NS;
+    for (;;) {
+        bool leaving = false;
+        for (int r = 0; r < t->n_ranks; r++) {
+            if (!told[r]) told[r] = comm_tcp_put_control(&t->peers[r], &bye);
+            comm_tcp_push(t, r);
+            leaving = is_leaving(t, &t->peers[r]) || leaving;
+        }
+        if (!leaving || base_now_ns(base_clock_real()) >= deadline_ns) break;
+        poll(NULL, 0, 1);
+    }
+    for (int r = 0; r < t->n_ranks; r++)
+        if (t->peers[r].fd >= 0) close(t->peers[r].fd);
+    destroy(t);
+}
+
+const struct comm_backend comm_tcp_backend = {
+    .capabilities = {.name = "tcp", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .max_ranks = COMM_MAX_RANKS},
+    .priority = 10,
+    .probe = tcp_probe,
+    .open = tcp_open,
+    .close = tcp_close,
+    .send_buffer = tcp_send_buffer,
+    .allgather_start = tcp_allgather_start,
+    .allgather_test = tcp_allgather_test,
+    .event_post = tcp_event_post,
+    .event_test = tcp_event_test,
+    .progress = tcp_progress,
+    .sleep = tcp_sleep,
+};

@@ -1,0 +1,410 @@
+/* Setting up the tcp backend: every rank listens, all learn by one boot round where, then the higher rank of each pair connects to the lower one.
+ *
+ * A port is open to anybody who can reach the host, so neither side believes the other before it has proved that it belongs to the job: both say who they
+ * are to whom, with a keyed digest. Who knows the key took part in the boot round (see derive_key, where a key of the launcher's will come in). A
+ * stranger learns nothing, takes nobody's place and holds nobody up: connections that have not proved themselves wait beside each other, each for a short
+ * time, and give way to newer ones. A rank that lost its place that way comes again.
+ *
+ * Record in the boot round (64 bytes, little-endian; all zero: this rank is not there):
+ *    0 magic 8 · 8 family 1 (4 or 6) · 9 zero 1 · 10 port 2 · 12 zero 4 · 16 address 16 · 32 token 16, random · 48 capacity 8 · 56 zero 8
+ * Greeting (64 bytes), first by who connects, then by who accepts:
+ *    0 magic 8 · 8 from rank 4 · 12 to rank 4 · 16 ranks 4 · 20 zero 12 · 32 proof 32: BLAKE2b of bytes 0 … 31 under the job's key */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "comm/tcp_priv.h"
+
+enum { RECORD_BYTES = 64, GREETING_BYTES = 64, KEY_BYTES = 32, MAX_HALVES = COMM_MAX_RANKS + 16, ADDRESS_TEXT = 80 };
+#define RECORD_MAGIC "tndmtcp1"
+#define GREETING_MAGIC "tndmhi01"
+#define STRANGER_NS (2 * BASE_NS_PER_S) /* a connection that says nothing for so long is closed */
+#define AGAIN_NS (20 * BASE_NS_PER_MS)  /* before a refused rank comes again */
+
+union address {
+    struct sockaddr any;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    struct sockaddr_storage storage;
+};
+
+/* A connection on its way. */
+struct half {
+    int fd;
+    bool connecting;
+    size_t n_got;
+    unsigned char greeting[GREETING_BYTES];
+    uint64_t until_ns; /* accepted: when patience ends; to be connected: not before */
+};
+
+struct meeting {
+    const struct comm_setup *setup;
+    const struct base_clock *clock;
+    int rank, n_ranks, listener;
+    union address own, addresses[COMM_MAX_RANKS];
+    uint8_t key[KEY_BYTES];
+    int *fds; /* [n_ranks]: proved; −1: not yet */
+    int n_proved;
+    struct half out[COMM_MAX_RANKS]; /* to lower ranks */
+    struct half in[MAX_HALVES];      /* from whomever; the oldest first */
+    int n_in;
+};
+
+/* ---- addresses ----------------------------------------------------------------------------------------------------------------------------------- */
+
+static socklen_t address_bytes(const union address *a) { return a->any.sa_family == AF_INET6 ? sizeof a->v6 : sizeof a->v4; }
+
+static const char *address_text(const union address *a, char text[ADDRESS_TEXT]) {
+    char host[INET6_ADDRSTRLEN] = "?";
+    bool is_v6 = a->any.sa_family == AF_INET6;
+    inet_ntop(a->any.sa_family, is_v6 ? (const void *)&a->v6.sin6_addr : (const void *)&a->v4.sin_addr, host, sizeof host);
+    snprintf(text, ADDRESS_TEXT, is_v6 ? "[%s]:%u" : "%s:%u", host, (unsigned)ntohs(is_v6 ? a->v6.sin6_port : a->v4.sin_port));
+    return text;
+}
+
+static enum st parse_address(const char *text, union address *a, struct err *e) {
+    const struct addrinfo hints = {.ai_flags = AI_NUMERICHOST, .ai_socktype = SOCK_STREAM};
+    struct addrinfo *found = NULL;
+    memset(a, 0, sizeof *a);
+    if (getaddrinfo(text ? text : "127.0.0.1", NULL, &hints, &found) != 0) return err_set(e, ST_INVALID, "tcp: %.100s is no numeric address", text);
+    bool known = found->ai_family == AF_INET || found->ai_family == AF_INET6;
+    if (known) memcpy(a, found->ai_addr, found->ai_addrlen);
+    freeaddrinfo(found);
+    return known ? ST_OK : err_set(e, ST_UNSUPPORTED, "tcp: %.100s is neither an IPv4 nor an IPv6 address", text);
+}
+
+static void put_record(const struct meeting *m, unsigned char record[RECORD_BYTES]) {
+    bool is_v6 = m->own.any.sa_family == AF_INET6;
+    uint16_t port = ntohs(is_v6 ? m->own.v6.sin6_port : m->own.v4.sin_port);
+    uint64_t capacity = comm_capacity(m->setup->max_bytes);
+    memcpy(record, RECORD_MAGIC, 8);
+    record[8] = is_v6 ? 6 : 4;
+    record[10] = (unsigned char)port;
+    record[11] = (unsigned char)(port >> 8);
+    memcpy(record + 16, is_v6 ? (const void *)&m->own.v6.sin6_addr : (const void *)&m->own.v4.sin_addr, is_v6 ? 16 : 4);
+    for (int i = 0; i < 8; i++) record[48 + i] = (unsigned char)(capacity >> (8 * i));
+}
+
+static enum st get_record(struct meeting *m, int r, const unsigned char record[RECORD_BYTES], struct err *e) {
+    static const unsigned char nothing[RECORD_BYTES];
+    if (memcmp(record, nothing, RECORD_BYTES) == 0) return err_set(e, ST_PEER_LOST, "tcp: rank %d is not there: it could not open its end", r);
+    if (memcmp(record, RECORD_MAGIC, 8) != 0 || (record[8] != 4 && record[8] != 6))
+        return err_set(e, ST_MISMATCH, "tcp: what rank %d told about itself is not of this version", r);
+    uint64_t capacity = 0, own = comm_capacity(m->setup->max_bytes);
+    for (int i = 0; i < 8; i++) capacity |= (uint64_t)record[48 + i] << (8 * i);
+    if (capacity != own)
+        return err_set(e, ST_MISMATCH, "tcp: rank %d wants messages of %llu bytes, rank %d of %llu", r, (unsigned long long)capacity, m->rank,
+                       (unsigned long long)own);
+    union address *a = &m->addresses[r];
+    uint16_t port = (uint16_t)(record[10] | record[11] << 8);
+    if (record[8] == 6) {
+        a->v6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(port)};
+        memcpy(&a->v6.sin6_addr, record + 16, 16);
+        /* A link-local address means something on a link only: on that of our own. */
+        if (m->own.any.sa_family == AF_INET6) a->v6.sin6_scope_id = IN6_IS_ADDR_LINKLOCAL(&a->v6.sin6_addr) ? m->own.v6.sin6_scope_id : 0;
+    } else {
+        a->v4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port)};
+        memcpy(&a->v4.sin_addr, record + 16, 4);
+    }
+    char text[ADDRESS_TEXT];
+    if (a->any.sa_family != m->own.any.sa_family)
+        return err_set(e, ST_INVALID, "tcp: rank %d has the address %s, of another family than ours", r, address_text(a, text));
+    return ST_OK;
+}
+
+/* The job's key, the same on every rank: from all records, the random tokens among them. So it is as secret as the boot round. Where the launcher hands a key
+ * to the ranks, that one goes in as the outer key, and a proof then needs both. */
+static enum st derive_key(const unsigned char *records, int n_ranks, uint8_t key[KEY_BYTES]) {
+    static const uint8_t launcher_key[KEY_BYTES] = {0};
+    return base_mac(launcher_key, records, (size_t)n_ranks * RECORD_BYTES, key);
+}
+
+/* ---- greetings ----------------------------------------------------------------------------------------------------------------------------------- */
+
+static void put_greeting(const struct meeting *m, int from, int to, unsigned char greeting[GREETING_BYTES]) {
+    memset(greeting, 0, GREETING_BYTES);
+    memcpy(greeting, GREETING_MAGIC, 8);
+    greeting[8] = (unsigned char)from; /* ranks are below 256: the other bytes stay zero */
+    greeting[12] = (unsigned char)to;
+    greeting[16] = (unsigned char)m->n_ranks;
+    base_mac(m->key, greeting, 32, greeting + 32);
+}
+
+static bool is_greeting(const struct meeting *m, int from, int to, const unsigned char greeting[GREETING_BYTES]) {
+    unsigned char right[GREETING_BYTES], differs = 0;
+    put_greeting(m, from, to, right);
+    for (int i = 0; i < GREETING_BYTES; i++) differs |= (unsigned char)(right[i] ^ greeting[i]); /* the same time wherever it differs */
+    return differs == 0;
+}
+
+/* 64 bytes always fit into a fresh socket. */
+static bool send_greeting(const struct meeting *m, int fd, int to) {
+    unsigned char greeting[GREETING_BYTES];
+    put_greeting(m, m->rank, to, greeting);
+    return send(fd, greeting, sizeof greeting, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)sizeof greeting;
+}
+
+enum reading { READ_MORE, READ_ALL, READ_FAILED };
+static enum reading read_greeting(struct half *h) {
+    ssize_t n = recv(h->fd, h->greeting + h->n_got, GREETING_BYTES - h->n_got, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return READ_MORE;
+    if (n <= 0) return READ_FAILED;
+    h->n_got += (size_t)n;
+    return h->n_got == GREETING_BYTES ? READ_ALL : READ_MORE;
+}
+
+/* ---- sockets ------------------------------------------------------------------------------------------------------------------------------------- */
+
+static void set_option(int fd, int level, int name, int value) { setsockopt(fd, level, name, &value, sizeof value); }
+
+/* Nagle's algorithm would hold small messages back. Probes on an idle connection find a silent host after 3 s. Buffer sizes are left to the kernel: it lets them
+ * grow to tcp_rmem and tcp_wmem, and a fixed size would be cut to the much smaller rmem_max of most hosts. */
+static void tune(int fd) {
+    set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+    set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, 1);
+    set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, 1);
+    set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 2);
+}
+
+static enum st start_listening(struct meeting *m, struct err *e) {
+    char text[ADDRESS_TEXT];
+    enum st code = parse_address(m->setup->address, &m->own, e);
+    if (code != ST_OK) return code;
+    m->listener = socket(m->own.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (m->listener < 0) return err_set(e, ST_IO, "tcp: a socket for %s: %s", address_text(&m->own, text), strerror(errno));
+    socklen_t n = sizeof m->own.storage;
+    if (bind(m->listener, &m->own.any, address_bytes(&m->own)) != 0 || listen(m->listener, SOMAXCONN) != 0 ||
+        getsockname(m->listener, &m->own.any, &n) != 0) {
+        err_set(e, ST_IO, "tcp: rank %d cannot listen at %s: %s", m->rank, address_text(&m->own, text), strerror(errno));
+        close(m->listener);
+        m->listener = -1;
+        return ST_IO;
+    }
+    return ST_OK;
+}
+
+static void drop_half(struct half *h) {
+    if (h->fd >= 0) close(h->fd);
+    *h = (struct half){.fd = -1};
+}
+
+static void come_again(const struct meeting *m, struct half *h) {
+    drop_half(h);
+    h->until_ns = base_now_ns(m->clock) + AGAIN_NS;
+}
+
+static void prove(struct meeting *m, int r, struct half *h) {
+    tune(h->fd);
+    m->fds[r] = h->fd;
+    m->n_proved++;
+    *h = (struct half){.fd = -1};
+}
+
+/* ---- to lower ranks ------------------------------------------------------------------------------------------------------------------------------ */
+
+static enum st cannot_connect(const struct meeting *m, int r, int error, struct err *e) {
+    char text[ADDRESS_TEXT];
+    return err_set(e, error == ECONNREFUSED ? ST_PEER_LOST : ST_IO, "tcp: rank %d cannot connect to rank %d at %s: %s", m->rank, r,
+                   address_text(&m->addresses[r], text), strerror(error));
+}
+
+static enum st start_connecting(struct meeting *m, int r, struct err *e) {
+    struct half *h = &m->out[r];
+    h->fd = socket(m->own.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (h->fd < 0) return cannot_connect(m, r, errno, e);
+    /* From the address that the launcher has chosen, not from what the routing table would prefer. */
+    union address from = m->own;
+    if (from.any.sa_family == AF_INET6)
+        from.v6.sin6_port = 0;
+    else
+        from.v4.sin_port = 0;
+    set_option(h->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
+    if (bind(h->fd, &from.any, address_bytes(&from)) != 0) return cannot_connect(m, r, errno, e);
+    if (connect(h->fd, &m->addresses[r].any, address_bytes(&m->addresses[r])) != 0 && errno != EINPROGRESS) return cannot_connect(m, r, errno, e);
+    h->connecting = true;
+    return ST_OK;
+}
+
+static enum st go_on_connecting(struct meeting *m, int r, struct err *e) {
+    struct half *h = &m->out[r];
+    if (h->connecting) {
+        int error = 0;
+        socklen_t n = sizeof error;
+        getsockopt(h->fd, SOL_SOCKET, SO_ERROR, &error, &n);
+        /* A peer listens before it tells its port, and until all are connected: a port that is closed was left for good. */
+        if (error) return cannot_connect(m, r, error, e);
+        h->connecting = false;
+        if (!send_greeting(m, h->fd, r)) come_again(m, h);
+        return ST_OK;
+    }
+    switch (read_greeting(h)) {
+    case READ_MORE: break;
+    case READ_FAILED: come_again(m, h); break; /* strangers took our place there, perhaps */
+    case READ_ALL:
+        if (is_greeting(m, r, m->rank, h->greeting)) {
+            prove(m, r, h);
+        } else {
+            char text[ADDRESS_TEXT];
+            return err_set(e, ST_MISMATCH, "tcp: what answers at %s is not rank %d of this job", address_text(&m->addresses[r], text), r);
+        }
+    }
+    return ST_OK;
+}
+
+/* ---- from higher ranks, and strangers ------------------------------------------------------------------------------------------------------------ */
+
+static void remove_in(struct meeting *m, int i) {
+    drop_half(&m->in[i]);
+    memmove(&m->in[i], &m->in[i + 1], (size_t)(m->n_in - i - 1) * sizeof m->in[0]);
+    m->n_in--;
+}
+
+static enum st accept_some(struct meeting *m, struct err *e) {
+    for (int i = 0; i < MAX_HALVES; i++) {
+        int fd = accept4(m->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
+            if (!m->n_in) return err_set(e, ST_IO, "tcp: rank %d cannot accept its peers: %s", m->rank, strerror(errno));
+            remove_in(m, 0);
+            continue;
+        }
+        if (fd < 0) return ST_OK; /* nobody is left, or somebody has left again */
+        if (m->n_in == MAX_HALVES) remove_in(m, 0);
+        m->in[m->n_in++] = (struct half){.fd = fd, .until_ns = base_now_ns(m->clock) + STRANGER_NS};
+    }
+    return ST_OK;
+}
+
+/* False: it is done with, and may be removed. */
+static bool go_on_accepting(struct meeting *m, struct half *h) {
+    switch (read_greeting(h)) {
+    case READ_MORE: return true;
+    case READ_FAILED: return false;
+    case READ_ALL: break;
+    }
+    int r = h->greeting[8];
+    if (r <= m->rank || r >= m->n_ranks || m->fds[r] >= 0 || !is_greeting(m, r, m->rank, h->greeting)) return false;
+    if (send_greeting(m, h->fd, r)) prove(m, r, h);
+    return false;
+}
+
+/* ---- all of them --------------------------------------------------------------------------------------------------------------------------------- */
+
+/* "rank 1 did not connect to 10.0.0.1:4711, rank …" */
+static const char *missing_text(const struct meeting *m, char missing[300]) {
+    char text[ADDRESS_TEXT];
+    size_t n = 0;
+    missing[0] = 0;
+    for (int r = 0; r < m->n_ranks && n < 300; r++) {
+        if (r == m->rank || m->fds[r] >= 0) continue;
+        const char *how = r > m->rank ? "did not connect to" : m->out[r].connecting ? "is not reached at" : "does not answer at";
+        int k =
+            snprintf(missing + n, 300 - n, "%srank %d %s %s", n ? ", " : "", r, how, address_text(r > m->rank ? &m->own : &m->addresses[r], text));
+        n += k > 0 ? (size_t)k : 0;
+    }
+    return missing;
+}
+
+static enum st timed_out(const struct meeting *m, uint64_t begun_ns, uint64_t now_ns, struct err *e) {
+    char missing[300];
+    return err_set(e, ST_TIMEOUT, "tcp: rank %d waited %.1f s: %s", m->rank, (double)(now_ns - begun_ns) / (double)BASE_NS_PER_S,
+                   missing_text(m, missing));
+}
+
+/* It waits for the same ranks as we, probably. */
+static enum st gave_up(const struct meeting *m, int r, struct err *e) {
+    char missing[300];
+    return err_set(e, ST_PEER_LOST, "tcp: rank %d closed its end while rank %d still waited: %s", r, m->rank, missing_text(m, missing));
+}
+
+static int poll_ms(uint64_t now_ns, uint64_t until_ns) {
+    if (until_ns <= now_ns) return 0;
+    uint64_t ms = (until_ns - now_ns + BASE_NS_PER_MS - 1) / BASE_NS_PER_MS;
+    return ms > 1000 ? 1000 : (int)ms;
+}
+
+/* One look at everything that may have changed, waited for until wake_ns. */
+static enum st go_on(struct meeting *m, uint64_t now_ns, uint64_t wake_ns, struct err *e) {
+    struct pollfd polled[1 + COMM_MAX_RANKS + MAX_HALVES];
+    polled[0] = (struct pollfd){.fd = m->listener, .events = POLLIN};
+    for (int r = 0; r < m->n_ranks; r++) {
+        const struct half *h = &m->out[r];
+        /* Who is connected already is only watched for its end: what it sends belongs to the first exchange. */
+        polled[1 + r] = m->fds[r] >= 0 ? (struct pollfd){.fd = m->fds[r], .events = POLLRDHUP}
+                                       : (struct pollfd){.fd = h->fd, .events = (short)(h->connecting ? POLLOUT : POLLIN)};
+    }
+    int n_in = m->n_in, n_polled = 1 + m->n_ranks + n_in;
+    for (int i = 0; i < n_in; i++) polled[1 + m->n_ranks + i] = (struct pollfd){.fd = m->in[i].fd, .events = POLLIN};
+    if (poll(polled, (nfds_t)n_polled, poll_ms(now_ns, wake_ns)) <= 0) return ST_OK;
+
+    for (int r = 0; r < m->n_ranks; r++) {
+        if (!polled[1 + r].revents || polled[1 + r].fd < 0) continue;
+        if (m->fds[r] >= 0) return gave_up(m, r, e);
+        enum st code = go_on_connecting(m, r, e);
+        if (code != ST_OK) return code;
+    }
+    for (int i = n_in - 1; i >= 0; i--)
+        if (polled[1 + m->n_ranks + i].revents && !go_on_accepting(m, &m->in[i])) remove_in(m, i);
+    return polled[0].revents ? accept_some(m, e) : ST_OK;
+}
+
+static enum st meet(struct meeting *m, struct err *e) {
+    uint64_t begun_ns = base_now_ns(m->clock);
+    while (m->n_proved < m->n_ranks - 1) {
+        uint64_t now_ns = base_now_ns(m->clock), wake_ns = m->setup->deadline_ns;
+        if (now_ns >= m->setup->deadline_ns) return timed_out(m, begun_ns, now_ns, e);
+        while (m->n_in && m->in[0].until_ns <= now_ns) remove_in(m, 0);
+        if (m->n_in && m->in[0].until_ns < wake_ns) wake_ns = m->in[0].until_ns;
+        for (int r = 0; r < m->rank; r++) {
+            struct half *h = &m->out[r];
+            if (m->fds[r] >= 0 || h->fd >= 0) continue;
+            if (h->until_ns > now_ns) {
+                if (h->until_ns < wake_ns) wake_ns = h->until_ns;
+                continue;
+            }
+            enum st code = start_connecting(m, r, e);
+            if (code != ST_OK) return code;
+        }
+        enum st code = go_on(m, now_ns, wake_ns, e);
+        if (code != ST_OK) return code;
+    }
+    return ST_OK;
+}
+
+enum st comm_tcp_connect(const struct comm_setup *setup, bool able, int fds[COMM_MAX_RANKS], struct err *e) {
+    struct meeting m = {
+        .setup = setup, .clock = setup->clock ? setup->clock : base_clock_real(), .rank = setup->rank, .n_ranks = setup->n_ranks, .listener = -1};
+    m.fds = fds;
+    for (int r = 0; r < COMM_MAX_RANKS; r++) m.fds[r] = m.out[r].fd = -1;
+
+    unsigned char record[RECORD_BYTES] = {0}, records[COMM_MAX_RANKS * RECORD_BYTES];
+    enum st code = able ? start_listening(&m, e) : ST_NO_MEMORY;
+    if (code == ST_OK && getrandom(record + 32, 16, 0) != 16) code = err_set(e, ST_IO, "tcp: no random numbers: %s", strerror(errno));
+    if (code == ST_OK)
+        put_record(&m, record);
+    else
+        memset(record, 0, sizeof record);
+    enum st told = setup->boot->allgather(setup->boot->context, record, sizeof record, records, setup->deadline_ns, code == ST_OK ? e : NULL);
+    if (code == ST_OK) code = told;
+    for (int r = 0; code == ST_OK && r < m.n_ranks; r++)
+        if (r != m.rank) code = get_record(&m, r, records + (size_t)r * RECORD_BYTES, e);
+    if (code == ST_OK && derive_key(records, m.n_ranks, m.key) != ST_OK) code = err_set(e, ST_IO, "tcp: no key could be derived");
+    if (code == ST_OK) code = meet(&m, e);
+
+    if (m.listener >= 0) close(m.listener);
+    for (int r = 0; r < m.n_ranks; r++) drop_half(&m.out[r]);
+    while (m.n_in) remove_in(&m, m.n_in - 1);
+    for (int r = 0; code != ST_OK && r < m.n_ranks; r++) {
+        if (fds[r] >= 0) close(fds[r]);
+        fds[r] = -1;
+    }
+    return code;
+}

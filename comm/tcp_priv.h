@@ -1,0 +1,128 @@
+/* Inside the tcp backend: set-up (tcp_connect.c) and data path (tcp.c). Tests and the fuzzer look in here as well. */
+#ifndef COMM_TCP_PRIV_H
+#define COMM_TCP_PRIV_H
+
+#include "comm/comm_priv.h"
+
+/* What runs over a connection once it is set up: frames, each a head of 64 bytes and a payload, all numbers little-endian.
+ *
+ *    0 kind 4 · 4 zero 4 · 8 number 8 · 16 bytes of payload 8 · 24 step 8 · 32 n_events 4 · 36 token_hash 4 · 40 sent_ns 8 · 48 events_read 8 · 56 zero 8
+ *
+ *   kind      from → to     number                payload             24 … 47                 events_read
+ *   exchange  all → all     of the exchange       the rank's bytes    comm_header             bytes of the event stream taken so far
+ *   event     0 → others    of the event, from 0  the event's bytes   zero                    zero
+ *   read      others → 0    zero                  none                zero                    as above: a credit, when no exchange carries it
+ *   bye       all → all     why (enum tcp_bye)    none                n_events: rank blamed   zero
+ *
+ * Nothing follows a bye. The event stream's bytes count heads and payloads. */
+#define TCP_HEAD_BYTES 64u
+enum tcp_kind { TCP_EXCHANGE = 0x3158434d, TCP_EVENT = 0x3156454d, TCP_READ = 0x3144524d, TCP_BYE = 0x3145594d }; /* "MCX1" "MEV1" "MRD1" "MYE1" */
+enum tcp_bye {
+    TCP_BYE_WANTED,
+    TCP_BYE_CLOSED,
+    TCP_BYE_BROKE,
+    TCP_N_BYES
+}; /* own will; since that rank closed; since the connection to that rank broke */
+
+struct tcp_frame {
+    enum tcp_kind kind;
+    uint64_t number, bytes;
+    struct comm_header header;
+    uint64_t events_read;
+};
+void comm_tcp_put(const struct tcp_frame *f, unsigned char head[TCP_HEAD_BYTES]);
+/* False: this is no frame of ours. What it says still has to be checked. */
+bool comm_tcp_get(const unsigned char head[TCP_HEAD_BYTES], struct tcp_frame *f);
+
+#define TCP_RING_BYTES (1u << 20) /* of events that some rank has not read yet */
+
+struct tcp_peer {
+    int fd; /* −1: none */
+
+    /* receiving: the frame in hand */
+    unsigned char *at;    /* where it is put: the slot of its exchange, or spare */
+    unsigned char *spare; /* [TCP_HEAD_BYTES + COMM_EVENT_MAX_BYTES] */
+    size_t have, total;   /* bytes; total is 0 until the head is here */
+    uint64_t n_received;  /* exchanges that are here as a whole */
+    uint64_t n_announced; /* exchanges whose head is here; the last one has */
+    uint64_t announced_bytes;
+
+    /* sending */
+    size_t n_sent;         /* bytes of our frame of the exchange begun */
+    uint64_t events_sent;  /* rank 0: position in the event stream */
+    uint64_t events_read;  /* rank 0: what the peer says to have taken */
+    bool has_control;      /* a frame of a head only waits */
+    size_t n_control_sent; /* bytes of it */
+    unsigned char control[TCP_HEAD_BYTES];
+
+    /* the end */
+    bool ended;       /* nothing more comes from it, nothing goes to it */
+    unsigned i_ended; /* the how manieth to end */
+    int error;        /* of the socket, as errno; 0: end of file */
+    double silent_s;  /* its host did not answer for so long */
+    bool cut;         /* inside a frame */
+    bool said_bye;
+    int blamed; /* by its bye; −1: nobody */
+    enum tcp_bye bye;
+    bool garbled; /* it sent what cannot be: struct tcp's garbled says what */
+};
+
+struct tcp {
+    struct comm comm;
+    int rank, n_ranks;
+    size_t capacity; /* of a slot's payload */
+    unsigned char *memory, *ring;
+    size_t memory_bytes, slot_bytes;
+    struct tcp_peer peers[COMM_MAX_RANKS];
+
+    /* the exchange begun */
+    size_t frame_bytes;             /* of our own */
+    uint64_t after;                 /* it is sent behind so much of the event stream */
+    unsigned turn;                  /* whose turn it is to be looked at first */
+    uint64_t n_moved, n_moved_seen; /* times that bytes went in or out; as sleep has seen it last */
+    uint64_t quiet_since_ns;        /* when it saw that */
+
+    /* events; positions count bytes since the beginning. Rank 0 keeps the stream as it is sent; others keep length (8) and bytes of what they have not read */
+    uint64_t ring_written, ring_read;  /* rank 0 only writes: peers read */
+    uint64_t n_events;                 /* rank 0: posted; others: received */
+    uint64_t events_read, events_told; /* others: bytes of the stream taken, and what rank 0 knows of it */
+
+    unsigned n_ended;
+    struct err garbled;
+    int blamed; /* whom our bye will name */
+    enum tcp_bye bye;
+    uint64_t look_for_silence_ns;
+    uint64_t n_sends, n_receives; /* system calls */
+};
+
+/* ---- tcp_wire.c ---------------------------------------------------------------------------------------------------------------------------------- */
+
+unsigned char *comm_tcp_slot(const struct tcp *t, int rank, uint64_t sequence); /* head, then payload */
+void comm_tcp_ring_put(struct tcp *t, const void *data, size_t bytes);
+void comm_tcp_ring_get(const struct tcp *t, uint64_t position, void *data, size_t bytes);
+
+/* Reads from rank r up to a piece, or until the socket is empty or has ended; in an exchange not beyond the frame that is due. True: there may be more. */
+bool comm_tcp_receive(struct tcp *t, int r, bool exchange);
+/* Sends to rank r up to a piece of what is due, as far as its socket takes it. */
+void comm_tcp_push(struct tcp *t, int r);
+/* Both, for all peers, outside an exchange. */
+void comm_tcp_pump(struct tcp *t);
+bool comm_tcp_has_unsent(struct tcp *t, const struct tcp_peer *p);
+/* A frame of a head only. False: another one is just leaving. */
+bool comm_tcp_put_control(struct tcp_peer *p, const struct tcp_frame *f);
+
+/* Rank r has ended too early. It may have done so because of another: then that one is named, from what we see of it ourselves or by hearsay. */
+enum st comm_tcp_tell_lost(struct tcp *t, int r, struct err *e);
+/* Outside an exchange every end is one too early. ST_AGAIN: all are there. */
+enum st comm_tcp_check_lost(struct tcp *t, struct err *e);
+/* Now and then, by the clock: ends peers whose host acknowledges nothing any more. Idle connections are the keep-alive's. */
+void comm_tcp_look_for_silence(struct tcp *t, uint64_t now_ns);
+
+/* ---- setting up ---------------------------------------------------------------------------------------------------------------------------------- */
+
+/* A connection to every other rank, made before setup->deadline_ns; fds[setup->rank] = −1. Makes exactly one round of setup->boot; able: false says there that this rank is not. */
+enum st comm_tcp_connect(const struct comm_setup *setup, bool able, int fds[COMM_MAX_RANKS], struct err *e);
+/* A comm over connections that are there already, whatever made them; takes them over on success. */
+enum st comm_tcp_join(const struct comm_setup *setup, const int *fds, struct comm **c, struct err *e);
+
+#endif

@@ -1,0 +1,345 @@
+/* The wire of the tcp backend: frames, what comes in, what goes out, and how a peer ends. tcp.c says how it all works together. */
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "comm/tcp_priv.h"
+
+/* No peer gets more than so much before it is the next one's turn. */
+#define PIECE_BYTES (256u << 10)
+#define LOOK_FOR_SILENCE_NS (BASE_NS_PER_S / 2)
+#define SILENCE_MS 3000
+
+/* ---- frames -------------------------------------------------------------------------------------------------------------------------------------- */
+
+static void put32(unsigned char *p, uint32_t x) {
+    for (int i = 0; i < 4; i++) p[i] = (unsigned char)(x >> (8 * i));
+}
+static void put64(unsigned char *p, uint64_t x) {
+    for (int i = 0; i < 8; i++) p[i] = (unsigned char)(x >> (8 * i));
+}
+static uint32_t get32(const unsigned char *p) { return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24; }
+static uint64_t get64(const unsigned char *p) { return (uint64_t)get32(p) | (uint64_t)get32(p + 4) << 32; }
+
+void comm_tcp_put(const struct tcp_frame *f, unsigned char head[TCP_HEAD_BYTES]) {
+    put32(head, (uint32_t)f->kind);
+    put32(head + 4, 0);
+    put64(head + 8, f->number);
+    put64(head + 16, f->bytes);
+    put64(head + 24, f->header.step);
+    put32(head + 32, f->header.n_events);
+    put32(head + 36, f->header.token_hash);
+    put64(head + 40, f->header.sent_ns);
+    put64(head + 48, f->events_read);
+    put64(head + 56, 0);
+}
+
+bool comm_tcp_get(const unsigned char head[TCP_HEAD_BYTES], struct tcp_frame *f) {
+    uint32_t kind = get32(head);
+    if (kind != TCP_EXCHANGE && kind != TCP_EVENT && kind != TCP_READ && kind != TCP_BYE) return false;
+    if (get32(head + 4) != 0 || get64(head + 56) != 0) return false;
+    *f = (struct tcp_frame){
+        .kind = (enum tcp_kind)kind,
+        .number = get64(head + 8),
+        .bytes = get64(head + 16),
+        .header = {.step = get64(head + 24), .n_events = get32(head + 32), .token_hash = get32(head + 36), .sent_ns = get64(head + 40)},
+        .events_read = get64(head + 48)};
+    return true;
+}
+
+/* ---- places -------------------------------------------------------------------------------------------------------------------------------------- */
+
+unsigned char *comm_tcp_slot(const struct tcp *t, int rank, uint64_t sequence) {
+    return t->memory + ((size_t)rank * COMM_N_SLOTS + sequence % COMM_N_SLOTS) * t->slot_bytes;
+}
+
+void comm_tcp_ring_put(struct tcp *t, const void *data, size_t bytes) {
+    size_t at = t->ring_written % TCP_RING_BYTES, n = bytes < TCP_RING_BYTES - at ? bytes : TCP_RING_BYTES - at;
+    if (n) memcpy(t->ring + at, data, n);
+    if (bytes > n) memcpy(t->ring, (const unsigned char *)data + n, bytes - n);
+    t->ring_written += bytes;
+}
+
+void comm_tcp_ring_get(const struct tcp *t, uint64_t position, void *data, size_t bytes) {
+    size_t at = position % TCP_RING_BYTES, n = bytes < TCP_RING_BYTES - at ? bytes : TCP_RING_BYTES - at;
+    if (n) memcpy(data, t->ring + at, n);
+    if (bytes > n) memcpy((unsigned char *)data + n, t->ring, bytes - n);
+}
+
+/* ---- receiving ----------------------------------------------------------------------------------------------------------------------------------- */
+
+static void end_peer(struct tcp *t, struct tcp_peer *p, int error) {
+    if (p->ended) return;
+    p->ended = true;
+    p->i_ended = t->n_ended++;
+    p->cut = p->have > 0;
+    if (!p->error) p->error = error;
+}
+
+/* The sentence is in t->garbled; only the first one counts. */
+static void garbled(struct tcp *t, struct tcp_peer *p) {
+    p->garbled = true;
+    end_peer(t, p, 0);
+}
+
+static struct err *first_garbled(struct tcp *t) { return t->garbled.text[0] ? NULL : &t->garbled; }
+
+/* May rank r say this now? */
+static bool check_frame(struct tcp *t, int r, const struct tcp_frame *f) {
+    const struct tcp_peer *p = &t->peers[r];
+    const struct comm *c = &t->comm;
+    struct err *e = first_garbled(t);
+    if (t->rank == 0 && f->events_read > p->events_sent) {
+        err_set(e, ST_MISMATCH, "rank %d acknowledges events that were never posted", r);
+        return false;
+    }
+    switch (f->kind) {
+    case TCP_EXCHANGE:
+        if (f->number != p->n_received + 1 || f->number > c->sequence + 1) {
+            err_set(e, ST_MISMATCH, "rank %d is at exchange %llu, which cannot be", r, (unsigned long long)f->number);
+            return false;
+        }
+        if (f->bytes > t->capacity) {
+            err_set(e, ST_MISMATCH, "rank %d sends %llu bytes; %zu were planned", r, (unsigned long long)f->bytes, t->capacity);
+            return false;
+        }
+        if (c->begun && f->number == c->sequence && f->bytes != c->recv_bytes[r]) {
+            err_set(e, ST_MISMATCH, "rank %d sent %llu bytes where %zu are due", r, (unsigned long long)f->bytes, c->recv_bytes[r]);
+            return false;
+        }
+        return true;
+    case TCP_EVENT:
+        if (r == 0 && f->bytes <= COMM_EVENT_MAX_BYTES && f->number == t->n_events &&
+            t->ring_written - t->ring_read + sizeof(uint64_t) + f->bytes <= TCP_RING_BYTES)
+            return true;
+        err_set(e, ST_MISMATCH, "rank %d's event stream is corrupt: event %llu of %llu bytes where event %llu is due", r,
+                (unsigned long long)f->number, (unsigned long long)f->bytes, (unsigned long long)t->n_events);
+        return false;
+    case TCP_READ:
+    case TCP_BYE:
+        if (f->bytes == 0 && (f->kind == TCP_READ ? t->rank == 0 : f->number < TCP_N_BYES && f->header.n_events < (uint32_t)t->n_ranks)) return true;
+        break;
+    }
+    err_set(e, ST_MISMATCH, "rank %d sent a frame that cannot be", r);
+    return false;
+}
+
+/* Everything but an exchange; the frame lies at p->at as a whole. */
+static void take_aside(struct tcp *t, struct tcp_peer *p, const struct tcp_frame *f) {
+    if (f->kind == TCP_EVENT) {
+        comm_tcp_ring_put(t, &f->bytes, sizeof f->bytes);
+        comm_tcp_ring_put(t, p->at + TCP_HEAD_BYTES, f->bytes);
+        t->n_events++;
+    }
+    p->have -= p->total;
+    memmove(p->at, p->at + p->total, p->have);
+    p->total = 0;
+    if (f->kind == TCP_BYE) {
+        p->said_bye = true;
+        p->bye = (enum tcp_bye)f->number;
+        p->blamed = p->bye == TCP_BYE_WANTED ? -1 : (int)f->header.n_events;
+        end_peer(t, p, 0);
+    }
+}
+
+/* Takes what has come of the frame in hand, and frames behind it. */
+static void take(struct tcp *t, int r) {
+    struct tcp_peer *p = &t->peers[r];
+    while (!p->ended && p->have >= TCP_HEAD_BYTES) {
+        struct tcp_frame f;
+        bool is_frame = comm_tcp_get(p->at, &f);
+        if (!p->total) {
+            if (!is_frame) err_set(first_garbled(t), ST_MISMATCH, "rank %d sent bytes that are no frame", r);
+            if (!is_frame || !check_frame(t, r, &f)) {
+                garbled(t, p);
+                return;
+            }
+            p->total = TCP_HEAD_BYTES + f.bytes;
+            if (f.events_read > p->events_read) p->events_read = f.events_read;
+            if (f.kind == TCP_EXCHANGE) {
+                unsigned char *slot = comm_tcp_slot(t, r, f.number);
+                if (p->at == p->spare) memcpy(slot, p->at, TCP_HEAD_BYTES);
+                p->at = slot;
+                p->n_announced = f.number;
+                p->announced_bytes = f.bytes;
+            }
+        }
+        if (p->have < p->total) return;
+        if (f.kind == TCP_EXCHANGE) {
+            BASE_ASSERT(p->have == p->total);
+            p->n_received++;
+            p->have = p->total = 0;
+        } else {
+            take_aside(t, p, &f);
+        }
+    }
+}
+
+bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
+    struct tcp_peer *p = &t->peers[r];
+    const struct comm *c = &t->comm;
+    size_t n_left = PIECE_BYTES;
+    while (!p->ended) {
+        if (!p->have) p->at = c->begun && p->n_received + 1 == c->sequence ? comm_tcp_slot(t, r, c->sequence) : p->spare;
+        size_t wanted = (p->total ? p->total : p->at == p->spare ? TCP_HEAD_BYTES : TCP_HEAD_BYTES + c->recv_bytes[r]) - p->have;
+        if (wanted > n_left) wanted = n_left;
+        t->n_receives++;
+        ssize_t n = recv(p->fd, p->at + p->have, wanted, MSG_DONTWAIT);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return false;
+        if (n <= 0) {
+            end_peer(t, p, n < 0 ? errno : 0);
+            return false;
+        }
+        p->have += (size_t)n;
+        t->n_moved++;
+        n_left -= (size_t)n;
+        take(t, r);
+        if (exchange && p->n_received >= c->sequence) return true;
+        if ((size_t)n < wanted) return false;
+        if (!n_left) return true;
+    }
+    return false;
+}
+
+/* ---- sending ------------------------------------------------------------------------------------------------------------------------------------- */
+
+/* What is to be sent to p next; 0: nothing. A frame that was begun is finished first; events in front of the exchange that follows them. */
+static size_t next_bytes(struct tcp *t, const struct tcp_peer *p, const unsigned char **from) {
+    if (p->n_control_sent) {
+        *from = p->control + p->n_control_sent;
+        return TCP_HEAD_BYTES - p->n_control_sent;
+    }
+    bool has_exchange = p->n_sent < t->frame_bytes;
+    uint64_t events_until = t->rank != 0 ? 0 : has_exchange ? t->after : t->ring_written;
+    if (p->n_sent == 0 || !has_exchange) {
+        if (p->events_sent < events_until) {
+            size_t at = p->events_sent % TCP_RING_BYTES, bytes = (size_t)(events_until - p->events_sent);
+            *from = t->ring + at;
+            return bytes < TCP_RING_BYTES - at ? bytes : TCP_RING_BYTES - at;
+        }
+    }
+    if (has_exchange) {
+        *from = comm_tcp_slot(t, t->rank, t->comm.sequence) + p->n_sent;
+        return t->frame_bytes - p->n_sent;
+    }
+    *from = p->control;
+    return p->has_control ? TCP_HEAD_BYTES : 0;
+}
+
+static void was_sent(struct tcp *t, struct tcp_peer *p, const unsigned char *from, size_t bytes) {
+    if (from >= p->control && from < p->control + TCP_HEAD_BYTES) {
+        p->n_control_sent += bytes;
+        if (p->n_control_sent == TCP_HEAD_BYTES) {
+            p->n_control_sent = 0;
+            p->has_control = false;
+        }
+    } else if (from >= t->ring && from < t->ring + TCP_RING_BYTES) {
+        p->events_sent += bytes;
+    } else {
+        p->n_sent += bytes;
+    }
+}
+
+void comm_tcp_push(struct tcp *t, int r) {
+    struct tcp_peer *p = &t->peers[r];
+    const unsigned char *from;
+    size_t n_left = PIECE_BYTES, wanted;
+    while (!p->ended && n_left && (wanted = next_bytes(t, p, &from)) > 0) {
+        if (wanted > n_left) wanted = n_left;
+        t->n_sends++;
+        ssize_t n = send(p->fd, from, wanted, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
+        if (n < 0) {
+            /* It takes nothing any more, but what it has sent before still counts, its bye above all. */
+            p->error = errno;
+            while (comm_tcp_receive(t, r, false)) {
+            }
+            end_peer(t, p, p->error);
+            return;
+        }
+        was_sent(t, p, from, (size_t)n);
+        t->n_moved++;
+        n_left -= (size_t)n;
+        if ((size_t)n < wanted) return;
+    }
+}
+
+bool comm_tcp_has_unsent(struct tcp *t, const struct tcp_peer *p) {
+    const unsigned char *from;
+    return p->fd >= 0 && !p->ended && next_bytes(t, p, &from) > 0;
+}
+
+bool comm_tcp_put_control(struct tcp_peer *p, const struct tcp_frame *f) {
+    if (p->n_control_sent) return false;
+    comm_tcp_put(f, p->control);
+    p->has_control = true;
+    return true;
+}
+
+void comm_tcp_pump(struct tcp *t) {
+    for (int i = 1; i < t->n_ranks; i++) {
+        int r = (t->rank + i) % t->n_ranks;
+        comm_tcp_push(t, r);
+        comm_tcp_receive(t, r, false);
+    }
+}
+
+/* ---- the end of a peer --------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st say_lost(const struct tcp *t, int r, struct err *e) {
+    const struct tcp_peer *p = &t->peers[r];
+    if (p->garbled) return err_set(e, ST_MISMATCH, "%s", t->garbled.text);
+    if (p->silent_s > 0) return err_set(e, ST_PEER_LOST, "the connection to rank %d broke: its host has not answered for %.1f s", r, p->silent_s);
+    if (p->said_bye) return err_set(e, ST_PEER_LOST, "rank %d closed its end", r);
+    if (p->error == 0 || p->error == EPIPE)
+        return err_set(e, ST_PEER_LOST, "rank %d closed its end without a good-bye%s", r, p->cut ? ", in the middle of a message" : "");
+    return err_set(e, ST_PEER_LOST, "the connection to rank %d broke: %s", r, strerror(p->error));
+}
+
+enum st comm_tcp_tell_lost(struct tcp *t, int r, struct err *e) {
+    for (int other = 0; other < t->n_ranks; other++)
+        if (t->peers[other].fd >= 0) comm_tcp_receive(t, other, false);
+    for (int i = 0; i < t->n_ranks; i++) { /* who blames in circles is followed once around */
+        const struct tcp_peer *p = &t->peers[r];
+        if (p->garbled || p->blamed < 0) break;
+        if (p->blamed == t->rank) return err_set(e, ST_PEER_LOST, "rank %d lost its connection to rank %d, to us", r, t->rank);
+        if (!t->peers[p->blamed].ended) {
+            t->blamed = p->blamed;
+            t->bye = p->bye;
+            return p->bye == TCP_BYE_CLOSED ? err_set(e, ST_PEER_LOST, "rank %d closed its end, as rank %d tells", p->blamed, r)
+                                            : err_set(e, ST_PEER_LOST, "rank %d lost its connection to rank %d", r, p->blamed);
+        }
+        r = p->blamed;
+    }
+    t->blamed = r;
+    t->bye = t->peers[r].said_bye ? TCP_BYE_CLOSED : TCP_BYE_BROKE;
+    return say_lost(t, r, e);
+}
+
+/* Retransmissions, or probes of a closed window, that nobody answers. Idle connections are the keep-alive's. */
+void comm_tcp_look_for_silence(struct tcp *t, uint64_t now_ns) {
+    if (now_ns < t->look_for_silence_ns) return;
+    t->look_for_silence_ns = now_ns + LOOK_FOR_SILENCE_NS;
+    for (int r = 0; r < t->n_ranks; r++) {
+        struct tcp_peer *p = &t->peers[r];
+        struct tcp_info info = {0};
+        socklen_t n = sizeof info;
+        if (p->fd < 0 || p->ended || getsockopt(p->fd, IPPROTO_TCP, TCP_INFO, &info, &n) != 0) continue;
+        bool asked = (info.tcpi_unacked && info.tcpi_retransmits >= 2) || info.tcpi_probes >= 2;
+        if (!asked || info.tcpi_last_ack_recv < SILENCE_MS || info.tcpi_last_data_recv < SILENCE_MS) continue;
+        p->silent_s = info.tcpi_last_ack_recv / 1000.0;
+        end_peer(t, p, ETIMEDOUT);
+    }
+}
+
+enum st comm_tcp_check_lost(struct tcp *t, struct err *e) {
+    int lost = -1;
+    if (!t->n_ended) return ST_AGAIN;
+    for (int r = 0; r < t->n_ranks; r++)
+        if (t->peers[r].fd >= 0 && t->peers[r].ended && (lost < 0 || t->peers[r].i_ended < t->peers[lost].i_ended)) lost = r;
+    return comm_tcp_tell_lost(t, lost, e);
+}

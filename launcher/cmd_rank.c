@@ -1,0 +1,95 @@
+/* A rank's process, as an agent starts it. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "comm/boot_pmi.h"
+#include "launcher/agent.h"
+#include "launcher/exchanges.h"
+#include "launcher/rank_options.h"
+#include "runtime/rank.h"
+
+/* "0,1@0": numbers up to an end or an '@'; *text is left behind them. */
+static int parse_numbers(const char **text, int *numbers, int max)
+{
+    int n = 0;
+    const char *at = *text;
+    while (*at && *at != '@' && n < max) {
+        char *end;
+        numbers[n++] = (int)strtol(at, &end, 10);
+        at = *end == ',' ? end + 1 : end == at ? at + strlen(at) : end;
+    }
+    *text = *at == '@' ? at + 1 : at;
+    return n;
+}
+
+int cmd_rank(int argc, char **argv)
+{
+    struct rank_values v;
+    struct err e = {""};
+    const char *model;
+    uint32_t shares[ORDER_MAX_RANKS];
+    static int cpus[1024], nodes[64];
+    struct comm_link link;
+    base_log_init(NULL);
+    enum st st = launch_rank_options_parse("rank", argc, argv, &v, &model, &e);
+    struct rt_rank_options o = {.model = model, .front_fd = -1, .memory_fd = -1};
+    if (!st) {
+        o.rank = (int)v.rank;
+        o.n_ranks = (int)v.n_ranks;
+        o.front_fd = v.rank == 0 ? (int)v.front_fd : -1;
+        o.memory_fd = (int)v.memory_fd;
+        o.settings = (struct rt_settings){
+            .accurate = v.accurate,
+            .chunk = (int)v.chunk,
+            .context = v.context,
+            .max_sequences = (int)v.sequences,
+            .n_threads = (int)v.n_threads,
+            .spin_us = (int)v.spin_us,
+            .ledger = v.ledger,
+        };
+        const char *seat = v.cpus;
+        if (seat && parse_numbers(&seat, cpus, 1024) == o.settings.n_threads) {
+            o.settings.os_cpus = cpus;
+            o.numa = nodes;
+            o.n_numa = parse_numbers(&seat, nodes, 64);
+        }
+        o.backend = v.backend;
+        st = kern_format_from_safetensors(v.kv ? v.kv : "F32", &o.settings.kv_format, &e);
+    }
+    if (!st && v.link) {
+        st = comm_link_parse(v.link, &link, &e);
+        o.link = &link;
+    }
+    struct comm_boot boot = {0};
+    if (!st && comm_boot_pmi_is_here()) {
+        int rank, n_ranks;
+        st = comm_boot_pmi_open_env(0, &boot, &rank, &n_ranks, &e);
+        o.boot = &boot;
+    }
+    int n = 0;
+    if (!st && v.shares) {
+        st = launch_parse_split(v.shares, shares, &n, &e);
+        o.shares = shares;
+    }
+    if (!st && v.vitals_fd >= 0) {
+        struct rt_vitals *all = mmap(NULL, (size_t)v.n_ranks * sizeof *all, PROT_READ | PROT_WRITE, MAP_SHARED, (int)v.vitals_fd, 0);
+        if (all == MAP_FAILED)
+            st = err_set(&e, ST_IO, "cannot map the page of vital signs: %s", strerror(errno));
+        else
+            o.vitals = all;
+    }
+    if (!st)
+        st = v.exchanges ? launch_exchanges_run(v.exchanges, &o, (size_t)v.exchange_bytes, &e) : rt_rank_run(&o, &e);
+    const bool is_mpi = v.exchanges || (v.backend && strcmp(v.backend, "mpi") == 0);
+    if (!st && o.boot)
+        comm_boot_pmi_close(&boot, is_mpi ? COMM_BOOT_PMI_LEAVE : COMM_BOOT_PMI_FINALIZE);
+    if (st && !o.vitals) /* nobody else will tell */
+        LOG_ERR("rank", "%s", e.text);
+    if (st)
+        _exit(1); /* no library's way out after an error: some wait there for peers that are dead */
+    return 0;
+}

@@ -1,0 +1,40 @@
+#include "launcher/rank_options.h"
+
+#include "base/options.h"
+#include "comm/comm.h"
+
+static const struct option agent_options[] = {
+    {"--control-fd", NULL, OPT_INT, offsetof(struct rank_values, control_fd), "FD", "socket to the launcher", 0, 0, NULL},
+    {"--exchange-bytes", NULL, OPT_INT, offsetof(struct rank_values, exchange_bytes), "N", "largest send of a rank", 0, 0, NULL},
+    {"--seats", NULL, OPT_STR, offsetof(struct rank_values, seats), "LISTS", "CPUs of each rank", 0, 0, NULL},
+    {"--ranks", NULL, OPT_INT, offsetof(struct rank_values, n_ranks), "N", "ranks of the job", 1, COMM_MAX_RANKS, NULL},
+    {"--front-fd", NULL, OPT_INT, offsetof(struct rank_values, front_fd), "FD", "socket to the front end, for rank 0", 0, 0, NULL},
+    {"--threads", NULL, OPT_INT, offsetof(struct rank_values, n_threads), "T", "threads of each rank", 1, 1024, NULL},
+    {"--spin-us", NULL, OPT_INT, offsetof(struct rank_values, spin_us), "US", "spin before sleeping", 0, 50, NULL},
+    {"--chunk", NULL, OPT_INT, offsetof(struct rank_values, chunk), "N", "tokens of a step", 1, 65536, NULL},
+    {"--ctx", NULL, OPT_INT, offsetof(struct rank_values, context), "N", "tokens of a sequence", 1, 16777216, NULL},
+    {"--sequences", NULL, OPT_INT, offsetof(struct rank_values, sequences), "N", "sequences at once", 1, 65536, NULL},
+    {"--split", NULL, OPT_STR, offsetof(struct rank_values, shares), "A:B", "shares", 0, 0, NULL},
+    {"--kv", NULL, OPT_STR, offsetof(struct rank_values, kv), "F", "cache format", 0, 0, NULL},
+    {"--accurate", NULL, OPT_FLAG, offsetof(struct rank_values, accurate), NULL, "activations in F32", 0, 0, NULL},
+    {"--ledger", NULL, OPT_FLAG, offsetof(struct rank_values, ledger), NULL, "keep the ledger", 0, 0, NULL},
+    {"--backend", NULL, OPT_STR, offsetof(struct rank_values, backend), "NAME", "what carries the bytes", 0, 0, NULL},
+    {"--link", NULL, OPT_STR, offsetof(struct rank_values, link), "LINK", "emulated link", 0, 0, NULL},
+    {"--exchanges", NULL, OPT_STR, offsetof(struct rank_values, exchanges), "WHAT", "measure exchanges, run no model", 0, 0, NULL},
+    {"--rank", NULL, OPT_INT, offsetof(struct rank_values, rank), "R", "this rank", 0, COMM_MAX_RANKS, NULL},
+    {"--memory-fd", NULL, OPT_INT, offsetof(struct rank_values, memory_fd), "FD", "the ranks' shared segment", 0, 0, NULL},
+    {"--vitals-fd", NULL, OPT_INT, offsetof(struct rank_values, vitals_fd), "FD", "the signs of life", 0, 0, NULL},
+    {"--cpus", NULL, OPT_STR, offsetof(struct rank_values, cpus), "LIST", "CPUs of this rank's threads", 0, 0, NULL},
+    {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
+};
+
+enum st launch_rank_options_parse(const char *command, int argc, char **argv, struct rank_values *v, const char **model, struct err *e)
+{
+    *v = (struct rank_values){.control_fd = -1, .front_fd = -1, .memory_fd = -1, .vitals_fd = -1};
+    const struct option_group group = {"", agent_options, v};
+    int n;
+    const enum st st = base_options_parse(command, &group, 1, argc, argv, model, 1, &n, e);
+    if (!st && n != 1)
+        return err_set(e, ST_INVALID, "%s: which model?", command);
+    return st;
+}

@@ -1,0 +1,28 @@
+/* What agents and ranks are told by command line and inherited descriptors. The agent passes its own arguments on to every rank unchanged, and adds --rank, --cpus and the like. */
+#ifndef LAUNCHER_RANK_OPTIONS_H
+#define LAUNCHER_RANK_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+struct rank_values {
+    /* agent */
+    int64_t control_fd, exchange_bytes;
+    const char *seats; /* "0,1@0:2,3@1": the ranks' CPUs and their memory's nodes; NULL: not bound */
+    /* both */
+    int64_t n_ranks, front_fd, n_threads, spin_us, chunk, context, sequences;
+    const char *shares, *kv;
+    const char *backend, *link; /* of comm; NULL: the best; none */
+    const char *exchanges;      /* a benchmark of exchanges instead of a model (launcher/exchanges.h) */
+    bool accurate, ledger;
+    /* rank */
+    int64_t rank, memory_fd, vitals_fd;
+    const char *cpus; /* one of seats */
+};
+
+/* model: the one positional argument. */
+enum st launch_rank_options_parse(const char *command, int argc, char **argv, struct rank_values *v, const char **model, struct err *e);
+
+#endif
