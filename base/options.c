@@ -65,6 +65,10 @@ static enum st store(const struct option *o, void *values, const char *name, con
         return ST_OK;
     }
     case OPT_STR: *(const char **)field = text; return ST_OK;
+    case OPT_MAYBE:
+        if (text && !*text) return err_set(e, ST_INVALID, "%s= has nothing behind it; %s alone is possible", name, name);
+        *(const char **)field = text ? text : "";
+        return ST_OK;
     case OPT_ENUM: {
         for (int i = 0; o->choices[i]; i++)
             if (strcmp(o->choices[i], text) == 0) {
@@ -119,7 +123,7 @@ enum st base_options_parse(const char *command, const struct option_group *group
         snprintf(name, sizeof name, "%.*s", (int)n_name, arg);
         if (o->type == OPT_FLAG) {
             if (value) return err_set(e, ST_INVALID, "%s takes no value", name);
-        } else if (!value) {
+        } else if (!value && o->type != OPT_MAYBE) {
             /* The next argument, whatever it looks like: -p "- a list" and --seed -1 are meant so. */
             if (i + 1 >= argc) return err_set(e, ST_INVALID, "%s needs a value%s%s", name, o->value ? ": " : "", o->value ? o->value : "");
             value = argv[++i];
@@ -147,7 +151,9 @@ static void spell(const struct option *o, char *text, size_t bytes) {
     char choices[200] = "";
     if (o->type == OPT_ENUM && !o->value) join_choices(o, "|", choices, sizeof choices);
     const char *value = o->type == OPT_FLAG ? "" : o->value ? o->value : choices;
-    snprintf(text, bytes, "%s%s%s%s%s%s", is_short(first) ? "" : "    ", first, second ? ", " : "", second ? second : "", *value ? " " : "", value);
+    const bool maybe = o->type == OPT_MAYBE;
+    snprintf(text, bytes, "%s%s%s%s%s%s%s", is_short(first) ? "" : "    ", first, second ? ", " : "", second ? second : "", maybe ? "[=" : *value ? " " : "", value,
+             maybe ? "]" : "");
 }
 
 void base_options_print_help(FILE *out, const char *usage, const char *about, const struct option_group *groups, int n_groups) {

@@ -1,7 +1,8 @@
 /* Command-line options as one table, which feeds the parser, --help and shell completion.
  *
  * A command has rows of its own and may share rows with others (option_group). Values are written to the caller's struct by offset.
- * "--name VALUE", "--name=VALUE", "-n VALUE", "-nVALUE" for one-letter names, flags "--name"; "--" ends options. A repeated option: the last wins, except LIST. */
+ * "--name VALUE", "--name=VALUE", "-n VALUE", "-nVALUE" for one-letter names, flags "--name", "--name[=VALUE]" where the value may be missing; "--" ends options.
+ * A repeated option: the last wins, except LIST. */
 #ifndef BASE_OPTIONS_H
 #define BASE_OPTIONS_H
 
@@ -17,7 +18,8 @@ enum option_type {
     OPT_DOUBLE, /* double, min … max */
     OPT_STR,    /* const char *, borrowed from argv */
     OPT_ENUM,   /* int: index into choices */
-    OPT_LIST    /* struct option_list: every occurrence appended */
+    OPT_LIST,   /* struct option_list: every occurrence appended */
+    OPT_MAYBE   /* const char *, borrowed: what stands behind "=", and "" for the bare name; never the next argument. Long names only */
 };
 
 #define OPTION_LIST_MAX 1024

@@ -38,7 +38,7 @@ enum { TAG_EXCHANGE = 1, TAG_EVENT, TAG_CONTROL, TAG_BOOT };
 #define CLOSE_WAIT_NS BASE_NS_PER_S
 #define LINGER_NS (2 * BASE_NS_PER_MS)
 #define ANGRY_WAIT_NS (100 * BASE_NS_PER_MS) /* a dead peer does not take its bye */
-#define BOOT_GROUP_TAG 30000 /* of MPI_Comm_create_group; groups count from 0, and MPI promises tags up to 32,767 */
+#define BOOT_GROUP_TAG 30000                 /* of MPI_Comm_create_group; groups count from 0, and MPI promises tags up to 32,767 */
 #define MIN_NAP_NS 20000u
 #define MAX_NAP_NS 500000u
 #define MAX_MESSAGE_BYTES ((size_t)INT_MAX - 4096)

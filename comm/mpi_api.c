@@ -34,6 +34,9 @@ static void set_environment(void) {
         {"UCX_ERROR_SIGNALS", ""},  /* else it handles SIGSEGV and others, with a debugger's prompt */
         {"UCX_LOG_FILE", "stderr"}, /* else it logs to stdout */
         {"UCX_WARN_UNUSED_ENV_VARS", "n"},
+#ifdef __SANITIZE_THREAD__
+        {"UCX_MEM_EVENTS", "n"}, /* it patches mmap, and so does the sanitizer */
+#endif
     };
     for (size_t i = 0; i < sizeof defaults / sizeof *defaults; i++) setenv(defaults[i][0], defaults[i][1], 0);
 }

@@ -15,6 +15,7 @@
 #include "base/pool.h"
 #include "base/rng.h"
 #include "launcher/commands.h"
+#include "launcher/foreign.h"
 #include "launcher/job.h"
 
 #define READ_BYTES (256u << 20) /* larger than any cache in front of the memory that weights come from */
@@ -211,6 +212,8 @@ int cmd_bench(int argc, char **argv)
     struct launch_setup *s = NULL;
     struct launch_job *job = NULL;
     enum st st = launch_setup_create(model, &shared, &needs, &s, &e);
+    if (!st)
+        launch_foreign_serve(s, false);
     if (!st && s->settings.context < needs.context)
         st = err_set(&e, ST_INVALID, "--ctx %" PRId64 " is too short: %" PRId64 " tokens are needed", s->settings.context, needs.context);
     if (!st)

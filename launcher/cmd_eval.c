@@ -13,6 +13,7 @@
 
 #include "base/clock.h"
 #include "launcher/commands.h"
+#include "launcher/foreign.h"
 #include "launcher/job.h"
 #include "launcher/text/tokenizer.h"
 
@@ -359,6 +360,8 @@ int cmd_eval(int argc, char **argv)
     }
     if (!st)
         st = launch_setup_create(model, &shared, &needs, &v.setup, &e);
+    if (!st)
+        launch_foreign_serve(v.setup, false);
     if (!st)
         st = values.text ? read_text(&v, &e) : check_ids(&v, &e);
     if (!st)

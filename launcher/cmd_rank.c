@@ -8,7 +8,9 @@
 #include "base/log.h"
 #include "comm/boot_pmi.h"
 #include "launcher/agent.h"
+#include "launcher/commands.h"
 #include "launcher/exchanges.h"
+#include "launcher/foreign.h"
 #include "launcher/rank_options.h"
 #include "runtime/rank.h"
 
@@ -34,6 +36,11 @@ int cmd_rank(int argc, char **argv)
     uint32_t shares[ORDER_MAX_RANKS];
     static int cpus[1024], nodes[64];
     struct comm_link link;
+    static int (*const commands[])(int, char **) = {cmd_run, cmd_eval, cmd_bench};
+    static const char *const names[] = {"run", "eval", "bench"};
+    for (size_t i = 0; i < sizeof names / sizeof *names && argc > 1; i++)
+        if (strcmp(argv[1], names[i]) == 0)
+            return launch_foreign_run(commands[i], argc - 1, argv + 1);
     base_log_init(NULL);
     enum st st = launch_rank_options_parse("rank", argc, argv, &v, &model, &e);
     struct rt_rank_options o = {.model = model, .front_fd = -1, .memory_fd = -1};

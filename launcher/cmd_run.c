@@ -8,6 +8,7 @@
 
 #include "base/json.h"
 #include "launcher/commands.h"
+#include "launcher/foreign.h"
 #include "launcher/job.h"
 #include "launcher/text/chat.h"
 
@@ -340,6 +341,8 @@ int cmd_run(int argc, char **argv)
     struct launch_setup *setup = NULL;
     const struct launch_needs needs = {.max_sequences = 1, .ledger = v.ledger};
     enum st st = launch_setup_create(model, &shared, &needs, &setup, &e);
+    if (!st)
+        launch_foreign_serve(setup, v.dry_run);
     if (!st && (v.dry_run || v.verbose))
         launch_print_plan(setup, v.dry_run ? stdout : stderr);
     if (!st && v.dry_run) {

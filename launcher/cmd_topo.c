@@ -53,6 +53,8 @@ int cmd_topo(int argc, char **argv)
         char *drawing = v.json ? topo_draw_json(m, p) : v.svg ? topo_draw_svg(m, p) : topo_draw_text(m, p);
         if (drawing)
             fputs(drawing, stdout);
+        if (drawing && v.json)
+            fputc('\n', stdout);
         st = drawing ? launch_flush_stdout(&e) : err_set(&e, ST_NO_MEMORY, "no memory for the drawing");
         free(drawing);
     }

@@ -13,6 +13,7 @@
 
 #include "base/clock.h"
 #include "launcher/agent.h"
+#include "launcher/foreign.h"
 #include "launcher/interrupt.h"
 #include "launcher/watch.h"
 #include "runtime/rank.h"
@@ -51,6 +52,10 @@ static enum st start_thread(struct launch_job *job, int rank_fd, struct err *e)
     job->rank = (struct rt_rank_options){.model = s->model, .n_ranks = 1, .settings = s->settings, .front_fd = rank_fd, .memory_fd = -1};
     if (s->placement->bound)
         job->rank.settings.os_cpus = s->placement->seats[0].pus;
+    if (launch_foreign()) {
+        launch_foreign_options(s, &job->rank);
+        job->rank.front_fd = rank_fd;
+    }
     const int error = pthread_create(&job->thread, NULL, rank_thread, job);
     if (error) {
         close(rank_fd);
@@ -109,7 +114,7 @@ enum st launch_job_start(const struct launch_setup *setup, struct launch_job **o
     }
     rt_inbox_init(&job->front, front[0]);
     launch_interrupt_heed();
-    st = setup->n_ranks == 1 ? start_thread(job, front[1], e) : start_agent(job, front[1], e);
+    st = setup->n_ranks == 1 || launch_foreign() ? start_thread(job, front[1], e) : start_agent(job, front[1], e);
     if (!st && setup->plan) /* without a model there is nothing to load */
         st = wait_ready(job, e);
     if (st) {

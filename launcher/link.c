@@ -1,5 +1,6 @@
 #include "launcher/link.h"
 
+#include <ctype.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,7 +23,7 @@ enum st launch_link_parse(const char *text, struct comm_link *link, struct err *
         if (n < 0 || (size_t)n >= sizeof whole)
             return err_set(e, ST_INVALID, "--link %.60s…: too long", text);
         text = whole;
-    } else if (name[0] && !strpbrk(name, "0123456789.")) {
+    } else if (isalpha((unsigned char)name[0]) && strcmp(name, "unlimited") != 0) {
         char known[200] = "";
         for (int i = 0; topo_link_preset_at(i); i++)
             snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", topo_link_preset_at(i)->name);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "launcher/foreign.h"
 #include "launcher/link.h"
 
 /* Of each rank, beside what the plan counts: code, stacks, the descriptions themselves. */
@@ -60,15 +61,18 @@ enum st launch_parse_split(const char *text, uint32_t *shares, int *n, struct er
 
 static enum st count_ranks(const struct launch_options *o, struct launch_setup *s, struct err *e)
 {
-    s->n_ranks = o->n_ranks ? (int)o->n_ranks : 1;
+    const struct launch_foreign *f = launch_foreign();
+    s->n_ranks = o->n_ranks ? (int)o->n_ranks : f ? f->n_ranks : 1;
+    if (f && s->n_ranks != f->n_ranks)
+        return err_set(e, ST_INVALID, "-n %d, but %d ranks were started", s->n_ranks, f->n_ranks);
     if (!o->split)
         return ST_OK;
     int n;
     const enum st st = launch_parse_split(o->split, s->shares, &n, e);
     if (st)
         return st;
-    if (o->n_ranks && o->n_ranks != n)
-        return err_set(e, ST_INVALID, "--split %s has %d shares, -n says %" PRId64 " ranks", o->split, n, o->n_ranks);
+    if ((o->n_ranks && o->n_ranks != n) || (f && f->n_ranks != n))
+        return err_set(e, ST_INVALID, "--split %s has %d shares, -n says %d ranks", o->split, n, s->n_ranks);
     s->n_ranks = n;
     s->has_shares = true;
     return ST_OK;
@@ -99,7 +103,8 @@ enum st launch_options_check(const struct launch_options *options, struct err *e
 
 static enum st place(const struct launch_options *o, struct launch_setup *s, struct err *e)
 {
-    struct topo_place_options options = {.n_ranks = s->n_ranks, .n_threads = (int)o->n_threads, .bind = TOPO_BIND_AUTO};
+    const struct launch_foreign *f = launch_foreign();
+    struct topo_place_options options = {.n_ranks = f ? f->n_local : s->n_ranks, .n_threads = (int)o->n_threads, .bind = TOPO_BIND_AUTO};
     enum st st = ST_OK;
     if (o->bind)
         st = topo_bind_parse(o->bind, &options.bind, &options.list, e);
@@ -123,7 +128,7 @@ static void choose(const struct launch_options *o, const struct launch_needs *ne
     const int64_t useful = t->context * needs->max_sequences; /* no step can have more tokens */
     t->chunk = t->chunk > useful ? (int)useful : t->chunk;
     t->max_sequences = needs->max_sequences;
-    t->n_threads = s->placement->seats[0].n_threads;
+    t->n_threads = s->placement->seats[launch_foreign() ? launch_foreign()->i_local : 0].n_threads;
     t->spin_us = s->placement->oversubscribed ? 0 : 50;
     t->ledger = needs->ledger;
     if (most && t->context > most)

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/tick.h"
+#include "runtime/bandwidth.h"
 #include "runtime/step.h"
 #include "topologies/memory.h"
 
@@ -18,6 +19,7 @@
 #define SILENCE_NS (60 * BASE_NS_PER_S)
 #define SLICE_NS BASE_NS_PER_S
 #define HELLO_WAIT_NS (60 * BASE_NS_PER_S)
+#define BANDWIDTH_NS (60 * BASE_NS_PER_MS)
 
 /* Events that rank 0 issued and has not applied itself yet: copies, in order. */
 struct event {
@@ -49,6 +51,7 @@ struct rank {
     uint32_t n_applied;
     unsigned char *event;         /* others: where an event is received */
     uint64_t load_ns;
+    struct comm_link_totals link_before; /* with a ledger: what is not the steps' */
 };
 
 static struct rt_vitals *own_vitals(const struct rank *r) { return r->o->vitals ? &r->o->vitals[r->o->rank] : NULL; }
@@ -432,7 +435,7 @@ static enum st free_done(struct rank *r, struct err *e)
     return ST_OK;
 }
 
-static enum st step(struct rank *r, struct err *e)
+static enum st run_step(struct rank *r, struct err *e)
 {
     if (r->o->rank == 0) {
         const enum st st = listen_front(r, false, e);
@@ -458,6 +461,17 @@ static enum st step(struct rank *r, struct err *e)
     while (!st && r->n_applied != root.n_events) /* what rank 0 had issued when this step began; with one rank, root is our own header */
         st = apply_next(r, e);
     return st ? st : free_done(r, e);
+}
+
+static enum st step(struct rank *r, struct err *e)
+{
+    struct rt_ledger *l = rt_exec_ledger(r->exec);
+    if (l)
+        rt_ledger_begin(l);
+    const enum st st = run_step(r, e);
+    if (l && !st)
+        rt_ledger_end(l, r->schedule.n_steps);
+    return st;
 }
 
 static enum st serve(struct rank *r, struct err *e)
@@ -490,13 +504,90 @@ static enum st say_ready(const struct rank *r, struct err *e)
     return tell_one(r, RT_READY, &ready, sizeof ready, e);
 }
 
-static enum st say_ledger(const struct rank *r, struct err *e)
+/* ---- the ledger --------------------------------------------------------------------------------------------------------------------------------------- */
+
+/* All ranks at once, so that it is what they can have together. */
+static enum st measure(struct rank *r, struct err *e)
 {
-    if (r->o->rank != 0 || !r->o->settings.ledger)
+    struct rt_ledger *l = rt_exec_ledger(r->exec);
+    if (!l)
         return ST_OK;
-    char text[4096];
-    const int n = rt_ledger_print(rt_exec_ledger(r->exec), r->o->rank, text, sizeof text);
-    return tell_one(r, RT_LEDGER, text, (size_t)n, e);
+    l->read_bytes_per_s = rt_bandwidth_measure(r->pool, r->clock, rt_bandwidth_bytes(r->o->n_ranks), BANDWIDTH_NS);
+    const enum st st = r->comm ? meet_all(r, e) : ST_OK;
+    if (r->comm)
+        comm_link_query(r->comm, &r->link_before);
+    return st;
+}
+
+static void *pack_ledger(const struct rank *r, size_t *bytes)
+{
+    struct comm_link_totals link = {0};
+    if (r->comm)
+        comm_link_query(r->comm, &link);
+    link.n_exchanges -= r->link_before.n_exchanges;
+    link.bytes -= r->link_before.bytes;
+    link.link_ns -= r->link_before.link_ns;
+    link.held_ns -= r->link_before.held_ns;
+    link.late_ns -= r->link_before.late_ns;
+    link.n_late -= r->link_before.n_late;
+    return rt_ledger_pack(rt_exec_ledger(r->exec), r->o->rank, r->o->n_ranks, r->o->link && r->comm ? &link : NULL, bytes);
+}
+
+/* All ranks' ledgers to rank 0, in pieces that fit an exchange; the first piece of each says how long it is. all[r]: malloc'ed on rank 0, also after an error. */
+static enum st gather_ledgers(struct rank *r, const unsigned char *mine, size_t my_bytes, void **all, size_t *all_bytes, struct err *e)
+{
+    const struct comm_header header = {.step = r->schedule.n_steps};
+    const size_t piece = r->plan->max_exchange_bytes;
+    const uint64_t told = my_bytes;
+    size_t bytes[COMM_MAX_RANKS], most = 0;
+    const void *views[COMM_MAX_RANKS];
+    for (int i = 0; i < r->o->n_ranks; i++)
+        bytes[i] = sizeof told;
+    enum st st = comm_allgather_start(r->comm, &told, bytes, &header, e);
+    if (!st)
+        st = finish_exchange(r, views, NULL, e);
+    for (int i = 0; i < r->o->n_ranks && !st; i++) {
+        uint64_t n;
+        memcpy(&n, views[i], sizeof n);
+        all_bytes[i] = (size_t)n;
+        most = n > most ? (size_t)n : most;
+        if (r->o->rank == 0 && (n > RT_FRAME_MAX || !(all[i] = malloc(all_bytes[i] + 1))))
+            st = err_set(e, ST_NO_MEMORY, "no memory for the ledger of rank %d: %zu bytes", i, all_bytes[i]);
+    }
+    for (size_t at = 0; at < most && !st; at += piece) {
+        for (int i = 0; i < r->o->n_ranks; i++) {
+            const size_t left = at < all_bytes[i] ? all_bytes[i] - at : 0;
+            bytes[i] = left < piece ? left : piece;
+        }
+        st = comm_allgather_start(r->comm, bytes[r->o->rank] ? mine + at : NULL, bytes, &header, e);
+        if (!st)
+            st = finish_exchange(r, views, NULL, e);
+        for (int i = 0; i < r->o->n_ranks && !st && r->o->rank == 0; i++)
+            if (bytes[i])
+                memcpy((unsigned char *)all[i] + at, views[i], bytes[i]);
+    }
+    return st;
+}
+
+static enum st say_ledger(struct rank *r, struct err *e)
+{
+    if (!rt_exec_ledger(r->exec))
+        return ST_OK;
+    void *all[COMM_MAX_RANKS] = {NULL};
+    size_t all_bytes[COMM_MAX_RANKS], my_bytes = 0;
+    void *mine = pack_ledger(r, &my_bytes);
+    enum st st = mine ? ST_OK : err_set(e, ST_NO_MEMORY, "no memory for the ledger");
+    if (!st && r->comm)
+        st = gather_ledgers(r, mine, my_bytes, all, all_bytes, e);
+    if (!st && !r->comm)
+        st = tell_one(r, RT_LEDGER, mine, my_bytes, e);
+    for (int i = 0; i < r->o->n_ranks && r->comm && r->o->rank == 0; i++) {
+        if (!st)
+            st = tell_one(r, RT_LEDGER, all[i], all_bytes[i], e);
+        free(all[i]);
+    }
+    free(mine);
+    return st;
 }
 
 enum st rt_rank_run(const struct rt_rank_options *options, struct err *e)
@@ -515,6 +606,8 @@ enum st rt_rank_run(const struct rt_rank_options *options, struct err *e)
         st = load(&r, e);
     if (!st && r.comm) /* nobody takes work before all have loaded */
         st = meet_all(&r, e);
+    if (!st)
+        st = measure(&r, e);
     if (!st)
         st = say_ready(&r, e);
     if (!st)

@@ -120,6 +120,7 @@ struct digest rt_settings_digest(const struct rt_settings *settings)
     base_hasher_update_u64(h, (uint64_t)settings->chunk);
     base_hasher_update_u64(h, (uint64_t)settings->context);
     base_hasher_update_u64(h, (uint64_t)settings->max_sequences);
+    base_hasher_update_u64(h, settings->ledger); /* it adds exchanges at the end */
     const struct digest d = base_hasher_final(h);
     base_hasher_destroy(h);
     return d;

@@ -15,7 +15,7 @@ struct rt_settings {
     int n_threads;       /* per rank */
     int spin_us;
     const int *os_cpus;  /* [n_threads] or NULL: not bound */
-    bool ledger;
+    bool ledger; /* keep one: see runtime/ledger.h */
 };
 
 /* Logit rows of one run of the head program: enough to keep a matrix–matrix product busy, few enough for small buffers. */

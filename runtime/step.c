@@ -13,9 +13,16 @@
 /* Beside values, barriers watch two more things that steps share. */
 enum { SCRATCH_BIT = 62, VIEWS_BIT = 63 };
 
+/* What the ledger counts each time a step is walked: fixed, so looked up once. */
+struct moved {
+    uint64_t weights, stored; /* see struct rt_ledger_bytes */
+    uint64_t cache;           /* a token */
+};
+
 struct bound_program {
     const struct part_program *p;
     bool *barrier_before; /* [n_steps] */
+    struct moved *moved;  /* [n_steps]; NULL without a ledger */
 };
 
 struct rt_exec {
@@ -37,8 +44,8 @@ struct rt_exec {
     const struct comm_header *header;
     struct comm_header *root;
     struct rt_row_result *results;
-    const struct part_program *walking;
-    const bool *walking_barriers;
+    const struct bound_program *walking;
+    uint64_t cache_tokens; /* keys that a layer's attention reads; only with a ledger */
     int first_row, n_rows; /* of the head program */
     uint32_t row_wants;    /* any of those rows */
     void *send_buffer;
@@ -146,6 +153,35 @@ static enum st bind_scratch(struct rt_exec *x, struct err *e)
     return ST_OK;
 }
 
+static struct moved moved_by(const struct rt_exec *x, const struct part_step *s)
+{
+    struct moved n = {0};
+    for (int k = 0; k < s->n_parts && s->op == PART_LINEAR; k++) {
+        const struct kern_matrix *w = &x->o.weights->items[s->weight[k]].matrix;
+        n.weights += x->o.backend->matrix_bytes(w->format, w->activation, w->n_rows, &w->columns);
+        n.stored += x->m->weights[s->weight[k]].slice_bytes;
+    }
+    if (s->op == PART_ATTENTION)
+        n.cache = x->kv[s->cache].block_bytes / KERN_KV_BLOCK;
+    return n;
+}
+
+static enum st bind_ledger(struct rt_exec *x, struct err *e)
+{
+    if (!x->o.settings->ledger)
+        return ST_OK;
+    struct bound_program *const programs[] = {&x->main, &x->head};
+    for (int p = 0; p < 2; p++) {
+        struct bound_program *b = programs[p];
+        b->moved = base_arena_array(&x->arena, (size_t)b->p->n_steps + 1, sizeof *b->moved);
+        if (!b->moved)
+            return err_set(e, ST_NO_MEMORY, "no memory for the ledger");
+        for (int i = 0; i < b->p->n_steps; i++)
+            b->moved[i] = moved_by(x, &b->p->steps[i]);
+    }
+    return rt_ledger_init(&x->ledger, x->o.clock, &x->arena, e);
+}
+
 enum st rt_exec_create(const struct rt_exec_options *options, struct rt_exec **out, struct err *e)
 {
     struct rt_exec *x = calloc(1, sizeof *x);
@@ -153,7 +189,6 @@ enum st rt_exec_create(const struct rt_exec_options *options, struct rt_exec **o
         return err_set(e, ST_NO_MEMORY, "no memory for the executor");
     x->o = *options;
     x->m = options->plan->ranks[options->rank];
-    x->ledger.on = options->settings->ledger;
     enum st st = base_arena_init(&x->arena, "session", 0, e);
     if (!st)
         st = bind_barriers(x, &x->m->main, &x->main, e);
@@ -165,6 +200,8 @@ enum st rt_exec_create(const struct rt_exec_options *options, struct rt_exec **o
         st = bind_caches(x, e);
     if (!st)
         st = bind_scratch(x, e);
+    if (!st)
+        st = bind_ledger(x, e);
     if (st) {
         rt_exec_destroy(x);
         return st;
@@ -182,7 +219,7 @@ void rt_exec_destroy(struct rt_exec *x)
     free(x);
 }
 
-struct rt_ledger *rt_exec_ledger(struct rt_exec *x) { return &x->ledger; }
+struct rt_ledger *rt_exec_ledger(struct rt_exec *x) { return x->ledger.on ? &x->ledger : NULL; }
 
 /* ---- one step each ------------------------------------------------------------------------------------------------------------------------------------ */
 
@@ -539,14 +576,26 @@ static enum st gather(struct rt_exec *x, const struct part_step *s)
     const bool in_place = value_of(x, s->in[0])->partial;
     size_t bytes[COMM_MAX_RANKS];
     struct comm_header headers[COMM_MAX_RANKS];
+    uint64_t all_bytes = 0;
     for (int r = 0; r < plan->options.n_ranks; r++)
-        bytes[r] = part_exchange_bytes(plan, s, r, rows_in(x, s->in[0]));
-    enum st st = comm_allgather_start(x->o.comm, in_place ? NULL : address(x, s->in[0]), bytes, x->header, x->e);
+        all_bytes += bytes[r] = part_exchange_bytes(plan, s, r, rows_in(x, s->in[0]));
+    struct comm_header header = *x->header;
+    if (x->ledger.on)
+        header.sent_ns = rt_ledger_enter(&x->ledger, RT_LEDGER_WIRE, PART_EXCHANGE, s->layer);
+    enum st st = comm_allgather_start(x->o.comm, in_place ? NULL : address(x, s->in[0]), bytes, &header, x->e);
     if (!st)
         st = x->o.finish(x->o.context, x->views, headers, x->e);
     if (st)
         return st;
-    x->ledger.exchange_bytes += bytes[x->m->rank];
+    if (x->ledger.on) {
+        struct rt_ledger_step *now = &x->ledger.now;
+        rt_ledger_exchanged(&x->ledger, headers, plan->options.n_ranks, x->m->rank);
+        now->bytes.sent += bytes[x->m->rank];
+        now->bytes.received += all_bytes - bytes[x->m->rank];
+        now->n_exchanges++;
+        now->n_sums += s->exchange == PART_EXCHANGE_TREE;
+        now->n_vectors += s->exchange == PART_EXCHANGE_TREE ? value_of(x, s->in[0])->n_vectors : 0;
+    }
     x->send_buffer = comm_send_buffer(x->o.comm);
     for (int r = 0; r < plan->options.n_ranks; r++)
         if (headers[r].token_hash != x->header->token_hash)
@@ -631,14 +680,17 @@ static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_st
         finish_alone(x, s);
 }
 
-static void count(struct rt_exec *x, const struct part_step *s, uint64_t ns)
+/* The interval of the step before has ended, with the barrier behind it, where it has one. An exchange enters by itself. */
+static void mark(struct rt_exec *x, int i)
 {
-    x->ledger.op_ns[s->op] += ns;
-    x->ledger.op_calls[s->op]++;
-    for (int k = 0; k < s->n_parts && s->op == PART_LINEAR; k++) {
-        const struct kern_matrix *w = &x->o.weights->items[s->weight[k]].matrix;
-        x->ledger.weight_bytes += x->o.backend->matrix_bytes(w->format, w->activation, w->n_rows, &w->columns);
-    }
+    const struct part_step *s = &x->walking->p->steps[i];
+    const struct moved *moved = &x->walking->moved[i];
+    struct rt_ledger_bytes *bytes = &x->ledger.now.bytes;
+    if (s->op != PART_EXCHANGE)
+        rt_ledger_enter(&x->ledger, rt_ledger_kind_of(s->op), s->op, s->layer);
+    bytes->weights += moved->weights;
+    bytes->stored += moved->stored;
+    bytes->cache += moved->cache * x->cache_tokens;
 }
 
 static void walk(void *arg, int i_thread, int n_threads)
@@ -646,38 +698,44 @@ static void walk(void *arg, int i_thread, int n_threads)
     struct rt_exec *x = arg;
     const struct kern_queue q = {i_thread, n_threads};
     const bool marks = x->ledger.on && i_thread == 0;
-    uint64_t before = marks ? base_now_ns(x->o.clock) : 0;
-    for (int i = 0; i < x->walking->n_steps; i++) {
-        const struct part_step *s = &x->walking->steps[i];
-        if (x->walking_barriers[i]) /* also before a step that nobody wants: the next one counts on it */
+    const struct bound_program *b = x->walking;
+    for (int i = 0; i < b->p->n_steps; i++) {
+        const struct part_step *s = &b->p->steps[i];
+        if (b->barrier_before[i]) /* also before a step that nobody wants: the next one counts on it */
             base_pool_barrier(x->o.pool, i_thread);
         if (!wanted(x, s->op, s->exchange))
             continue;
+        if (marks)
+            mark(x, i);
         do_step(x, q, s);
         if (s->op == PART_EXCHANGE) {
             base_pool_barrier(x->o.pool, i_thread); /* what thread 0 found out is seen by all */
             if (x->st) /* asked here and nowhere else: until all have come to the barrier before the next exchange, thread 0 does not set it again */
                 return;
         }
-        if (marks) {
-            const uint64_t now = base_now_ns(x->o.clock);
-            count(x, s, now - before);
-            before = now;
-        }
     }
 }
 
 static enum st run_program(struct rt_exec *x, const struct bound_program *b)
 {
-    x->walking = b->p;
-    x->walking_barriers = b->barrier_before;
+    x->walking = b;
     base_pool_run(x->o.pool, walk, x);
+    if (x->ledger.on)
+        rt_ledger_enter(&x->ledger, RT_LEDGER_HOST, RT_LEDGER_NO_OP, -1);
     return x->st;
+}
+
+static void open_ledger(struct rt_exec *x)
+{
+    const struct kern_batch *b = &x->desc->batch;
+    rt_ledger_batch(&x->ledger, b->n_tokens, b->n_runs, x->desc->n_rows);
+    x->cache_tokens = 0;
+    for (int i = 0; i < b->n_runs; i++)
+        x->cache_tokens += (uint64_t)b->position[b->run_begin[i] + b->run_tokens[i] - 1] + 1;
 }
 
 enum st rt_exec_run(struct rt_exec *x, const struct rt_desc *desc, const struct comm_header *header, struct comm_header *root, struct rt_row_result *results, struct err *e)
 {
-    const uint64_t start = x->ledger.on ? base_now_ns(x->o.clock) : 0;
     x->desc = desc;
     x->header = header;
     x->root = root;
@@ -688,6 +746,8 @@ enum st rt_exec_run(struct rt_exec *x, const struct rt_desc *desc, const struct 
     *root = *header;
     if (desc->batch.n_tokens == 0)
         return ST_OK;
+    if (x->ledger.on)
+        open_ledger(x);
     if (x->o.comm)
         x->send_buffer = comm_send_buffer(x->o.comm);
     enum st st = run_program(x, &x->main);
@@ -700,11 +760,6 @@ enum st rt_exec_run(struct rt_exec *x, const struct rt_desc *desc, const struct 
         st = run_program(x, &x->head);
         if (!st && !x->o.comm && x->row_wants & RT_ROW_LOGITS)
             st = deliver_logits(x, x->m->value_logits);
-    }
-    if (x->ledger.on) {
-        x->ledger.n_steps++;
-        x->ledger.n_tokens += (uint64_t)desc->batch.n_tokens;
-        x->ledger.step_ns += base_now_ns(x->o.clock) - start;
     }
     return st;
 }

@@ -38,6 +38,7 @@ void rt_exec_destroy(struct rt_exec *x);
  * differs from ours. */
 enum st rt_exec_run(struct rt_exec *x, const struct rt_desc *desc, const struct comm_header *header, struct comm_header *root, struct rt_row_result *results, struct err *e);
 
+/* NULL where settings->ledger is off. The caller opens and closes the ledger's steps (rt_ledger_begin, rt_ledger_end) around rt_exec_run and what belongs to it. */
 struct rt_ledger *rt_exec_ledger(struct rt_exec *x);
 
 #endif

@@ -7,7 +7,7 @@ struct values {
     bool verbose, json;
     int64_t n, seed, any;
     double temp;
-    const char *prompt;
+    const char *prompt, *ledger;
     int kv;
     struct option_list ids;
 };
@@ -23,6 +23,7 @@ static const struct option rows[] = {
     {.name = "-p", .type = OPT_STR, .offset = offsetof(struct values, prompt), .value = "TEXT", .help = "prompt"},
     {.name = "--kv", .type = OPT_ENUM, .offset = offsetof(struct values, kv), .help = "cache", .choices = kv_choices},
     {.name = "--ids", .type = OPT_LIST, .offset = offsetof(struct values, ids), .value = "FILE", .help = "ids"},
+    {.name = "--ledger", .type = OPT_MAYBE, .offset = offsetof(struct values, ledger), .value = "FILE", .help = "where the time went"},
     {.name = "--json", .type = OPT_FLAG, .offset = offsetof(struct values, json), .help = "as JSON"},
     {.name = "-v", .alias = "--verbose", .type = OPT_FLAG, .offset = offsetof(struct values, verbose), .help = "say more"},
     {.name = NULL},
@@ -94,6 +95,21 @@ static void every_type_in_every_spelling(void **state) {
     assert_string_equal(more.hosts, "");
 }
 
+static void a_value_may_be_missing(void **state) {
+    (void)state;
+    good("model");
+    assert_null(values.ledger);
+    good("--ledger|model"); /* not its value */
+    assert_string_equal(values.ledger, "");
+    assert_int_equal(n_positional, 1);
+    good("--ledger=a=b.svg|model");
+    assert_string_equal(values.ledger, "a=b.svg");
+    good("--ledger=a|--ledger");
+    assert_string_equal(values.ledger, "");
+    good("--ledger|-n|2");
+    assert_int_equal(values.n, 2);
+}
+
 static void the_last_one_wins_and_dashes_end(void **state) {
     (void)state;
     good("-n|1|-n|2|--|--json|-x");
@@ -122,6 +138,7 @@ static void misuse_is_one_sentence(void **state) {
     misuse("-n", "-n needs a value: N");
     misuse("--kv", "--kv needs a value");
     misuse("--json=1", "--json takes no value");
+    misuse("--ledger=", "--ledger= has nothing behind it; --ledger alone is possible");
     misuse("-n|x", "-n takes a whole number, not 'x'");
     misuse("--ranks|2x", "--ranks takes a whole number, not '2x'");
     misuse("-n| 2", "-n takes a whole number, not ' 2'");
@@ -166,6 +183,7 @@ static void help_is_recognised_and_printed(void **state) {
     assert_non_null(strstr(text, "usage: tandem run MODEL\nRuns a model.\n\nrun options:\n"));
     assert_non_null(strstr(text, "\n  -n, --ranks N          ranks\n"));
     assert_non_null(strstr(text, "\n      --kv f32|f16|auto  cache\n"));
+    assert_non_null(strstr(text, "\n      --ledger[=FILE]    where the time went\n"));
     assert_non_null(strstr(text, "\n  -v, --verbose          say more\n"));
     assert_non_null(strstr(text, "\nhosts:\n      --hosts A,B        hosts\n"));
 }
@@ -174,7 +192,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_type_in_every_spelling),   cmocka_unit_test(the_last_one_wins_and_dashes_end),
         cmocka_unit_test(misuse_is_one_sentence),         cmocka_unit_test(lists_are_bounded),
-        cmocka_unit_test(help_is_recognised_and_printed),
+        cmocka_unit_test(help_is_recognised_and_printed), cmocka_unit_test(a_value_may_be_missing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

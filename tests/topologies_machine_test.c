@@ -31,6 +31,8 @@ static void check_consistent(const struct topo_machine *m) {
     assert_non_null(n_of);
     assert_true(m->n_cores >= 1 && m->n_kinds >= 1);
     bool fastest = false;
+    for (int i = 0; i < m->n_absent; i++) /* what is absent is not here */
+        for (int k = 0; k < m->n_pus; k++) assert_true(m->absent[i] != m->pus[k].os_index);
     for (int i = 0; i < m->n_cores; i++) {
         const struct topo_core *c = &m->cores[i];
         assert_int_equal(c->first_pu, n_pus);
@@ -334,12 +336,13 @@ static void test_xml_not(void **state) {
     struct topo_machine *m;
     struct err e = {{0}};
     t_write_file(t_path("nul.xml"), "<a>\0<b>", 8);
-    t_expect_err_contains(ST_INVALID, topo_machine_open(t_path("nul.xml"), &m, &e), &e, "not an XML file");
+    t_expect_err_contains(ST_INVALID, topo_machine_open(t_path("nul.xml"), &m, &e), &e, "neither hwloc's XML nor");
     t_expect_err_contains(ST_INVALID, topo_machine_open(t_dir(), &m, &e), &e, "not a regular file");
     assert_int_equal(mkfifo(t_path("fifo"), 0600), 0);
     t_expect_err_contains(ST_INVALID, topo_machine_open(t_path("fifo"), &m, &e), &e, "not a regular file");
     t_expect_err_contains(ST_NOT_FOUND, topo_machine_open("/nowhere/x", &m, &e), &e, "/nowhere/x: no such file");
     t_expect_err_contains(ST_NOT_FOUND, topo_machine_open("gb10.xml", &m, &e), &e, "gb10.xml: no such file");
+    t_expect_err_contains(ST_NOT_FOUND, topo_machine_open("gb10.json", &m, &e), &e, "gb10.json: no such file");
     t_write_text(t_path("big.xml"), "<");
     assert_int_equal(truncate(t_path("big.xml"), 1ll << 40), 0);
     t_expect_err_contains(ST_INVALID, topo_machine_open(t_path("big.xml"), &m, &e), &e, "at most");

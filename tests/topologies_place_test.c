@@ -1,6 +1,7 @@
 /* Placement: hand-checked cases, golden placements of captured and synthetic machines, and invariants on thousands of random machines.
  *
- * tests/golden/topologies_places.txt holds a line per case: source <tab> ranks <tab> threads (0: default) <tab> PUs of each rank, ranks apart by ':'.
+ * tests/golden/topologies_places.txt holds a line per case: source <tab> ranks <tab> threads (0: default) <tab> PUs of each rank, ranks apart by ':'
+ * <tab> CPU of each rank's progress thread, '-' where none is to spare.
  * It is written anew by TANDEM_WRITE_GOLDEN=1 build/tests/topologies_place_test; review the diff. */
 #include <jansson.h>
 #include <stdlib.h>
@@ -25,6 +26,7 @@ static const char *const captured[] = {"nvidia-dgx-gb10.xml",
                                        "fakeheterocpunuma.xml",
                                        "16em64t-4s2c2t-offlines.xml",
                                        "2pa-pcidomain32bits.xml"};
+static const char *const described[] = {"gb10", "rtx5090", "vm"};
 /* SMT siblings 64 apart, as Linux numbers them on x86 */
 #define INTERLEAVED                                                                                                                                  \
     "pack:2 numa:4 core:8 "                                                                                                                          \
@@ -84,6 +86,31 @@ static char *seats_text(const struct topo_placement *p) {
     return text;
 }
 
+/* "14:-" */
+static char *progress_text(const struct topo_placement *p) {
+    char *text;
+    size_t bytes;
+    FILE *f = open_memstream(&text, &bytes);
+    assert_non_null(f);
+    for (int r = 0; r < p->n_ranks; r++)
+        if (p->seats[r].progress_pu >= 0)
+            fprintf(f, "%s%d", r ? ":" : "", p->seats[r].progress_pu);
+        else
+            fputs(r ? ":-" : "-", f);
+    fclose(f);
+    return text;
+}
+
+static void expect_progress(const char *source, int n_ranks, int n_threads, const char *bind, const char *want) {
+    struct topo_machine *m = open_machine(source);
+    struct topo_placement *p = place(m, n_ranks, n_threads, bind);
+    char *got = progress_text(p);
+    if (strcmp(got, want) != 0) fail_msg("%s, %d ranks of %d, bind %s: progress %s, not %s", source, n_ranks, n_threads, bind ? bind : "-", got, want);
+    free(got);
+    topo_placement_free(p);
+    topo_machine_close(m);
+}
+
 static void expect(const char *source, int n_ranks, int n_threads, const char *bind, const char *want) {
     struct topo_machine *m = open_machine(source);
     struct topo_placement *p = place(m, n_ranks, n_threads, bind);
@@ -100,6 +127,49 @@ static int pu_of(const struct topo_machine *m, int os_index) {
     for (int i = 0; i < m->n_pus; i++)
         if (m->pus[i].os_index == os_index) return i;
     return -1;
+}
+
+/* A progress thread has a whole core that nobody uses, near its rank. Where one has none, none is left near it. */
+static void check_progress(const struct topo_machine *m, const struct topo_placement *p, const int *core_used, bool strict) {
+    bool *taken = calloc((size_t)m->n_cores, sizeof *taken);
+    assert_non_null(taken);
+    int n_busy = 0;
+    for (int r = 0; r < p->n_ranks; r++) n_busy += p->seats[r].n_threads;
+    for (int r = 0; r < p->n_ranks; r++) {
+        if (p->seats[r].progress_pu < 0) continue;
+        int pu = pu_of(m, p->seats[r].progress_pu);
+        assert_true(pu >= 0 && m->pus[pu].allowed);
+        int core = m->pus[pu].core;
+        assert_true(core_used[core] == 0 && !taken[core]);
+        taken[core] = true;
+        n_busy++;
+        bool near = false;
+        for (int t = 0; t < p->seats[r].n_threads; t++) near |= m->cores[m->pus[pu_of(m, p->seats[r].pus[t])].core].numa == m->cores[core].numa;
+        assert_true(near);
+    }
+    if (p->oversubscribed) {
+        for (int r = 0; r < p->n_ranks; r++) assert_int_equal(p->seats[r].progress_pu, -1);
+    } else {
+        assert_true(n_busy <= topo_machine_cpus(m));
+    }
+    for (int r = 0; r < p->n_ranks && strict && !p->oversubscribed && n_busy < topo_machine_cpus(m); r++) {
+        int own = p->seats[r].progress_pu < 0 ? -1 : m->pus[pu_of(m, p->seats[r].progress_pu)].core;
+        for (int c = 0; c < m->n_cores; c++) {
+            bool allowed = false, same_numa = false, same_l3 = false, own_l3 = false;
+            for (int k = 0; k < m->cores[c].n_pus; k++) allowed |= m->pus[m->cores[c].first_pu + k].allowed;
+            if (core_used[c] || taken[c] || !allowed) continue;
+            for (int t = 0; t < p->seats[r].n_threads; t++) {
+                const struct topo_core *with = &m->cores[m->pus[pu_of(m, p->seats[r].pus[t])].core];
+                same_numa |= with->numa == m->cores[c].numa;
+                same_l3 |= with->l3 == m->cores[c].l3 && with->package == m->cores[c].package;
+                own_l3 |= own >= 0 && with->l3 == m->cores[own].l3 && with->package == m->cores[own].package;
+            }
+            if (same_numa && own < 0) fail_msg("rank %d could have core %d", r, c);
+            if (same_numa && m->n_packages < 2 && m->n_numa < 2 && same_l3 == own_l3 && own >= 0 && m->cores[c].kind > m->cores[own].kind)
+                fail_msg("rank %d could have the slower core %d", r, c);
+        }
+    }
+    free(taken);
 }
 
 /* What holds for every placement; strict: of the automatic kind, too. */
@@ -139,6 +209,7 @@ static void check(const struct topo_machine *m, const struct topo_placement *p, 
     }
     assert_int_equal(p->oversubscribed, repeats || n_all > topo_machine_cpus(m));
     if (p->oversubscribed) assert_true(p->note[0]);
+    check_progress(m, p, core_used, strict);
     if (strict) {
         int least = 1 << 30, most = 0;
         for (int i = 0; i < m->n_pus; i++) {
@@ -202,10 +273,21 @@ static void test_by_hand(void **state) {
     expect("pack:2 core:4 pu:2", 4, 1, NULL, "0:2:8:10");
     expect("pack:2 core:4 pu:1", 3, 2, NULL, "0-1:2-3:4-5");
     expect("pack:2 l3:2 core:4 pu:1", 2, 4, NULL, "0-3:8-11");
-    expect("pack:2 l3:2 core:4 pu:1", 2, 6, NULL, "0-5:8-13");
+    expect("pack:2 l3:2 core:4 pu:1", 2, 6, NULL, "0-2,4-6:8-10,12-14"); /* a rank on two L3 loads both alike */
+    expect("pack:4 core:4 pu:1", 1, 6, NULL, "0-2,4-6");                 /* and no third */
     expect("pack:4 core:10 pu:1", 3, 0, NULL, "0-9,30-32:10-19,33-35:20-29,36-38");
     expect("pack:2 core:4 pu:2", 3, 0, NULL, "0-4:8-12:5-7,14-15"); /* the one that spans has whole cores, too */
+    expect("pack:4 core:2 pu:1", 2, 0, NULL, "0-3:4-7"); /* neighbouring packages */
     expect("core:2 pu:1", 3, 0, NULL, "0:0:1");
+    expect("gb10", 1, 4, NULL, "15-18"); /* the larger L3 */
+    expect("gb10", 1, 5, NULL, "15-19");
+    expect("gb10", 1, 6, NULL, "5-7,15-17");
+    expect("gb10", 1, 10, NULL, "5-9,15-19");
+    expect("gb10", 2, 5, NULL, "5-9:15-19");
+    expect("rtx5090", 1, 8, NULL, "0-7");
+    expect("rtx5090", 1, 9, NULL, "0-4,8-11"); /* both L3 alike */
+    expect("rtx5090", 2, 0, NULL, "0,16,1,17,2,18,3,19,4,20,5,21,6,22,7,23:8,24,9,25,10,26,11,27,12,28,13,29,14,30,15,31");
+    expect("vm", 2, 0, NULL, "0:1");
     expect("core:2 pu:1", 2, 2, NULL, "0,0:1,1");
 }
 
@@ -252,6 +334,42 @@ static void test_bind(void **state) {
         t_expect_err_contains(ST_INVALID, topo_place(m, &o, &none, &e), &e, wrong[i].want);
         assert_null(none);
     }
+    topo_machine_close(m);
+}
+
+static void test_progress(void **state) {
+    (void)state;
+    expect_progress("pack:1 core:4 pu:2", 1, 0, NULL, "-");
+    expect_progress("pack:1 core:4 pu:2", 1, 4, NULL, "-"); /* siblings alone are no whole core */
+    expect_progress("pack:1 core:4 pu:2", 1, 3, NULL, "6");
+    expect_progress("pack:1 core:4 pu:2", 2, 1, NULL, "6:4");
+    expect_progress("pack:1 core:4 pu:1", 3, 1, NULL, "3:-:-");
+    expect_progress("pack:2 core:4 pu:1", 2, 3, NULL, "3:7");
+    expect_progress("numa:2 core:2 pu:1", 1, 2, NULL, "-"); /* none on another node */
+    expect_progress("pack:1 l3:2 core:2 pu:1", 1, 2, NULL, "3");
+    expect_progress("pack:1 l3:2 core:2 pu:1", 1, 2, "l3", "-"); /* --bind keeps it, too */
+    expect_progress("pack:1 l3:2 core:2 pu:1", 1, 2, "numa", "3");
+    expect_progress("pack:1 core:8 pu:1", 2, 2, "0-2:4-6", "2:6");
+    expect_progress("pack:1 core:8 pu:1", 2, 3, "0-2:4-6", "-:-");
+    expect_progress("pack:1 core:8 pu:1", 2, 2, "0,2,4,6,7", "7:-");
+    expect_progress("gb10", 1, 10, NULL, "14"); /* the efficient ones, not the one that interrupts come to */
+    expect_progress("gb10", 1, 5, NULL, "14");
+    expect_progress("gb10", 2, 4, NULL, "4:14");
+    expect_progress("gb10", 1, 5, "l3", "4");
+    expect_progress("gb10", 1, 0, NULL, "-");
+    expect_progress("gb10", 3, 0, NULL, "-:14:13");
+    expect_progress("rtx5090", 1, 8, NULL, "15");
+
+    struct topo_machine *m = open_machine("core:4 pu:1"); /* a quota that leaves none */
+    m->cpu_quota = 2;
+    struct topo_placement *p = place(m, 2, 0, NULL);
+    assert_int_equal(p->seats[0].progress_pu, -1);
+    topo_placement_free(p);
+    m->cpu_quota = 3.5;
+    p = place(m, 2, 0, NULL);
+    assert_int_equal(p->seats[0].progress_pu, 3);
+    assert_int_equal(p->seats[1].progress_pu, -1);
+    topo_placement_free(p);
     topo_machine_close(m);
 }
 
@@ -362,7 +480,11 @@ static void golden(const char *source, const char *name, const char *lines, FILE
         for (int k = 0; k < N(threads); k++) {
             struct topo_placement *p = place(m, n_ranks, threads[k], NULL);
             check(m, p, n_ranks, p->seats[0].n_threads, true);
-            char *text = seats_text(p), key[1200];
+            char *seats = seats_text(p), *progress = progress_text(p), *text = malloc(strlen(seats) + strlen(progress) + 2), key[1200];
+            assert_non_null(text);
+            sprintf(text, "%s\t%s", seats, progress);
+            free(seats);
+            free(progress);
             int n_key = snprintf(key, sizeof key, "%s\t%d\t%d\t", name, n_ranks, threads[k]);
             if (out) {
                 fprintf(out, "%s%s\n", key, text);
@@ -392,12 +514,14 @@ static void test_golden_synthetic(void **state) {
     (void)state;
     const char *lines = t_read_file(GOLDEN, NULL);
     for (int i = 0; i < N(synthetic); i++) golden(synthetic[i], synthetic[i], lines, NULL);
+    for (int i = 0; i < N(described); i++) golden(described[i], described[i], lines, NULL);
 }
 
 static int write_golden(void) {
     FILE *f = fopen(GOLDEN, "w");
     if (!f) return 1;
     for (int i = 0; i < N(synthetic); i++) golden(synthetic[i], synthetic[i], NULL, f);
+    for (int i = 0; i < N(described); i++) golden(described[i], described[i], NULL, f);
     for (int i = 0; i < N(captured); i++) {
         char path[256];
         snprintf(path, sizeof path, "%s/%s", CAPTURED, captured[i]);
@@ -516,6 +640,10 @@ static void test_random(void **state) {
             if (k == 0) {
                 a = topo_draw_text(m, p);
                 b = topo_draw_json(m, p);
+                char *svg = topo_draw_svg(m, p);
+                assert_non_null(svg);
+                assert_non_null(strstr(svg, "</svg>"));
+                free(svg);
                 assert_non_null(a);
                 assert_non_null(b);
                 free(a);
@@ -533,6 +661,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_by_hand),
         cmocka_unit_test(test_bind),
+        cmocka_unit_test(test_progress),
         cmocka_unit_test(test_bind_parse),
         cmocka_unit_test(test_notes),
         cmocka_unit_test(test_draw),

@@ -259,10 +259,12 @@ static enum st extract(hwloc_topology_t topology, enum source source, struct scr
         out->numa_os[i] = (int)nodes.objects[i]->os_index;
         m->memory_bytes += nodes.objects[i]->attr->numanode.local_memory;
     }
-    hwloc_const_bitmap_t complete = hwloc_topology_get_complete_cpuset(topology), here = hwloc_topology_get_topology_cpuset(topology);
+    hwloc_const_bitmap_t complete = hwloc_topology_get_complete_cpuset(topology);
+    hwloc_bitmap_zero(bound); /* from here on: the CPUs that are in the tree, whatever a strange file says of its sets */
+    for (int i = 0; i < m->n_pus; i++) hwloc_bitmap_set(bound, (unsigned)out->pus[i].os_index);
     int last = complete ? hwloc_bitmap_last(complete) : -1; /* −1: infinite, too */
     for (int cpu = 0; cpu <= last && cpu <= MAX_OS_INDEX && m->n_absent < MAX_PUS; cpu++)
-        if (hwloc_bitmap_isset(complete, (unsigned)cpu) && !hwloc_bitmap_isset(here, (unsigned)cpu)) out->absent[m->n_absent++] = cpu;
+        if (hwloc_bitmap_isset(complete, (unsigned)cpu) && !hwloc_bitmap_isset(bound, (unsigned)cpu)) out->absent[m->n_absent++] = cpu;
     m->n_kinds = sort_into_kinds(out->cores, traits, m->n_cores);
     return m->n_kinds < 0 ? err_set(e, ST_NO_MEMORY, "no memory for CPU kinds") : ST_OK;
 }
@@ -638,7 +640,8 @@ static enum st open_synthetic(const char *text, struct topo_machine *m, struct e
     if (count_synthetic(padded + 1) > MAX_PUS) return err_set(e, ST_INVALID, "'%.100s': more than %d CPUs", text, MAX_PUS);
     enum st st = ask_child(SOURCE_SYNTHETIC, text, n_text, m, e);
     if (st != ST_OK) return err_prefix(e, st, "'%.100s'", text);
-    if (!strstr(text, "memory=")) m->memory_bytes = 0; /* hwloc's own invention otherwise */
+    if (!strstr(text, "memory=")) m->memory_bytes = 0; /* hwloc's own inventions otherwise */
+    if (!strstr(text, "size=")) memset(m->l3_bytes, 0, (size_t)m->n_l3 * sizeof *m->l3_bytes);
     snprintf(m->name, sizeof m->name, "%s", text);
     return ST_OK;
 }

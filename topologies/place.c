@@ -303,7 +303,7 @@ static bool place(struct work *w, int begin, int end, int depth, int first, int 
                     children[c].n_slots++;
                 }
         int n_list = 0, n_span = k - n_whole;
-        bool runs = n_whole == 0 && n_children >= n_span; /* neighbours in the tree are near each other (a group of packages) */
+        bool runs = n_whole == 0 && n_children % n_span == 0; /* neighbours in the tree are near each other (a group of packages) */
         for (int r = 0; r < n_span && runs; r++)
             w->home[next + r] = (struct child){.begin = children[(int64_t)r * n_children / n_span].begin, .end = children[(int64_t)(r + 1) * n_children / n_span - 1].end};
         qsort(children, (size_t)n_children, sizeof *children, compare_children);
@@ -314,7 +314,16 @@ static bool place(struct work *w, int begin, int end, int depth, int first, int 
             w->home[r] = *best;
             best->n_ranks++;
         }
-        for (int c = 0; c < n_children; c++)
+        int n_near = 0;
+        if (k == 1) { /* alone: on the fewest domains, but the same from each of those, because two L3 or two nodes read more per second than one */
+            for (int n_slots = 0; n_near < n_children && n_slots < n_threads; n_near++) n_slots += children[n_near].n_slots;
+            for (int at = 0, n_before = -1; n_list > n_before; at++) {
+                n_before = n_list;
+                for (int c = 0; c < n_near; c++)
+                    if (children[c].begin + at < children[c].end) w->scratch[n_list++] = children[c].begin + at;
+            }
+        }
+        for (int c = n_near; c < n_children; c++)
             for (int i = children[c].begin; i < children[c].end; i++) w->scratch[n_list++] = i;
         share(w, w->scratch, n_list, next, k - n_whole);
     }
