@@ -404,9 +404,13 @@ static void serve_pmi(struct agent *a, const struct pollfd *p)
 {
     for (int r = 0; r < (int)a->v.n_ranks; r++) {
         struct err e = {""};
-        if (!p[r].revents || !launch_pmi_read(a->pmi, r, p[r].fd, &e))
+        if (!p[r].revents)
             continue;
-        LOG_WARNING("agent", "PMI of rank %d: %s", r, e.text);
+        const enum st st = launch_pmi_read(a->pmi, r, p[r].fd, &e);
+        if (st)
+            LOG_WARNING("agent", "PMI of rank %d: %s", r, e.text);
+        else if (!(p[r].revents & POLLHUP) || launch_pmi_query(a->pmi, r) < LAUNCH_PMI_FINALIZED)
+            continue;
         close(a->pmi_fds[r]);
         a->pmi_fds[r] = -1;
     }

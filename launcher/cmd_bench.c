@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/clock.h"
 #include "base/json.h"
@@ -17,12 +16,12 @@
 #include "launcher/commands.h"
 #include "launcher/foreign.h"
 #include "launcher/job.h"
-
-#define READ_BYTES (256u << 20) /* larger than any cache in front of the memory that weights come from */
+#include "runtime/bandwidth.h"
 
 struct bench_values {
     int64_t prefill, decode, depth, repeat;
-    bool json, ledger;
+    const char *ledger;
+    bool json;
 };
 
 static const struct option bench_options[] = {
@@ -31,52 +30,20 @@ static const struct option bench_options[] = {
     {"--depth", NULL, OPT_INT, offsetof(struct bench_values, depth), "D", "tokens in the context before decoding (default: empty)", 0, 1048576, NULL},
     {"--repeat", NULL, OPT_INT, offsetof(struct bench_values, repeat), "R", "repetitions, of which medians are told (default 5)", 1, 1000, NULL},
     {"--json", NULL, OPT_FLAG, offsetof(struct bench_values, json), NULL, "one JSON object", 0, 0, NULL},
-    {"--ledger", NULL, OPT_FLAG, offsetof(struct bench_values, ledger), NULL, "print where the time went", 0, 0, NULL},
+    LAUNCH_LEDGER_OPTION(offsetof(struct bench_values, ledger)),
     {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
 };
 
 /* ---- read bandwidth ------------------------------------------------------------------------------------------------------------------------------------- */
 
-struct reading {
-    const uint64_t *data;
-    size_t n;
-    uint64_t *sums; /* one cache line a thread: so that no read is left out */
-};
-
-static void read_share(void *arg, int i_thread, int n_threads)
-{
-    const struct reading *r = arg;
-    size_t begin, end;
-    base_pool_share(r->n, 8, i_thread, n_threads, &begin, &end);
-    uint64_t s[8] = {0};
-    for (size_t i = begin; i + 8 <= end; i += 8)
-        for (int k = 0; k < 8; k++)
-            s[k] += r->data[i + (size_t)k];
-    r->sums[8 * i_thread] = s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
-}
-
-/* All threads of all ranks together, the best of a few rounds: bytes per second. 0 where memory is short. */
+/* All threads of all ranks together: bytes per second. 0 where memory is short. */
 static double read_bandwidth(int n_threads)
 {
-    struct reading r = {.n = READ_BYTES / sizeof(uint64_t), .sums = calloc((size_t)n_threads * 8, sizeof(uint64_t))};
-    uint64_t *data = mmap(NULL, READ_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     struct base_pool *pool = NULL;
-    double best = 0;
-    if (data != MAP_FAILED && r.sums && base_pool_create(&(struct base_pool_options){.n_threads = n_threads, .spin_us = 50}, &pool, NULL) == ST_OK) {
-        madvise(data, READ_BYTES, MADV_HUGEPAGE);
-        memset(data, 1, READ_BYTES);
-        r.data = data;
-        for (int round = 0; round < 4; round++) {
-            const uint64_t start = base_now_ns(base_clock_real());
-            base_pool_run(pool, read_share, &r);
-            const double rate = READ_BYTES / ((double)(base_now_ns(base_clock_real()) - start) / 1e9);
-            best = rate > best ? rate : best;
-        }
-    }
+    if (base_pool_create(&(struct base_pool_options){.n_threads = n_threads, .spin_us = 50}, &pool, NULL))
+        return 0;
+    const double best = (double)rt_bandwidth_measure(pool, base_clock_real(), RT_BANDWIDTH_BYTES, 0);
     base_pool_destroy(pool);
-    if (data != MAP_FAILED)
-        munmap(data, READ_BYTES);
-    free(r.sums);
     return best;
 }
 
@@ -200,10 +167,10 @@ int cmd_bench(int argc, char **argv)
                      "Tokens per second, medians over repetitions; the warm-up is not counted.", groups, 2, argc, argv, &model, 0, &status))
         return status;
     struct err e = {""};
-    if (launch_options_check(&shared, &e))
+    if (launch_options_check(&shared, &e) || launch_ledger_check(v.ledger, &e))
         return launch_misuse("bench", &e);
     const int64_t decode_context = (v.depth > 0 ? v.depth : 1) + v.decode + 1, prefill_context = v.prefill + 1;
-    const struct launch_needs needs = {.max_sequences = 1, .context = decode_context > prefill_context ? decode_context : prefill_context, .ledger = v.ledger};
+    const struct launch_needs needs = {.max_sequences = 1, .context = decode_context > prefill_context ? decode_context : prefill_context, .ledger = v.ledger != NULL};
     if (!v.prefill && !v.decode) {
         err_set(&e, ST_INVALID, "--prefill 0 --decode 0 leaves nothing to measure");
         return launch_misuse("bench", &e);
@@ -211,21 +178,29 @@ int cmd_bench(int argc, char **argv)
     static struct samples samples;
     struct launch_setup *s = NULL;
     struct launch_job *job = NULL;
+    struct launch_ledger *ledger = NULL;
     enum st st = launch_setup_create(model, &shared, &needs, &s, &e);
     if (!st)
         launch_foreign_serve(s, false);
     if (!st && s->settings.context < needs.context)
         st = err_set(&e, ST_INVALID, "--ctx %" PRId64 " is too short: %" PRId64 " tokens are needed", s->settings.context, needs.context);
     if (!st)
-        st = launch_job_start(s, &job, &e);
+        st = launch_ledger_open(v.ledger, &ledger, &e);
     if (!st)
+        st = launch_job_start(s, &job, &e);
+    if (!st) {
+        launch_job_collect(job, ledger);
         st = measure(&v, s, job, &samples, &e);
+    }
     if (job && !st)
         st = launch_job_stop(job, &e);
     else
         launch_job_kill(job);
     if (!st)
         st = print_results(&v, s, &samples, &e);
+    if (!st)
+        st = launch_ledger_write(ledger, s, &e);
+    launch_ledger_close(ledger);
     launch_setup_destroy(s);
     return st ? launch_fail("bench", &e) : 0;
 }

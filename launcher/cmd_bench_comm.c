@@ -9,9 +9,9 @@
 #include "base/json.h"
 #include "comm/mpi.h"
 #include "launcher/commands.h"
-#include "launcher/exchanges.h"
 #include "launcher/job.h"
 #include "launcher/plot.h"
+#include "runtime/exchanges.h"
 
 #define EXCHANGE_BYTES (1u << 20) /* of one message: larger vectors go in pieces of at most half of it */
 #define MAX_RUNS 3
@@ -47,9 +47,9 @@ static const struct option options[] = {
 static enum st run_once(const struct comm_values *v, bool beside_mpi, json_t **result, struct err *e)
 {
     const struct launch_options shared = {.n_ranks = v->n_ranks, .n_threads = 1, .activations = 1, .kv = 3, .bind = v->bind, .link = v->link, .backend = v->backend};
-    const struct launch_exchanges x = {.min_bytes = v->min, .max_bytes = v->max, .block_us = v->block_us, .n_blocks = v->blocks, .beside_mpi = beside_mpi};
+    const struct rt_exchanges x = {.min_bytes = v->min, .max_bytes = v->max, .block_us = v->block_us, .n_blocks = v->blocks, .beside_mpi = beside_mpi};
     char what[128];
-    launch_exchanges_print(&x, what);
+    rt_exchanges_print(&x, what);
     struct launch_setup *s = NULL;
     struct launch_job *job = NULL;
     enum st st = launch_setup_create_bare(&shared, EXCHANGE_BYTES, what, &s, e);

@@ -23,7 +23,7 @@
 #define MAX_FILE_BYTES (1u << 30)
 
 struct eval_values {
-    const char *text, *logits;
+    const char *text, *logits, *ledger;
     struct option_list ids;
     int64_t greedy;
 };
@@ -33,6 +33,7 @@ static const struct option eval_options[] = {
     {"--ids", NULL, OPT_LIST, offsetof(struct eval_values, ids), "FILE", "token ids in decimals; may be repeated: the sequences run in mixed steps", 0, 0, NULL},
     {"--logits", NULL, OPT_STR, offsetof(struct eval_values, logits), "OUT", "with --ids: little-endian F32 [rows, vocabulary], a row for each token", 0, 0, NULL},
     {"--greedy", NULL, OPT_INT, offsetof(struct eval_values, greedy), "N", "with --ids: continue each by its N most likely tokens, end tokens included", 0, 16777216, NULL},
+    LAUNCH_LEDGER_OPTION(offsetof(struct eval_values, ledger)),
     {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
 };
 
@@ -341,7 +342,7 @@ int cmd_eval(int argc, char **argv)
                      groups, 2, argc, argv, &model, 0, &status))
         return status;
     struct err e = {""};
-    if (launch_options_check(&shared, &e))
+    if (launch_options_check(&shared, &e) || launch_ledger_check(values.ledger, &e))
         return launch_misuse("eval", &e);
     if (!values.text == !values.ids.n) {
         err_set(&e, ST_INVALID, "wants either --text or --ids");
@@ -352,7 +353,8 @@ int cmd_eval(int argc, char **argv)
         return launch_misuse("eval", &e);
     }
     struct eval v = {.v = &values, .out_fd = -1};
-    struct launch_needs needs = {.max_sequences = WINDOWS_AT_ONCE, .context = DEFAULT_WINDOW, .accurate_cache = true};
+    struct launch_needs needs = {.max_sequences = WINDOWS_AT_ONCE, .context = DEFAULT_WINDOW, .accurate_cache = true, .ledger = values.ledger != NULL};
+    struct launch_ledger *ledger = NULL;
     enum st st = ST_OK;
     if (values.ids.n) {
         needs.max_sequences = values.ids.n < MAX_AT_ONCE ? values.ids.n : MAX_AT_ONCE;
@@ -367,15 +369,22 @@ int cmd_eval(int argc, char **argv)
     if (!st)
         st = open_logits(&v, &e);
     if (!st)
-        st = launch_job_start(v.setup, &v.job, &e);
+        st = launch_ledger_open(values.ledger, &ledger, &e);
     if (!st)
+        st = launch_job_start(v.setup, &v.job, &e);
+    if (!st) {
+        launch_job_collect(v.job, ledger);
         st = run(&v, &e);
+    }
     if (v.job && !st)
         st = launch_job_stop(v.job, &e);
     else
         launch_job_kill(v.job);
     if (!st)
         st = print_results(&v, &e);
+    if (!st)
+        st = launch_ledger_write(ledger, v.setup, &e);
+    launch_ledger_close(ledger);
     release(&v);
     return st ? launch_fail("eval", &e) : 0;
 }

@@ -9,9 +9,9 @@
 #include "comm/boot_pmi.h"
 #include "launcher/agent.h"
 #include "launcher/commands.h"
-#include "launcher/exchanges.h"
 #include "launcher/foreign.h"
 #include "launcher/rank_options.h"
+#include "runtime/exchanges.h"
 #include "runtime/rank.h"
 
 /* "0,1@0": numbers up to an end or an '@'; *text is left behind them. */
@@ -90,7 +90,7 @@ int cmd_rank(int argc, char **argv)
             o.vitals = all;
     }
     if (!st)
-        st = v.exchanges ? launch_exchanges_run(v.exchanges, &o, (size_t)v.exchange_bytes, &e) : rt_rank_run(&o, &e);
+        st = v.exchanges ? rt_exchanges_run(v.exchanges, &o, (size_t)v.exchange_bytes, &e) : rt_rank_run(&o, &e);
     const bool is_mpi = v.exchanges || (v.backend && strcmp(v.backend, "mpi") == 0);
     if (!st && o.boot)
         comm_boot_pmi_close(&boot, is_mpi ? COMM_BOOT_PMI_LEAVE : COMM_BOOT_PMI_FINALIZE);

@@ -18,7 +18,8 @@ struct run_values {
     const char *prompt, *file;
     int64_t max_tokens, seed;
     double temperature;
-    bool ignore_eos, raw, ledger, json, dry_run, verbose;
+    const char *ledger;
+    bool ignore_eos, raw, json, dry_run, verbose;
 };
 
 static const struct option run_options[] = {
@@ -29,7 +30,7 @@ static const struct option run_options[] = {
     {"--seed", NULL, OPT_INT, offsetof(struct run_values, seed), "S", "seed of the random numbers (default 0)", 0, 0, NULL},
     {"--ignore-eos", NULL, OPT_FLAG, offsetof(struct run_values, ignore_eos), NULL, "go on after an end token", 0, 0, NULL},
     {"--raw", NULL, OPT_FLAG, offsetof(struct run_values, raw), NULL, "the prompt as it is, without the model's chat form", 0, 0, NULL},
-    {"--ledger", NULL, OPT_FLAG, offsetof(struct run_values, ledger), NULL, "print where the time went", 0, 0, NULL},
+    LAUNCH_LEDGER_OPTION(offsetof(struct run_values, ledger)),
     {"--json", NULL, OPT_FLAG, offsetof(struct run_values, json), NULL, "one JSON object instead of text", 0, 0, NULL},
     {"--dry-run", NULL, OPT_FLAG, offsetof(struct run_values, dry_run), NULL, "print placement, cut and memory budget, and stop", 0, 0, NULL},
     {"-v", "--verbose", OPT_FLAG, offsetof(struct run_values, verbose), NULL, "print the plan before running", 0, 0, NULL},
@@ -329,7 +330,7 @@ int cmd_run(int argc, char **argv)
                      &status))
         return status;
     struct err e = {""};
-    if (launch_options_check(&shared, &e))
+    if (launch_options_check(&shared, &e) || launch_ledger_check(v.ledger, &e))
         return launch_misuse("run", &e);
     if (v.prompt && v.file) {
         err_set(&e, ST_INVALID, "-p and -f exclude each other");
@@ -339,7 +340,7 @@ int cmd_run(int argc, char **argv)
     size_t bytes = 0;
     bool nothing = false;
     struct launch_setup *setup = NULL;
-    const struct launch_needs needs = {.max_sequences = 1, .ledger = v.ledger};
+    const struct launch_needs needs = {.max_sequences = 1, .ledger = v.ledger != NULL};
     enum st st = launch_setup_create(model, &shared, &needs, &setup, &e);
     if (!st)
         launch_foreign_serve(setup, v.dry_run);
@@ -353,16 +354,26 @@ int cmd_run(int argc, char **argv)
         return st ? launch_fail("run", &e) : 0;
     }
     struct session s = {.v = &v, .setup = setup};
+    struct launch_ledger *ledger = NULL;
+    if (!st)
+        st = launch_ledger_open(v.ledger, &ledger, &e);
     if (!st)
         st = read_prompt(&v, &text, &bytes, &nothing, &e);
     if (!st && !nothing)
         st = open_session(&s, &e);
+    if (s.job)
+        launch_job_collect(s.job, ledger);
     if (!st && !nothing)
         st = text ? one_prompt(&s, text, bytes, &e) : chat(&s, &e);
     if (s.job && (!st || st == ST_CANCELLED))
         st = launch_job_stop(s.job, &e);
     else
         launch_job_kill(s.job);
+    if (!st || st == ST_CANCELLED) { /* what an interrupted job has done is worth knowing, but is no news of its own */
+        const enum st written = launch_ledger_write(ledger, setup, st ? NULL : &e);
+        st = st ? st : written;
+    }
+    launch_ledger_close(ledger);
     tok_close(s.tokenizer);
     launch_setup_destroy(setup);
     free(s.text);

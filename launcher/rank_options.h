@@ -15,7 +15,7 @@ struct rank_values {
     int64_t n_ranks, front_fd, n_threads, spin_us, chunk, context, sequences;
     const char *shares, *kv;
     const char *backend, *link; /* of comm; NULL: the best; none */
-    const char *exchanges;      /* a benchmark of exchanges instead of a model (launcher/exchanges.h) */
+    const char *exchanges;      /* a benchmark of exchanges instead of a model (runtime/exchanges.h) */
     bool accurate, ledger;
     /* rank */
     int64_t rank, memory_fd, vitals_fd;

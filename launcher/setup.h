@@ -49,7 +49,7 @@ struct launch_setup {
     const char *backend_name; /* of the exchanges; NULL: the best that fits */
     struct comm_link link;
     bool has_link;
-    const char *exchanges; /* instead of a model: a benchmark of exchanges (launcher/exchanges.h); then ck … plan are NULL */
+    const char *exchanges; /* instead of a model: a benchmark of exchanges (runtime/exchanges.h); then ck … plan are NULL */
     uint64_t exchange_bytes; /* largest send of a rank */
     int n_ranks;
     uint64_t total_bytes, available_bytes; /* all ranks of this host; what may be taken */

@@ -26,7 +26,7 @@ enum rt_frame_kind {
     RT_DONE,       /* struct rt_done */
     RT_FAILED,     /* text: the job cannot go on */
     RT_LEDGER,     /* one rank's ledger (struct rt_ledger_head, see runtime/ledger.h); after RT_STOP, where the ranks keep one; rank by rank */
-    RT_EXCHANGES = 24, /* text: JSON of launcher/exchanges.h, instead of everything else */
+    RT_EXCHANGES = 24, /* text: JSON of runtime/exchanges.h, instead of everything else */
 
     /* agent ↔ launcher, beside RT_FAILED */
     RT_BEAT = 32, /* twice a second: the sender lives */

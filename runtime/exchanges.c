@@ -1,4 +1,4 @@
-#include "launcher/exchanges.h"
+#include "runtime/exchanges.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -17,12 +17,12 @@
 #define MAX_BLOCKS 200
 #define MAX_OPS 4096 /* timed one by one in a block */
 
-void launch_exchanges_print(const struct launch_exchanges *x, char text[128])
+void rt_exchanges_print(const struct rt_exchanges *x, char text[128])
 {
     snprintf(text, 128, "%" PRId64 ":%" PRId64 ":%" PRId64 ":%" PRId64 ":%d", x->min_bytes, x->max_bytes, x->block_us, x->n_blocks, x->beside_mpi);
 }
 
-enum st launch_exchanges_parse(const char *text, struct launch_exchanges *x, struct err *e)
+enum st rt_exchanges_parse(const char *text, struct rt_exchanges *x, struct err *e)
 {
     int beside, end = 0;
     if (sscanf(text, "%" SCNd64 ":%" SCNd64 ":%" SCNd64 ":%" SCNd64 ":%d%n", &x->min_bytes, &x->max_bytes, &x->block_us, &x->n_blocks, &beside, &end) != 5 || text[end] || x->min_bytes < 4 ||
@@ -33,7 +33,7 @@ enum st launch_exchanges_parse(const char *text, struct launch_exchanges *x, str
 }
 
 struct bench {
-    struct launch_exchanges x;
+    struct rt_exchanges x;
     const struct rt_rank_options *o;
     const struct kern_backend *kernels;
     struct comm *ours, *mpi; /* the same one where MPI is the backend; mpi NULL: not compared */
@@ -236,13 +236,13 @@ static json_t *describe(const struct bench *b)
     return o;
 }
 
-enum st launch_exchanges_run(const char *what, const struct rt_rank_options *o, size_t max_bytes, struct err *e)
+enum st rt_exchanges_run(const char *what, const struct rt_rank_options *o, size_t max_bytes, struct err *e)
 {
     struct bench b = {.o = o};
     if (o->vitals)
         base_tick_at = &o->vitals[o->rank].tick;
     json_t *sizes = json_array(), *all = NULL;
-    enum st st = launch_exchanges_parse(what, &b.x, e);
+    enum st st = rt_exchanges_parse(what, &b.x, e);
     for (int r = 0; r < o->n_ranks; r++)
         b.n_vectors[r] = 1;
     if (!st)
