@@ -14,7 +14,8 @@ static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 /* ---- exchange-and-add ------------------------------------------------------------------------------------------------------------------------------ */
 
-/* Of a piece, all vectors together. TODO */
+/* Of a piece, all vectors together. With the next piece beside it, it fits the L2 caches of 1–2 MiB that we have seen; on 200 Gb/s one of two ranks flies for 10 us,
+ * four times the delay of a message. Smaller ones overlap more, but every exchange has its price: where ranks share CPUs it is a turn of the scheduler. */
 #define PIECE_BYTES (512u << 10)
 
 struct pieces {
@@ -68,7 +69,8 @@ static enum st piece_start(const struct pieces *p, size_t offset, struct err *e)
     return comm_allgather_start(c, NULL, recv_bytes, p->header, e);
 }
 
-static enum st piece_finish(const struct pieces *p, size_t offset, uint64_t *deadline_ns, const void **vectors, struct comm_header *headers, struct err *e) {
+static enum st piece_finish(const struct pieces *p, size_t offset, uint64_t *deadline_ns, const void **vectors, struct comm_header *headers,
+                            struct err *e) {
     const struct comm_exchange_add *x = p->x;
     const void *views[COMM_MAX_RANKS];
     enum st code;
@@ -85,7 +87,8 @@ static enum st piece_finish(const struct pieces *p, size_t offset, uint64_t *dea
     return ST_OK;
 }
 
-enum st comm_exchange_and_add(struct comm *c, const struct comm_exchange_add *x, const struct comm_header *header, uint64_t deadline_ns, struct err *e) {
+enum st comm_exchange_and_add(struct comm *c, const struct comm_exchange_add *x, const struct comm_header *header, uint64_t deadline_ns,
+                              struct err *e) {
     struct err why;
     struct pieces p = {.c = c, .x = x, .header = header};
     const void *vectors[COMM_MAX_VECTORS];

@@ -21,7 +21,8 @@
 #define MAX_SPIN_US 50
 #define OPEN_WAIT_NS (60 * BASE_NS_PER_S)
 
-static const struct comm_backend *const backends[] = {&comm_self_backend, &comm_shm_backend, &comm_ucx_backend, &comm_tcp_backend, &comm_mpi_backend, NULL};
+static const struct comm_backend *const backends[] = {&comm_self_backend, &comm_shm_backend, &comm_ucx_backend,
+                                                      &comm_tcp_backend,  &comm_mpi_backend, NULL};
 
 const struct comm_backend *const *comm_backends(void) { return backends; }
 

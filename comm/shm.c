@@ -356,11 +356,8 @@ struct boot_record {
 _Static_assert(sizeof(struct boot_record) == 112 && sizeof(struct boot_record) <= COMM_BOOT_MAX_BYTES, "no padding");
 
 static void fill_record(struct boot_record *mine, const struct comm_setup *setup, int fd) {
-    *mine = (struct boot_record){.magic = SEGMENT_MAGIC,
-                                 .capacity = comm_capacity(setup->max_bytes),
-                                 .process = getpid(),
-                                 .fd = fd,
-                                 .n_ranks = (uint32_t)setup->n_ranks};
+    *mine = (struct boot_record){
+        .magic = SEGMENT_MAGIC, .capacity = comm_capacity(setup->max_bytes), .process = getpid(), .fd = fd, .n_ranks = (uint32_t)setup->n_ranks};
     int f = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
     if (f < 0 || read(f, mine->host, sizeof mine->host - 1) < 0) mine->host[0] = 0;
     if (f >= 0) close(f);
@@ -376,7 +373,8 @@ static enum st check_boot(const struct boot_record *records, int n_ranks, struct
         if (memcmp(first->host, other->host, sizeof first->host) != 0)
             return err_set(e, ST_UNSUPPORTED, "shm: ranks 0 and %d run on different hosts", r);
         if (memcmp(first->space, other->space, sizeof first->space) != 0)
-            return err_set(e, ST_UNSUPPORTED, "shm: ranks 0 and %d run in different PID namespaces (containers), and no segment was handed down to them", r);
+            return err_set(e, ST_UNSUPPORTED,
+                           "shm: ranks 0 and %d run in different PID namespaces (containers), and no segment was handed down to them", r);
         if (first->n_ranks != other->n_ranks || first->capacity != other->capacity)
             return err_set(e, ST_MISMATCH, "shm: rank 0 wants %u ranks and messages of %llu bytes, rank %d %u and %llu", first->n_ranks,
                            (unsigned long long)first->capacity, r, other->n_ranks, (unsigned long long)other->capacity);
@@ -438,8 +436,7 @@ static enum st wait_attached(struct shm *s, const struct comm_setup *setup, stru
         if (n == (uint32_t)s->n_ranks) return ST_OK;
         if (lost >= 0) return err_set(e, ST_PEER_LOST, "shm: rank %d %s before all had attached to the segment", lost, is_dead ? "died" : "gave up");
         uint64_t now_ns = base_now_ns(clock);
-        if (now_ns >= setup->deadline_ns)
-            return err_set(e, ST_TIMEOUT, "shm: rank %d did not attach to the segment in time", missing);
+        if (now_ns >= setup->deadline_ns) return err_set(e, ST_TIMEOUT, "shm: rank %d did not attach to the segment in time", missing);
         uint64_t ns = setup->deadline_ns - now_ns;
         futex_wait(&segment->n_attached, n, ns < ATTACH_SLICE_NS ? ns : ATTACH_SLICE_NS);
     }

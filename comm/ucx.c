@@ -5,9 +5,11 @@
  * (Puts are not used: there is none with an immediate value, and over TCP they are emulated at twice the latency.) All receive buffers exist before the first message, by the
  * argument in shm.c: a peer is at most one exchange ahead of us, so three slots per peer hold what may come and keep the views that were handed out.
  *
- * Pieces. Where UCX copies anyway (TCP, shared memory) a message goes as eager pieces that fit into one of its segments. Longer eager messages would be put together in memory that
- * UCX allocates, and rendezvous would ask for permission that the slots have given long ago. Over RDMA a message is one piece, and UCX decides by its size
- * whether the adapter reads it from our registered slot. [Figures: see docs or bench; 1 MB between two processes on one machine: see PIECE_BYTES.]
+ * Pieces. Where UCX copies anyway (TCP, shared memory) a message goes as eager pieces, as long as one sendmsg of UCX's TCP can take them without a copy. Rendezvous would ask
+ * for a permission that the slots have given long ago, and longer eager messages would be put together in memory that UCX allocates. Exchanges of two processes on one busy
+ * machine, us, medians of undisturbed runs: TCP over lo, 8 B 5.6, 4 KB 6.5, 16 KB 8–11, 32 KB 13, 1 MB 520–850 (pieces of 8 KB: 16 KB 16–24, 32 KB 30; rendezvous: 32 KB 230;
+ * comm/tcp.c: 3.6, 5.2, 7, 8.5, 480); shared memory 0.5, 1.5, 3.7, 6, 430 (rendezvous as UCX chooses it: 16 KB up to 165). Over RDMA a message is one piece,
+ * and UCX decides by its size whether the adapter reads it from our registered slot; nobody has measured that yet. UCX_RNDV_THRESH in the environment asks for the same elsewhere.
  *
  * Events have a ring of the same size on rank 0 and on every reader, and the same position in all of them: rank 0 decides it, and knows by the readers' credits what is free.
  * Each packet carries how many events its sender knows of; an exchange is complete when rank 0's events up to its message have come as well.
@@ -19,8 +21,6 @@
 #include "comm/ucx_api.h"
 
 #include "comm/comm_priv.h"
-
-#define UCX_NOT_LOCAL_PRIORITY 40
 
 #if COMM_HAVE_UCX
 #include <errno.h>
@@ -35,9 +35,10 @@
 
 #include "base/log.h"
 #include "comm/ucx_devices.h"
+#include "comm/ucx_watch.h"
 
-/* A segment of UCX's TCP and shared memory holds 8 KB, its own headers and ours included. */
-#define PIECE_BYTES 7936u
+/* UCX's TCP sends up to 64 KB at once, its own headers and ours included. */
+#define PIECE_BYTES 61440u
 #define RING_BYTES (1u << 20)
 #define MAX_EVENTS 1024u /* on their way or unread */
 #define MAX_PROGRESS 16  /* rounds of UCX's progress per look */
@@ -107,6 +108,7 @@ struct arrival {
 
 struct peer {
     ucp_ep_h ep;
+    bool is_silent; /* its host answers nothing any more */
     struct tally tally;
     struct arrival arrivals[COMM_N_SLOTS];
     struct comm_header headers[COMM_N_SLOTS];
@@ -161,6 +163,9 @@ struct ucx {
 
     struct packet hello, credit, bye, heard;
     struct tally credit_tally;
+
+    struct ucx_watch watch;
+    char addresses[COMM_MAX_RANKS][64];
 
     bool corrupt; /* somebody sent nonsense */
     struct err nonsense;
@@ -368,7 +373,8 @@ static void give_credit(struct ucx *s) {
 }
 
 static void pump(struct ucx *s) {
-    for (int i = 0; i < MAX_PROGRESS && s->api->ucp_worker_progress(s->worker); i++) {}
+    for (int i = 0; i < MAX_PROGRESS && s->api->ucp_worker_progress(s->worker); i++) {
+    }
     for (int r = 0; r < s->n_ranks && s->n_must_answer; r++) {
         struct peer *p = &s->peers[r];
         if (!p->must_answer) continue;
@@ -390,6 +396,7 @@ static enum st tell_lost(struct ucx *s, int r, struct err *e) {
     s->blamed = p->blamed;
     s->how = p->how;
     if (p->how == CLOSED) return err_set(e, ST_PEER_LOST, "rank %d closed its end", p->blamed);
+    if (p->is_silent) return err_set(e, ST_PEER_LOST, "the host of rank %d, %s, has fallen silent", r, s->addresses[r]);
     if (p->blamed == r) return err_set(e, ST_PEER_LOST, "rank %d died or its link broke: %s", r, s->api->ucs_status_string(p->why));
     if (p->blamed == s->rank) return err_set(e, ST_PEER_LOST, "rank %d lost its link to rank %d, to us", r, s->rank);
     return err_set(e, ST_PEER_LOST, "rank %d died or its link broke, as rank %d tells", p->blamed, r);
@@ -482,7 +489,8 @@ static enum st ucx_allgather_test(struct comm *c, const void **views, struct com
 
 /* May an event that ends at this position be posted? Its place in the rings was read by all, and is no longer read by UCX either. */
 static bool has_room(struct ucx *s, uint64_t end) {
-    for (; s->n_sent < s->n_posted && !s->events[s->n_sent % MAX_EVENTS].tally.n_pending; s->n_sent++) {}
+    for (; s->n_sent < s->n_posted && !s->events[s->n_sent % MAX_EVENTS].tally.n_pending; s->n_sent++) {
+    }
     if (s->n_posted - s->n_sent >= MAX_EVENTS) return false;
     if (s->n_sent < s->n_posted && end > s->events[s->n_sent % MAX_EVENTS].position + RING_BYTES) return false;
     for (int r = 1; r < s->n_ranks; r++)
@@ -565,6 +573,18 @@ static enum st ucx_progress(struct comm *c, struct err *e) {
 
 /* ---- sleeping ------------------------------------------------------------------------------------------------------------------------------------ */
 
+/* Whoever sleeps has time to see whether somebody's host has gone. */
+static void watch(struct ucx *s, uint64_t now_ns) {
+    const char *silent = comm_ucx_watch_silent(&s->watch, now_ns);
+    if (!silent) return;
+    for (int r = 0; r < s->n_ranks; r++) {
+        struct peer *p = &s->peers[r];
+        if (r == s->rank || p->broken || strcmp(s->addresses[r], silent) != 0) continue;
+        broke(p, r, UCS_ERR_ENDPOINT_TIMEOUT);
+        p->is_silent = !p->said_bye;
+    }
+}
+
 /* On UCX's event descriptor, armed: it says busy where something came in between. A system call or two to fall asleep and some microseconds to wake up; so yield for a while first. */
 static void doze(struct ucx *s, uint64_t deadline_ns) {
     uint64_t now_ns = base_now_ns(s->clock);
@@ -574,6 +594,7 @@ static void doze(struct ucx *s, uint64_t deadline_ns) {
         sched_yield();
         return;
     }
+    watch(s, now_ns);
     uint64_t ns = deadline_ns - now_ns;
     ucs_status_t status = s->event_fd >= 0 ? s->api->ucp_worker_arm(s->worker) : UCS_ERR_UNSUPPORTED;
     if (status == UCS_ERR_BUSY) return;
@@ -645,7 +666,8 @@ static enum st open_worker(struct ucx *s, const char *address, struct ucx_device
     if (status != UCS_OK) return failed(s, devices->names, status, e);
     if (s->api->ucp_worker_get_efd(s->worker, &s->event_fd) != UCS_OK) s->event_fd = -1;
     const ucp_am_handler_param_t handler = {
-        .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
+        .field_mask =
+            UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS | UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
         .id = AM_ID,
         .flags = UCP_AM_FLAG_WHOLE_MSG,
         .cb = on_packet,
@@ -684,7 +706,8 @@ static enum st describe(const struct ucx *s, size_t capacity, struct record *rec
     record->major = s->api->major;
     record->minor = s->api->minor;
     memcpy(record->address, s->address, sizeof record->address);
-    if (getrandom(&record->nonce, sizeof record->nonce, 0) != sizeof record->nonce) return err_set(e, ST_IO, "ucx: random numbers: %s", strerror(errno));
+    if (getrandom(&record->nonce, sizeof record->nonce, 0) != sizeof record->nonce)
+        return err_set(e, ST_IO, "ucx: random numbers: %s", strerror(errno));
     enum st code = put_address(s, UCP_WORKER_ADDRESS_FLAG_NET_ONLY, record, &at, &record->net_bytes, e);
     if (code == ST_OK) code = put_address(s, 0, record, &at, &record->whole_bytes, e);
     if (code != ST_OK) return code;
@@ -731,6 +754,7 @@ static enum st connect_all(struct ucx *s, const struct record *records, uint64_t
         if (code != ST_OK) return code;
         nonces[r] = records[r].nonce;
     }
+    for (int r = 0; r < s->n_ranks; r++) memcpy(s->addresses[r], records[r].address, sizeof s->addresses[r]);
     s->key = base_hash64(nonces, sizeof nonces, RECORD_MAGIC);
     for (int r = 0; r < s->n_ranks; r++) {
         if (r == s->rank) continue;
@@ -752,7 +776,10 @@ static enum st connect_all(struct ucx *s, const struct record *records, uint64_t
             if (is_lost(p)) return tell_lost(s, r, e);
             missing = r;
         }
-        if (missing < 0) return ST_OK;
+        if (missing < 0) {
+            if (s->address[0]) comm_ucx_watch_find(&s->watch, (const char(*)[64])s->addresses, s->n_ranks);
+            return ST_OK;
+        }
         if (base_now_ns(s->clock) >= deadline_ns) return err_set(e, ST_TIMEOUT, "ucx: rank %d did not answer while connecting", missing);
         uint64_t slice_ns = base_now_ns(s->clock) + 5 * BASE_NS_PER_MS;
         doze(s, slice_ns < deadline_ns ? slice_ns : deadline_ns);
@@ -795,10 +822,13 @@ static enum st map_memory(struct ucx *s, struct err *e) {
         .memory_type = UCS_MEMORY_TYPE_HOST,
     };
     ucs_status_t status = s->api->ucp_mem_map(s->context, &params, &s->mapped);
-    return status == UCS_OK ? ST_OK : err_set(e, ST_NO_MEMORY, "ucx: registering %zu bytes (ulimit -l?): %s", s->memory_bytes, s->api->ucs_status_string(status));
+    return status == UCS_OK
+               ? ST_OK
+               : err_set(e, ST_NO_MEMORY, "ucx: registering %zu bytes (ulimit -l?): %s", s->memory_bytes, s->api->ucs_status_string(status));
 }
 
 static enum st prepare(struct ucx *s, const struct comm_setup *setup, struct record *mine, struct err *e) {
+    comm_ucx_watch_begin(&s->watch);
     struct ucx_devices devices = {.n_rails = 0};
     enum st code = open_worker(s, setup->address, &devices, e);
     /* Who sets UCX's threshold for rendezvous wants it used. */
@@ -832,7 +862,8 @@ static enum st ucx_open(const struct comm_setup *setup, struct comm **c, struct 
     }
     if (setup->n_ranks > 1 && records) {
         struct err boot_error = {0};
-        enum st booted = setup->boot->allgather(setup->boot->context, &records[setup->n_ranks], RECORD_BYTES, records, setup->deadline_ns, &boot_error);
+        enum st booted =
+            setup->boot->allgather(setup->boot->context, &records[setup->n_ranks], RECORD_BYTES, records, setup->deadline_ns, &boot_error);
         if (code == ST_OK && booted != ST_OK) code = err_set(e, booted, "%s", boot_error.text);
         if (code == ST_OK) code = connect_all(s, records, setup->deadline_ns, e);
     }
@@ -908,7 +939,7 @@ static enum st ucx_probe(const struct comm_setup *setup, struct err *e) {
 
 const struct comm_backend comm_ucx_backend = {
     .capabilities = {.name = "ucx", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .max_ranks = COMM_MAX_RANKS},
-    .priority = UCX_NOT_LOCAL_PRIORITY,
+    .priority = 40, /* and its probe refuses where plain sockets (10) are better */
     .probe = ucx_probe,
     .open = IF_UCX(ucx_open),
     .close = IF_UCX(ucx_close),

@@ -113,7 +113,7 @@ static enum st load(const struct ucx_setting *more, int n_more, struct err *e) {
     set(more, n_more);
     void *handle = dlopen(library(), RTLD_NOW | RTLD_LOCAL);
     if (!handle) return err_set(e, ST_UNSUPPORTED, "ucx: %.400s", dlerror());
-    /* libucs is a dependency of libucp: dlsym looks there as well. */
+        /* libucs is a dependency of libucp: dlsym looks there as well. */
 #define X(name)                                                                                                                                      \
     loaded.name = (__typeof__(name) *)dlsym(handle, #name);                                                                                          \
     if (!loaded.name) return err_set(e, ST_UNSUPPORTED, "ucx: %.200s has no function %s", library(), #name);
@@ -121,8 +121,8 @@ static enum st load(const struct ucx_setting *more, int n_more, struct err *e) {
 #undef X
     loaded.ucp_get_version(&loaded.major, &loaded.minor, &loaded.release);
     if (loaded.major != UCP_API_MAJOR || loaded.minor < UCP_API_MINOR)
-        return err_set(e, ST_UNSUPPORTED, "ucx: %.200s is version %u.%u, this build wants %u.%u or a later one", library(), loaded.major, loaded.minor,
-                       UCP_API_MAJOR, UCP_API_MINOR);
+        return err_set(e, ST_UNSUPPORTED, "ucx: %.200s is version %u.%u, this build wants %u.%u or a later one", library(), loaded.major,
+                       loaded.minor, UCP_API_MAJOR, UCP_API_MINOR);
     return ST_OK;
 }
 

@@ -1,7 +1,7 @@
 /* UCX, opened when it is needed: the library as a table of function pointers. Inside comm/.
  *
- * libucp is never linked. What it does when it is loaded (it reads its environment, starts threads, would install signal handlers) shall cost nobody anything who
- * has no cluster, and nobody who has none must install it. Its headers are needed at build time only; without them COMM_HAVE_UCX is 0 and the backend says so.
+ * libucp is never linked. What it does when it is loaded (it reads its environment, starts threads, would install signal handlers and overwrite parts of libc) shall not
+ * happen to those who have no cluster, and they need not install it. Its headers are needed at build time only; without them COMM_HAVE_UCX is 0 and the backend says so.
  * Life cycle: comm_ucx_find as often as you like (it only looks for the file); comm_ucx_load once it is really wanted; it stays loaded until the process ends.
  * TANDEM_UCX names another file than libucp.so.0 (a path that does not exist switches UCX off). */
 #ifndef COMM_UCX_API_H
@@ -9,9 +9,11 @@
 
 #include "base/status.h"
 
+#ifndef COMM_HAVE_UCX
 #if defined(__has_include)
 #if __has_include(<ucp/api/ucp.h>)
 #define COMM_HAVE_UCX 1
+#endif
 #endif
 #endif
 #ifndef COMM_HAVE_UCX

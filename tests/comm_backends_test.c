@@ -310,8 +310,10 @@ struct tree_sum {
     uint64_t tag;
     uint32_t n_leaves;
     size_t vector_bytes;
-    uint32_t n_vectors[MAX_RANKS], first[MAX_RANKS];   /* of a rank: how many, and the index of its first in nodes */
-    struct { uint32_t a, b; } nodes[MAX_LEAVES];
+    uint32_t n_vectors[MAX_RANKS], first[MAX_RANKS]; /* of a rank: how many, and the index of its first in nodes */
+    struct {
+        uint32_t a, b;
+    } nodes[MAX_LEAVES];
     int n_nodes;
     float *result;
     size_t offset; /* added so far */
@@ -376,8 +378,13 @@ static bool exchange_tree(struct comm *c, struct tree_sum *t, size_t piece_bytes
         for (size_t i = 0; i < n; i++) vectors[v * n + i] = tree_value(t->tag, t->nodes[t->first[rank] + v].a, t->nodes[t->first[rank] + v].b, i);
     struct comm_header headers[MAX_RANKS];
     const struct comm_header header = {.step = t->tag, .token_hash = (uint32_t)rank};
-    const struct comm_exchange_add x = {
-        .send = vectors, .vector_bytes = t->vector_bytes, .n_vectors = t->n_vectors, .piece_bytes = piece_bytes, .add = add_piece, .context = t, .headers = headers};
+    const struct comm_exchange_add x = {.send = vectors,
+                                        .vector_bytes = t->vector_bytes,
+                                        .n_vectors = t->n_vectors,
+                                        .piece_bytes = piece_bytes,
+                                        .add = add_piece,
+                                        .context = t,
+                                        .headers = headers};
     t->offset = 0;
     t->ok = true;
     CHECK_ST(ST_OK, comm_exchange_and_add(c, &x, &header, soon(), e), e);

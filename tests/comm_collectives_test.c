@@ -10,9 +10,9 @@ struct fake {
     struct comm comm;
     _Alignas(64) unsigned char slots[COMM_N_SLOTS][CAPACITY];
     char trace[4096];
-    bool copied;          /* somebody gave a buffer of his own */
-    int fails_at;         /* this exchange's start says that a peer is lost */
-    int n_again;          /* so many tests find nothing */
+    bool copied;                  /* somebody gave a buffer of his own */
+    int fails_at;                 /* this exchange's start says that a peer is lost */
+    int n_again;                  /* so many tests find nothing */
     struct base_clock_manual now; /* a sleep takes it to the deadline */
     struct base_clock clock;
 };
@@ -52,8 +52,11 @@ static enum st fake_test(struct comm *c, const void **views, struct comm_header 
     return ST_OK;
 }
 static void fake_sleep(struct comm *c, uint64_t deadline_ns) { ((struct fake *)c)->now.now_ns = deadline_ns; }
-static const struct comm_backend fake_backend = {
-    .capabilities = {.name = "fake", .max_ranks = N_FAKES}, .send_buffer = fake_send_buffer, .allgather_start = fake_start, .allgather_test = fake_test, .sleep = fake_sleep};
+static const struct comm_backend fake_backend = {.capabilities = {.name = "fake", .max_ranks = N_FAKES},
+                                                 .send_buffer = fake_send_buffer,
+                                                 .allgather_start = fake_start,
+                                                 .allgather_test = fake_test,
+                                                 .sleep = fake_sleep};
 
 static void fake_init(struct fake *f, size_t max_bytes) {
     memset(f, 0, sizeof *f);
@@ -93,7 +96,8 @@ static uint64_t extend(void *context) {
     return s->n_extended > 3 ? 0 : s->f->now.now_ns + s->extend_to_ns;
 }
 
-static enum st run_sum(struct fake *f, struct sum *s, const void *send, size_t vector_bytes, const uint32_t n_vectors[N_FAKES], size_t piece_bytes, struct err *e) {
+static enum st run_sum(struct fake *f, struct sum *s, const void *send, size_t vector_bytes, const uint32_t n_vectors[N_FAKES], size_t piece_bytes,
+                       struct err *e) {
     *s = (struct sum){.f = f, .vector_bytes = vector_bytes, .own = send, .extend_to_ns = s->extend_to_ns};
     for (int r = 0; r < N_FAKES; r++) s->n_vectors += (int)n_vectors[r];
     f->trace[0] = 0;
@@ -119,14 +123,13 @@ static void what_fits_is_one_exchange(void **state) {
     for (size_t i = 0; i < sizeof own; i++) own[i] = (unsigned char)(i * 7 + i / 251);
     T_OK(run_sum(&f, &s, own, 1000, (const uint32_t[]){1, 2, 1}, 0, &e), &e);
     assert_string_equal(f.trace, "S2024 F A0+1000 ");
-    /* The own vectors where the next exchange sends from: a copy saved, or moved apart there. */
+    /* The own vectors where the next exchange sends from: a copy saved, or moved apart there, the last first. */
     for (int aligned = 0; aligned < 2; aligned++) {
         size_t bytes = aligned ? 1024 : 1000;
-        memcpy(comm_send_buffer(&f.comm), own, 2 * bytes);
-        T_OK(run_sum(&f, &s, comm_send_buffer(&f.comm), bytes, (const uint32_t[]){1, 2, 1}, 0, &e), &e);
+        memcpy(comm_send_buffer(&f.comm), own, 3 * bytes);
+        T_OK(run_sum(&f, &s, comm_send_buffer(&f.comm), bytes, (const uint32_t[]){1, 3, 1}, 0, &e), &e);
         const unsigned char *sent = f.slots[f.comm.sequence % COMM_N_SLOTS];
-        assert_memory_equal(sent, own, bytes);
-        assert_memory_equal(sent + 1024, own + bytes, bytes);
+        for (size_t v = 0; v < 3; v++) assert_memory_equal(sent + v * 1024, own + v * bytes, bytes);
     }
     assert_false(f.copied);
     T_OK(run_sum(&f, &s, own, 1000, (const uint32_t[]){3, 0, 1}, 0, &e), &e);
@@ -180,7 +183,8 @@ static void what_cannot_be_served_exchanges_nothing(void **state) {
     t_expect_err_contains(ST_INVALID, run_sum(&f, &s, own, 6, (const uint32_t[]){1, 1, 1}, 0, &e), &e, "vectors of 6 bytes");
     t_expect_err_contains(ST_INVALID, run_sum(&f, &s, own, 64, (const uint32_t[]){1, 255, 1}, 0, &e), &e, "257 vectors");
     t_expect_err_contains(ST_INVALID, run_sum(&f, &s, own, 64, (const uint32_t[]){UINT32_MAX, UINT32_MAX, UINT32_MAX}, 0, &e), &e, "vectors");
-    t_expect_err_contains(ST_INVALID, run_sum(&f, &s, own, 64, (const uint32_t[]){17, 1, 1}, 0, &e), &e, "17 vectors of one rank do not fit into messages of 1024 bytes");
+    t_expect_err_contains(ST_INVALID, run_sum(&f, &s, own, 64, (const uint32_t[]){17, 1, 1}, 0, &e), &e,
+                          "17 vectors of one rank do not fit into messages of 1024 bytes");
     assert_string_equal(f.trace, "");
     const struct comm_header header = {0};
     T_OK(comm_allgather_start(&f.comm, NULL, (const size_t[]){0, 0, 0}, &header, &e), &e);
@@ -194,13 +198,15 @@ static void a_failed_piece_is_for_good(void **state) {
     struct err e = {0};
     fake_init(&f, CAPACITY);
     f.fails_at = 3;
-    t_expect_err_contains(ST_PEER_LOST, run_sum(&f, &s, own, 1000, (const uint32_t[]){1, 1, 1}, 256, &e), &e, "rank 2 closed its end: step 5, exchange 3");
+    t_expect_err_contains(ST_PEER_LOST, run_sum(&f, &s, own, 1000, (const uint32_t[]){1, 1, 1}, 256, &e), &e,
+                          "rank 2 closed its end: step 5, exchange 3");
     assert_string_equal(f.trace, "S256 F S256 A0+256 F ");
     t_expect_err_contains(ST_PEER_LOST, comm_barrier(&f.comm, BASE_NO_DEADLINE, &e), &e, "exchange 3");
 
     fake_init(&f, CAPACITY);
     f.n_again = 1 << 30;
-    t_expect_err_contains(ST_TIMEOUT, run_sum(&f, &s, own, 1000, (const uint32_t[]){1, 1, 1}, 256, &e), &e, "rank 1 did not answer: step 5, exchange 1");
+    t_expect_err_contains(ST_TIMEOUT, run_sum(&f, &s, own, 1000, (const uint32_t[]){1, 1, 1}, 256, &e), &e,
+                          "rank 1 did not answer: step 5, exchange 1");
     memset(&e, 0, sizeof e);
     t_expect_err_contains(ST_TIMEOUT, comm_barrier(&f.comm, BASE_NO_DEADLINE, &e), &e, "rank 1 did not answer: step 5, exchange 1");
     t_expect_err_contains(ST_TIMEOUT, run_sum(&f, &s, own, 1000, (const uint32_t[]){1, 1, 1}, 256, NULL), NULL, NULL);
@@ -227,8 +233,13 @@ static void headers_are_the_first_pieces(void **state) {
     struct sum s = {.f = &f, .n_vectors = 3, .vector_bytes = 1000, .own = own};
     struct err e = {0};
     struct comm_header headers[N_FAKES] = {0};
-    const struct comm_exchange_add x = {
-        .send = own, .vector_bytes = 1000, .n_vectors = (const uint32_t[]){1, 1, 1}, .piece_bytes = 64, .add = add, .context = &s, .headers = headers};
+    const struct comm_exchange_add x = {.send = own,
+                                        .vector_bytes = 1000,
+                                        .n_vectors = (const uint32_t[]){1, 1, 1},
+                                        .piece_bytes = 64,
+                                        .add = add,
+                                        .context = &s,
+                                        .headers = headers};
     T_OK(comm_exchange_and_add(&f.comm, &x, &(struct comm_header){.step = 1}, BASE_NO_DEADLINE, &e), &e);
     for (uint64_t r = 0; r < N_FAKES; r++) assert_int_equal(headers[r].step, 40 + r);
 }
@@ -274,14 +285,10 @@ static void a_split_that_times_out_is_for_good(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(what_fits_is_one_exchange),
-        cmocka_unit_test(the_next_piece_flies_while_one_is_added),
-        cmocka_unit_test(pieces_are_alike_and_stay_in_cache),
-        cmocka_unit_test(what_cannot_be_served_exchanges_nothing),
-        cmocka_unit_test(a_failed_piece_is_for_good),
-        cmocka_unit_test(a_deadline_can_be_put_off),
-        cmocka_unit_test(headers_are_the_first_pieces),
-        cmocka_unit_test(the_best_take_as_few_exchanges_as_they_fit_into),
+        cmocka_unit_test(what_fits_is_one_exchange),          cmocka_unit_test(the_next_piece_flies_while_one_is_added),
+        cmocka_unit_test(pieces_are_alike_and_stay_in_cache), cmocka_unit_test(what_cannot_be_served_exchanges_nothing),
+        cmocka_unit_test(a_failed_piece_is_for_good),         cmocka_unit_test(a_deadline_can_be_put_off),
+        cmocka_unit_test(headers_are_the_first_pieces),       cmocka_unit_test(the_best_take_as_few_exchanges_as_they_fit_into),
         cmocka_unit_test(a_split_that_times_out_is_for_good),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

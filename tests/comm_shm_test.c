@@ -224,7 +224,8 @@ static bool one_dies_in_between(struct comm_setup *setup, void *arg) {
     (void)arg;
     if (setup->rank == 0) return refused(setup, ST_PEER_LOST, "shm: rank 1 died before all had attached to the segment");
     if (setup->rank == 2) return refused(setup, ST_PEER_LOST, " before all had attached to the segment"); /* rank 0 may have left before it came */
-    const struct comm_boot dying = {.allgather = boot_and_die, .context = setup->boot->context};
+    static struct comm_boot dying = {.allgather = boot_and_die};
+    dying.context = setup->boot->context;
     setup->boot = &dying;
     struct comm *c;
     comm_open(setup, &c, NULL);
@@ -233,6 +234,25 @@ static bool one_dies_in_between(struct comm_setup *setup, void *arg) {
 static void who_dies_between_boot_and_attaching_is_named(void **state) {
     (void)state;
     for (int i = 0; i < 10; i++) all_open(3, one_dies_in_between, NULL);
+}
+
+/* What rank 1 hears of rank 0 leads to a segment of ours, but to another one. */
+static enum st boot_misheard(void *context, const void *mine, size_t bytes, void *all, uint64_t deadline_ns, struct err *e) {
+    enum st code = group_boot_allgather(context, mine, bytes, all, deadline_ns, e);
+    ((unsigned char *)all)[8] ^= 1; /* behind the magic number: the token */
+    return code;
+}
+static bool one_mishears(struct comm_setup *setup, void *arg) {
+    (void)arg;
+    if (setup->rank == 0) return refused(setup, ST_PEER_LOST, "shm: rank 1 died before all had attached to the segment");
+    static struct comm_boot misheard = {.allgather = boot_misheard};
+    misheard.context = setup->boot->context;
+    setup->boot = &misheard;
+    return refused(setup, ST_MISMATCH, "shm: this segment is not the one that rank 0 has made");
+}
+static void another_segment_is_not_taken_for_ours(void **state) {
+    (void)state;
+    all_open(2, one_mishears, NULL);
 }
 
 static bool one_may_not(struct comm_setup *setup, void *arg) {
@@ -499,7 +519,8 @@ static void *add_in_silence(void *arg) {
             if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) != 0) outcome = NO_SECCOMP;
         }
         if (comm_exchange_and_add(a->c, &x, &header, BASE_NO_DEADLINE, NULL) != ST_OK) outcome = ADDED_WRONG;
-        if (comm_top_k(a->c, mine, 2, 3, &header, BASE_NO_DEADLINE, merged, &n_merged, NULL) != ST_OK || n_merged != 3 || merged[2].id != 2) outcome = ADDED_WRONG;
+        if (comm_top_k(a->c, mine, 2, 3, &header, BASE_NO_DEADLINE, merged, &n_merged, NULL) != ST_OK || n_merged != 3 || merged[2].id != 2)
+            outcome = ADDED_WRONG;
     }
     if (outcome == ADDED && (atomic_load(&n_allocations) != n_before || a->sum != 2 * N)) outcome = ADDED_WRONG;
     atomic_store(&a->outcome, outcome);
@@ -519,7 +540,8 @@ static void nor_does_a_small_sum(void **state) {
         int fd;
         if (comm_shm_create(2, 4096, &fd, &e) != ST_OK) _exit(1);
         for (int r = 0; r < 2; r++) {
-            const struct comm_setup setup = {.backend = "shm", .rank = r, .n_ranks = 2, .max_bytes = 4096, .spin_us = 1, .clock = &clock, .memory_fd = fd};
+            const struct comm_setup setup = {
+                .backend = "shm", .rank = r, .n_ranks = 2, .max_bytes = 4096, .spin_us = 1, .clock = &clock, .memory_fd = fd};
             if (comm_open(&setup, &adders[r].c, &e) != ST_OK) _exit(1);
         }
         pthread_t threads[2];
@@ -643,6 +665,7 @@ int main(void) {
         cmocka_unit_test(who_cannot_begin_is_named_at_once),
         cmocka_unit_test(other_sizes_are_told_to_all),
         cmocka_unit_test(who_dies_between_boot_and_attaching_is_named),
+        cmocka_unit_test(another_segment_is_not_taken_for_ours),
         cmocka_unit_test(who_may_not_open_it_says_so),
         cmocka_unit_test(other_containers_are_refused),
         cmocka_unit_test(the_dead_are_found_without_anybody_to_mark_them),

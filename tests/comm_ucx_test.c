@@ -4,11 +4,16 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+
+#include <linux/filter.h>
 
 #include "tests/t_comm.h"
 
+#if COMM_HAVE_UCX
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 enum { SLOWER = 5 };
 #else
@@ -273,7 +278,7 @@ static void opening_again_leaves_nothing_behind(void **state) {
 
 /* ---- size ---------------------------------------------------------------------------------------------------------------------------------------------- */
 
-enum { LARGE = 32 << 20 };
+enum { LARGE = 8 << 20 };
 static bool large(struct comm **pc, void *arg) {
     (void)arg;
     struct comm *c = *pc;
@@ -363,7 +368,8 @@ static void a_killed_peer_ends_the_waits(void **state) {
                 int status = 1;
                 waitpid(pids[r], &status, 0);
                 if (r == VICTIM) continue;
-                double told_ms = (double)(atomic_load(&m->ended_ns[r]) - killed_ns) / 1e6, closed_ms = (double)(atomic_load(&m->closed_ns[r]) - killed_ns) / 1e6;
+                double told_ms = (double)(atomic_load(&m->ended_ns[r]) - killed_ns) / 1e6,
+                       closed_ms = (double)(atomic_load(&m->closed_ns[r]) - killed_ns) / 1e6;
                 if (status == 0) printf("  %s: rank %d knew after %.1f ms, had closed after %.1f ms\n", transports[t], r, told_ms, closed_ms);
                 ok = ok && status == 0 && told_ms < 1000 && closed_ms < 2000;
             }
@@ -437,6 +443,50 @@ static void who_waits_long_sleeps(void **state) {
         for (int spin_us = 0; spin_us <= 50; spin_us += 50) group_run("ucx", 3, false, 64, spin_us, sleepy, NULL);
     }
     unsetenv("UCX_TLS");
+}
+
+/* A socket whose other end drops what comes is what a host that was switched off looks like. */
+static void a_silent_host_is_seen_in_its_sockets(void **state) {
+    (void)state;
+    static struct ucx_watch w; /* large */
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t n = sizeof at;
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(listener, (struct sockaddr *)&at, n), 0);
+    assert_int_equal(listen(listener, 2), 0);
+    getsockname(listener, (struct sockaddr *)&at, &n);
+    int fds[2][2];
+    for (int i = 0; i < 2; i++) {
+        if (i == 1) comm_ucx_watch_begin(&w); /* the first is not ours to judge */
+        fds[i][0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        assert_int_equal(connect(fds[i][0], (struct sockaddr *)&at, sizeof at), 0);
+        fds[i][1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    }
+    const char addresses[2][64] = {"192.0.2.1", "127.0.0.1"};
+    comm_ucx_watch_find(&w, addresses, 2);
+    assert_int_equal(w.n_sockets, 2); /* both ends of the second */
+    struct sock_filter drop[] = {BPF_STMT(BPF_RET | BPF_K, 0)};
+    const struct sock_fprog program = {.len = 1, .filter = drop};
+    for (int i = 0; i < 2; i++) {
+        uint64_t begun_ns = now_ns(), deadline_ns = in_ms(i ? 5000 : 2500);
+        assert_int_equal(setsockopt(fds[i][1], SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program), 0);
+        assert_int_equal(send(fds[i][0], "hello", 5, 0), 5);
+        const char *silent = NULL;
+        while (!(silent = comm_ucx_watch_silent(&w, now_ns())) && now_ns() < deadline_ns) pause_us(20000);
+        if (i == 0) assert_null(silent);
+        if (i == 0) continue;
+        printf("  known after %.2f s\n", (double)(now_ns() - begun_ns) / 1e9);
+        assert_non_null(silent);
+        assert_string_equal(silent, "127.0.0.1");
+        assert_true(now_ns() - begun_ns < 3000 * BASE_NS_PER_MS);
+    }
+    /* Its number goes to somebody else. */
+    close(fds[1][0]);
+    assert_true(dup2(fds[0][1], fds[1][0]) >= 0);
+    int closed = fds[1][1];
+    close(closed);
+    assert_null(comm_ucx_watch_silent(&w, now_ns() + 300 * BASE_NS_PER_MS));
+    close(fds[0][0]), close(fds[0][1]), close(fds[1][0]), close(listener);
 }
 
 /* ---- one address decision -------------------------------------------------------------------------------------------------------------------------------- */
@@ -636,7 +686,8 @@ static void pieces_find_their_places_in_any_order(void **state) {
     deliver(s, &p, "last", 4);
     T_OK(comm_allgather_finish(&s->comm, 1, views, NULL, &e), &e);
     assert_memory_equal(views[0], "last", 4);
-    t_expect_err_contains(ST_PEER_LOST, comm_barrier(&s->comm, soon(), &e), &e, "rank 2 died or its link broke, as rank 0 tells: step 2, exchange 303");
+    t_expect_err_contains(ST_PEER_LOST, comm_barrier(&s->comm, soon(), &e), &e,
+                          "rank 2 died or its link broke, as rank 0 tells: step 2, exchange 303");
     release(s);
 }
 
@@ -658,9 +709,10 @@ static void noise_harms_nobody(void **state) {
             for (int i = 0; i < 2; i++) deliver(s, &due[i], noise, due[i].bytes);
         }
         for (unsigned i = base_rng_below(&rng, base_rng_below(&rng, 2) ? 3 : 60); i > 0; i--) {
-            struct packet p = from((int)base_rng_below(&rng, 3), (enum kind)(base_rng_below(&rng, 7) + (base_rng_below(&rng, 50) == 0)),
-                                   base_rng_below(&rng, 4), base_rng_below(&rng, 3) ? recv_bytes[base_rng_below(&rng, 3)] : base_rng_below(&rng, 2000),
-                                   base_rng_below(&rng, 2) ? 0 : base_rng_below(&rng, 250));
+            struct packet p =
+                from((int)base_rng_below(&rng, 3), (enum kind)(base_rng_below(&rng, 7) + (base_rng_below(&rng, 50) == 0)), base_rng_below(&rng, 4),
+                     base_rng_below(&rng, 3) ? recv_bytes[base_rng_below(&rng, 3)] : base_rng_below(&rng, 2000),
+                     base_rng_below(&rng, 2) ? 0 : base_rng_below(&rng, 250));
             if (p.kind == EVENT) {
                 p.event.position = base_rng_below(&rng, 3) * 128;
                 p.event.data_offset = 64;
@@ -704,7 +756,23 @@ int main(void) {
         cmocka_unit_test(a_killed_peer_ends_the_waits),
         cmocka_unit_test(closing_takes_bounded_time),
         cmocka_unit_test(who_waits_long_sleeps),
+        cmocka_unit_test(a_silent_host_is_seen_in_its_sockets),
         cmocka_unit_test(another_address_is_another_host),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
+
+#else
+static void this_build_has_no_ucx(void **state) {
+    (void)state;
+    const struct comm_setup setup = {.backend = "ucx", .n_ranks = 2, .memory_fd = -1};
+    struct err e = {0};
+    struct comm *c;
+    t_expect_err_contains(ST_UNSUPPORTED, comm_open(&setup, &c, &e), &e, "this build has no UCX");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(this_build_has_no_ucx)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
+#endif
