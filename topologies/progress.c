@@ -2,8 +2,8 @@
  *
  * The one idea: threads come first. A core is spare when no rank's thread sits on any of its hardware threads, and when the CPUs that may be kept busy (quota) outnumber the
  * threads. Nearness decides first, because what such a thread polls lies in caches and memory of its rank: the same L3, then the same package, then the same NUMA node; on
- * another node it would be worse than a shared core. Among equally near cores the slowest kind is taken: the fast ones are left to whoever computes beside us, and polling
- * needs none. Among equal ones the last, because interrupts and what the system does of itself begin at CPU 0.
+ * another node it would be worse than a shared core. Among equally near cores the fastest kind is taken: what such a thread adds to each message is latency, and a
+ * slow core adds more of it. Among equal ones the last, because interrupts and what the system does of itself begin at CPU 0.
  * All ranks take turns for each degree of nearness, so that nobody's second best is another's only choice. */
 #include <stdlib.h>
 
@@ -90,7 +90,7 @@ enum st topo_choose_progress(const struct topo_machine *m, const struct topo_pla
             int best = -1;
             for (int c = 0; c < m->n_cores; c++) {
                 if (s.used[c] || pu_of_core(&s, &m->cores[c]) < 0 || degree_of(&s, seat, &m->cores[c], o->bind) != degree) continue;
-                if (best < 0 || m->cores[c].kind >= m->cores[best].kind) best = c;
+                if (best < 0 || m->cores[c].kind <= m->cores[best].kind) best = c;
             }
             if (best < 0) continue;
             s.used[best] = true;
