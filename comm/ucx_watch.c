@@ -31,7 +31,7 @@ static int next_descriptor(DIR *dir) {
     for (const struct dirent *d; (d = readdir(dir));) {
         char *end;
         long fd = strtol(d->d_name, &end, 10);
-        if (end != d->d_name && !*end && fd >= 0 && fd < COMM_UCX_MAX_DESCRIPTORS) return (int)fd;
+        if (end != d->d_name && !*end && fd >= 0 && fd < COMM_UCX_MAX_DESCRIPTORS && fd != dirfd(dir)) return (int)fd;
     }
     return -1;
 }
