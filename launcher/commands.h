@@ -13,6 +13,7 @@ int cmd_run(int argc, char **argv);
 int cmd_eval(int argc, char **argv);
 int cmd_bench(int argc, char **argv); /* and its sub-commands: */
 int cmd_bench_comm(int argc, char **argv);
+int cmd_bench_scale(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_topo(int argc, char **argv);

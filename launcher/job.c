@@ -25,6 +25,7 @@ struct launch_job {
     const struct launch_setup *setup;
     struct rt_inbox front;
     struct rt_ready ready;
+    struct launch_ledger *ledger;
     /* one rank: a thread */
     bool has_thread;
     pthread_t thread;
@@ -35,6 +36,8 @@ struct launch_job {
 };
 
 const struct rt_ready *launch_job_ready(const struct launch_job *job) { return &job->ready; }
+
+void launch_job_collect(struct launch_job *job, struct launch_ledger *ledger) { job->ledger = ledger; }
 
 /* ---- starting ------------------------------------------------------------------------------------------------------------------------------------------ */
 
@@ -276,9 +279,9 @@ static enum st drain(struct launch_job *job, int timeout_ms, struct err *e)
         enum rt_frame_kind kind;
         const void *payload;
         size_t bytes;
-        const enum st st = rt_inbox_next(&job->front, timeout_ms < 0 ? -1 : 20, &kind, &payload, &bytes, e);
+        enum st st = rt_inbox_next(&job->front, timeout_ms < 0 ? -1 : 20, &kind, &payload, &bytes, e);
         if (st == ST_OK && kind == RT_LEDGER)
-            fprintf(stderr, "%.*s", (int)bytes, (const char *)payload);
+            st = launch_ledger_add(job->ledger, payload, bytes, e);
         if (st && st != ST_AGAIN)
             return st;
         if (timeout_ms >= 0 && base_now_ns(base_clock_real()) >= until)

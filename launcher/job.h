@@ -5,7 +5,7 @@
 #ifndef LAUNCHER_JOB_H
 #define LAUNCHER_JOB_H
 
-#include "launcher/setup.h"
+#include "launcher/ledger.h"
 #include "runtime/protocol.h"
 
 struct launch_job;
@@ -23,7 +23,10 @@ enum st launch_job_next(struct launch_job *job, int timeout_ms, enum rt_frame_ki
 /* Between requests: until fd can be read (or is at its end). ST_PEER_LOST with the whole story when a rank or the agent dies meanwhile. */
 enum st launch_job_wait_input(struct launch_job *job, int fd, struct err *e);
 
-/* Lets the ranks finish and leave; prints the ledger to stderr if there is one. Then frees. An error tells how they ended. */
+/* Where the ranks' ledgers go when the job stops; NULL: nowhere. Must outlive the job. */
+void launch_job_collect(struct launch_job *job, struct launch_ledger *ledger);
+
+/* Lets the ranks finish and leave. Then frees. An error tells how they ended. */
 enum st launch_job_stop(struct launch_job *job, struct err *e);
 /* Ends it at once. */
 void launch_job_kill(struct launch_job *job);

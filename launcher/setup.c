@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "launcher/foreign.h"
 #include "launcher/link.h"
+#include "runtime/bandwidth.h"
 
 /* Of each rank, beside what the plan counts: code, stacks, the descriptions themselves. */
 #define RESERVE_BYTES (32ull << 20)
@@ -169,7 +170,7 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
     if (s->n_ranks == 1 && (s->has_link || s->backend_name))
         LOG_INFORM("setup", "one rank exchanges nothing: --link and --backend have no meaning here");
     for (int r = 0; r < s->n_ranks; r++)
-        s->total_bytes += s->plan->budget[r].total + RESERVE_BYTES;
+        s->total_bytes += s->plan->budget[r].total + RESERVE_BYTES + (s->settings.ledger ? rt_bandwidth_bytes(s->n_ranks) : 0);
     *out = s;
     return ST_OK;
 }

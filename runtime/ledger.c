@@ -114,6 +114,7 @@ void rt_ledger_exchanged(struct rt_ledger *l, const struct comm_header *headers,
     }
     close_at(l, now);
     l->open.kind = RT_LEDGER_HOST;
+    l->open.op = RT_LEDGER_NO_OP;
 }
 
 static void add_bytes(struct rt_ledger_bytes *to, const struct rt_ledger_bytes *more)

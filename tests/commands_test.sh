@@ -103,7 +103,79 @@ refuses "a prompt longer than the context" 1 "--ctx" run --ctx 16 -f "$t_dir/cut
 refuses "an empty prompt" 1 "empty" run --raw -p ''
 answers "--dry-run" 0 "rank 1" "" run -n 2 --dry-run
 ok "--dry-run tells the cut and the budget" grep -q 'MiB in all .* available .* MiB' "$t_dir/out"
-answers "--ledger" 0 "" "rank 0" run -n 2 -p hi --ledger
+
+# --- run, eval, bench: the ledger ---
+
+answers "--ledger" 0 "" "decode: 19 steps, 19 tokens; slowest / mean" run -n 2 -p 'Hi there' --ledger
+ok "--ledger gives the same answer" same
+ok "--ledger has a line for each rank" [ "$(grep -Ec '^ +[01] ' "$t_dir/err")" = 8 ]
+ok "--ledger is short" [ "$(wc -l <"$t_dir/err")" -le 40 ]
+# What must hold for any ledger: LAYERS RANKS NEW-TOKENS WEIGHT-BYTES-A-TOKEN (0: replicas, more than that).
+cat >"$t_dir/ledger.py" <<'EOF'
+import json, sys
+path, layers, n_ranks, n_new, weight_bytes = sys.argv[1], *map(int, sys.argv[2:6])
+kinds = ["weights_ns", "attention_ns", "wire_ns", "waiting_ns", "host_ns"]
+o = json.load(open(path))
+ranks = o["ranks"]
+assert [r["rank"] for r in ranks] == list(range(n_ranks)) and o["layers"] == layers
+for r in ranks:
+    p, d, s = r["prefill"], r["decode"], r["steps"]
+    assert p["steps"] == 1 and p["tokens"] > 1 and d["steps"] == d["tokens"] == d["rows"] == n_new - 1, (p, d)
+    assert r["steps_left_out"] == 0 and all(len(c) == n_new for c in s.values()) and r["read_bytes_per_s"] > 0
+    assert s["start_ns"] == sorted(s["start_ns"]) and s["start_ns"][0] >= 0
+    for x in (p, d):
+        assert sum(x[k] for k in kinds) == x["step_ns"] == sum(v["ns"] for v in x["ops"].values()), x
+        assert x["ops"].get("exchange", {"ns": 0})["ns"] == x["wire_ns"] + x["waiting_ns"], x
+    for i in range(n_new):
+        assert sum(s[k][i] for k in kinds) == s["duration_ns"][i]
+    for k, total in [("duration_ns", "step_ns")] + [(k, k) for k in kinds + ["tokens", "weight_bytes", "sent_bytes", "received_bytes", "exchanges", "vectors"]]:
+        assert sum(s[k]) == p[total] + d[total], k
+    # two sums a layer; the embedding's rows and the samples
+    many = n_ranks > 1
+    assert d["sums"] == many * 2 * layers * d["steps"] and d["exchanges"] == many * (2 * layers + 2) * d["steps"], d
+    assert p["exchanges"] == many * (2 * layers + 2) and d["vectors"] >= d["sums"]
+    assert not many or d["wire_ns"] > 0
+    assert d["stored_weight_bytes"] % d["steps"] == 0
+    # the trace has no gaps inside of a step
+    assert r["trace"] and all(m[1] >= 0 and m[2] + "_ns" in kinds for m in r["trace"])
+    assert sum(m[1] for m in r["trace"]) == p["step_ns"] + d["step_ns"]
+stored = sum(r["decode"]["stored_weight_bytes"] for r in ranks) // (n_new - 1)
+assert (stored == o["weight_bytes_per_token"] == weight_bytes) if weight_bytes else stored > o["weight_bytes_per_token"], stored
+assert sum(r["decode"]["sent_bytes"] for r in ranks) * (n_ranks - 1) == sum(r["decode"]["received_bytes"] for r in ranks)
+if n_ranks > 1:
+    b = o["balance"]["decode"]
+    assert b["steps"] == n_new - 1 and 1 <= b["slowest_by_mean"] <= b["worst"] <= n_ranks and 0 <= b["slowest_rank"] < n_ranks, b
+EOF
+# Of 2 layers of width 64, 4 heads of 16, 2 KV heads, ffn 128; and the head, 259 rows of 64; in F32.
+weight_bytes=$(((2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128) + 259 * 64) * 4))
+ok "inspect tells the bytes of weights" grep -q "^$(awk "BEGIN { printf \"%.1f\", $weight_bytes / 1e6 }") MB of weights" <("$TANDEM" inspect "$model" -n 2)
+for n in 1 2 3; do
+    answers "--ledger=FILE.json, $n ranks" 0 "" "20 new tokens" run -n $n -p 'Hi there' --ledger="$t_dir/$n.json"
+    ok "--ledger=FILE.json, $n ranks: the same answer" same
+    ok "--ledger=FILE.json, $n ranks: its sums" python3 "$t_dir/ledger.py" "$t_dir/$n.json" 2 $n 20 "$([ $n = 3 ] && echo 0 || echo $weight_bytes)"
+    answers "--ledger=FILE.svg, $n ranks" 0 "" "20 new tokens" run -n $n -p 'Hi there' --ledger="$t_dir/$n.svg"
+    ok "--ledger=FILE.svg, $n ranks: XML, all ranks in it" python3 -c 'import sys, xml.etree.ElementTree as x
+t = [e.text for e in x.parse(sys.argv[1]).iter("{http://www.w3.org/2000/svg}text")]
+assert all(t.count(f"rank {r}") >= 4 for r in range(int(sys.argv[2]))) and "decode: the last 4 steps" in t, t' "$t_dir/$n.svg" $n
+done
+printf '1 2 3 4 5 6 7 8' >"$t_dir/ids"
+answers "eval --ledger" 0 "[" "prefill: 1 step, 8 tokens" "$TANDEM" eval "$model" --ids "$t_dir/ids" -n 2 --ledger
+answers "bench --ledger=FILE.json" 0 "decode of 4" - "$TANDEM" bench "$model" --prefill 8 --decode 4 --repeat 1 --ledger="$t_dir/bench.json"
+ok "bench --ledger=FILE.json: warm-up and repetition" python3 -c 'import json, sys; d = json.load(open(sys.argv[1]))["ranks"][0]["decode"]; assert d["steps"] >= 8, d' "$t_dir/bench.json"
+for c in run eval bench; do
+    refuses "$c --ledger=FILE.txt" 2 ".svg" "$TANDEM" $c "$model" --ledger="$t_dir/ledger.txt"
+    answers "help $c tells of --ledger" 0 "--ledger[=FILE.json|.svg]" - "$TANDEM" help $c
+done
+refuses "--ledger=" 2 "--ledger" run -p hi --ledger=
+refuses "--ledger to nowhere" 1 "nowhere" run -p hi --ledger="$t_dir/nowhere/ledger.json"
+refuses "--ledger to a directory" 1 "svg" run -p hi --ledger="$(mkdir "$t_dir/d.svg" && echo "$t_dir/d.svg")"
+printf old >"$t_dir/old.json"
+refuses "a job that fails" 1 "--ctx" run -n 2 --ctx 16 -f "$t_dir/cut.gguf" --ledger="$t_dir/old.json"
+ok "a job that fails leaves an old ledger alone" [ "$(cat "$t_dir/old.json")" = old ]
+refuses "a job that fails, without an old ledger" 1 "--ctx" run -n 2 --ctx 16 -f "$t_dir/cut.gguf" --ledger="$t_dir/new.json"
+ok "a job that fails leaves no new ledger" [ ! -e "$t_dir/new.json" ]
+answers "an old ledger is replaced" 0 "" "20 new tokens" run -p 'Hi there' --ledger="$t_dir/old.json"
+ok "an old ledger is replaced by a whole one" python3 "$t_dir/ledger.py" "$t_dir/old.json" 2 1 20 "$weight_bytes"
 
 # --- run: streams that are closed or full ---
 
@@ -220,6 +292,12 @@ if command -v lstopo-no-graphics >/dev/null; then
 else
     skip "topo: one hardware thread of each core" "no lstopo here"
 fi
+answers "topo of a machine that is built in" 0 "rank 1: 5 threads on CPUs 15-19, NUMA 0, progress on CPU 14" "" "$TANDEM" topo gb10 -n 2 --threads 5
+answers "topo of a description" 0 "gb10: 20 CPUs on 20 cores of 2 kinds" "" "$TANDEM" topo topologies/gb10.json
+answers "topo --svg" 0 "</svg>" "" "$TANDEM" topo "pack:2 core:4 pu:2" -n 2 --svg
+ok "topo --svg is XML" python3 -c 'import sys, xml.etree.ElementTree as t; t.parse(sys.argv[1])' "$t_dir/out"
+refuses "topo --json --svg" 2 "not both" "$TANDEM" topo gb10 --json --svg
+refuses "topo of a description that is none" 1 "is no key" "$TANDEM" topo tests/fuzz/seeds/base_json_fuzz/config.json
 refuses "topo of garbage" 1 "" "$TANDEM" topo "$model"
 if [[ $commands = *bench ]]; then
     answers "bench" 0 "{" "" "$TANDEM" bench "$model" --prefill 64 --decode 16 --repeat 2 --json

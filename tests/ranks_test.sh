@@ -95,4 +95,15 @@ else
     skip "bench comm beside MPICH" "no MPICH"
 fi
 
+# --- bench scale ---
+
+scale() { "$TANDEM" bench scale "$model" -n 1,2 --rounds 1 --repeat 1 --prefill 32 --decode 4 "$@" 2>"$t_dir/err"; }
+scale --link 10gbit,5us --json >"$t_dir/scale.json"
+ok "bench scale --json" python3 -c 'import json,sys; c=json.load(open(sys.argv[1]))["counts"]; assert [x["ranks"] for x in c]==[1,2] and all(x["decode_tok_s"]>0 and x["prefill_tok_s"]>0 for x in c) and c[0]["decode_efficiency"]==1 and c[0]["decode_wire_share"]==0 and 0<c[1]["decode_wire_share"]<1 and "link" in c[1], c' "$t_dir/scale.json"
+scale --svg >"$t_dir/scale.svg"
+ok "bench scale --svg" python3 -c 'import sys,xml.etree.ElementTree as t; t.parse(sys.argv[1])' "$t_dir/scale.svg"
+contains "bench scale" "$(scale)" "efficiency"
+out=$("$TANDEM" bench scale "$model" -n 1,0 2>&1)
+contains "bench scale: counts that make no sense" "$? $out" "2 tandem bench scale: -n 1,0: wants up to"
+
 t_end
