@@ -18,13 +18,19 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "comm/comm.h"
+#include "launcher/commands.h"
+#include "launcher/host.h"
+#include "launcher/hosts.h"
 #include "launcher/life.h"
+#include "launcher/outbox.h"
 #include "launcher/pmi.h"
 #include "launcher/rank_options.h"
 #include "launcher/watch.h"
 #include "runtime/rank.h"
 
 #define GRACE_MS 200   /* after the first failure: others may have a better story */
+#define LAST_MS 300    /* for last words */
+#define PEACE_MS 20000 /* for what the ranks said before they left in peace: a launcher may be slow to take it */
 #define MAX_ARGS 64
 
 extern char **environ;
@@ -49,10 +55,11 @@ static char *seats_text(const struct topo_placement *p)
 
 static char *number(struct arena *a, int64_t n) { return base_arena_printf(a, "%" PRId64, n); }
 
-static void agent_args(const struct launch_setup *s, struct arena *a, int control_fd, int front_fd, char **argv)
+/* h: of several hosts, one; NULL: this host alone, whose agent inherits its descriptors. */
+static void agent_args(const struct launch_setup *s, const struct launch_hosts_entry *h, struct arena *a, int control_fd, int front_fd, char **argv)
 {
     const struct rt_settings *t = &s->settings;
-    char *seats = s->placement->bound ? seats_text(s->placement) : NULL, link[128];
+    char *seats = s->placement && s->placement->bound ? seats_text(s->placement) : NULL, link[128];
     if (s->has_link)
         comm_link_print(&s->link, link);
     int n = 0;
@@ -60,12 +67,16 @@ static void agent_args(const struct launch_setup *s, struct arena *a, int contro
         const char *name;
         char *value;
     } pairs[] = {
-        {"--control-fd", number(a, control_fd)},
-        {"--exchange-bytes", number(a, (int64_t)s->exchange_bytes)},
+        {"--control-fd", h ? NULL : number(a, control_fd)},
+        {"--front-fd", h ? NULL : number(a, front_fd)},
         {"--seats", seats ? base_arena_strdup(a, seats) : NULL},
+        {"--first-rank", h ? number(a, h->first_rank) : NULL},
+        {"--host-ranks", h ? number(a, h->n_ranks) : NULL},
+        {"--address", h && h->address[0] ? base_arena_strdup(a, h->address) : NULL},
+        {"--bind", h && s->bind ? base_arena_strdup(a, s->bind) : NULL},
+        {"--exchange-bytes", number(a, (int64_t)s->exchange_bytes)},
         {"--ranks", number(a, s->n_ranks)},
-        {"--front-fd", number(a, front_fd)},
-        {"--threads", number(a, t->n_threads)},
+        {"--threads", number(a, h ? h->n_threads : t->n_threads)},
         {"--spin-us", number(a, t->spin_us)},
         {"--chunk", number(a, t->chunk)},
         {"--ctx", number(a, t->context)},
@@ -77,6 +88,8 @@ static void agent_args(const struct launch_setup *s, struct arena *a, int contro
     };
     argv[n++] = base_arena_strdup(a, "tandem");
     argv[n++] = base_arena_strdup(a, "agent");
+    if (h)
+        n = 1; /* the frame's first argument is the command */
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
         if (pairs[i].value) {
             argv[n++] = base_arena_strdup(a, pairs[i].name);
@@ -94,7 +107,7 @@ static void agent_args(const struct launch_setup *s, struct arena *a, int contro
     if (t->ledger)
         argv[n++] = base_arena_strdup(a, "--ledger");
     argv[n++] = base_arena_strdup(a, "--");
-    argv[n++] = base_arena_strdup(a, s->model);
+    argv[n++] = base_arena_strdup(a, s->model_path);
     argv[n] = NULL;
     free(seats);
 }
@@ -110,6 +123,7 @@ static void become(pid_t parent, const int *keep, int n_keep, char **argv)
     if (getppid() != parent) /* it died in between */
         _exit(1);
     const int null = open("/dev/null", O_RDWR);
+    signal(SIGPIPE, SIG_DFL);
     dup2(null, 0);
     dup2(2, 1);
     if (null > 2)
@@ -129,7 +143,7 @@ enum st launch_agent_spawn(const struct launch_setup *setup, int control_fd, int
     if (st)
         return st;
     char *argv[MAX_ARGS];
-    agent_args(setup, &a, control_fd, front_fd, argv);
+    agent_args(setup, NULL, &a, control_fd, front_fd, argv);
     const int keep[] = {control_fd, front_fd};
     const pid_t parent = getpid(), child = fork();
     if (child == 0) {
@@ -143,6 +157,91 @@ enum st launch_agent_spawn(const struct launch_setup *setup, int control_fd, int
     return ST_OK;
 }
 
+enum st launch_agent_words(const struct launch_setup *setup, const struct launch_hosts_entry *h, char **text, size_t *bytes, struct err *e)
+{
+    struct arena a = {0};
+    const enum st st = base_arena_init(&a, "agent", 0, e);
+    if (st)
+        return st;
+    char *argv[MAX_ARGS];
+    agent_args(setup, h, &a, -1, -1, argv);
+    FILE *f = open_memstream(text, bytes);
+    for (int i = 0; f && argv[i]; i++)
+        fwrite(argv[i], 1, strlen(argv[i]) + 1, f);
+    const bool right = f && fclose(f) == 0;
+    base_arena_release(&a);
+    return right ? ST_OK : err_set(e, ST_NO_MEMORY, "no memory for an agent's arguments");
+}
+
+/* In the child: fd becomes its standard input and output. */
+static void converse(pid_t parent, int fd)
+{
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    setsid();
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        _exit(1);
+    dup2(fd, 0);
+    dup2(fd, 1);
+    close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
+}
+
+enum st launch_agent_spawn_host(int fd, pid_t *pid, struct err *e)
+{
+    char *argv[] = {"tandem", "agent", "--host", NULL};
+    const pid_t parent = getpid(), child = fork();
+    if (child == 0) {
+        converse(parent, fd);
+        execve("/proc/self/exe", argv, environ);
+        _exit(127);
+    }
+    if (child < 0)
+        return err_set(e, ST_NO_MEMORY, "cannot start the agent: %s", strerror(errno));
+    *pid = child;
+    return ST_OK;
+}
+
+enum st launch_agent_spawn_remote(const char *ssh, const char *host, int fd, pid_t *pid, struct err *e)
+{
+    char own[4096] = "", user[256] = "", command[4200];
+    const ssize_t n = readlink("/proc/self/exe", own, sizeof own - 1);
+    const char *at = strchr(host, '@');
+    if (n <= 0)
+        return err_set(e, ST_IO, "cannot read /proc/self/exe: %s", strerror(errno));
+    if (at)
+        snprintf(user, sizeof user, "%.*s", (int)(at - host), host);
+    snprintf(command, sizeof command, "exec '%s' agent --host", own);
+    const char *program = ssh ? ssh : "ssh";
+    const char *argv[16] = {program, "-T", "-x", "-q", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"};
+    int k = 8;
+    if (user[0])
+        argv[k++] = "-l", argv[k++] = user;
+    argv[k++] = at ? at + 1 : host;
+    argv[k++] = command;
+    argv[k] = NULL;
+    const pid_t parent = getpid(), child = fork();
+    if (child == 0) {
+        converse(parent, fd);
+        execvp(program, (char **)(uintptr_t)argv);
+        _exit(127);
+    }
+    if (child < 0)
+        return err_set(e, ST_NO_MEMORY, "cannot start %s: %s", program, strerror(errno));
+    *pid = child;
+    return ST_OK;
+}
+
+void launch_child_end(pid_t pid)
+{
+    for (int waited = 0; waitpid(pid, NULL, WNOHANG) == 0; waited += 5) {
+        if (waited >= 500)
+            kill(pid, SIGKILL);
+        usleep(5000);
+    }
+}
+
 /* ---- the agent ------------------------------------------------------------------------------------------------------------------------------------------------ */
 
 struct agent {
@@ -151,14 +250,21 @@ struct agent {
     int n_alive;
     struct rt_vitals *vitals;
     int memory_fd, vitals_fd, signal_fd;
+    int in_fd, out_fd; /* the launcher; the same socket on its own host */
+    struct launch_outbox out;
+    bool relays; /* one of several hosts: ranks' PMI-1 and the front end go through us */
+    int first, end; /* our ranks: first … end − 1 */
+    int front_fd;   /* our end of rank 0's connection to the front end, where we relay it; −1 */
+    struct launch_outbox front_out;
+    uint64_t told_ns; /* progress, last */
     struct launch_life life[COMM_MAX_RANKS], launcher_life;
     struct rt_inbox control;
     pid_t launcher;
     uint64_t heard_ns; /* the launcher, last */
     uint64_t beat_ns, looked_ns;
     bool is_paused; /* by the launcher's user */
-    struct launch_pmi *pmi; /* NULL: nobody here needs it */
-    int pmi_fds[COMM_MAX_RANKS];
+    struct launch_pmi *pmi; /* NULL: nobody here needs it, or we relay it */
+    int pmi_fds[COMM_MAX_RANKS]; /* −1: none, or closed */
     struct err story; /* why the job ends */
     int story_worth;  /* a better one replaces it */
 };
@@ -200,12 +306,12 @@ static enum st start_rank(struct agent *a, int rank, int argc, char **argv, stru
     const struct {
         const char *name;
         int64_t value;
-    } numbers[] = {{"--rank", rank}, {"--memory-fd", a->memory_fd}, {"--vitals-fd", a->vitals_fd}};
+    } numbers[] = {{"--rank", rank}, {"--memory-fd", a->memory_fd}, {"--vitals-fd", a->vitals_fd}, {"--front-fd", a->v.front_fd}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         args[n++] = base_arena_strdup(&arena, numbers[i].name);
         args[n++] = number(&arena, numbers[i].value);
     }
-    char *cpus = seat_of(&arena, a->v.seats, rank);
+    char *cpus = seat_of(&arena, a->v.seats, rank - a->first);
     if (cpus) {
         args[n++] = base_arena_strdup(&arena, "--cpus");
         args[n++] = cpus;
@@ -214,7 +320,7 @@ static enum st start_rank(struct agent *a, int rank, int argc, char **argv, stru
         args[n++] = argv[i];
     args[n] = NULL;
     int pmi[2] = {-1, -1};
-    if (a->pmi && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pmi)) {
+    if ((a->pmi || a->relays) && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pmi)) {
         base_arena_release(&arena);
         return err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
     }
@@ -245,8 +351,6 @@ static enum st prepare(struct agent *a, struct err *e)
     sigprocmask(SIG_BLOCK, &mask, NULL);
     a->signal_fd = signalfd(-1, &mask, SFD_CLOEXEC);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    a->launcher = a->v.control_fd >= 0 ? getppid() : 0;
-    rt_inbox_init(&a->control, (int)a->v.control_fd);
     const size_t bytes = (size_t)a->v.n_ranks * sizeof *a->vitals;
     a->vitals_fd = memfd_create("tandem-vitals", MFD_CLOEXEC);
     if (a->signal_fd < 0 || a->vitals_fd < 0 || ftruncate(a->vitals_fd, (off_t)bytes))
@@ -256,9 +360,11 @@ static enum st prepare(struct agent *a, struct err *e)
         return err_set(e, ST_IO, "cannot map the page of vital signs: %s", strerror(errno));
     const bool is_shm = !a->v.backend || strcmp(a->v.backend, "shm") == 0;
     enum st st = ST_OK;
-    if (!is_shm || a->v.exchanges)
+    if ((!is_shm || a->v.exchanges) && !a->relays)
         st = launch_pmi_create((int)a->v.n_ranks, NULL, &a->pmi, e);
-    return st ? st : comm_shm_create((int)a->v.n_ranks, (size_t)a->v.exchange_bytes, &a->memory_fd, e);
+    if (!st && !a->relays)
+        st = comm_shm_create((int)a->v.n_ranks, (size_t)a->v.exchange_bytes, &a->memory_fd, e);
+    return st;
 }
 
 /* What a dead rank left behind. A killed one knows more than one that failed, and that more than one that only missed a peer. */
@@ -288,14 +394,15 @@ static bool reap(struct agent *a)
     bool bad = false;
     int status;
     for (pid_t dead; (dead = waitpid(-1, &status, WNOHANG)) > 0;) {
-        int r = 0;
-        while (r < (int)a->v.n_ranks && a->pids[r] != dead)
+        int r = a->first;
+        while (r < a->end && a->pids[r] != dead)
             r++;
-        if (r == (int)a->v.n_ranks)
+        if (r == a->end)
             continue;
         if (!WIFEXITED(status) || WEXITSTATUS(status)) {
             take_story(a, r, status);
-            (void)comm_shm_mark_dead(a->memory_fd, r, NULL);
+            if (a->memory_fd >= 0)
+                (void)comm_shm_mark_dead(a->memory_fd, r, NULL);
             bad = true;
         }
         a->pids[r] = 0;
@@ -309,7 +416,7 @@ static bool reap(struct agent *a)
 /* A rank that somebody stopped, or that is frozen, ends the job: the others wait for it. */
 static bool find_frozen(struct agent *a, uint64_t now)
 {
-    for (int r = 0; r < (int)a->v.n_ranks; r++) {
+    for (int r = a->first; r < a->end; r++) {
         const struct rt_vitals *v = &a->vitals[r];
         struct launch_life_sample sample;
         if (a->pids[r] <= 0 || !launch_life_read(a->pids[r], &sample))
@@ -343,6 +450,75 @@ static bool is_launcher_silent(struct agent *a, uint64_t now)
     return true;
 }
 
+/* ---- one of several hosts: what passes through -------------------------------------------------------------------------------------------------------------- */
+
+#define FRONT_PIECE 65536
+#define FRONT_LIMIT (4u << 20) /* so much may wait for the launcher before rank 0 has to */
+
+/* A frame from the launcher that is not for us. */
+static void take_relayed(struct agent *a, enum rt_frame_kind kind, const void *payload, size_t bytes)
+{
+    uint32_t head[2];
+    if (kind == RT_FRONT && a->front_fd >= 0) {
+        if (bytes == 0)
+            shutdown(a->front_fd, SHUT_WR);
+        else
+            (void)launch_outbox_append(&a->front_out, payload, bytes, NULL);
+    } else if (kind == RT_PMI && bytes >= sizeof head[0]) {
+        memcpy(head, payload, sizeof head[0]);
+        if (head[0] < COMM_MAX_RANKS && a->pmi_fds[head[0]] >= 0) /* answers are short: a socket that has no room for one is not read */
+            (void)!send(a->pmi_fds[head[0]], (const char *)payload + sizeof head[0], bytes - sizeof head[0], MSG_DONTWAIT | MSG_NOSIGNAL);
+    } else if (kind == RT_PROGRESS && bytes >= sizeof head) {
+        memcpy(head, payload, sizeof head);
+        for (uint32_t i = 0; i < head[1] && head[0] + i < (uint32_t)a->v.n_ranks && bytes >= sizeof head + (i + 1) * sizeof(uint64_t); i++) {
+            uint64_t progress;
+            memcpy(&progress, (const char *)payload + sizeof head + i * sizeof progress, sizeof progress);
+            if ((int)(head[0] + i) < a->first || (int)(head[0] + i) >= a->end)
+                atomic_store(&a->vitals[head[0] + i].tick, progress);
+        }
+    }
+}
+
+static void relay_pmi(struct agent *a, int r)
+{
+    unsigned char bytes[4096];
+    const uint32_t rank = (uint32_t)r;
+    const ssize_t n = recv(a->pmi_fds[r], bytes, sizeof bytes, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    (void)launch_outbox_frame(&a->out, RT_PMI, &rank, sizeof rank, bytes, n > 0 ? (size_t)n : 0, NULL);
+    if (n <= 0) {
+        close(a->pmi_fds[r]);
+        a->pmi_fds[r] = -1;
+    }
+}
+
+static void relay_front(struct agent *a)
+{
+    static unsigned char bytes[FRONT_PIECE];
+    const ssize_t n = recv(a->front_fd, bytes, sizeof bytes, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    (void)launch_outbox_frame(&a->out, RT_FRONT, NULL, 0, bytes, n > 0 ? (size_t)n : 0, NULL);
+    if (n <= 0) {
+        close(a->front_fd);
+        a->front_fd = -1;
+    }
+}
+
+/* How far our ranks are, for those on other hosts that wait for them. */
+static void tell_progress(struct agent *a, uint64_t now)
+{
+    if (!a->relays || now - a->told_ns < LAUNCH_BEAT_MS * BASE_NS_PER_MS)
+        return;
+    a->told_ns = now;
+    uint64_t progress[COMM_MAX_RANKS];
+    const uint32_t head[2] = {(uint32_t)a->first, (uint32_t)(a->end - a->first)};
+    for (int r = a->first; r < a->end; r++)
+        progress[r - a->first] = rt_vitals_progress(&a->vitals[r]);
+    (void)launch_outbox_frame(&a->out, RT_PROGRESS, head, sizeof head, progress, head[1] * sizeof *progress, NULL);
+}
+
 /* False: it closed its end. */
 static bool listen_launcher(struct agent *a, uint64_t now)
 {
@@ -356,6 +532,8 @@ static bool listen_launcher(struct agent *a, uint64_t now)
         a->heard_ns = now;
         if (kind == RT_PAUSE || kind == RT_RESUME)
             a->is_paused = kind == RT_PAUSE;
+        if (a->relays)
+            take_relayed(a, kind, payload, bytes);
     }
 }
 
@@ -372,10 +550,10 @@ static void kill_adopted(void)
 
 static void kill_all(const struct agent *a)
 {
-    for (int r = 0; r < (int)a->v.n_ranks; r++)
+    for (int r = a->first; r < a->end; r++)
         if (a->pids[r] > 0)
             kill(a->pids[r], SIGKILL);
-    for (int r = 0; r < (int)a->v.n_ranks; r++)
+    for (int r = a->first; r < a->end; r++)
         if (a->pids[r] > 0)
             waitpid(a->pids[r], NULL, 0);
     kill_adopted(); /* whoever is left goes to init, dead */
@@ -384,11 +562,11 @@ static void kill_all(const struct agent *a)
 /* Twice a second; never waits for a launcher that does not listen. */
 static void beat(struct agent *a, uint64_t now)
 {
-    const uint32_t frame[2] = {0, RT_BEAT};
     if (now - a->beat_ns < LAUNCH_BEAT_MS * BASE_NS_PER_MS)
         return;
     a->beat_ns = now;
-    (void)!send((int)a->v.control_fd, frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (launch_outbox_waiting(&a->out) == 0) /* else something is on its way that tells as much */
+        (void)launch_outbox_frame(&a->out, RT_BEAT, NULL, 0, NULL, 0, NULL);
 }
 
 /* After we were stopped ourselves, silence of others means nothing. */
@@ -402,10 +580,14 @@ static void forget_silence(struct agent *a, uint64_t now)
 /* What ranks ask of the PMI-1 server. A rank that writes nonsense there only loses that connection: whether it needed it, it knows itself. */
 static void serve_pmi(struct agent *a, const struct pollfd *p)
 {
-    for (int r = 0; r < (int)a->v.n_ranks; r++) {
+    for (int r = a->first; r < a->end; r++) {
         struct err e = {""};
         if (!p[r].revents)
             continue;
+        if (a->relays) {
+            relay_pmi(a, r);
+            continue;
+        }
         const enum st st = launch_pmi_read(a->pmi, r, p[r].fd, &e);
         if (st)
             LOG_WARNING("agent", "PMI of rank %d: %s", r, e.text);
@@ -414,22 +596,25 @@ static void serve_pmi(struct agent *a, const struct pollfd *p)
         close(a->pmi_fds[r]);
         a->pmi_fds[r] = -1;
     }
-    for (int r = 0; r < (int)a->v.n_ranks; r++)
+    for (int r = a->first; r < a->end && a->pmi; r++)
         if (a->pmi_fds[r] >= 0)
             (void)launch_pmi_write(a->pmi, r, a->pmi_fds[r]);
 }
 
-static int poll_for_pmi(const struct agent *a, struct pollfd *p)
+/* p [n_ranks] */
+static void poll_for_pmi(const struct agent *a, struct pollfd *p)
 {
-    if (!a->pmi)
-        return 0;
     for (int r = 0; r < (int)a->v.n_ranks; r++) {
         const void *bytes;
+        p[r] = (struct pollfd){.fd = a->pmi_fds[r], .events = POLLIN};
+        if (!a->pmi)
+            continue;
         const enum launch_pmi_state state = launch_pmi_query(a->pmi, r);
-        const bool over = state == LAUNCH_PMI_GONE || state == LAUNCH_PMI_BROKEN;
-        p[r] = (struct pollfd){.fd = over ? -1 : a->pmi_fds[r], .events = launch_pmi_pending(a->pmi, r, &bytes) ? POLLIN | POLLOUT : POLLIN};
+        if (state == LAUNCH_PMI_GONE || state == LAUNCH_PMI_BROKEN)
+            p[r].fd = -1;
+        else if (launch_pmi_pending(a->pmi, r, &bytes))
+            p[r].events |= POLLOUT;
     }
-    return (int)a->v.n_ranks;
 }
 
 /* Until all ranks have left in peace (0), one ended badly or the launcher is gone (1). */
@@ -439,16 +624,25 @@ static int watch(struct agent *a)
     a->looked_ns = base_now_ns(base_clock_real());
     forget_silence(a, a->looked_ns);
     while (a->n_alive > 0) {
-        struct pollfd p[2 + COMM_MAX_RANKS] = {{.fd = a->signal_fd, .events = POLLIN}, {.fd = (int)a->v.control_fd, .events = POLLIN}};
-        const int n_pmi = poll_for_pmi(a, p + 2);
+        enum { SIGNAL, LAUNCHER_IN, LAUNCHER_OUT, FRONT_IN, FRONT_OUT, N_OWN };
+        struct pollfd p[N_OWN + COMM_MAX_RANKS] = {
+            [SIGNAL] = {.fd = a->signal_fd, .events = POLLIN},
+            [LAUNCHER_IN] = {.fd = a->in_fd, .events = POLLIN},
+            [LAUNCHER_OUT] = {.fd = launch_outbox_waiting(&a->out) ? a->out_fd : -1, .events = POLLOUT},
+            [FRONT_IN] = {.fd = launch_outbox_waiting(&a->out) < FRONT_LIMIT ? a->front_fd : -1, .events = POLLIN},
+            [FRONT_OUT] = {.fd = launch_outbox_waiting(&a->front_out) ? a->front_fd : -1, .events = POLLOUT},
+        };
+        poll_for_pmi(a, p + N_OWN);
         uint64_t now = base_now_ns(base_clock_real());
         if (now >= give_up)
             break;
         const uint64_t left_ms = give_up == BASE_NO_DEADLINE ? LAUNCH_LOOK_MS : (give_up - now) / BASE_NS_PER_MS + 1;
-        if (poll(p, 2 + (nfds_t)n_pmi, left_ms < LAUNCH_LOOK_MS ? (int)left_ms : LAUNCH_LOOK_MS) < 0 && errno != EINTR)
+        if (poll(p, N_OWN + (nfds_t)a->v.n_ranks, left_ms < LAUNCH_LOOK_MS ? (int)left_ms : LAUNCH_LOOK_MS) < 0 && errno != EINTR)
             return 1;
         now = base_now_ns(base_clock_real());
-        if (p[0].revents) {
+        if (p[FRONT_IN].revents) /* before the deaths: what rank 0 said last comes first */
+            relay_front(a);
+        if (p[SIGNAL].revents) {
             struct signalfd_siginfo info;
             if (read(a->signal_fd, &info, sizeof info) == sizeof info && info.ssi_signo != SIGCHLD)
                 return 1; /* told to go */
@@ -457,12 +651,15 @@ static int watch(struct agent *a)
             if (a->story_worth == WORTH_KILLED)
                 return 1; /* no story is better */
         }
-        if (p[1].revents && !listen_launcher(a, now))
+        if (p[LAUNCHER_IN].revents && !listen_launcher(a, now))
             return 1;
-        if (n_pmi)
-            serve_pmi(a, p + 2);
+        serve_pmi(a, p + N_OWN);
         beat(a, now);
-        if (now - a->looked_ns >= LAUNCH_LOOK_MS * BASE_NS_PER_MS || p[0].revents) {
+        tell_progress(a, now);
+        if (a->front_fd >= 0)
+            (void)launch_outbox_flush(&a->front_out, a->front_fd);
+        (void)launch_outbox_flush(&a->out, a->out_fd);
+        if (now - a->looked_ns >= LAUNCH_LOOK_MS * BASE_NS_PER_MS || p[SIGNAL].revents) {
             if (now - a->looked_ns > 4 * LAUNCH_LOOK_MS * BASE_NS_PER_MS)
                 forget_silence(a, now);
             a->looked_ns = now;
@@ -473,28 +670,179 @@ static int watch(struct agent *a)
     return a->story_worth ? 1 : 0;
 }
 
-int cmd_agent(int argc, char **argv)
+/* The last words, and whatever of the ranks' still waits: for a moment, since the launcher may be gone. */
+static void say_last(struct agent *a)
 {
-    struct agent a = {.memory_fd = -1, .vitals_fd = -1, .signal_fd = -1};
+    while (a->front_fd >= 0 && launch_outbox_waiting(&a->out) < 64 * FRONT_LIMIT) {
+        struct pollfd p = {.fd = a->front_fd, .events = POLLIN};
+        if (poll(&p, 1, 0) <= 0)
+            break;
+        relay_front(a);
+    }
+    if (a->story.text[0])
+        (void)launch_outbox_frame(&a->out, RT_FAILED, a->story.text, strlen(a->story.text), NULL, 0, NULL);
+    enum st st;
+    const uint64_t until = base_now_ns(base_clock_real()) + (a->story_worth || a->story.text[0] ? LAST_MS : PEACE_MS) * BASE_NS_PER_MS;
+    while ((st = launch_outbox_flush(&a->out, a->out_fd)) == ST_AGAIN && base_now_ns(base_clock_real()) < until) {
+        struct pollfd p = {.fd = a->out_fd, .events = POLLOUT};
+        (void)poll(&p, 1, 20);
+    }
+    if (st && a->story.text[0])
+        LOG_ERR("agent", "%s", a->story.text); /* started by hand, or the launcher is gone */
+}
+
+/* Ranks from first to end − 1 of those that v tells, until all is over. */
+static int lead(struct agent *a, int argc, char **argv)
+{
     struct err e = {""};
-    const char *model;
-    base_log_init(NULL);
-    enum st st = launch_rank_options_parse("agent", argc, argv, &a.v, &model, &e);
-    if (!st)
-        st = prepare(&a, &e);
-    for (int r = 0; r < (int)a.v.n_ranks && !st; r++)
-        st = start_rank(&a, r, argc, argv, &e);
-    if (a.v.front_fd >= 0)
-        close((int)a.v.front_fd);
+    enum st st = prepare(a, &e);
+    for (int r = a->first; r < a->end && !st; r++)
+        st = start_rank(a, r, argc, argv, &e);
+    if (a->v.front_fd >= 0)
+        close((int)a->v.front_fd);
     int status = 1;
     if (!st)
-        status = watch(&a);
+        status = watch(a);
     else
-        a.story = e;
-    if (a.story.text[0] && rt_frame_send((int)a.v.control_fd, RT_FAILED, a.story.text, strlen(a.story.text), NULL))
-        LOG_ERR("agent", "%s", a.story.text); /* started by hand, or the launcher is gone */
-    kill_all(&a);
-    rt_inbox_release(&a.control);
-    launch_pmi_destroy(a.pmi);
+        a->story = e;
+    say_last(a);
+    kill_all(a);
+    rt_inbox_release(&a->control);
+    launch_outbox_release(&a->out);
+    launch_outbox_release(&a->front_out);
+    launch_pmi_destroy(a->pmi);
     return status;
+}
+
+/* Of this host alone: everything came on the command line. */
+static int lead_alone(struct agent *a, int argc, char **argv)
+{
+    struct err e = {""};
+    const char *model;
+    const enum st st = launch_rank_options_parse("agent", argc, argv, &a->v, &model, &e);
+    if (st)
+        return launch_misuse("agent", &e);
+    a->in_fd = a->out_fd = (int)a->v.control_fd;
+    a->end = (int)a->v.n_ranks;
+    a->launcher = a->in_fd >= 0 ? getppid() : 0;
+    rt_inbox_init(&a->control, a->in_fd);
+    return lead(a, argc, argv);
+}
+
+/* ---- of one of several hosts -------------------------------------------------------------------------------------------------------------------------------- */
+
+/* Who sits where is decided here: hosts may differ. Seats as text, or NULL where ranks are not bound. */
+static enum st take_seats(struct agent *a, bool *is_crowded, struct err *e)
+{
+    struct topo_place_options options = {.n_ranks = a->end - a->first, .n_threads = (int)a->v.n_threads, .bind = TOPO_BIND_AUTO};
+    struct topo_machine *m = NULL;
+    struct topo_placement *p = NULL;
+    enum st st = a->v.bind ? topo_bind_parse(a->v.bind, &options.bind, &options.list, e) : ST_OK;
+    if (!st)
+        st = topo_machine_open(NULL, &m, e);
+    if (!st)
+        st = topo_place(m, &options, &p, e);
+    if (!st && p->note[0])
+        LOG_WARNING("place", "%s", p->note);
+    if (!st && p->bound)
+        a->v.seats = seats_text(p);
+    if (!st)
+        *is_crowded = p->oversubscribed;
+    topo_placement_free(p);
+    topo_machine_close(m);
+    return st;
+}
+
+/* The launcher's arguments, with NULs behind them. */
+static enum st take_start(struct agent *a, char *text, size_t bytes, int *argc, char **argv, struct err *e)
+{
+    int n = 0;
+    for (size_t at = 0; at < bytes && n < MAX_ARGS - 8; at += strlen(text + at) + 1)
+        argv[n++] = text + at;
+    argv[n] = NULL;
+    *argc = n;
+    const char *model;
+    enum st st = bytes && text[bytes - 1] == 0 ? launch_rank_options_parse("agent", n, argv, &a->v, &model, e) : err_set(e, ST_INVALID, "arguments without an end");
+    if (st)
+        return st;
+    a->first = (int)a->v.first_rank;
+    a->end = a->first + (int)a->v.host_ranks;
+    if (a->end > (int)a->v.n_ranks || a->v.host_ranks < 1)
+        return err_set(e, ST_INVALID, "ranks %d to %d of %d", a->first, a->end - 1, (int)a->v.n_ranks);
+    a->relays = true;
+    bool is_crowded = false;
+    st = take_seats(a, &is_crowded, e);
+    if (!st && is_crowded) { /* for the ranks: before what ends the options; the last one counts */
+        memmove(argv + 3, argv + 1, (size_t)n * sizeof *argv);
+        argv[1] = "--spin-us";
+        argv[2] = "0";
+        *argc = n + 2;
+    }
+    return st;
+}
+
+static enum st open_front(struct agent *a, struct err *e)
+{
+    int front[2];
+    if (a->first != 0)
+        return ST_OK;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, front))
+        return err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
+    a->v.front_fd = front[1];
+    a->front_fd = front[0];
+    return ST_OK;
+}
+
+/* Standard input and output are the conversation with the launcher, be it by ssh or not; whatever else would go there goes to stderr. */
+static int lead_host(struct agent *a)
+{
+    struct err e = {""};
+    a->in_fd = fcntl(0, F_DUPFD_CLOEXEC, 3);
+    a->out_fd = fcntl(1, F_DUPFD_CLOEXEC, 3);
+    const int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    dup2(null, 0);
+    dup2(2, 1);
+    signal(SIGPIPE, SIG_IGN);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    rt_inbox_init(&a->control, a->in_fd);
+    char *host = NULL;
+    enum st st = launch_host_describe(&host, &e);
+    if (!st)
+        st = launch_outbox_frame(&a->out, RT_HOST, host, strlen(host), NULL, 0, &e);
+    free(host);
+    static char start[65536];
+    static char *argv[MAX_ARGS];
+    int argc = 0;
+    while (!st && argc == 0) {
+        enum rt_frame_kind kind;
+        const void *payload;
+        size_t bytes;
+        (void)launch_outbox_flush(&a->out, a->out_fd);
+        st = rt_inbox_next(&a->control, LAUNCH_LOOK_MS, &kind, &payload, &bytes, &e);
+        if (st == ST_AGAIN)
+            st = ST_OK;
+        else if (!st && kind == RT_START && bytes < sizeof start) {
+            memcpy(start, payload, bytes);
+            st = take_start(a, start, bytes, &argc, argv, &e);
+        }
+        beat(a, base_now_ns(base_clock_real()));
+    }
+    if (!st)
+        st = open_front(a, &e);
+    if (!st)
+        return lead(a, argc, argv);
+    if (st != ST_PEER_LOST) { /* a launcher that left before the start changed its mind */
+        a->story = e;
+        say_last(a);
+    }
+    return 1;
+}
+
+int cmd_agent(int argc, char **argv)
+{
+    struct agent a = {.memory_fd = -1, .vitals_fd = -1, .signal_fd = -1, .front_fd = -1};
+    for (int r = 0; r < COMM_MAX_RANKS; r++)
+        a.pmi_fds[r] = -1;
+    base_log_init(NULL);
+    return argc == 2 && strcmp(argv[1], "--host") == 0 ? lead_host(&a) : lead_alone(&a, argc, argv);
 }

@@ -65,6 +65,7 @@ int cmd_rank(int argc, char **argv)
             o.n_numa = parse_numbers(&seat, nodes, 64);
         }
         o.backend = v.backend;
+        o.address = v.address;
         st = kern_format_from_safetensors(v.kv ? v.kv : "F32", &o.settings.kv_format, &e);
     }
     if (!st && v.link) {

@@ -344,6 +344,8 @@ int cmd_run(int argc, char **argv)
     enum st st = launch_setup_create(model, &shared, &needs, &setup, &e);
     if (!st)
         launch_foreign_serve(setup, v.dry_run);
+    if (!st && (v.dry_run || v.verbose) && setup->hosts)
+        st = launch_hosts_open(setup->hosts, &e);
     if (!st && (v.dry_run || v.verbose))
         launch_print_plan(setup, v.dry_run ? stdout : stderr);
     if (!st && v.dry_run) {

@@ -77,8 +77,11 @@ static enum st start_agent(struct launch_job *job, int rank_fd, struct err *e)
     const enum st st = launch_agent_spawn(job->setup, control[1], rank_fd, &agent, e);
     close(control[1]);
     close(rank_fd);
-    if (!st)
-        return launch_watch_start(control[0], agent, &job->watch, e);
+    if (!st) {
+        const struct launch_end end = {.in_fd = control[0], .out_fd = control[0], .pid = agent, .is_agent = true, .n_ranks = job->setup->n_ranks};
+        const struct launch_watch_options watch = {.ends = &end, .n_ends = 1, .front_fd = -1};
+        return launch_watch_start(&watch, &job->watch, e);
+    }
     close(control[0]);
     return st;
 }
@@ -101,9 +104,29 @@ static enum st wait_ready(struct launch_job *job, struct err *e)
     }
 }
 
+static enum st start_hosts(struct launch_job *job, int rank_fd, struct err *e)
+{
+    struct launch_hosts *hosts = job->setup->hosts;
+    enum st st = hosts->is_open ? ST_OK : launch_hosts_open(hosts, e);
+    if (!st)
+        st = launch_hosts_start(hosts, job->setup, e);
+    if (st) {
+        close(rank_fd);
+        return st;
+    }
+    struct launch_end ends[LAUNCH_MAX_HOSTS];
+    for (int i = 0; i < hosts->n; i++) {
+        ends[i] = hosts->h[i].end;
+        hosts->h[i].end = (struct launch_end){.in_fd = -1, .out_fd = -1}; /* the watch's now */
+    }
+    hosts->is_open = false;
+    const struct launch_watch_options watch = {.ends = ends, .n_ends = hosts->n, .front_fd = rank_fd};
+    return launch_watch_start(&watch, &job->watch, e);
+}
+
 enum st launch_job_start(const struct launch_setup *setup, struct launch_job **out, struct err *e)
 {
-    enum st st = setup->plan ? launch_check_budget(setup, e) : ST_OK;
+    enum st st = setup->plan && !setup->hosts ? launch_check_budget(setup, e) : ST_OK;
     if (st)
         return st;
     struct launch_job *job = calloc(1, sizeof *job);
@@ -117,7 +140,7 @@ enum st launch_job_start(const struct launch_setup *setup, struct launch_job **o
     }
     rt_inbox_init(&job->front, front[0]);
     launch_interrupt_heed();
-    st = setup->n_ranks == 1 || launch_foreign() ? start_thread(job, front[1], e) : start_agent(job, front[1], e);
+    st = setup->hosts ? start_hosts(job, front[1], e) : setup->n_ranks == 1 || launch_foreign() ? start_thread(job, front[1], e) : start_agent(job, front[1], e);
     if (!st && setup->plan) /* without a model there is nothing to load */
         st = wait_ready(job, e);
     if (st) {
@@ -134,7 +157,7 @@ enum st launch_job_start(const struct launch_setup *setup, struct launch_job **o
 static enum st hear_agent(struct launch_job *job, int timeout_ms, struct err *e)
 {
     const enum st st = launch_watch_story(job->watch, timeout_ms, e);
-    return st ? st : err_set(e, ST_PEER_LOST, "the agent of this host left without a word");
+    return st ? st : err_set(e, ST_PEER_LOST, "all agents left without a word");
 }
 
 /* The stream from rank 0 is broken or at its end. One rank has told why in its last frame, if it failed; of more the agent knows which was the first to fail. Always ST_PEER_LOST. */
@@ -142,7 +165,7 @@ static enum st explain(struct launch_job *job, struct err *e)
 {
     if (job->watch) {
         if (hear_agent(job, STORY_WAIT_MS, e) == ST_AGAIN)
-            err_set(e, ST_PEER_LOST, "rank 0 is gone, and the agent of this host does not say why");
+            err_set(e, ST_PEER_LOST, "rank 0 is gone, and no agent says why");
         return ST_PEER_LOST;
     }
     enum rt_frame_kind kind;

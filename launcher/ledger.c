@@ -206,6 +206,17 @@ struct ledger_link launch_ledger_link(const struct launch_ledger *l)
     return link;
 }
 
+const char *launch_ledger_rates(const struct ledger_link *link, char text[64])
+{
+    const double unit = link->link_gb_s >= 0.1 ? 1 : link->link_gb_s >= 1e-4 ? 1e3 : 1e6;
+    const char *name = unit == 1 ? "GB/s" : unit == 1e3 ? "MB/s" : "KB/s";
+    if (link->was_late)
+        snprintf(text, 64, "%.3g of %.3g %s", link->seen_gb_s * unit, link->link_gb_s * unit, name);
+    else
+        snprintf(text, 64, "%.3g %s", link->seen_gb_s * unit, name);
+    return text;
+}
+
 /* ---- as text ----------------------------------------------------------------------------------------------------------------------------------------------- */
 
 static const char *bytes_text(double bytes, char text[24])
@@ -312,8 +323,9 @@ void launch_ledger_text(const struct launch_ledger *l, const struct launch_setup
         print_exchanges(l, phase, out);
     }
     const struct ledger_link link = launch_ledger_link(l);
+    char text[64];
     if (link.was_there && link.was_late)
-        fprintf(out, "link: limited by this machine: %.3g of %.3g GB/s, late in %.0f%% of the exchanges\n", link.seen_gb_s, link.link_gb_s, 100 * link.late_share);
+        fprintf(out, "link: limited by this machine: %s, late in %.0f%% of the exchanges\n", launch_ledger_rates(&link, text), 100 * link.late_share);
     else if (link.was_there)
-        fprintf(out, "link: %.3g GB/s, as the emulated link gives them\n", link.seen_gb_s);
+        fprintf(out, "link: %s, as the emulated link gives them\n", launch_ledger_rates(&link, text));
 }

@@ -40,6 +40,8 @@ struct ledger_link {
     double late_share; /* of the exchanges */
 };
 struct ledger_link launch_ledger_link(const struct launch_ledger *l);
+/* "18.2 of 24.9 GB/s", or "24.9 GB/s" where it was not late. */
+const char *launch_ledger_rates(const struct ledger_link *link, char text[64]);
 
 void launch_ledger_text(const struct launch_ledger *l, const struct launch_setup *s, FILE *out);
 enum st launch_ledger_json(const struct launch_ledger *l, const struct launch_setup *s, FILE *out, struct err *e);

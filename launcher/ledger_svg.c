@@ -354,10 +354,9 @@ static double draw_top(FILE *out, const struct launch_ledger *l, const struct la
     fprintf(out, ": %d rank%s x %d thread%s</text>\n", l->n_ranks, l->n_ranks == 1 ? "" : "s", s->settings.n_threads, s->settings.n_threads == 1 ? "" : "s");
     fprintf(out, "<text x=\"16\" y=\"50\">%s/%s; memory read by all ranks at once: %.2f GB/s", s->backend->name, s->backend->variant, measured);
     const struct ledger_link link = launch_ledger_link(l);
-    if (link.was_there && link.was_late)
-        fprintf(out, "; the link was limited by this machine: %.3g of %.3g GB/s", link.seen_gb_s, link.link_gb_s);
-    else if (link.was_there)
-        fprintf(out, "; emulated link: %.3g GB/s", link.seen_gb_s);
+    char text[64];
+    if (link.was_there)
+        fprintf(out, "; emulated link%s: %s", link.was_late ? ", limited by this machine" : "", launch_ledger_rates(&link, text));
     fprintf(out, "</text>\n");
     for (int k = 0; k < RT_LEDGER_KINDS; k++) {
         const int x = 16 + k * 120;

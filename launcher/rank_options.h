@@ -10,11 +10,13 @@
 struct rank_values {
     /* agent */
     int64_t control_fd, exchange_bytes;
+    int64_t first_rank, host_ranks; /* of several hosts: this one's */
+    const char *bind;               /* likewise: the agent places its ranks itself */
     const char *seats; /* "0,1@0:2,3@1": the ranks' CPUs and their memory's nodes; NULL: not bound */
     /* both */
     int64_t n_ranks, front_fd, n_threads, spin_us, chunk, context, sequences;
     const char *shares, *kv;
-    const char *backend, *link; /* of comm; NULL: the best; none */
+    const char *backend, *link, *address; /* of comm; NULL: the best; none; loopback */
     const char *exchanges;      /* a benchmark of exchanges instead of a model (runtime/exchanges.h) */
     bool accurate, ledger;
     /* rank */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "launcher/commands.h"
 #include "launcher/foreign.h"
 #include "launcher/link.h"
 #include "runtime/bandwidth.h"
@@ -31,6 +32,9 @@ static const struct option shared_options[] = {
     {"--bind", NULL, OPT_STR, offsetof(struct launch_options, bind), "core|l3|numa|package|none|LIST", "where ranks are bound (default: by the machine's topology)", 0, 0, NULL},
     {"--link", NULL, OPT_STR, offsetof(struct launch_options, link), "RATE,DELAY|PRESET", "emulate a link between local ranks: 200gbit,2.5us[,jitter=500ns], cx7, cx7-one-rail, 10gbe, wifi", 0, 0, NULL},
     {"--backend", NULL, OPT_STR, offsetof(struct launch_options, backend), "shm|tcp|ucx|mpi", "what carries the bytes between ranks (default: the best that fits)", 0, 0, NULL},
+    {"--hosts", NULL, OPT_STR, offsetof(struct launch_options, hosts), "A,B...", "run on these hosts, one rank each unless -n says more (user@host allowed; or TANDEM_HOSTS)", 0, 0, NULL},
+    {"--hostfile", NULL, OPT_STR, offsetof(struct launch_options, hostfile), "FILE", "the same, a name a line", 0, 0, NULL},
+    {"--ssh", NULL, OPT_STR, offsetof(struct launch_options, ssh), "PROGRAM", "instead of ssh, called like it (or TANDEM_SSH)", 0, 0, NULL},
     {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
 };
 
@@ -60,10 +64,58 @@ enum st launch_parse_split(const char *text, uint32_t *shares, int *n, struct er
     return ST_OK;
 }
 
+/* Names with blanks, commas or line ends between; what follows a '#' in a line is not read. */
+static enum st read_hostfile(const char *path, char **list, struct err *e)
+{
+    char *text;
+    size_t bytes;
+    const enum st st = launch_read_all(path, 1 << 20, &text, &bytes, e);
+    if (st)
+        return st;
+    size_t n = 0;
+    bool comment = false;
+    for (size_t i = 0; i < bytes; i++) {
+        comment = text[i] == '#' || (comment && text[i] != '\n');
+        const bool gap = comment || strchr(" \t\r\n,", text[i]);
+        if (!gap)
+            text[n++] = text[i];
+        else if (n > 0 && text[n - 1] != ',')
+            text[n++] = ',';
+    }
+    while (n > 0 && text[n - 1] == ',')
+        n--;
+    text[n] = 0;
+    *list = text;
+    return n ? ST_OK : (free(text), err_set(e, ST_INVALID, "--hostfile %s: no names in it", path));
+}
+
+/* Before ranks are counted: hosts say how many there are at least. */
+static enum st read_hosts(const struct launch_options *o, struct launch_setup *s, struct err *e)
+{
+    char *own = NULL;
+    const char *list = o->hosts ? o->hosts : o->hostfile ? NULL : getenv("TANDEM_HOSTS");
+    int n = (int)o->n_ranks;
+    uint32_t shares[ORDER_MAX_RANKS];
+    enum st st = ST_OK;
+    if (o->hosts && o->hostfile)
+        return err_set(e, ST_INVALID, "--hosts and --hostfile exclude each other");
+    if (o->hostfile)
+        st = read_hostfile(o->hostfile, &own, e);
+    if (!st && o->split && !n)
+        st = launch_parse_split(o->split, shares, &n, e);
+    if (!st && (own || (list && *list)))
+        st = launch_hosts_parse(own ? own : list, o->ssh, n, &s->hosts, e);
+    free(own);
+    return st;
+}
+
 static enum st count_ranks(const struct launch_options *o, struct launch_setup *s, struct err *e)
 {
     const struct launch_foreign *f = launch_foreign();
-    s->n_ranks = o->n_ranks ? (int)o->n_ranks : f ? f->n_ranks : 1;
+    const enum st hosts = read_hosts(o, s, e);
+    if (hosts)
+        return hosts;
+    s->n_ranks = o->n_ranks ? (int)o->n_ranks : f ? f->n_ranks : s->hosts ? s->hosts->n : 1;
     if (f && s->n_ranks != f->n_ranks)
         return err_set(e, ST_INVALID, "-n %d, but %d ranks were started", s->n_ranks, f->n_ranks);
     if (!o->split)
@@ -97,6 +149,7 @@ enum st launch_options_check(const struct launch_options *options, struct err *e
     enum topo_bind bind;
     const char *list;
     enum st st = count_ranks(options, &s, e);
+    launch_hosts_destroy(s.hosts);
     if (!st)
         st = read_wire(options, &s, e);
     return st || !options->bind ? st : topo_bind_parse(options->bind, &bind, &list, e);
@@ -104,6 +157,9 @@ enum st launch_options_check(const struct launch_options *options, struct err *e
 
 static enum st place(const struct launch_options *o, struct launch_setup *s, struct err *e)
 {
+    s->bind = o->bind;
+    if (s->hosts)
+        return ST_OK; /* by the agents */
     const struct launch_foreign *f = launch_foreign();
     struct topo_place_options options = {.n_ranks = f ? f->n_local : s->n_ranks, .n_threads = (int)o->n_threads, .bind = TOPO_BIND_AUTO};
     enum st st = ST_OK;
@@ -129,8 +185,8 @@ static void choose(const struct launch_options *o, const struct launch_needs *ne
     const int64_t useful = t->context * needs->max_sequences; /* no step can have more tokens */
     t->chunk = t->chunk > useful ? (int)useful : t->chunk;
     t->max_sequences = needs->max_sequences;
-    t->n_threads = s->placement->seats[launch_foreign() ? launch_foreign()->i_local : 0].n_threads;
-    t->spin_us = s->placement->oversubscribed ? 0 : 50;
+    t->n_threads = s->hosts ? (int)o->n_threads : s->placement->seats[launch_foreign() ? launch_foreign()->i_local : 0].n_threads;
+    t->spin_us = s->placement && s->placement->oversubscribed ? 0 : 50;
     t->ledger = needs->ledger;
     if (most && t->context > most)
         LOG_WARNING("setup", "a context of %" PRId64 " tokens: %s was made for %" PRId64, t->context, s->whole->config.name, most);
@@ -141,7 +197,7 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
     struct launch_setup *s = calloc(1, sizeof *s);
     if (!s)
         return err_set(e, ST_NO_MEMORY, "no memory");
-    s->model = model;
+    s->model = s->model_path = model;
     enum st st = count_ranks(options, s, e);
     if (!st)
         st = read_wire(options, s, e);
@@ -151,6 +207,12 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
         st = ck_open(model, &s->ck, e);
     if (!st)
         st = part_model_create(s->ck, &s->whole, e);
+    if (!st && s->hosts) {
+        char path[PATH_MAX];
+        s->model_path = realpath(model, path) ? strdup(path) : model; /* a hub name stays one */
+        if (s->n_ranks > 1 && !s->backend_name)
+            s->backend_name = "tcp";
+    }
     if (!st)
         st = place(options, s, e);
     if (!st) {
@@ -180,7 +242,7 @@ enum st launch_setup_create_bare(const struct launch_options *options, uint64_t 
     struct launch_setup *s = calloc(1, sizeof *s);
     if (!s)
         return err_set(e, ST_NO_MEMORY, "no memory");
-    s->model = "none";
+    s->model = s->model_path = "none";
     s->exchanges = exchanges;
     s->exchange_bytes = exchange_bytes;
     enum st st = count_ranks(options, s, e);
@@ -201,6 +263,9 @@ void launch_setup_destroy(struct launch_setup *s)
 {
     if (!s)
         return;
+    if (s->model_path != s->model)
+        free((char *)(uintptr_t)s->model_path);
+    launch_hosts_destroy(s->hosts);
     part_plan_destroy(s->plan);
     topo_placement_free(s->placement);
     topo_machine_close(s->machine);
@@ -213,23 +278,29 @@ static double mib(uint64_t bytes) { return (double)bytes / 1048576.0; }
 
 enum st launch_check_budget(const struct launch_setup *s, struct err *e)
 {
-    if (s->total_bytes <= s->available_bytes)
-        return ST_OK;
-    uint64_t kv = 0, weights = 0;
-    for (int r = 0; r < s->n_ranks; r++) {
+    return launch_check_host_budget(s, NULL, 0, s->n_ranks, s->available_bytes, s->available_what, e);
+}
+
+enum st launch_check_host_budget(const struct launch_setup *s, const char *host, int first_rank, int n_ranks, uint64_t available, const char *what, struct err *e)
+{
+    uint64_t kv = 0, weights = 0, total = 0;
+    for (int r = first_rank; r < first_rank + n_ranks; r++) {
         kv += s->plan->budget[r].kv;
         weights += s->plan->budget[r].weights;
+        total += s->plan->budget[r].total + RESERVE_BYTES;
     }
-    const uint64_t fixed = s->total_bytes - kv;
+    if (total <= available)
+        return ST_OK;
+    const uint64_t fixed = total - kv;
     const int64_t tokens = (int64_t)s->plan->n_kv_blocks * KERN_KV_BLOCK;
-    const int64_t fits = fixed < s->available_bytes ? (int64_t)((double)(s->available_bytes - fixed) / ((double)kv / (double)tokens)) / s->settings.max_sequences / KERN_KV_BLOCK * KERN_KV_BLOCK : 0;
+    const int64_t fits = fixed < available ? (int64_t)((double)(available - fixed) / ((double)kv / (double)tokens)) / s->settings.max_sequences / KERN_KV_BLOCK * KERN_KV_BLOCK : 0;
     char would[160];
     if (fits >= KERN_KV_BLOCK)
         snprintf(would, sizeof would, "--ctx %" PRId64 " would fit", fits - KERN_KV_BLOCK > 0 ? fits - KERN_KV_BLOCK : fits);
     else
         snprintf(would, sizeof would, "the weights alone take %.1f MiB: a smaller or more strongly quantised model, a smaller --chunk, or another host would fit", mib(weights));
-    return err_set(e, ST_NO_MEMORY, "%s needs %.1f MiB on this host, %.1f MiB are available (%s); %s", s->whole->config.name, mib(s->total_bytes), mib(s->available_bytes), s->available_what,
-                   would);
+    return err_set(e, ST_NO_MEMORY, "%s needs %.1f MiB on %s%s, %.1f MiB are available (%s); %s", s->whole->config.name, mib(total), host ? "host " : "this host", host ? host : "", mib(available),
+                   what, would);
 }
 
 void launch_print_plan(const struct launch_setup *s, FILE *out)
@@ -239,7 +310,12 @@ void launch_print_plan(const struct launch_setup *s, FILE *out)
             c->head_dim, c->ffn, c->vocab);
     fprintf(out, "kernels %s/%s, activations %s, cache %s, chunk %d, context %" PRId64 ", %d sequences\n", s->backend->name, s->backend->variant, s->settings.accurate ? "f32" : "auto",
             kern_format(s->settings.kv_format)->name, s->settings.chunk, s->settings.context, s->settings.max_sequences);
-    char *drawing = topo_draw_text(s->machine, s->placement);
+    for (int i = 0; s->hosts && i < s->hosts->n; i++) {
+        const struct launch_hosts_entry *h = &s->hosts->h[i];
+        fprintf(out, "host %s (%s, %d CPUs): ranks %d-%d", h->typed, h->is_local ? "here" : "by ssh", h->info.n_cpus, h->first_rank, h->first_rank + h->n_ranks - 1);
+        fprintf(out, h->address[0] ? ", reached at %s (%s)\n" : "\n", h->address, h->interface);
+    }
+    char *drawing = s->placement ? topo_draw_text(s->machine, s->placement) : NULL;
     if (drawing)
         fputs(drawing, out);
     free(drawing);

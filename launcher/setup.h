@@ -4,6 +4,7 @@
 #define LAUNCHER_SETUP_H
 
 #include "base/options.h"
+#include "launcher/hosts.h"
 #include "comm/comm.h"
 #include "partition/plan.h"
 #include "runtime/settings.h"
@@ -19,6 +20,7 @@ struct launch_options {
     int64_t chunk, context; /* 0: not given */
     const char *bind;
     const char *link, *backend; /* of the exchanges */
+    const char *hosts, *hostfile, *ssh; /* several hosts; NULL: this one */
 };
 #define LAUNCH_OPTIONS_DEFAULT {.activations = 1, .kv = 3}
 
@@ -37,6 +39,9 @@ struct launch_needs {
 
 struct launch_setup {
     const char *model; /* as given */
+    const char *model_path; /* as ranks open it: absolute where there are other hosts */
+    const char *bind;       /* as given, for other hosts' agents */
+    struct launch_hosts *hosts; /* NULL: this host alone; else placement is NULL, agents place their ranks themselves */
     struct checkpoint *ck;
     struct part_model *whole;
     struct part_plan *plan;
@@ -65,6 +70,8 @@ void launch_setup_destroy(struct launch_setup *s);
 
 /* ST_NO_MEMORY in one sentence that says what would fit. */
 enum st launch_check_budget(const struct launch_setup *s, struct err *e);
+/* The same of one of several hosts. */
+enum st launch_check_host_budget(const struct launch_setup *s, const char *host, int first_rank, int n_ranks, uint64_t available, const char *what, struct err *e);
 /* Placement, cut and budget, for --dry-run. */
 void launch_print_plan(const struct launch_setup *s, FILE *out);
 

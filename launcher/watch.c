@@ -1,6 +1,7 @@
 #include "launcher/watch.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -14,61 +15,85 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "launcher/life.h"
+#include "launcher/outbox.h"
+#include "launcher/pmi.h"
 #include "runtime/protocol.h"
 
 #define EXIT_MS 700 /* an agent that was told to go, or closed its end, and is still there is killed: at once where it is stopped */
 
+#define SILENCE_HOST_MS 2500 /* another host's agent: with the time to end the job, 4 s in all */
+#define FRONT_LIMIT (4u << 20)
+
+struct end {
+    struct launch_end o;
+    char host[256];
+    struct rt_inbox in;
+    struct launch_outbox out;
+    uint64_t heard_ns;
+    bool is_over; /* its stream has ended, or it was given up */
+};
+
 struct launch_watch {
-    int fd; /* control socket; the thread's alone */
-    pid_t agent;
+    struct end ends[LAUNCH_MAX_HOSTS]; /* the thread's alone */
+    int n_ends, n_over;
+    bool has_hosts;
+    struct launch_pmi *pmi; /* with several hosts */
+    int front_fd;           /* −1: rank 0's agent handed it on, or it is closed */
+    struct launch_outbox front_out;
     pthread_t thread;
     int told_fd, stop_fd; /* eventfds: there is a story; the thread shall end */
 
     pthread_mutex_t lock;
     pthread_cond_t changed; /* its clock is CLOCK_MONOTONIC */
-    bool is_over;   /* the agent was reaped */
+    bool is_over;   /* all agents were reaped */
     bool has_story;
     struct err story;
 };
 
 /* ---- Ctrl-Z ---------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* The agent has a session of its own: who stops the launcher does not stop the ranks, and must tell them that silence is meant. One job a process at a time. */
-static atomic_int paused_fd = -1;
+/* Agents have sessions of their own: who stops the launcher does not stop the ranks, and must tell them that silence is meant. One job a process at a time. */
+static atomic_int paused_fds[LAUNCH_MAX_HOSTS];
+static atomic_int n_paused_fds;
 
-static void say(int fd, enum rt_frame_kind kind)
+static void say_all(enum rt_frame_kind kind)
 {
     const uint32_t frame[2] = {0, (uint32_t)kind};
-    (void)!send(fd, frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL); /* a full socket: the agent has not listened for minutes */
+    for (int i = 0; i < n_paused_fds; i++) /* a full socket: that agent has not listened for minutes */
+        if (send(paused_fds[i], frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno == ENOTSOCK)
+            (void)!write(paused_fds[i], frame, sizeof frame);
 }
 
 static void on_stop_key(int signo)
 {
     (void)signo;
     const int saved = errno;
-    say(paused_fd, RT_PAUSE);
+    say_all(RT_PAUSE);
     raise(SIGSTOP);
-    say(paused_fd, RT_RESUME);
+    say_all(RT_RESUME);
     errno = saved;
 }
 
-static void heed_stop_key(int fd)
+static void heed_stop_key(const struct launch_watch *w)
 {
     struct sigaction old;
     if (sigaction(SIGTSTP, NULL, &old) || old.sa_handler != SIG_DFL)
         return;
-    paused_fd = fd;
+    for (int i = 0; i < w->n_ends; i++)
+        paused_fds[i] = w->ends[i].o.out_fd;
+    n_paused_fds = w->n_ends;
     struct sigaction act = {.sa_handler = on_stop_key, .sa_flags = SA_RESTART};
     sigaction(SIGTSTP, &act, NULL);
 }
 
-static void forget_stop_key(int fd)
+static void forget_stop_key(void)
 {
-    if (paused_fd != fd)
+    if (n_paused_fds == 0)
         return;
     signal(SIGTSTP, SIG_DFL);
-    paused_fd = -1;
+    n_paused_fds = 0;
 }
 
 /* ---- the thread -------------------------------------------------------------------------------------------------------------------------------------- */
@@ -86,129 +111,311 @@ static void tell(struct launch_watch *w, const struct err *story, bool is_over)
     (void)!write(w->told_fd, &(uint64_t){1}, sizeof(uint64_t));
 }
 
-/* The agent's end of the socket is closed, or it shall go: reaps it, by force where it takes too long. */
-static void reap(struct launch_watch *w, uint64_t wait_ms)
+/* "host spark2: …" where there are several. */
+static void tell_of(struct launch_watch *w, const struct end *end, const char *text)
+{
+    struct err e = {""};
+    if (end->o.host)
+        err_set(&e, ST_PEER_LOST, "host %s: %.480s", end->host, text);
+    else
+        err_set(&e, ST_PEER_LOST, "%.500s", text);
+    tell(w, &e, false);
+}
+
+/* The agent's end of the stream is closed, or it shall go: reaps the child, by force where it takes too long. */
+static void reap(struct launch_watch *w, struct end *end, uint64_t wait_ms)
 {
     int status = 0;
-    for (uint64_t waited = 0; waitpid(w->agent, &status, WNOHANG) == 0; waited += 5) {
+    for (uint64_t waited = 0; waitpid(end->o.pid, &status, WNOHANG) == 0; waited += 5) {
         struct launch_life_sample sample;
-        if (waited >= wait_ms || (launch_life_read(w->agent, &sample) && sample.stopped))
-            kill(w->agent, SIGKILL);
+        if (waited >= wait_ms || (launch_life_read(end->o.pid, &sample) && sample.stopped))
+            kill(end->o.pid, SIGKILL);
         usleep(5000);
     }
-    struct err e = {""};
+    char text[200] = "";
     if (WIFSIGNALED(status))
-        err_set(&e, ST_PEER_LOST, "the agent of this host (pid %d) was killed by signal %d (%s) and took its ranks with it", (int)w->agent, WTERMSIG(status), strsignal(WTERMSIG(status)));
+        snprintf(text, sizeof text, end->o.is_agent ? "the agent of this host (pid %d) was killed by signal %d (%s) and took its ranks with it" : "the connection to its agent (pid %d) was killed by signal %d (%s)",
+                 (int)end->o.pid, WTERMSIG(status), strsignal(WTERMSIG(status)));
     else if (WEXITSTATUS(status))
-        err_set(&e, ST_PEER_LOST, "the agent of this host (pid %d) left with status %d", (int)w->agent, WEXITSTATUS(status));
-    tell(w, e.text[0] ? &e : NULL, true);
+        snprintf(text, sizeof text, end->o.is_agent ? "the agent of this host (pid %d) left with status %d" : "the connection to its agent (pid %d) ended with status %d", (int)end->o.pid,
+                 WEXITSTATUS(status));
+    if (text[0])
+        tell_of(w, end, text);
+}
+
+static void close_end(struct end *end)
+{
+    rt_inbox_release(&end->in);
+    launch_outbox_release(&end->out);
+    close(end->o.in_fd);
+    if (end->o.out_fd != end->o.in_fd)
+        close(end->o.out_fd);
+}
+
+static void say_pending(struct launch_watch *w)
+{
+    for (int i = 0; i < w->n_ends; i++)
+        for (int r = w->ends[i].o.first_rank; r < w->ends[i].o.first_rank + w->ends[i].o.n_ranks; r++) {
+            const void *bytes;
+            const size_t n = launch_pmi_pending(w->pmi, r, &bytes);
+            const uint32_t rank = (uint32_t)r;
+            if (n)
+                (void)launch_outbox_frame(&w->ends[i].out, RT_PMI, &rank, sizeof rank, bytes, n, NULL);
+            launch_pmi_sent(w->pmi, r, n);
+        }
+}
+
+static void take_pmi(struct launch_watch *w, struct end *end, const void *payload, size_t bytes)
+{
+    uint32_t rank;
+    struct err e = {""};
+    if (bytes < sizeof rank)
+        return;
+    memcpy(&rank, payload, sizeof rank);
+    if ((int)rank < end->o.first_rank || (int)rank >= end->o.first_rank + end->o.n_ranks)
+        return;
+    if (bytes == sizeof rank)
+        launch_pmi_hang_up(w->pmi, (int)rank);
+    else if (launch_pmi_feed(w->pmi, (int)rank, (const char *)payload + sizeof rank, bytes - sizeof rank, &e))
+        LOG_WARNING("watch", "PMI of rank %u: %s", rank, e.text);
+    say_pending(w);
+}
+
+static void take_frame(struct launch_watch *w, struct end *end, enum rt_frame_kind kind, const void *payload, size_t bytes)
+{
+    if (kind == RT_FAILED) {
+        char text[500];
+        snprintf(text, sizeof text, "%.*s", (int)(bytes > 480 ? 480 : bytes), (const char *)payload);
+        tell_of(w, end, text);
+    } else if (kind == RT_PMI && w->pmi)
+        take_pmi(w, end, payload, bytes);
+    else if (kind == RT_FRONT && w->front_fd >= 0 && end->o.first_rank == 0) {
+        if (bytes)
+            (void)launch_outbox_append(&w->front_out, payload, bytes, NULL);
+        else if (launch_outbox_flush(&w->front_out, w->front_fd) != ST_AGAIN)
+            shutdown(w->front_fd, SHUT_WR);
+    } else if (kind == RT_PROGRESS)
+        for (int i = 0; i < w->n_ends; i++)
+            if (&w->ends[i] != end && !w->ends[i].is_over)
+                (void)launch_outbox_frame(&w->ends[i].out, kind, payload, bytes, NULL, 0, NULL);
 }
 
 /* Frames of the agent. False: its end is closed. */
-static bool listen_agent(struct launch_watch *w, struct rt_inbox *in, uint64_t *heard_ns)
+static bool listen_agent(struct launch_watch *w, struct end *end)
 {
     for (;;) {
         enum rt_frame_kind kind;
         const void *payload;
         size_t bytes;
-        const enum st st = rt_inbox_next(in, 0, &kind, &payload, &bytes, NULL);
+        const enum st st = rt_inbox_next(&end->in, 0, &kind, &payload, &bytes, NULL);
         if (st)
             return st == ST_AGAIN;
-        *heard_ns = base_now_ns(base_clock_real());
-        if (kind != RT_FAILED)
-            continue;
-        struct err e = {""};
-        err_set(&e, ST_PEER_LOST, "%.*s", (int)(bytes > 480 ? 480 : bytes), (const char *)payload);
-        tell(w, &e, false);
+        end->heard_ns = base_now_ns(base_clock_real());
+        take_frame(w, end, kind, payload, bytes);
     }
 }
 
 /* Silent, and not because it got no CPU: then it is killed, and its ranks with it. */
-static bool is_silent(struct launch_watch *w, uint64_t heard_ns)
+static bool is_silent(struct launch_watch *w, struct end *end)
 {
-    const uint64_t silent_ms = (base_now_ns(base_clock_real()) - heard_ns) / BASE_NS_PER_MS;
+    const uint64_t silent_ms = (base_now_ns(base_clock_real()) - end->heard_ns) / BASE_NS_PER_MS;
     struct launch_life_sample sample;
-    if (silent_ms < LAUNCH_SILENCE_MS || !launch_life_read(w->agent, &sample) || (!sample.stopped && (sample.runnable || sample.blocked)))
+    char text[300];
+    if (silent_ms < (end->o.is_agent ? LAUNCH_SILENCE_MS : SILENCE_HOST_MS) || launch_outbox_waiting(&w->front_out) >= FRONT_LIMIT)
         return false;
-    struct err e = {""};
-    err_set(&e, ST_PEER_LOST, "the agent of this host (pid %d) %s and gave no sign of life for %.1f s; it was killed, and its ranks with it", (int)w->agent,
-            sample.stopped ? "was stopped" : "is frozen", (double)silent_ms / 1000);
-    tell(w, &e, false);
-    kill(w->agent, SIGKILL);
+    if (!end->o.is_agent)
+        snprintf(text, sizeof text, "its agent gave no sign of life for %.1f s", (double)silent_ms / 1000);
+    else if (!launch_life_read(end->o.pid, &sample) || (!sample.stopped && (sample.runnable || sample.blocked)))
+        return false;
+    else
+        snprintf(text, sizeof text, "the agent of this host (pid %d) %s and gave no sign of life for %.1f s; it was killed, and its ranks with it", (int)end->o.pid,
+                 sample.stopped ? "was stopped" : "is frozen", (double)silent_ms / 1000);
+    tell_of(w, end, text);
+    kill(end->o.pid, SIGKILL);
     return true;
+}
+
+static void relay_front(struct launch_watch *w)
+{
+    static unsigned char bytes[65536];
+    const ssize_t n = recv(w->front_fd, bytes, sizeof bytes, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    (void)launch_outbox_frame(&w->ends[0].out, RT_FRONT, NULL, 0, bytes, n > 0 ? (size_t)n : 0, NULL);
+    if (n <= 0) {
+        close(w->front_fd);
+        w->front_fd = -1;
+    }
+}
+
+static void give_up(struct launch_watch *w, struct end *end, uint64_t wait_ms)
+{
+    if (end->is_over)
+        return;
+    end->is_over = true;
+    w->n_over++;
+    reap(w, end, wait_ms);
+    close_end(end);
+    if (w->n_over == w->n_ends)
+        tell(w, NULL, true);
+}
+
+/* The agents see the end, all at once, and leave. */
+static void stop_all(struct launch_watch *w)
+{
+    for (int i = 0; i < w->n_ends; i++)
+        if (!w->ends[i].is_over && shutdown(w->ends[i].o.out_fd, SHUT_WR) && w->ends[i].o.out_fd != w->ends[i].o.in_fd) {
+            const int null = open("/dev/null", O_WRONLY | O_CLOEXEC); /* a pipe: its end is seen once nobody holds it */
+            dup3(null, w->ends[i].o.out_fd, O_CLOEXEC);
+            close(null);
+        }
+    for (int i = 0; i < w->n_ends; i++)
+        give_up(w, &w->ends[i], EXIT_MS);
+}
+
+static void beat(struct launch_watch *w, uint64_t *beat_ns, uint64_t now)
+{
+    if (now - *beat_ns < LAUNCH_BEAT_MS * BASE_NS_PER_MS)
+        return;
+    *beat_ns = now;
+    for (int i = 0; i < w->n_ends; i++)
+        if (!w->ends[i].is_over && launch_outbox_waiting(&w->ends[i].out) == 0)
+            (void)launch_outbox_frame(&w->ends[i].out, RT_BEAT, NULL, 0, NULL, 0, NULL);
+}
+
+/* Two entries an end, then the front end's two and our owner's. */
+static void poll_all(const struct launch_watch *w, struct pollfd *p)
+{
+    const bool full = launch_outbox_waiting(&w->front_out) >= FRONT_LIMIT;
+    for (int i = 0; i < w->n_ends; i++) {
+        const struct end *end = &w->ends[i];
+        p[2 * i] = (struct pollfd){.fd = end->is_over || (full && i == 0) ? -1 : end->o.in_fd, .events = POLLIN};
+        p[2 * i + 1] = (struct pollfd){.fd = !end->is_over && launch_outbox_waiting(&end->out) ? end->o.out_fd : -1, .events = POLLOUT};
+    }
+    struct pollfd *own = p + 2 * w->n_ends;
+    own[0] = (struct pollfd){.fd = w->stop_fd, .events = POLLIN};
+    own[1] = (struct pollfd){.fd = launch_outbox_waiting(&w->ends[0].out) < FRONT_LIMIT ? w->front_fd : -1, .events = POLLIN};
+    own[2] = (struct pollfd){.fd = launch_outbox_waiting(&w->front_out) ? w->front_fd : -1, .events = POLLOUT};
+    (void)poll(p, 2 * (nfds_t)w->n_ends + 3, LAUNCH_LOOK_MS);
 }
 
 static void *run(void *arg)
 {
     struct launch_watch *w = arg;
-    struct rt_inbox in;
-    rt_inbox_init(&in, w->fd);
-    uint64_t heard_ns = base_now_ns(base_clock_real()), beat_ns = 0, looked_ns = heard_ns;
-    for (;;) {
-        uint64_t now = base_now_ns(base_clock_real());
-        if (now - looked_ns > BASE_NS_PER_S) /* it was us who were stopped: the agent may have told much meanwhile */
-            heard_ns = now;
+    uint64_t now = base_now_ns(base_clock_real()), beat_ns = 0, looked_ns = now;
+    for (int i = 0; i < w->n_ends; i++)
+        w->ends[i].heard_ns = now;
+    while (w->n_over < w->n_ends) {
+        now = base_now_ns(base_clock_real());
+        if (now - looked_ns > BASE_NS_PER_S) /* it was us who were stopped: the agents may have told much meanwhile */
+            for (int i = 0; i < w->n_ends; i++)
+                w->ends[i].heard_ns = now;
         looked_ns = now;
-        if (now - beat_ns >= LAUNCH_BEAT_MS * BASE_NS_PER_MS) {
-            say(w->fd, RT_BEAT);
-            beat_ns = now;
-        }
-        struct pollfd p[2] = {{.fd = w->fd, .events = POLLIN}, {.fd = w->stop_fd, .events = POLLIN}};
-        (void)poll(p, 2, LAUNCH_LOOK_MS);
-        if (p[1].revents) {
-            shutdown(w->fd, SHUT_WR); /* the agent sees the end and leaves */
+        beat(w, &beat_ns, now);
+        for (int i = 0; i < w->n_ends; i++)
+            if (!w->ends[i].is_over)
+                (void)launch_outbox_flush(&w->ends[i].out, w->ends[i].o.out_fd);
+        struct pollfd p[2 * LAUNCH_MAX_HOSTS + 3];
+        poll_all(w, p);
+        const struct pollfd *own = p + 2 * w->n_ends;
+        if (own[0].revents)
             break;
-        }
-        if (p[0].revents && !listen_agent(w, &in, &heard_ns))
-            break;
-        if (is_silent(w, heard_ns))
-            break;
+        if (own[1].revents)
+            relay_front(w);
+        for (int i = 0; i < w->n_ends; i++)
+            if (!w->ends[i].is_over && ((p[2 * i].revents && !listen_agent(w, &w->ends[i])) || is_silent(w, &w->ends[i])))
+                give_up(w, &w->ends[i], EXIT_MS);
+        if (w->front_fd >= 0)
+            (void)launch_outbox_flush(&w->front_out, w->front_fd);
     }
-    forget_stop_key(w->fd);
-    reap(w, EXIT_MS);
-    rt_inbox_release(&in);
-    close(w->fd);
+    forget_stop_key();
+    stop_all(w);
+    if (w->front_fd >= 0) {
+        (void)launch_outbox_flush(&w->front_out, w->front_fd);
+        close(w->front_fd);
+    }
     return NULL;
 }
 
 /* ---- for the owner ------------------------------------------------------------------------------------------------------------------------------------ */
 
-enum st launch_watch_start(int control_fd, pid_t agent, struct launch_watch **out, struct err *e)
+static void release(struct launch_watch *w)
 {
-    struct launch_watch *w = calloc(1, sizeof *w);
-    int error = ENOMEM;
-    if (!w)
-        goto undo_agent;
-    *w = (struct launch_watch){.fd = control_fd, .agent = agent, .told_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
-    error = errno;
-    if (w->told_fd < 0 || w->stop_fd < 0)
-        goto undo_fds;
-    pthread_mutex_init(&w->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&w->changed, &attr);
-    pthread_condattr_destroy(&attr);
-    heed_stop_key(control_fd);
-    error = pthread_create(&w->thread, NULL, run, w);
-    if (!error) {
-        *out = w;
-        return ST_OK;
-    }
-    forget_stop_key(control_fd);
-    pthread_cond_destroy(&w->changed);
-    pthread_mutex_destroy(&w->lock);
-undo_fds:
+    launch_pmi_destroy(w->pmi);
+    launch_outbox_release(&w->front_out);
     if (w->told_fd >= 0)
         close(w->told_fd);
     if (w->stop_fd >= 0)
         close(w->stop_fd);
     free(w);
-undo_agent:
-    kill(agent, SIGKILL);
-    waitpid(agent, NULL, 0);
-    close(control_fd);
-    return err_set(e, ST_NO_MEMORY, "cannot watch the agent: %s", strerror(error));
+}
+
+/* PMI-1 is served here where ranks are on several hosts. */
+static enum st open_pmi(struct launch_watch *w, struct err *e)
+{
+    int host_of_rank[COMM_MAX_RANKS] = {0}, n_ranks = 0;
+    for (int i = 0; i < w->n_ends; i++)
+        for (int k = 0; k < w->ends[i].o.n_ranks && n_ranks < COMM_MAX_RANKS; k++)
+            host_of_rank[n_ranks++] = i;
+    return w->has_hosts ? launch_pmi_create(n_ranks, host_of_rank, &w->pmi, e) : ST_OK;
+}
+
+enum st launch_watch_start(const struct launch_watch_options *options, struct launch_watch **out, struct err *e)
+{
+    struct launch_watch *w = calloc(1, sizeof *w);
+    enum st st = w ? ST_OK : err_set(e, ST_NO_MEMORY, "no memory to watch the agents");
+    if (w) {
+        w->n_ends = options->n_ends;
+        w->front_fd = options->front_fd;
+        w->told_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        w->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        for (int i = 0; i < w->n_ends; i++) {
+            struct end *end = &w->ends[i];
+            end->o = options->ends[i];
+            w->has_hosts |= end->o.host != NULL;
+            if (end->o.host)
+                snprintf(end->host, sizeof end->host, "%s", end->o.host);
+            rt_inbox_init(&end->in, end->o.in_fd);
+            if (end->o.inbox)
+                end->in = *end->o.inbox;
+        }
+        if (w->told_fd < 0 || w->stop_fd < 0)
+            st = err_set(e, ST_IO, "cannot watch the agents: %s", strerror(errno));
+    }
+    for (int i = 0; i < options->n_ends; i++)
+        free(options->ends[i].inbox); /* its buffer lives on in ours */
+    if (!st)
+        st = open_pmi(w, e);
+    if (!st) {
+        pthread_mutex_init(&w->lock, NULL);
+        pthread_condattr_t attr;
+        pthread_condattr_init(&attr);
+        pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+        pthread_cond_init(&w->changed, &attr);
+        pthread_condattr_destroy(&attr);
+        heed_stop_key(w);
+        const int error = pthread_create(&w->thread, NULL, run, w);
+        if (!error) {
+            *out = w;
+            return ST_OK;
+        }
+        forget_stop_key();
+        pthread_cond_destroy(&w->changed);
+        pthread_mutex_destroy(&w->lock);
+        st = err_set(e, ST_NO_MEMORY, "cannot watch the agents: %s", strerror(error));
+    }
+    for (int i = 0; i < options->n_ends; i++) {
+        kill(options->ends[i].pid, SIGKILL);
+        waitpid(options->ends[i].pid, NULL, 0);
+        close(options->ends[i].in_fd);
+        if (options->ends[i].out_fd != options->ends[i].in_fd)
+            close(options->ends[i].out_fd);
+    }
+    if (options->front_fd >= 0)
+        close(options->front_fd);
+    if (w)
+        release(w);
+    return st;
 }
 
 int launch_watch_fd(const struct launch_watch *w) { return w->told_fd; }
@@ -235,7 +442,5 @@ void launch_watch_stop(struct launch_watch *w)
     pthread_join(w->thread, NULL);
     pthread_cond_destroy(&w->changed);
     pthread_mutex_destroy(&w->lock);
-    close(w->told_fd);
-    close(w->stop_fd);
-    free(w);
+    release(w);
 }

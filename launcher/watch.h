@@ -1,27 +1,48 @@
-/* The launcher's conversation with the agent of this host: a thread that sends beats, hears the agent's beats and its story, and kills an agent that has fallen silent.
+/* The launcher's conversation with the agents of a job: a thread that sends beats, hears the agents' beats and stories, and kills an agent that has fallen silent.
+ * With several hosts it also carries what passes between them: the ranks' PMI-1, the front end's connection to rank 0, counters of progress.
  *
- * start → (fd, story)… → stop. The thread alone reads and writes the control socket and reaps the agent; everything else may be called by the thread that started it. */
+ * start → (fd, story)… → stop. The thread alone reads and writes the sockets and reaps the children; everything else may be called by the thread that started it. */
 #ifndef LAUNCHER_WATCH_H
 #define LAUNCHER_WATCH_H
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 #include "base/status.h"
+#include "comm/comm.h"
+#include "runtime/protocol.h"
 
 #define LAUNCH_BEAT_MS 500
+#define LAUNCH_MAX_HOSTS COMM_MAX_RANKS
+
+/* One agent. */
+struct launch_end {
+    const char *host;  /* as typed; NULL: the agent of this host, with no others */
+    int in_fd, out_fd; /* from it, to it; may be the same socket */
+    pid_t pid;         /* our child: the agent, or the ssh that leads to it */
+    bool is_agent;     /* the child is the agent itself */
+    int first_rank, n_ranks;
+    struct rt_inbox *inbox; /* what was read from in_fd already, malloc'ed; NULL: nothing */
+};
+
+struct launch_watch_options {
+    const struct launch_end *ends;
+    int n_ends;
+    int front_fd; /* our end of the front end's connection, where rank 0 is reached through its agent; else −1 */
+};
 
 struct launch_watch;
 
-/* Takes over control_fd and the child agent in any case. */
-enum st launch_watch_start(int control_fd, pid_t agent, struct launch_watch **w, struct err *e);
+/* Takes over descriptors, inboxes and children in any case. */
+enum st launch_watch_start(const struct launch_watch_options *options, struct launch_watch **w, struct err *e);
 
-/* Readable once the agent has told its story or is gone. */
+/* Readable once an agent has told its story, or all are gone. */
 int launch_watch_fd(const struct launch_watch *w);
 
-/* How it ended, within the time: ST_PEER_LOST with the story; ST_OK: the agent left in peace; ST_AGAIN: nothing is known yet. */
+/* How it ended, within the time: ST_PEER_LOST with the story; ST_OK: all agents left in peace; ST_AGAIN: nothing is known yet. */
 enum st launch_watch_story(struct launch_watch *w, int timeout_ms, struct err *e);
 
-/* Tells the agent that it is over, gives it some time, kills it; its ranks die with it. Frees. */
+/* Tells the agents that it is over, gives them some time, kills them; their ranks die with them. Frees. */
 void launch_watch_stop(struct launch_watch *w);
 
 #endif

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 
@@ -112,7 +113,13 @@ enum st rt_inbox_fill(struct rt_inbox *in, struct err *e)
     const enum st st = make_room(in, e);
     if (st)
         return st;
-    const ssize_t got = recv(in->fd, in->data + in->used, in->capacity - in->used, MSG_DONTWAIT);
+    ssize_t got = recv(in->fd, in->data + in->used, in->capacity - in->used, MSG_DONTWAIT);
+    if (got < 0 && errno == ENOTSOCK) { /* a pipe, as ssh may give: does not wait where something is there */
+        struct pollfd p = {.fd = in->fd, .events = POLLIN};
+        if (poll(&p, 1, 0) <= 0)
+            return ST_AGAIN;
+        got = read(in->fd, in->data + in->used, in->capacity - in->used);
+    }
     if (got == 0)
         return err_set(e, ST_PEER_LOST, "the other end closed the connection");
     if (got < 0)

@@ -31,7 +31,13 @@ enum rt_frame_kind {
     /* agent ↔ launcher, beside RT_FAILED */
     RT_BEAT = 32, /* twice a second: the sender lives */
     RT_PAUSE,     /* launcher → agent: its user stops it (Ctrl-Z); silence is no death until RT_RESUME */
-    RT_RESUME
+    RT_RESUME,
+    /* with agents of several hosts, who get everything by frames */
+    RT_HOST,     /* agent → launcher, first: JSON of its host (launcher/host.h) */
+    RT_START,    /* launcher → agent: arguments of `tandem agent`, each with a NUL behind it */
+    RT_PMI,      /* both ways: u32 rank, then bytes of that rank's PMI-1 connection; none: its end */
+    RT_FRONT,    /* both ways: bytes of the front end's connection to rank 0; none: its end */
+    RT_PROGRESS  /* agent → launcher → the other agents: u32 first rank, u32 n, u64 counters of progress */
 };
 
 #define RT_FRAME_MAX (64u << 20)

@@ -172,6 +172,7 @@ static enum st meet(struct rank *r, struct err *e)
         .memory_fd = r->o->memory_fd,
         .memory = r->o->memory,
         .backend = r->o->backend,
+        .address = r->o->address,
         .boot = r->o->boot,
         .link = r->o->link,
     };

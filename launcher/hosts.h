@@ -1,0 +1,38 @@
+/* Several hosts: `--hosts spark1,spark2`. Which ranks are where, how their agents are reached, and the addresses by which the hosts reach each other.
+ *
+ * parse → open (agents run and have told of their hosts; addresses are decided) → start (they get their arguments) → the ends go to launch_watch. One thread. */
+#ifndef LAUNCHER_HOSTS_H
+#define LAUNCHER_HOSTS_H
+
+#include "launcher/host.h"
+#include "launcher/watch.h"
+
+struct launch_setup;
+
+struct launch_hosts_entry {
+    char typed[256]; /* as the user named it: "me@spark1" */
+    bool is_local;
+    int first_rank, n_ranks; /* contiguous blocks in the order of the list */
+    int n_threads;           /* of each of its ranks */
+    struct launch_end end;
+    struct launch_host info;
+    char address[64];        /* decided: by which the other hosts reach it */
+    char interface[32];
+};
+
+struct launch_hosts {
+    const char *ssh;
+    int n;
+    bool is_open;
+    struct launch_hosts_entry h[LAUNCH_MAX_HOSTS];
+};
+
+/* "a,me@b"; n_ranks 0: one for each. ST_INVALID: misuse. */
+enum st launch_hosts_parse(const char *list, const char *ssh, int n_ranks, struct launch_hosts **hosts, struct err *e);
+void launch_hosts_destroy(struct launch_hosts *hosts); /* also ends agents whose ends nobody took */
+
+enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e);
+/* Also checks each host's memory. */
+enum st launch_hosts_start(struct launch_hosts *hosts, const struct launch_setup *setup, struct err *e);
+
+#endif
