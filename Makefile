@@ -143,7 +143,7 @@ $(OBJ)/%.o: %.c $(BUILD)/flags
 # The build id is a digest of the sources: ranks that were built from different ones refuse each other.
 $(BUILD)/build_id.c: FORCE
 	@mkdir -p $(@D)
-	@id=$$(sha256sum $(SOURCES) $(HEADERS) $(DESCRIPTIONS) | sha256sum | cut -c1-32); \
+	@id=$$(sha256sum $(SOURCES) $(HEADERS) $(DESCRIPTIONS) launcher/remote_start.sh | sha256sum | cut -c1-32); \
 	printf '#include "base/build_id.h"\n\nconst char tandem_build_id[] = "%s";\nconst char tandem_version[] = "$(VERSION)";\n' "$$id" >$@.new; \
 	if cmp -s $@.new $@; then rm -f $@.new; else mv -f $@.new $@; fi
 $(OBJ)/build_id.o: $(BUILD)/build_id.c base/build_id.h $(BUILD)/flags
@@ -161,7 +161,15 @@ $(OBJ)/descriptions.o: $(BUILD)/descriptions.c topologies/description.h topologi
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(COMMON) $(OPT) $(CFLAGS) -c $< -o $@
 
-$(LIB): $(LIB_SOURCES:%.c=$(OBJ)/%.o) $(OBJ)/build_id.o $(OBJ)/descriptions.o $(BUILD)/lib.list
+# So is what other hosts' shells run before they have the binary.
+$(BUILD)/remote_start.c: launcher/remote_start.sh Makefile
+	@mkdir -p $(@D)
+	@{ echo '#include "launcher/remote.h"'; echo 'const char launch_remote_script[] ='; sed 's/[\\"?]/\\&/g; s/.*/"&\\n"/' $<; echo ';'; } >$@
+$(OBJ)/remote_start.o: $(BUILD)/remote_start.c launcher/remote.h base/status.h $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(COMMON) $(OPT) $(CFLAGS) -c $< -o $@
+
+$(LIB): $(LIB_SOURCES:%.c=$(OBJ)/%.o) $(OBJ)/build_id.o $(OBJ)/descriptions.o $(OBJ)/remote_start.o $(BUILD)/lib.list
 	$(if $(V),,@echo "  AR    $@")
 	$(Q)rm -f $@ && $(AR) rcsD $@ $(filter %.o,$^)
 
@@ -254,7 +262,7 @@ bench-peers:
 # FUZZ_S: seconds for each fuzzer.
 FUZZ_S := 10
 fuzz:
-	@$(MAKE) --no-print-directory SAN=$(or $(SAN),address,undefined) _fuzz
+	@$(MAKE) --no-print-directory SAN=$(or $(SAN),address$(comma)undefined) _fuzz
 _fuzz: fuzzers
 	@for f in $(FUZZES); do name=$$(basename $$f); \
 	  echo "$$name: $(FUZZ_S) s"; $$f -seconds=$(FUZZ_S) tests/fuzz/seeds/$$name || exit 1; done

@@ -203,45 +203,6 @@ enum st launch_agent_spawn_host(int fd, pid_t *pid, struct err *e)
     return ST_OK;
 }
 
-enum st launch_agent_spawn_remote(const char *ssh, const char *host, int fd, pid_t *pid, struct err *e)
-{
-    char own[4096] = "", user[256] = "", command[4200];
-    const ssize_t n = readlink("/proc/self/exe", own, sizeof own - 1);
-    const char *at = strchr(host, '@');
-    if (n <= 0)
-        return err_set(e, ST_IO, "cannot read /proc/self/exe: %s", strerror(errno));
-    if (at)
-        snprintf(user, sizeof user, "%.*s", (int)(at - host), host);
-    snprintf(command, sizeof command, "exec '%s' agent --host", own);
-    const char *program = ssh ? ssh : "ssh";
-    const char *argv[16] = {program, "-T", "-x", "-q", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"};
-    int k = 8;
-    if (user[0])
-        argv[k++] = "-l", argv[k++] = user;
-    argv[k++] = at ? at + 1 : host;
-    argv[k++] = command;
-    argv[k] = NULL;
-    const pid_t parent = getpid(), child = fork();
-    if (child == 0) {
-        converse(parent, fd);
-        execvp(program, (char **)(uintptr_t)argv);
-        _exit(127);
-    }
-    if (child < 0)
-        return err_set(e, ST_NO_MEMORY, "cannot start %s: %s", program, strerror(errno));
-    *pid = child;
-    return ST_OK;
-}
-
-void launch_child_end(pid_t pid)
-{
-    for (int waited = 0; waitpid(pid, NULL, WNOHANG) == 0; waited += 5) {
-        if (waited >= 500)
-            kill(pid, SIGKILL);
-        usleep(5000);
-    }
-}
-
 /* ---- the agent ------------------------------------------------------------------------------------------------------------------------------------------------ */
 
 struct agent {
@@ -367,8 +328,7 @@ static enum st prepare(struct agent *a, struct err *e)
     return st;
 }
 
-/* What a dead rank left behind. A killed one knows more than one that failed, and that more than one that only missed a peer. */
-enum { WORTH_LOST_PEER = 1, WORTH_FAILED, WORTH_KILLED };
+/* What a dead rank left behind. */
 
 static void take_story(struct agent *a, int rank, int status)
 {
@@ -376,7 +336,7 @@ static void take_story(struct agent *a, int rank, int status)
     const int failed = atomic_load(&v->failed);
     const unsigned long long step = atomic_load(&v->step);
     const char *phase = rt_phase_name((enum rt_phase)atomic_load(&v->phase));
-    const int worth = WIFSIGNALED(status) ? WORTH_KILLED : failed && failed != ST_PEER_LOST && failed != ST_CANCELLED ? WORTH_FAILED : WORTH_LOST_PEER;
+    const int worth = WIFSIGNALED(status) ? LAUNCH_WORTH_KILLED : failed && failed != ST_PEER_LOST && failed != ST_CANCELLED ? LAUNCH_WORTH_FAILED : LAUNCH_WORTH_LOST_PEER;
     if (worth <= a->story_worth)
         return;
     a->story_worth = worth;
@@ -648,7 +608,7 @@ static int watch(struct agent *a)
                 return 1; /* told to go */
             if (reap(a) && give_up == BASE_NO_DEADLINE)
                 give_up = now + GRACE_MS * BASE_NS_PER_MS;
-            if (a->story_worth == WORTH_KILLED)
+            if (a->story_worth == LAUNCH_WORTH_KILLED)
                 return 1; /* no story is better */
         }
         if (p[LAUNCHER_IN].revents && !listen_launcher(a, now))
@@ -663,8 +623,10 @@ static int watch(struct agent *a)
             if (now - a->looked_ns > 4 * LAUNCH_LOOK_MS * BASE_NS_PER_MS)
                 forget_silence(a, now);
             a->looked_ns = now;
-            if (find_frozen(a, now) || is_launcher_silent(a, now))
+            if (find_frozen(a, now) || is_launcher_silent(a, now)) {
+                a->story_worth = LAUNCH_WORTH_KILLED;
                 return 1;
+            }
         }
     }
     return a->story_worth ? 1 : 0;
@@ -680,7 +642,7 @@ static void say_last(struct agent *a)
         relay_front(a);
     }
     if (a->story.text[0])
-        (void)launch_outbox_frame(&a->out, RT_FAILED, a->story.text, strlen(a->story.text), NULL, 0, NULL);
+        (void)launch_outbox_frame(&a->out, RT_STORY, &(uint32_t){a->story_worth ? (uint32_t)a->story_worth : LAUNCH_WORTH_FAILED}, sizeof(uint32_t), a->story.text, strlen(a->story.text), NULL);
     enum st st;
     const uint64_t until = base_now_ns(base_clock_real()) + (a->story_worth || a->story.text[0] ? LAST_MS : PEACE_MS) * BASE_NS_PER_MS;
     while ((st = launch_outbox_flush(&a->out, a->out_fd)) == ST_AGAIN && base_now_ns(base_clock_real()) < until) {

@@ -13,15 +13,11 @@
 /* Forks and executes this binary as `tandem agent …`. control_fd and front_fd (the socket for rank 0) are passed on; the caller closes its copies. */
 enum st launch_agent_spawn(const struct launch_setup *setup, int control_fd, int front_fd, pid_t *pid, struct err *e);
 
-/* Of one of several hosts: `tandem agent --host`, whose standard input and output are fd: here, or on a host that ssh (NULL: "ssh") leads to. */
+/* Of one of several hosts, here: `tandem agent --host`, whose standard input and output are fd. */
 enum st launch_agent_spawn_host(int fd, pid_t *pid, struct err *e);
-enum st launch_agent_spawn_remote(const char *ssh, const char *host, int fd, pid_t *pid, struct err *e);
 /* What it is then told to do: arguments with NULs behind them; malloc'ed. */
 struct launch_hosts_entry;
 enum st launch_agent_words(const struct launch_setup *setup, const struct launch_hosts_entry *h, char **text, size_t *bytes, struct err *e);
-/* A child whose stream was closed: a moment to leave, then it is killed. */
-void launch_child_end(pid_t pid);
-
 /* The hidden sub-commands. */
 int cmd_agent(int argc, char **argv);
 int cmd_rank(int argc, char **argv);

@@ -2,11 +2,6 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <ifaddrs.h>
-#include <inttypes.h>
-#include <limits.h>
-#include <netdb.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -15,41 +10,33 @@
 #include "base/build_id.h"
 #include "base/clock.h"
 #include "launcher/agent.h"
+#include "launcher/bundle.h"
+#include "launcher/interrupt.h"
 #include "launcher/setup.h"
 
 #define ANSWER_MS 20000
+#define RESOLVE_MS 2000
 
 /* ---- the list ----------------------------------------------------------------------------------------------------------------------------------------- */
-
-/* What a shell or an option parser could take for something else is no host. */
-static bool is_host_name(const char *name, size_t n)
-{
-    static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-@:%[]";
-    if (n == 0 || n >= sizeof ((struct launch_hosts_entry *)0)->typed || name[0] == '-' || name[0] == '@' || name[n - 1] == '@')
-        return false;
-    for (size_t i = 0; i < n; i++)
-        if (!strchr(allowed, name[i]))
-            return false;
-    return true;
-}
 
 enum st launch_hosts_parse(const char *list, const char *ssh, int n_ranks, struct launch_hosts **out, struct err *e)
 {
     struct launch_hosts *hosts = calloc(1, sizeof *hosts);
     if (!hosts)
         return err_set(e, ST_NO_MEMORY, "no memory for the hosts");
-    hosts->ssh = ssh ? ssh : getenv("TANDEM_SSH");
+    hosts->ssh = ssh;
     enum st st = ST_OK;
     for (const char *at = list; !st; at++) {
         const size_t n = strcspn(at, ", \t\n");
         if (n == 0 && hosts->n > 0 && !*at)
             break;
-        if (!is_host_name(at, n) || hosts->n == LAUNCH_MAX_HOSTS) {
+        if (n == 0 || n >= sizeof hosts->h[0].typed || hosts->n == LAUNCH_MAX_HOSTS) {
             st = err_set(e, ST_INVALID, "--hosts %.100s: wants up to %d names with commas between, like spark1,me@spark2", list, LAUNCH_MAX_HOSTS);
             break;
         }
         struct launch_hosts_entry *h = &hosts->h[hosts->n++];
         memcpy(h->typed, at, n);
+        st = launch_target_parse(h->typed, &h->target, e);
         for (int i = 0; i < hosts->n - 1 && !st; i++)
             if (strcmp(hosts->h[i].typed, h->typed) == 0)
                 st = err_set(e, ST_INVALID, "--hosts: %s is there twice; -n gives a host several ranks", h->typed);
@@ -80,10 +67,8 @@ enum st launch_hosts_parse(const char *list, const char *ssh, int n_ranks, struc
 
 static void close_end(struct launch_end *end)
 {
-    if (end->pid > 0) {
-        close(end->in_fd);
-        launch_child_end(end->pid);
-    }
+    if (end->pid > 0 || end->remote)
+        launch_end_close(end, 500);
     if (end->inbox)
         rt_inbox_release(end->inbox);
     free(end->inbox);
@@ -94,55 +79,54 @@ void launch_hosts_destroy(struct launch_hosts *hosts)
 {
     for (int i = 0; hosts && i < hosts->n; i++)
         close_end(&hosts->h[i].end);
+    if (hosts)
+        launch_bundle_destroy(hosts->bundle);
     free(hosts);
 }
 
 /* ---- agents ------------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* Does this name lead to one of our own addresses? */
-static bool is_here(const char *typed)
+/* At once here; on another host a thread does the work (launch_remote_wait tells the end of it). */
+static enum st begin(struct launch_hosts *hosts, struct launch_hosts_entry *h, struct err *e)
 {
-    if (strchr(typed, '@'))
-        return false; /* somebody else's account */
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found = NULL;
-    struct ifaddrs *own = NULL;
-    bool here = false;
-    if (getaddrinfo(typed, NULL, &hints, &found) == 0 && getifaddrs(&own) == 0)
-        for (const struct addrinfo *a = found; a && !here; a = a->ai_next)
-            for (const struct ifaddrs *i = own; i && !here; i = i->ifa_next) {
-                if (!i->ifa_addr || i->ifa_addr->sa_family != a->ai_family)
-                    continue;
-                if (a->ai_family == AF_INET)
-                    here = memcmp(&((struct sockaddr_in *)(void *)a->ai_addr)->sin_addr, &((struct sockaddr_in *)(void *)i->ifa_addr)->sin_addr, 4) == 0;
-                else if (a->ai_family == AF_INET6)
-                    here = memcmp(&((struct sockaddr_in6 *)(void *)a->ai_addr)->sin6_addr, &((struct sockaddr_in6 *)(void *)i->ifa_addr)->sin6_addr, 16) == 0;
-            }
-    if (found)
-        freeaddrinfo(found);
-    if (own)
-        freeifaddrs(own);
-    return here;
-}
-
-static enum st open_end(const struct launch_hosts *hosts, struct launch_hosts_entry *h, struct err *e)
-{
+    h->end = (struct launch_end){.host = h->typed, .in_fd = -1, .out_fd = -1, .ssh = hosts->ssh, .first_rank = h->first_rank, .n_ranks = h->n_ranks};
+    enum st st = ST_OK;
+    h->is_local = !h->target.user[0] && launch_host_is_local(h->target.name, RESOLVE_MS);
+    if (!h->is_local) {
+        static const char *const words[] = {"agent", "--host", NULL};
+        const struct launch_remote_options o = {.host = &h->target, .ssh = hosts->ssh, .words = words};
+        if (!hosts->bundle)
+            st = launch_bundle_create(hosts->with_mpi, &hosts->bundle, e);
+        return st ? st : launch_remote_start(&o, hosts->bundle, &h->end.remote, e);
+    }
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
         return err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
-    h->is_local = is_here(h->typed);
-    pid_t pid = 0;
-    const enum st st = h->is_local ? launch_agent_spawn_host(pair[1], &pid, e) : launch_agent_spawn_remote(hosts->ssh, h->typed, pair[1], &pid, e);
+    st = launch_agent_spawn_host(pair[1], &h->end.pid, e);
     close(pair[1]);
-    if (st) {
+    if (st)
         close(pair[0]);
-        return st;
+    else
+        h->end.in_fd = h->end.out_fd = pair[0];
+    return st;
+}
+
+static enum st open_end(struct launch_hosts_entry *h, struct err *e)
+{
+    enum st st = ST_OK;
+    if (h->end.remote) {
+        while ((st = launch_remote_wait(h->end.remote, 1000, e)) == ST_AGAIN)
+            if (launch_interrupted())
+                return err_set(e, ST_CANCELLED, "interrupted");
+        if (!st)
+            h->end.in_fd = h->end.out_fd = launch_remote_fd(h->end.remote);
     }
-    h->end = (struct launch_end){.host = h->typed, .in_fd = pair[0], .out_fd = pair[0], .pid = pid, .is_agent = h->is_local, .first_rank = h->first_rank, .n_ranks = h->n_ranks};
-    h->end.inbox = malloc(sizeof *h->end.inbox);
-    if (!h->end.inbox)
+    h->end.inbox = st ? NULL : malloc(sizeof *h->end.inbox);
+    if (!st && !h->end.inbox)
         return err_set(e, ST_NO_MEMORY, "no memory for a host");
-    rt_inbox_init(h->end.inbox, pair[0]);
-    return ST_OK;
+    if (!st)
+        rt_inbox_init(h->end.inbox, h->end.in_fd);
+    return st;
 }
 
 static enum st hear(struct launch_hosts_entry *h, uint64_t until, struct err *e)
@@ -160,8 +144,8 @@ static enum st hear(struct launch_hosts_entry *h, uint64_t until, struct err *e)
             return err_set(e, ST_PEER_LOST, "host %s: its agent could not be started", h->typed);
         if (st && st != ST_AGAIN)
             return err_set(e, st, "host %s: %s", h->typed, why.text);
-        if (!st && kind == RT_FAILED)
-            return err_set(e, ST_PEER_LOST, "host %s: %.*s", h->typed, (int)(bytes > 400 ? 400 : bytes), (const char *)payload);
+        if (!st && kind == RT_STORY && bytes >= sizeof(uint32_t))
+            return err_set(e, ST_PEER_LOST, "host %s: %.*s", h->typed, (int)(bytes > 404 ? 400 : bytes - 4), (const char *)payload + sizeof(uint32_t));
         if (st || kind != RT_HOST)
             continue;
         if (launch_host_parse(payload, bytes, &h->info, &why))
@@ -213,7 +197,9 @@ enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
 {
     enum st st = ST_OK;
     for (int i = 0; i < hosts->n && !st; i++) /* all at once */
-        st = open_end(hosts, &hosts->h[i], e);
+        st = begin(hosts, &hosts->h[i], e);
+    for (int i = 0; i < hosts->n && !st; i++)
+        st = open_end(&hosts->h[i], e);
     const uint64_t until = base_now_ns(base_clock_real()) + ANSWER_MS * BASE_NS_PER_MS;
     for (int i = 0; i < hosts->n && !st; i++)
         st = hear(&hosts->h[i], until, e);

@@ -5,12 +5,14 @@
 #define LAUNCHER_HOSTS_H
 
 #include "launcher/host.h"
+#include "launcher/remote.h"
 #include "launcher/watch.h"
 
 struct launch_setup;
 
 struct launch_hosts_entry {
     char typed[256]; /* as the user named it: "me@spark1" */
+    struct launch_target target;
     bool is_local;
     int first_rank, n_ranks; /* contiguous blocks in the order of the list */
     int n_threads;           /* of each of its ranks */
@@ -21,7 +23,9 @@ struct launch_hosts_entry {
 };
 
 struct launch_hosts {
-    const char *ssh;
+    const char *ssh; /* NULL: TANDEM_SSH, else ssh */
+    bool with_mpi; /* ranks talk by MPI: the bundle needs it */
+    struct launch_bundle *bundle; /* of this binary, for hosts that lack it */
     int n;
     bool is_open;
     struct launch_hosts_entry h[LAUNCH_MAX_HOSTS];

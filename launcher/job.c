@@ -78,7 +78,7 @@ static enum st start_agent(struct launch_job *job, int rank_fd, struct err *e)
     close(control[1]);
     close(rank_fd);
     if (!st) {
-        const struct launch_end end = {.in_fd = control[0], .out_fd = control[0], .pid = agent, .is_agent = true, .n_ranks = job->setup->n_ranks};
+        const struct launch_end end = {.in_fd = control[0], .out_fd = control[0], .pid = agent, .n_ranks = job->setup->n_ranks};
         const struct launch_watch_options watch = {.ends = &end, .n_ends = 1, .front_fd = -1};
         return launch_watch_start(&watch, &job->watch, e);
     }

@@ -28,6 +28,9 @@ static const struct command commands[] = {
     {"topo", cmd_topo, "this machine, and which rank would sit where"},
     {"agent", cmd_agent, NULL},
     {"rank", cmd_rank, NULL},
+    {"host-check", cmd_host_check, NULL},
+    {"host-info", cmd_host_info, NULL},
+    {"bundle-check", cmd_bundle_check, NULL},
 };
 
 static void print_help(FILE *out)

@@ -212,6 +212,7 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
         s->model_path = realpath(model, path) ? strdup(path) : model; /* a hub name stays one */
         if (s->n_ranks > 1 && !s->backend_name)
             s->backend_name = "tcp";
+        s->hosts->with_mpi = s->backend_name && strcmp(s->backend_name, "mpi") == 0;
     }
     if (!st)
         st = place(options, s, e);

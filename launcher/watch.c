@@ -19,10 +19,13 @@
 #include "launcher/life.h"
 #include "launcher/outbox.h"
 #include "launcher/pmi.h"
+#include "launcher/remote.h"
 #include "runtime/protocol.h"
 
 #define EXIT_MS 700 /* an agent that was told to go, or closed its end, and is still there is killed: at once where it is stopped */
 
+#define KILL_MS 600 /* for a second call to a host whose agent is silent: the command shall return in time */
+#define BETTER_MS 250
 #define SILENCE_HOST_MS 2500 /* another host's agent: with the time to end the job, 4 s in all */
 #define FRONT_LIMIT (4u << 20)
 
@@ -48,8 +51,10 @@ struct launch_watch {
     pthread_mutex_t lock;
     pthread_cond_t changed; /* its clock is CLOCK_MONOTONIC */
     bool is_over;   /* all agents were reaped */
-    bool has_story;
+    bool has_story, is_final; /* final: no better one is awaited */
     struct err story;
+    int story_worth;
+    uint64_t story_ns;
 };
 
 /* ---- Ctrl-Z ---------------------------------------------------------------------------------------------------------------------------------------- */
@@ -98,28 +103,55 @@ static void forget_stop_key(void)
 
 /* ---- the thread -------------------------------------------------------------------------------------------------------------------------------------- */
 
-static void tell(struct launch_watch *w, const struct err *story, bool is_over)
+/* Of several hosts, who lost a peer may speak before who knows what became of it: a poor story waits a moment for a better one. */
+static void settle(struct launch_watch *w, bool is_over)
 {
     pthread_mutex_lock(&w->lock);
-    if (story && !w->has_story) {
-        w->story = *story;
-        w->has_story = true;
-    }
+    const bool was_final = w->is_final || w->is_over;
     w->is_over |= is_over;
+    w->is_final |= w->has_story && (w->story_worth >= LAUNCH_WORTH_FAILED || w->n_ends == 1 || w->is_over || base_now_ns(base_clock_real()) - w->story_ns >= BETTER_MS * BASE_NS_PER_MS);
+    const bool news = (w->is_final || w->is_over) && !was_final;
     pthread_cond_broadcast(&w->changed);
     pthread_mutex_unlock(&w->lock);
-    (void)!write(w->told_fd, &(uint64_t){1}, sizeof(uint64_t));
+    if (news)
+        (void)!write(w->told_fd, &(uint64_t){1}, sizeof(uint64_t));
+}
+
+static void tell(struct launch_watch *w, const struct err *story, int worth)
+{
+    pthread_mutex_lock(&w->lock);
+    if (!w->has_story || (!w->is_final && worth > w->story_worth)) {
+        w->story_ns = w->has_story ? w->story_ns : base_now_ns(base_clock_real());
+        w->story = *story;
+        w->story_worth = worth;
+        w->has_story = true;
+    }
+    pthread_mutex_unlock(&w->lock);
+    settle(w, false);
 }
 
 /* "host spark2: …" where there are several. */
-static void tell_of(struct launch_watch *w, const struct end *end, const char *text)
+static void tell_of(struct launch_watch *w, const struct end *end, int worth, const char *text)
 {
     struct err e = {""};
     if (end->o.host)
         err_set(&e, ST_PEER_LOST, "host %s: %.480s", end->host, text);
     else
         err_set(&e, ST_PEER_LOST, "%.500s", text);
-    tell(w, &e, false);
+    tell(w, &e, worth);
+}
+
+/* What leads to the other host's agent has ended by itself: why? */
+static void tell_of_remote(struct launch_watch *w, const struct end *end)
+{
+    int status;
+    char words[300], text[480];
+    if (!launch_remote_has_ended(end->o.remote, &status) || status == 0)
+        return;
+    launch_remote_last_words(end->o.remote, words, sizeof words);
+    snprintf(text, sizeof text, "the connection to its agent ended (%s %d)%s%s", WIFSIGNALED(status) ? "signal" : "status", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), words[0] ? ": " : "",
+             words);
+    tell_of(w, end, LAUNCH_WORTH_KILLED, text);
 }
 
 /* The agent's end of the stream is closed, or it shall go: reaps the child, by force where it takes too long. */
@@ -134,22 +166,26 @@ static void reap(struct launch_watch *w, struct end *end, uint64_t wait_ms)
     }
     char text[200] = "";
     if (WIFSIGNALED(status))
-        snprintf(text, sizeof text, end->o.is_agent ? "the agent of this host (pid %d) was killed by signal %d (%s) and took its ranks with it" : "the connection to its agent (pid %d) was killed by signal %d (%s)",
-                 (int)end->o.pid, WTERMSIG(status), strsignal(WTERMSIG(status)));
+        snprintf(text, sizeof text, "the agent of this host (pid %d) was killed by signal %d (%s) and took its ranks with it", (int)end->o.pid, WTERMSIG(status), strsignal(WTERMSIG(status)));
     else if (WEXITSTATUS(status))
-        snprintf(text, sizeof text, end->o.is_agent ? "the agent of this host (pid %d) left with status %d" : "the connection to its agent (pid %d) ended with status %d", (int)end->o.pid,
-                 WEXITSTATUS(status));
+        snprintf(text, sizeof text, "the agent of this host (pid %d) left with status %d", (int)end->o.pid, WEXITSTATUS(status));
     if (text[0])
-        tell_of(w, end, text);
+        tell_of(w, end, LAUNCH_WORTH_KILLED, text);
 }
 
-static void close_end(struct end *end)
+static void close_end(struct launch_watch *w, struct end *end, uint64_t wait_ms)
 {
+    if (end->o.remote) {
+        tell_of_remote(w, end);
+        launch_remote_stop(end->o.remote, (int)wait_ms);
+    } else {
+        reap(w, end, wait_ms);
+        close(end->o.in_fd);
+        if (end->o.out_fd != end->o.in_fd)
+            close(end->o.out_fd);
+    }
     rt_inbox_release(&end->in);
     launch_outbox_release(&end->out);
-    close(end->o.in_fd);
-    if (end->o.out_fd != end->o.in_fd)
-        close(end->o.out_fd);
 }
 
 static void say_pending(struct launch_watch *w)
@@ -183,10 +219,12 @@ static void take_pmi(struct launch_watch *w, struct end *end, const void *payloa
 
 static void take_frame(struct launch_watch *w, struct end *end, enum rt_frame_kind kind, const void *payload, size_t bytes)
 {
-    if (kind == RT_FAILED) {
+    if (kind == RT_STORY && bytes >= sizeof(uint32_t)) {
         char text[500];
-        snprintf(text, sizeof text, "%.*s", (int)(bytes > 480 ? 480 : bytes), (const char *)payload);
-        tell_of(w, end, text);
+        uint32_t worth;
+        memcpy(&worth, payload, sizeof worth);
+        snprintf(text, sizeof text, "%.*s", (int)(bytes > 484 ? 480 : bytes - sizeof worth), (const char *)payload + sizeof worth);
+        tell_of(w, end, worth > LAUNCH_WORTH_KILLED ? LAUNCH_WORTH_KILLED : (int)worth, text);
     } else if (kind == RT_PMI && w->pmi)
         take_pmi(w, end, payload, bytes);
     else if (kind == RT_FRONT && w->front_fd >= 0 && end->o.first_rank == 0) {
@@ -221,16 +259,21 @@ static bool is_silent(struct launch_watch *w, struct end *end)
     const uint64_t silent_ms = (base_now_ns(base_clock_real()) - end->heard_ns) / BASE_NS_PER_MS;
     struct launch_life_sample sample;
     char text[300];
-    if (silent_ms < (end->o.is_agent ? LAUNCH_SILENCE_MS : SILENCE_HOST_MS) || launch_outbox_waiting(&w->front_out) >= FRONT_LIMIT)
+    if (silent_ms < (end->o.remote ? SILENCE_HOST_MS : LAUNCH_SILENCE_MS) || launch_outbox_waiting(&w->front_out) >= FRONT_LIMIT)
         return false;
-    if (!end->o.is_agent)
+    if (end->o.remote) {
         snprintf(text, sizeof text, "its agent gave no sign of life for %.1f s", (double)silent_ms / 1000);
-    else if (!launch_life_read(end->o.pid, &sample) || (!sample.stopped && (sample.runnable || sample.blocked)))
+        tell_of(w, end, LAUNCH_WORTH_KILLED, text);
+        bool was_there;
+        const struct launch_remote_options o = {.host = launch_remote_target(end->o.remote), .ssh = end->o.ssh, .connect_ms = KILL_MS};
+        (void)launch_remote_kill(&o, launch_remote_agent_pid(end->o.remote), launch_remote_nonce(end->o.remote), &was_there, NULL); /* it may be out of reach */
+        return true;
+    }
+    if (!launch_life_read(end->o.pid, &sample) || (!sample.stopped && (sample.runnable || sample.blocked)))
         return false;
-    else
-        snprintf(text, sizeof text, "the agent of this host (pid %d) %s and gave no sign of life for %.1f s; it was killed, and its ranks with it", (int)end->o.pid,
-                 sample.stopped ? "was stopped" : "is frozen", (double)silent_ms / 1000);
-    tell_of(w, end, text);
+    snprintf(text, sizeof text, "the agent of this host (pid %d) %s and gave no sign of life for %.1f s; it was killed, and its ranks with it", (int)end->o.pid,
+             sample.stopped ? "was stopped" : "is frozen", (double)silent_ms / 1000);
+    tell_of(w, end, LAUNCH_WORTH_KILLED, text);
     kill(end->o.pid, SIGKILL);
     return true;
 }
@@ -254,10 +297,9 @@ static void give_up(struct launch_watch *w, struct end *end, uint64_t wait_ms)
         return;
     end->is_over = true;
     w->n_over++;
-    reap(w, end, wait_ms);
-    close_end(end);
+    close_end(w, end, wait_ms);
     if (w->n_over == w->n_ends)
-        tell(w, NULL, true);
+        settle(w, true);
 }
 
 /* The agents see the end, all at once, and leave. */
@@ -296,7 +338,7 @@ static void poll_all(const struct launch_watch *w, struct pollfd *p)
     own[0] = (struct pollfd){.fd = w->stop_fd, .events = POLLIN};
     own[1] = (struct pollfd){.fd = launch_outbox_waiting(&w->ends[0].out) < FRONT_LIMIT ? w->front_fd : -1, .events = POLLIN};
     own[2] = (struct pollfd){.fd = launch_outbox_waiting(&w->front_out) ? w->front_fd : -1, .events = POLLOUT};
-    (void)poll(p, 2 * (nfds_t)w->n_ends + 3, LAUNCH_LOOK_MS);
+    (void)poll(p, 2 * (nfds_t)w->n_ends + 3, w->has_story ? BETTER_MS / 5 : LAUNCH_LOOK_MS);
 }
 
 static void *run(void *arg)
@@ -327,6 +369,8 @@ static void *run(void *arg)
                 give_up(w, &w->ends[i], EXIT_MS);
         if (w->front_fd >= 0)
             (void)launch_outbox_flush(&w->front_out, w->front_fd);
+        if (w->has_story)
+            settle(w, false);
     }
     forget_stop_key();
     stop_all(w);
@@ -338,6 +382,22 @@ static void *run(void *arg)
 }
 
 /* ---- for the owner ------------------------------------------------------------------------------------------------------------------------------------ */
+
+void launch_end_close(const struct launch_end *end, int wait_ms)
+{
+    if (end->remote) {
+        launch_remote_stop(end->remote, wait_ms);
+        return;
+    }
+    close(end->in_fd);
+    if (end->out_fd != end->in_fd)
+        close(end->out_fd);
+    for (int waited = 0; end->pid > 0 && waitpid(end->pid, NULL, WNOHANG) == 0; waited += 5) {
+        if (waited >= wait_ms)
+            kill(end->pid, SIGKILL);
+        usleep(5000);
+    }
+}
 
 static void release(struct launch_watch *w)
 {
@@ -404,13 +464,8 @@ enum st launch_watch_start(const struct launch_watch_options *options, struct la
         pthread_mutex_destroy(&w->lock);
         st = err_set(e, ST_NO_MEMORY, "cannot watch the agents: %s", strerror(error));
     }
-    for (int i = 0; i < options->n_ends; i++) {
-        kill(options->ends[i].pid, SIGKILL);
-        waitpid(options->ends[i].pid, NULL, 0);
-        close(options->ends[i].in_fd);
-        if (options->ends[i].out_fd != options->ends[i].in_fd)
-            close(options->ends[i].out_fd);
-    }
+    for (int i = 0; i < options->n_ends; i++)
+        launch_end_close(&options->ends[i], 0);
     if (options->front_fd >= 0)
         close(options->front_fd);
     if (w)
@@ -425,10 +480,10 @@ enum st launch_watch_story(struct launch_watch *w, int timeout_ms, struct err *e
     const uint64_t until = base_now_ns(base_clock_real()) + (uint64_t)timeout_ms * BASE_NS_PER_MS;
     const struct timespec limit = {.tv_sec = (time_t)(until / BASE_NS_PER_S), .tv_nsec = (long)(until % BASE_NS_PER_S)};
     pthread_mutex_lock(&w->lock);
-    while (!w->has_story && !w->is_over && timeout_ms > 0 && pthread_cond_timedwait(&w->changed, &w->lock, &limit) != ETIMEDOUT)
+    while (!w->is_final && !w->is_over && timeout_ms > 0 && pthread_cond_timedwait(&w->changed, &w->lock, &limit) != ETIMEDOUT)
         ;
     enum st st = w->is_over ? ST_OK : ST_AGAIN;
-    if (w->has_story)
+    if (w->has_story && (w->is_final || w->is_over))
         st = err_set(e, ST_PEER_LOST, "%s", w->story.text);
     pthread_mutex_unlock(&w->lock);
     return st;

@@ -15,12 +15,18 @@
 #define LAUNCH_BEAT_MS 500
 #define LAUNCH_MAX_HOSTS COMM_MAX_RANKS
 
+struct launch_remote;
+
+/* What a rank's end tells: a killed one knows more than one that failed, and that more than one that only missed a peer. */
+enum launch_worth { LAUNCH_WORTH_LOST_PEER = 1, LAUNCH_WORTH_FAILED, LAUNCH_WORTH_KILLED };
+
 /* One agent. */
 struct launch_end {
     const char *host;  /* as typed; NULL: the agent of this host, with no others */
     int in_fd, out_fd; /* from it, to it; may be the same socket */
-    pid_t pid;         /* our child: the agent, or the ssh that leads to it */
-    bool is_agent;     /* the child is the agent itself */
+    pid_t pid;         /* our child, the agent; 0: it is remote */
+    struct launch_remote *remote; /* on another host: leads to the agent, and owns the descriptors; else NULL */
+    const char *ssh;   /* what leads there; NULL: the default */
     int first_rank, n_ranks;
     struct rt_inbox *inbox; /* what was read from in_fd already, malloc'ed; NULL: nothing */
 };
@@ -35,6 +41,9 @@ struct launch_watch;
 
 /* Takes over descriptors, inboxes and children in any case. */
 enum st launch_watch_start(const struct launch_watch_options *options, struct launch_watch **w, struct err *e);
+
+/* Of an end that no watch took: ends its agent. */
+void launch_end_close(const struct launch_end *end, int wait_ms);
 
 /* Readable once an agent has told its story, or all are gone. */
 int launch_watch_fd(const struct launch_watch *w);

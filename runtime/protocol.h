@@ -28,10 +28,11 @@ enum rt_frame_kind {
     RT_LEDGER,     /* one rank's ledger (struct rt_ledger_head, see runtime/ledger.h); after RT_STOP, where the ranks keep one; rank by rank */
     RT_EXCHANGES = 24, /* text: JSON of runtime/exchanges.h, instead of everything else */
 
-    /* agent ↔ launcher, beside RT_FAILED */
+    /* agent ↔ launcher */
     RT_BEAT = 32, /* twice a second: the sender lives */
     RT_PAUSE,     /* launcher → agent: its user stops it (Ctrl-Z); silence is no death until RT_RESUME */
     RT_RESUME,
+    RT_STORY,     /* agent → launcher: u32 worth, then text: why its ranks cannot go on. Of several hosts' stories the one that is worth most is the cause */
     /* with agents of several hosts, who get everything by frames */
     RT_HOST,     /* agent → launcher, first: JSON of its host (launcher/host.h) */
     RT_START,    /* launcher → agent: arguments of `tandem agent`, each with a NUL behind it */
