@@ -35,7 +35,8 @@ struct end {
     struct rt_inbox in;
     struct launch_outbox out;
     uint64_t heard_ns;
-    bool is_over; /* its stream has ended, or it was given up */
+    bool has_told; /* its story */
+    bool is_over;  /* its stream has ended, or it was given up */
 };
 
 struct launch_watch {
@@ -146,7 +147,7 @@ static void tell_of_remote(struct launch_watch *w, const struct end *end)
 {
     int status;
     char words[300], text[480];
-    if (!launch_remote_has_ended(end->o.remote, &status) || status == 0)
+    if (end->has_told || !launch_remote_has_ended(end->o.remote, &status) || status == 0)
         return;
     launch_remote_last_words(end->o.remote, words, sizeof words);
     snprintf(text, sizeof text, "the connection to its agent ended (%s %d)%s%s", WIFSIGNALED(status) ? "signal" : "status", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), words[0] ? ": " : "",
@@ -169,7 +170,7 @@ static void reap(struct launch_watch *w, struct end *end, uint64_t wait_ms)
         snprintf(text, sizeof text, "the agent of this host (pid %d) was killed by signal %d (%s) and took its ranks with it", (int)end->o.pid, WTERMSIG(status), strsignal(WTERMSIG(status)));
     else if (WEXITSTATUS(status))
         snprintf(text, sizeof text, "the agent of this host (pid %d) left with status %d", (int)end->o.pid, WEXITSTATUS(status));
-    if (text[0])
+    if (text[0] && !end->has_told)
         tell_of(w, end, LAUNCH_WORTH_KILLED, text);
 }
 
@@ -222,6 +223,7 @@ static void take_frame(struct launch_watch *w, struct end *end, enum rt_frame_ki
     if (kind == RT_STORY && bytes >= sizeof(uint32_t)) {
         char text[500];
         uint32_t worth;
+        end->has_told = true;
         memcpy(&worth, payload, sizeof worth);
         snprintf(text, sizeof text, "%.*s", (int)(bytes > 484 ? 480 : bytes - sizeof worth), (const char *)payload + sizeof worth);
         tell_of(w, end, worth > LAUNCH_WORTH_KILLED ? LAUNCH_WORTH_KILLED : (int)worth, text);

@@ -1,0 +1,116 @@
+#!/bin/bash
+# Several hosts, one command: network namespaces on one wire are the hosts. The same bytes as one rank, every death and silence told by name and in time, nothing left. test-deadline: 150
+# shellcheck source=tests/t.sh disable=SC1091,SC2154
+. "$(dirname "$0")/t.sh"
+# shellcheck source=tests/t_hosts.sh disable=SC1091
+. "$(dirname "$0")/t_hosts.sh"
+
+if ! hosts_start 2; then
+    skip "several hosts" "$hosts_why"
+    t_end
+fi
+TANDEM=$(realpath "$TANDEM")
+export TANDEM_REMOTE_DIR=$t_dir/bundles
+ms() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
+h0=${hosts[0]} h1=${hosts[1]}
+model=$t_dir/tiny.gguf
+python3 tests/make_model.py "$model" --hidden 192 --heads 6 --kv-heads 3 --ffn 352 --layers 3 --context 400000 || exit 1
+seq 3 40 >"$t_dir/ids"
+"$TANDEM" eval "$model" --ids "$t_dir/ids" --greedy 5 --logits "$t_dir/one.logits" --threads 1 >"$t_dir/one.out" || exit 1
+
+# --- the same bytes ---
+
+same() {
+    local name=$1
+    shift
+    rm -f "$t_dir/logits"
+    if ! "$TANDEM" eval "$model" --ids "$t_dir/ids" --greedy 5 --logits "$t_dir/logits" --threads 1 "$@" >"$t_dir/out" 2>"$t_dir/err"; then
+        t_fail "$name: $(cat "$t_dir/err")"
+    elif ! cmp -s "$t_dir/one.logits" "$t_dir/logits" || ! cmp -s "$t_dir/one.out" "$t_dir/out"; then
+        t_fail "$name: other bytes"
+    else
+        t_pass "$name"
+    fi
+}
+same "two hosts, a rank each" --hosts "$hosts_list"
+same "two hosts, two ranks each" --hosts "$hosts_list" -n 4
+same "two hosts, three ranks, uneven" --hosts "$hosts_list" --split 3:1:2
+same "one other host, one rank" --hosts "$h1"
+printf '# the pair\n%s\n%s # the other\n' "$h0" "$h1" >"$t_dir/hostfile"
+same "a host file" --hostfile "$t_dir/hostfile"
+TANDEM_HOSTS=$hosts_list same "TANDEM_HOSTS"
+same "the launcher's own host" --hosts localhost
+ok "a relative path is the same file there" env -C "$t_dir" "$TANDEM" run tiny.gguf --hosts "$hosts_list" --threads 1 -p hi --max-tokens 3
+out=$("$TANDEM" run "$model" --hosts "$hosts_list" --dry-run 2>&1)
+contains "--dry-run tells hosts" "$out" "host $h0 (by ssh, "
+contains "--dry-run tells addresses" "$out" "ranks 1-1, reached at 10.77.0.2 (eth0)"
+"$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 -p hi --max-tokens 5 --ledger="$t_dir/l.json" >"$t_dir/out" 2>"$t_dir/err"
+ok "the ledger of both hosts" python3 -c 'import json,sys; assert len(json.load(open(sys.argv[1]))["ranks"]) == 2' "$t_dir/l.json"
+
+# --- what cannot work ---
+
+misuse() {
+    local name=$1 part=$2
+    shift 2
+    out=$("$TANDEM" run "$model" -p hi "$@" 2>&1)
+    contains "$name" "$? $out" "$part"
+}
+misuse "a name that is none" "2 tandem run: " --hosts 'a;b'
+misuse "a host twice" "2 tandem run: --hosts: $h0 is there twice" --hosts "$h0,$h0"
+misuse "fewer ranks than hosts" "2 tandem run: -n 1: fewer ranks than the 2 hosts" --hosts "$hosts_list" -n 1
+misuse "hosts twice" "2 tandem run: --hosts and --hostfile exclude each other" --hosts a --hostfile b
+misuse "a host that nobody knows" "1 tandem run: " --hosts "$h0,nowhere"
+
+# --- death and silence ---
+
+nothing_left() {
+    local i
+    for ((i = 0; i < 300; i++)); do
+        [ -z "$(pgrep -f "agent --host|tandem rank .*$model")" ] && return 0
+        sleep 0.01
+    done
+    return 1
+}
+# dies NAME LIMIT_MS PART COMMAND…: a job that talks, the command, and then the end of the job.
+dies() {
+    local name=$1 limit=$2 part=$3 job status=0 took i
+    shift 3
+    : >"$t_dir/out" # the last one's
+    "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 --ctx 400000 -p hi --ignore-eos >"$t_dir/out" 2>"$t_dir/err" &
+    job=$!
+    for ((i = 0; i < 3000; i++)); do { [ -s "$t_dir/out" ] || ! kill -0 $job 2>/dev/null; } && break; sleep 0.01; done
+    since=$(ms)
+    if ! "$@"; then
+        t_fail "$name: $* did not work: $(cat "$t_dir/err")"
+        kill -9 $job
+        return
+    fi
+    wait $job || status=$?
+    took=$(($(ms) - since))
+    if [ $status = 0 ]; then
+        t_fail "$name: status 0"
+    elif [ $took -gt "$limit" ]; then
+        t_fail "$name: took $took ms: $(cat "$t_dir/err")"
+    elif ! nothing_left; then
+        t_fail "$name: left $(pgrep -af "agent --host|tandem rank .*$model" | cut -c 1-100)"
+        pkill -9 -f "agent --host|tandem rank .*$model"
+    else
+        contains "$name" "$(cat "$t_dir/err")" "$part"
+    fi
+}
+of() { pgrep -f "tandem rank --rank $1 .*$model"; }
+# the youngest: what came before it only leads there
+agent_of() { for p in $(ip netns pids "${hosts[$1]}"); do case $(tr '\0' ' ' <"/proc/$p/cmdline") in "tandem agent --host "*) echo "$p" ;; esac; done | tail -n 1; }
+kill_rank() { kill "-$2" "$(of "$1")"; }
+kill_agent() { kill "-$2" "$(agent_of "$1")"; }
+
+dies "a rank on the other host is killed" 1000 "host $h1: rank 1 " kill_rank 1 KILL
+dies "rank 0 crashes" 1000 "host $h0: rank 0 " kill_rank 0 SEGV
+dies "an agent is killed" 1000 "host $h1: " kill_agent 1 KILL
+dies "a rank is stopped" 6000 "host $h1: rank 1 " kill_rank 1 STOP
+dies "an agent is stopped" 4000 "host $h1: its agent gave no sign of life" kill_agent 1 STOP
+dies "the wire is cut" 4000 "has not answered for" hosts_link 1 down
+hosts_link 1 up
+ok "and then it runs again" "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 -p hi --max-tokens 3
+
+t_end
