@@ -155,9 +155,13 @@ static enum st talk(struct launch_remote *r, const struct check_values *v, struc
         if (poll(&p, 1, (int)v->hold_ms) == 0)
             printf("%s: held\n", launch_remote_target(r)->typed);
         else {
-            usleep(100000);
+            bool ended = false;
+            for (int i = 0; i < 50 && !ended; i++) {
+                ended = launch_remote_has_ended(r, &status);
+                usleep(10000);
+            }
             launch_remote_last_words(r, words, sizeof words);
-            printf("%s: ended%s, last words: %s\n", launch_remote_target(r)->typed, launch_remote_has_ended(r, &status) ? " with its program" : "", words);
+            printf("%s: ended%s; last words: %s\n", launch_remote_target(r)->typed, ended ? " with its program" : "", words);
         }
     }
     return st;

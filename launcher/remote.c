@@ -65,7 +65,7 @@ struct launch_remote {
 
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    bool is_decided, has_ended;
+    bool is_decided, has_ended, has_err_ended;
     int status;
     enum st st;
     struct err err;
@@ -294,13 +294,22 @@ static void keep_word(struct launch_remote *r, char *line)
     pthread_mutex_unlock(&r->lock);
 }
 
-void launch_remote_last_words(struct launch_remote *r, char *text, size_t bytes)
+static void last_words(struct launch_remote *r, char *text, size_t bytes)
 {
     size_t at = 0;
     text[0] = 0;
-    pthread_mutex_lock(&r->lock);
     for (unsigned i = r->n_words > WORDS ? r->n_words - WORDS : 0; i < r->n_words && at < bytes; i++)
         at += (size_t)snprintf(text + at, bytes - at, "%s%s", at ? " | " : "", r->words[i % WORDS]);
+}
+
+void launch_remote_last_words(struct launch_remote *r, char *text, size_t bytes)
+{
+    const uint64_t until = now_ns() + LAST_WORDS_MS * BASE_NS_PER_MS;
+    const struct timespec limit = {.tv_sec = (time_t)(until / BASE_NS_PER_S), .tv_nsec = (long)(until % BASE_NS_PER_S)};
+    pthread_mutex_lock(&r->lock);
+    while (r->has_ended && !r->has_err_ended && pthread_cond_timedwait(&r->changed, &r->lock, &limit) == 0)
+        ;
+    last_words(r, text, bytes);
     pthread_mutex_unlock(&r->lock);
 }
 
@@ -386,7 +395,7 @@ static enum st explain_end(struct launch_remote *r, struct err *e)
     char words[WORDS * WORD_BYTES], hint[400], how[120];
     drain_err(r, LAST_WORDS_MS);
     const bool ended = reap(r, LAST_WORDS_MS);
-    launch_remote_last_words(r, words, sizeof words);
+    last_words(r, words, sizeof words);
     for (size_t i = 0; i < sizeof ssh_errors / sizeof *ssh_errors && ended && WIFEXITED(r->status) && WEXITSTATUS(r->status) == 255; i++)
         if (strstr(words, ssh_errors[i].said)) {
             const char *at = strstr(ssh_errors[i].helps, "%s");
@@ -410,7 +419,7 @@ static enum st explain_timeout(struct launch_remote *r, struct err *e)
 {
     char words[WORDS * WORD_BYTES];
     drain_err(r, 0);
-    launch_remote_last_words(r, words, sizeof words);
+    last_words(r, words, sizeof words);
     const char *what = words[0] ? "; what came instead: " : "";
     switch (r->phase) {
     case CONNECTING:
@@ -699,7 +708,7 @@ static void *run(void *arg)
         kill_group(r, SIGKILL);
         reap(r, LAST_WORDS_MS);
     }
-    decide(r, st, &e);
+    decide(r, st, &e); /* words are the lock's from now on */
     while (!st) {
         struct pollfd p[2] = {{.fd = r->err_fd, .events = POLLIN}, {.fd = r->stop_fd, .events = POLLIN}};
         if (poll(p, 2, -1) < 0 && errno != EINTR)
@@ -707,6 +716,10 @@ static void *run(void *arg)
         if (p[0].revents && !read_err(r)) {
             close(r->err_fd);
             r->err_fd = -1; /* passed over from now on */
+            pthread_mutex_lock(&r->lock);
+            r->has_err_ended = true;
+            pthread_cond_broadcast(&r->changed);
+            pthread_mutex_unlock(&r->lock);
         }
         if (p[1].revents)
             break;

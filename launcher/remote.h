@@ -62,7 +62,7 @@ const struct launch_target *launch_remote_target(const struct launch_remote *r);
 
 /* Has the program on this side (ssh) ended? Then its status as waitpid has it. */
 bool launch_remote_has_ended(struct launch_remote *r, int *status);
-/* The last lines of stderr (of the other side and of ssh), for a sentence: at most bytes, "" if none. */
+/* The last lines of stderr (of the other side and of ssh), for a sentence: at most bytes, "" if none. Once the program has ended, waits up to half a second for all that it said. */
 void launch_remote_last_words(struct launch_remote *r, char *text, size_t bytes);
 
 /* Closes the conversation, gives the other side grace_ms to leave, ends ssh, frees. What runs there and does not heed the end of its stdin stays: see kill. */

@@ -70,7 +70,7 @@ verify() {
 }
 
 choose() {
-    why=readonly
+    why='readonly'
     for candidate in "$@"; do
         case $candidate in *:*) continue ;; esac
         private "$candidate" || continue

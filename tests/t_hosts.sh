@@ -5,7 +5,7 @@
 #   host I COMMAND…      runs it on host I (from 0)
 #   hosts_link I up|down
 #   hosts_stop           also at exit, and when this script is killed
-# TANDEM_SSH is set to tests/t_netns_ssh.sh, which goes to a host by its name, or by user@name.
+# TANDEM_SSH is set to tests/t_netns_ssh.sh, which goes to a host by its name, or by user@name; TANDEM_REMOTE_DIR, unless it is set, to a folder of this test.
 
 hosts=() hosts_list='' hosts_why='' hosts_warden=''
 
@@ -86,7 +86,8 @@ hosts_start() {
         done
     done
     TANDEM_SSH=$(realpath tests/t_netns_ssh.sh)
-    export TANDEM_SSH
+    : "${TANDEM_REMOTE_DIR:=${t_dir:?}/remote}"
+    export TANDEM_SSH TANDEM_REMOTE_DIR
 }
 
 host() {
