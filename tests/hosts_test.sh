@@ -100,7 +100,7 @@ dies() {
 }
 of() { pgrep -f "tandem rank --rank $1 .*$model"; }
 # the youngest: what came before it only leads there
-agent_of() { for p in $(ip netns pids "${hosts[$1]}"); do case $(tr '\0' ' ' <"/proc/$p/cmdline") in "tandem agent --host "*) echo "$p" ;; esac; done | tail -n 1; }
+agent_of() { for p in $(ip netns pids "${hosts[$1]}"); do case $(tr '\0' ' ' <"/proc/$p/cmdline") in *"tandem agent --host "*) echo "$p" ;; esac; done | tail -n 1; }
 kill_rank() { kill "-$2" "$(of "$1")"; }
 kill_agent() { kill "-$2" "$(agent_of "$1")"; }
 
@@ -109,7 +109,7 @@ dies "rank 0 crashes" 1000 "host $h0: rank 0 " kill_rank 0 SEGV
 dies "an agent is killed" 1000 "host $h1: " kill_agent 1 KILL
 dies "a rank is stopped" 6000 "host $h1: rank 1 " kill_rank 1 STOP
 dies "an agent is stopped" 4000 "host $h1: its agent gave no sign of life" kill_agent 1 STOP
-dies "the wire is cut" 4000 "has not answered for" hosts_link 1 down
+dies "the wire is cut" 4000 "broke: " hosts_link 1 down
 hosts_link 1 up
 ok "and then it runs again" "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 -p hi --max-tokens 3
 
