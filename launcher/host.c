@@ -81,9 +81,9 @@ static bool take_text(const json_t *o, const char *key, char *to, size_t capacit
     return true;
 }
 
-enum st launch_host_parse(const char *json, size_t bytes, struct launch_host *h, struct err *e)
+enum st launch_host_parse(const char *json, size_t bytes, struct launch_host_facts *h, struct err *e)
 {
-    *h = (struct launch_host){.n_cpus = 0};
+    *h = (struct launch_host_facts){.n_cpus = 0};
     json_t *o = json_loadb(json, bytes, JSON_REJECT_DUPLICATES, NULL);
     const json_t *cpus = json_object_get(o, "cpus"), *memory = json_object_get(o, "available_bytes"), *list = json_object_get(o, "addresses");
     bool right = take_text(o, "name", h->name, sizeof h->name) && take_text(o, "build", h->build, sizeof h->build) && take_text(o, "machine", h->machine, sizeof h->machine) &&

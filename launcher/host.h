@@ -14,7 +14,7 @@ struct launch_host_address {
     uint32_t prefix; /* bits */
 };
 
-struct launch_host {
+struct launch_host_facts {
     char name[64];       /* its own */
     char build[64];      /* of the sources */
     char machine[32];    /* "x86_64" */
@@ -28,6 +28,6 @@ struct launch_host {
 /* Of this one; malloc'ed text. */
 enum st launch_host_describe(char **json, struct err *e);
 /* Of another: hostile. */
-enum st launch_host_parse(const char *json, size_t bytes, struct launch_host *h, struct err *e);
+enum st launch_host_parse(const char *json, size_t bytes, struct launch_host_facts *h, struct err *e);
 
 #endif

@@ -30,8 +30,8 @@ enum st launch_hosts_parse(const char *list, const char *ssh, int n_ranks, struc
         const size_t n = strcspn(at, ", \t\n");
         if (n == 0 && hosts->n > 0 && !*at)
             break;
-        if (n == 0 || n >= sizeof hosts->h[0].typed || hosts->n == LAUNCH_MAX_HOSTS) {
-            st = err_set(e, ST_INVALID, "--hosts %.100s: wants up to %d names with commas between, like spark1,me@spark2", list, LAUNCH_MAX_HOSTS);
+        if (n == 0 || n >= sizeof hosts->h[0].typed || hosts->n == LAUNCH_MAX_ENDS) {
+            st = err_set(e, ST_INVALID, "--hosts %.100s: wants up to %d names with commas between, like spark1,me@spark2", list, LAUNCH_MAX_ENDS);
             break;
         }
         struct launch_hosts_entry *h = &hosts->h[hosts->n++];
@@ -174,7 +174,7 @@ static enum st decide(struct launch_hosts *hosts, struct err *e)
     if (hosts->n == 1)
         return ST_OK;
     for (int i = 0; i < hosts->h[0].info.n_addresses; i++) {
-        const struct launch_host_address *own = &hosts->h[0].info.addresses[i], *others[LAUNCH_MAX_HOSTS] = {own};
+        const struct launch_host_address *own = &hosts->h[0].info.addresses[i], *others[LAUNCH_MAX_ENDS] = {own};
         int n = 1;
         for (int k = 1; k < hosts->n; k++)
             for (int j = 0; j < hosts->h[k].info.n_addresses && !others[k]; j++)

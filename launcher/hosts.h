@@ -17,7 +17,7 @@ struct launch_hosts_entry {
     int first_rank, n_ranks; /* contiguous blocks in the order of the list */
     int n_threads;           /* of each of its ranks */
     struct launch_end end;
-    struct launch_host info;
+    struct launch_host_facts info;
     char address[64];        /* decided: by which the other hosts reach it */
     char interface[32];
 };
@@ -28,7 +28,7 @@ struct launch_hosts {
     struct launch_bundle *bundle; /* of this binary, for hosts that lack it */
     int n;
     bool is_open;
-    struct launch_hosts_entry h[LAUNCH_MAX_HOSTS];
+    struct launch_hosts_entry h[LAUNCH_MAX_ENDS];
 };
 
 /* "a,me@b"; n_ranks 0: one for each. ST_INVALID: misuse. */

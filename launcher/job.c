@@ -114,7 +114,7 @@ static enum st start_hosts(struct launch_job *job, int rank_fd, struct err *e)
         close(rank_fd);
         return st;
     }
-    struct launch_end ends[LAUNCH_MAX_HOSTS];
+    struct launch_end ends[LAUNCH_MAX_ENDS];
     for (int i = 0; i < hosts->n; i++) {
         ends[i] = hosts->h[i].end;
         hosts->h[i].end = (struct launch_end){.in_fd = -1, .out_fd = -1}; /* the watch's now */

@@ -40,7 +40,7 @@ struct end {
 };
 
 struct launch_watch {
-    struct end ends[LAUNCH_MAX_HOSTS]; /* the thread's alone */
+    struct end ends[LAUNCH_MAX_ENDS]; /* the thread's alone */
     int n_ends, n_over;
     bool has_hosts;
     struct launch_pmi *pmi; /* with several hosts */
@@ -61,7 +61,7 @@ struct launch_watch {
 /* ---- Ctrl-Z ---------------------------------------------------------------------------------------------------------------------------------------- */
 
 /* Agents have sessions of their own: who stops the launcher does not stop the ranks, and must tell them that silence is meant. One job a process at a time. */
-static atomic_int paused_fds[LAUNCH_MAX_HOSTS];
+static atomic_int paused_fds[LAUNCH_MAX_ENDS];
 static atomic_int n_paused_fds;
 
 static void say_all(enum rt_frame_kind kind)
@@ -359,7 +359,7 @@ static void *run(void *arg)
         for (int i = 0; i < w->n_ends; i++)
             if (!w->ends[i].is_over)
                 (void)launch_outbox_flush(&w->ends[i].out, w->ends[i].o.out_fd);
-        struct pollfd p[2 * LAUNCH_MAX_HOSTS + 3];
+        struct pollfd p[2 * LAUNCH_MAX_ENDS + 3];
         poll_all(w, p);
         const struct pollfd *own = p + 2 * w->n_ends;
         if (own[0].revents)

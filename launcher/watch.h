@@ -13,7 +13,7 @@
 #include "runtime/protocol.h"
 
 #define LAUNCH_BEAT_MS 500
-#define LAUNCH_MAX_HOSTS COMM_MAX_RANKS
+#define LAUNCH_MAX_ENDS COMM_MAX_RANKS
 
 struct launch_remote;
 
