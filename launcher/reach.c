@@ -1,0 +1,293 @@
+/* A connector sends one packet of the probes' form (LAUNCH_PACKET_TCP_CALL, a nonce) and wants it back as LAUNCH_PACKET_TCP_ANSWER. A listener keeps at most MAX_GUESTS connections that
+ * have not said everything; the oldest gives way. */
+#include "launcher/reach.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define PATIENCE_NS (5 * BASE_NS_PER_S)
+enum { MAX_GUESTS = 8, NAME_BYTES = 64 };
+
+struct guest {
+    int fd;
+    size_t n_got;
+    uint8_t packet[LAUNCH_PACKET_BYTES];
+};
+
+struct launch_reach {
+    struct launch_reach_options o;
+    const struct base_clock *clock;
+    char from_name[NAME_BYTES], to_name[NAME_BYTES], interface[IF_NAMESIZE], to_interface[IF_NAMESIZE];
+    struct launch_address from, to;
+    int fd; /* listener's or connector's */
+    int epoll; /* listener: of all its sockets; −1 */
+    int port;
+    /* connector */
+    bool is_connector, is_connected;
+    uint64_t until_ns, nonce;
+    struct guest answer; /* fd unused */
+    enum st result;
+    struct err why;
+    /* listener */
+    struct guest guests[MAX_GUESTS]; /* the oldest first */
+    int n_guests;
+    bool was_called;
+};
+
+/* ---- the sentence ---------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st code_of(int error) { return error == ETIMEDOUT ? ST_TIMEOUT : error == ECONNREFUSED || error == ECONNRESET || error == EPIPE ? ST_PEER_LOST : ST_IO; }
+
+enum st launch_reach_explain(const struct launch_reach_ends *n, int error, struct err *e)
+{
+    char from[LAUNCH_ADDRESS_TEXT], to[LAUNCH_ADDRESS_TEXT], rule[160];
+    launch_address_text(n->from, NULL, from);
+    launch_address_text(n->to, NULL, to);
+    /* Link-local addresses belong to a link: the rule names it. */
+    if (launch_address_is_link_local(n->to))
+        snprintf(rule, sizeof rule, "sudo ufw allow in on %.15s from %s to any port %d proto tcp", n->to_interface, from, n->port);
+    else
+        snprintf(rule, sizeof rule, "sudo ufw allow from %s to any port %d proto tcp", from, n->port);
+    return err_set(e, code_of(error), "%.40s (%s, %.15s) cannot reach %.40s (%s, %.15s) port %d by TCP: %s; a firewall? on %.40s: %s%s", n->from_name, from, n->from_interface, n->to_name, to,
+                   n->to_interface, n->port, error == ETIMEDOUT ? "connection timed out" : strerror(error), n->to_name, rule, n->is_port_fixed ? "" : " (the port stays the same with --port)");
+}
+
+/* ---- opening --------------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static struct launch_reach *create(const struct launch_reach_options *o, const char *interface, const struct launch_address *from, struct err *e)
+{
+    struct launch_reach *r = calloc(1, sizeof *r);
+    if (!r) {
+        err_set(e, ST_NO_MEMORY, "no memory");
+        return NULL;
+    }
+    r->o = *o;
+    r->clock = o->clock ? o->clock : base_clock_real();
+    snprintf(r->from_name, sizeof r->from_name, "%s", o->from_name ? o->from_name : "?");
+    snprintf(r->to_name, sizeof r->to_name, "%s", o->to_name ? o->to_name : "?");
+    snprintf(r->interface, sizeof r->interface, "%s", interface);
+    r->from = *from;
+    r->fd = r->epoll = -1;
+    return r;
+}
+
+static enum st open_socket(struct launch_reach *r, int index, int port, struct err *e)
+{
+    struct sockaddr_storage s;
+    const socklen_t n = launch_address_socket(&r->from, index, port, &s);
+    const int one = 1;
+    char text[LAUNCH_ADDRESS_TEXT];
+    r->fd = socket(r->from.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (r->fd >= 0) {
+        (void)setsockopt(r->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+        (void)setsockopt(r->fd, SOL_SOCKET, SO_BINDTODEVICE, r->interface, (socklen_t)strlen(r->interface)); /* what it may be refused for is told by the probe */
+    }
+    if (r->fd < 0 || bind(r->fd, (const struct sockaddr *)&s, n))
+        return err_set(e, ST_IO, "%.60s cannot open %s (%s) port %d: %s%s", r->from_name, launch_address_text(&r->from, NULL, text), r->interface, port, strerror(errno),
+                       errno == EADDRINUSE ? "; take another one by --port" : "");
+    return ST_OK;
+}
+
+enum st launch_reach_listen(const struct launch_reach_options *o, const char *interface, int index, const struct launch_address *at, int port, struct launch_reach **out, struct err *e)
+{
+    struct launch_reach *r = create(o, interface, at, e);
+    if (!r)
+        return ST_NO_MEMORY;
+    enum st st = open_socket(r, index, port, e);
+    struct sockaddr_storage s;
+    socklen_t n = sizeof s;
+    if (!st) {
+        struct epoll_event event = {.events = EPOLLIN};
+        r->epoll = epoll_create1(EPOLL_CLOEXEC);
+        if (listen(r->fd, SOMAXCONN) || getsockname(r->fd, (struct sockaddr *)&s, &n) || r->epoll < 0 || epoll_ctl(r->epoll, EPOLL_CTL_ADD, r->fd, &event))
+            st = err_set(e, ST_IO, "%.60s cannot listen at port %d: %s", r->from_name, port, strerror(errno));
+    }
+    if (st) {
+        launch_reach_close(r);
+        return st;
+    }
+    r->port = ntohs(((const struct sockaddr_in *)(const void *)&s)->sin_port); /* at the same place in both families */
+    *out = r;
+    return ST_OK;
+}
+
+enum st launch_reach_connect(const struct launch_reach_options *o, const char *interface, int index, const struct launch_address *from, const char *to_interface,
+                             const struct launch_address *to, int port, struct launch_reach **out, struct err *e)
+{
+    struct launch_reach *r = create(o, interface, from, e);
+    if (!r)
+        return ST_NO_MEMORY;
+    r->to = *to;
+    snprintf(r->to_interface, sizeof r->to_interface, "%s", to_interface);
+    r->port = port;
+    r->is_connector = true;
+    r->result = ST_AGAIN;
+    r->until_ns = base_now_ns(r->clock) + (o->patience_ns ? o->patience_ns : PATIENCE_NS);
+    enum st st = open_socket(r, index, 0, e);
+    if (!st && getrandom(&r->nonce, sizeof r->nonce, 0) != sizeof r->nonce)
+        st = err_set(e, ST_IO, "no random numbers: %s", strerror(errno));
+    if (st) {
+        launch_reach_close(r);
+        return st;
+    }
+    struct sockaddr_storage s;
+    const socklen_t n = launch_address_socket(to, index, port, &s);
+    if (connect(r->fd, (const struct sockaddr *)&s, n) && errno != EINPROGRESS) {
+        const struct launch_reach_ends ends = {r->from_name, r->interface, r->to_name, r->to_interface, &r->from, &r->to, port, o->is_port_fixed};
+        st = launch_reach_explain(&ends, errno, e);
+        launch_reach_close(r);
+        return st;
+    }
+    *out = r;
+    return ST_OK;
+}
+
+int launch_reach_port(const struct launch_reach *r) { return r->port; }
+int launch_reach_fd(const struct launch_reach *r) { return r->is_connector ? r->fd : r->epoll; }
+short launch_reach_events(const struct launch_reach *r) { return r->is_connector && !r->is_connected ? POLLOUT : POLLIN; }
+uint64_t launch_reach_wake_ns(const struct launch_reach *r) { return r->is_connector && r->result == ST_AGAIN ? r->until_ns : BASE_NO_DEADLINE; }
+
+void launch_reach_close(struct launch_reach *r)
+{
+    if (!r)
+        return;
+    for (int i = 0; i < r->n_guests; i++)
+        close(r->guests[i].fd);
+    if (r->fd >= 0)
+        close(r->fd);
+    if (r->epoll >= 0)
+        close(r->epoll);
+    explicit_bzero(r->o.key, sizeof r->o.key);
+    free(r);
+}
+
+/* ---- connector ------------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st end_with(struct launch_reach *r, int error, struct err *e)
+{
+    const struct launch_reach_ends ends = {r->from_name, r->interface, r->to_name, r->to_interface, &r->from, &r->to, r->port, r->o.is_port_fixed};
+    r->result = launch_reach_explain(&ends, error, &r->why);
+    if (e)
+        *e = r->why;
+    return r->result;
+}
+
+/* 1: all is there; 0: not yet; −1: the end. */
+static int read_packet(int fd, struct guest *g)
+{
+    const ssize_t n = recv(fd, g->packet + g->n_got, LAUNCH_PACKET_BYTES - g->n_got, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return 0;
+    if (n <= 0) {
+        errno = n ? errno : ECONNRESET;
+        return -1;
+    }
+    g->n_got += (size_t)n;
+    return g->n_got == LAUNCH_PACKET_BYTES;
+}
+
+static enum st step_connector(struct launch_reach *r, struct err *e)
+{
+    if (r->result != ST_AGAIN) {
+        if (r->result && e)
+            *e = r->why;
+        return r->result;
+    }
+    if (!r->is_connected) {
+        struct pollfd p = {.fd = r->fd, .events = POLLOUT};
+        int error = 0;
+        socklen_t n = sizeof error;
+        if (poll(&p, 1, 0) <= 0)
+            return base_now_ns(r->clock) >= r->until_ns ? end_with(r, ETIMEDOUT, e) : ST_AGAIN;
+        getsockopt(r->fd, SOL_SOCKET, SO_ERROR, &error, &n);
+        if (error)
+            return end_with(r, error, e);
+        uint8_t packet[LAUNCH_PACKET_BYTES];
+        const struct launch_packet call = {.kind = LAUNCH_PACKET_TCP_CALL, .nonce = r->nonce, .bytes = LAUNCH_PACKET_BYTES};
+        launch_packet_put(r->o.key, &call, packet);
+        if (send(r->fd, packet, sizeof packet, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)sizeof packet) /* always fits into a fresh socket */
+            return end_with(r, errno, e);
+        r->is_connected = true;
+    }
+    const int got = read_packet(r->fd, &r->answer);
+    if (got < 0)
+        return end_with(r, errno, e);
+    if (!got)
+        return base_now_ns(r->clock) >= r->until_ns ? end_with(r, ETIMEDOUT, e) : ST_AGAIN;
+    struct launch_packet answer;
+    if (!launch_packet_get(r->o.key, r->answer.packet, LAUNCH_PACKET_BYTES, &answer) || answer.kind != LAUNCH_PACKET_TCP_ANSWER || answer.nonce != r->nonce) {
+        char text[LAUNCH_ADDRESS_TEXT];
+        r->result = err_set(&r->why, ST_MISMATCH, "what answers at %s port %d is not %.40s's part of this job", launch_address_text(&r->to, NULL, text), r->port, r->to_name);
+        if (e)
+            *e = r->why;
+        return r->result;
+    }
+    return r->result = ST_OK;
+}
+
+/* ---- listener -------------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static void drop_guest(struct launch_reach *r, int i)
+{
+    close(r->guests[i].fd);
+    memmove(&r->guests[i], &r->guests[i + 1], (size_t)(r->n_guests - i - 1) * sizeof r->guests[0]);
+    r->n_guests--;
+}
+
+static void accept_guests(struct launch_reach *r)
+{
+    for (int i = 0; i < 64; i++) {
+        const int fd = accept4(r->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0)
+            return;
+        if (r->n_guests == MAX_GUESTS)
+            drop_guest(r, 0);
+        struct epoll_event event = {.events = EPOLLIN};
+        if (epoll_ctl(r->epoll, EPOLL_CTL_ADD, fd, &event)) {
+            close(fd);
+            return;
+        }
+        r->guests[r->n_guests++] = (struct guest){.fd = fd};
+    }
+}
+
+/* False: it may go. Who has been answered is held until it goes itself, so that the answer is not lost with the connection. */
+static bool serve(struct launch_reach *r, struct guest *g)
+{
+    if (g->n_got == LAUNCH_PACKET_BYTES) {
+        uint8_t more;
+        const ssize_t n = recv(g->fd, &more, 1, MSG_DONTWAIT);
+        return n < 0 && (errno == EAGAIN || errno == EINTR);
+    }
+    const int got = read_packet(g->fd, g);
+    if (got <= 0)
+        return got == 0;
+    struct launch_packet call;
+    if (!launch_packet_get(r->o.key, g->packet, LAUNCH_PACKET_BYTES, &call) || call.kind != LAUNCH_PACKET_TCP_CALL)
+        return false;
+    uint8_t packet[LAUNCH_PACKET_BYTES];
+    call.kind = LAUNCH_PACKET_TCP_ANSWER;
+    launch_packet_put(r->o.key, &call, packet);
+    if (send(g->fd, packet, sizeof packet, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)sizeof packet)
+        return false;
+    r->was_called = true;
+    return true;
+}
+
+static enum st step_listener(struct launch_reach *r)
+{
+    accept_guests(r);
+    for (int i = r->n_guests - 1; i >= 0; i--)
+        if (!serve(r, &r->guests[i]))
+            drop_guest(r, i);
+    return r->was_called ? ST_OK : ST_AGAIN;
+}
+
+enum st launch_reach_step(struct launch_reach *r, struct err *e) { return r->is_connector ? step_connector(r, e) : step_listener(r); }
