@@ -624,10 +624,10 @@ static enum st failed(const struct ucx *s, const char *what, ucs_status_t status
     return err_set(e, status == UCS_ERR_NO_MEMORY ? ST_NO_MEMORY : ST_IO, "ucx: %s: %s", what, s->api->ucs_status_string(status));
 }
 
-/* Which interface is the launcher's decision; how it is driven the user's where he has made one. */
-static enum st configure(const struct ucx *s, ucp_config_t *config, const char *address, const struct ucx_devices *devices, struct err *e) {
+/* The launcher's decision comes by the environment, where it was made (which rails face the peer, it alone has probed); else the address tells the interface. */
+static enum st configure(const struct ucx *s, ucp_config_t *config, const struct ucx_devices *devices, struct err *e) {
     ucs_status_t status = UCS_OK;
-    if (address || !getenv("UCX_NET_DEVICES")) status = s->api->ucp_config_modify(config, "NET_DEVICES", devices->names);
+    if (!getenv("UCX_NET_DEVICES")) status = s->api->ucp_config_modify(config, "NET_DEVICES", devices->names);
     if (status == UCS_OK && !getenv("UCX_TLS"))
         status = s->api->ucp_config_modify(config, "TLS", devices->is_rdma ? "rc,ud,posix,cma,self" : "tcp,posix,cma,self");
     return status == UCS_OK ? ST_OK : failed(s, "UCX_NET_DEVICES, UCX_TLS", status, e);
@@ -648,7 +648,7 @@ static enum st open_worker(struct ucx *s, const char *address, struct ucx_device
     ucp_config_t *config;
     ucs_status_t status = s->api->ucp_config_read(NULL, NULL, &config);
     if (status != UCS_OK) return failed(s, "its settings", status, e);
-    code = configure(s, config, address, devices, e);
+    code = configure(s, config, devices, e);
     const ucp_params_t params = {
         .field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS,
         .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP,

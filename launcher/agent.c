@@ -22,6 +22,7 @@
 #include "launcher/host.h"
 #include "launcher/hosts.h"
 #include "launcher/life.h"
+#include "launcher/meeting.h"
 #include "launcher/outbox.h"
 #include "launcher/pmi.h"
 #include "launcher/rank_options.h"
@@ -82,7 +83,7 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
         {"--ctx", number(a, t->context)},
         {"--sequences", number(a, t->max_sequences)},
         {"--kv", base_arena_strdup(a, kern_format(t->kv_format)->name)},
-        {"--backend", s->backend_name ? base_arena_strdup(a, s->backend_name) : NULL},
+        {"--backend", s->backend_name ? base_arena_strdup(a, s->backend_name) : h && s->n_ranks > 1 ? base_arena_strdup(a, h->backend) : NULL},
         {"--link", s->has_link ? base_arena_strdup(a, link) : NULL},
         {"--exchanges", s->exchanges ? base_arena_strdup(a, s->exchanges) : NULL},
     };
@@ -166,6 +167,10 @@ enum st launch_agent_words(const struct launch_setup *setup, const struct launch
     char *argv[MAX_ARGS];
     agent_args(setup, h, &a, -1, -1, argv);
     FILE *f = open_memstream(text, bytes);
+    for (int i = 0; f && i < h->environment.n; i++) {
+        fprintf(f, "%s=%s", h->environment.list[i].name, h->environment.list[i].value);
+        fputc(0, f);
+    }
     for (int i = 0; f && argv[i]; i++)
         fwrite(argv[i], 1, strlen(argv[i]) + 1, f);
     const bool right = f && fclose(f) == 0;
@@ -715,12 +720,20 @@ static enum st take_seats(struct agent *a, bool *is_crowded, struct err *e)
     return st;
 }
 
-/* The launcher's arguments, with NULs behind them. */
+/* Variables for the ranks, NAME=VALUE, then the launcher's arguments; all with NULs behind them. */
 static enum st take_start(struct agent *a, char *text, size_t bytes, int *argc, char **argv, struct err *e)
 {
     int n = 0;
-    for (size_t at = 0; at < bytes && n < MAX_ARGS - 8; at += strlen(text + at) + 1)
-        argv[n++] = text + at;
+    for (size_t at = 0; at < bytes && n < MAX_ARGS - 8; at += strlen(text + at) + 1) {
+        const char *is = n == 0 ? strchr(text + at, '=') : NULL;
+        if (!is) {
+            argv[n++] = text + at;
+            continue;
+        }
+        char name[64] = "";
+        memcpy(name, text + at, (size_t)(is - (text + at)) < sizeof name ? (size_t)(is - (text + at)) : 0);
+        setenv(name, is + 1, 0); /* what the host's owner set stays */
+    }
     argv[n] = NULL;
     *argc = n;
     const char *model;
@@ -772,6 +785,9 @@ static int lead_host(struct agent *a)
     if (!st)
         st = launch_outbox_frame(&a->out, RT_HOST, host, strlen(host), NULL, 0, &e);
     free(host);
+    struct launch_meeting *meeting = NULL;
+    if (!st)
+        st = launch_meeting_open(&a->out, &meeting, &e);
     static char start[65536];
     static char *argv[MAX_ARGS];
     int argc = 0;
@@ -780,15 +796,17 @@ static int lead_host(struct agent *a)
         const void *payload;
         size_t bytes;
         (void)launch_outbox_flush(&a->out, a->out_fd);
-        st = rt_inbox_next(&a->control, LAUNCH_LOOK_MS, &kind, &payload, &bytes, &e);
+        st = rt_inbox_next(&a->control, 0, &kind, &payload, &bytes, &e);
         if (st == ST_AGAIN)
-            st = ST_OK;
+            st = launch_meeting_step(meeting, a->in_fd, LAUNCH_LOOK_MS, &a->out, &e);
         else if (!st && kind == RT_START && bytes < sizeof start) {
             memcpy(start, payload, bytes);
             st = take_start(a, start, bytes, &argc, argv, &e);
-        }
+        } else if (!st)
+            st = launch_meeting_frame(meeting, kind, payload, bytes, &a->out, &e);
         beat(a, base_now_ns(base_clock_real()));
     }
+    launch_meeting_close(meeting);
     if (!st)
         st = open_front(a, &e);
     if (!st)

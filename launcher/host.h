@@ -7,13 +7,6 @@
 
 #include "base/status.h"
 
-#define LAUNCH_HOST_MAX_ADDRESSES 64
-
-struct launch_host_address {
-    char interface[32], address[64];
-    uint32_t prefix; /* bits */
-};
-
 struct launch_host_facts {
     char name[64];       /* its own */
     char build[64];      /* of the sources */
@@ -21,8 +14,6 @@ struct launch_host_facts {
     int n_cpus;          /* that may be kept busy */
     uint64_t available_bytes;
     char available_what[256];
-    struct launch_host_address addresses[LAUNCH_HOST_MAX_ADDRESSES]; /* of interfaces that are up; no loopback */
-    int n_addresses;
 };
 
 /* Of this one; malloc'ed text. */

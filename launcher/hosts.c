@@ -1,10 +1,11 @@
 #include "launcher/hosts.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/build_id.h"
@@ -12,6 +13,7 @@
 #include "launcher/agent.h"
 #include "launcher/bundle.h"
 #include "launcher/interrupt.h"
+#include "launcher/meeting.h"
 #include "launcher/setup.h"
 
 #define ANSWER_MS 20000
@@ -79,8 +81,11 @@ void launch_hosts_destroy(struct launch_hosts *hosts)
 {
     for (int i = 0; hosts && i < hosts->n; i++)
         close_end(&hosts->h[i].end);
-    if (hosts)
+    if (hosts) {
         launch_bundle_destroy(hosts->bundle);
+        launch_decision_release(&hosts->decision);
+        free(hosts->interfaces);
+    }
     free(hosts);
 }
 
@@ -129,68 +134,162 @@ static enum st open_end(struct launch_hosts_entry *h, struct err *e)
     return st;
 }
 
-static enum st hear(struct launch_hosts_entry *h, uint64_t until, struct err *e)
+/* The next frame of that kind; payload is borrowed until the host is heard again. */
+static enum st hear(struct launch_hosts_entry *h, enum rt_frame_kind wanted, uint64_t until, const void **payload, size_t *bytes, struct err *e)
 {
     for (;;) {
         enum rt_frame_kind kind;
-        const void *payload;
-        size_t bytes;
         struct err why = {""};
         const uint64_t now = base_now_ns(base_clock_real());
-        const enum st st = rt_inbox_next(h->end.inbox, now < until ? (int)((until - now) / BASE_NS_PER_MS) + 1 : 0, &kind, &payload, &bytes, &why);
+        const enum st st = rt_inbox_next(h->end.inbox, now < until ? (int)((until - now) / BASE_NS_PER_MS) + 1 : 0, &kind, payload, bytes, &why);
+        if (st == ST_AGAIN && launch_interrupted())
+            return err_set(e, ST_CANCELLED, "interrupted");
         if (st == ST_AGAIN && now >= until)
-            return err_set(e, ST_TIMEOUT, "host %s: no agent answered within %d s", h->typed, ANSWER_MS / 1000);
+            return err_set(e, ST_TIMEOUT, "host %s: its agent did not answer within %d s", h->typed, ANSWER_MS / 1000);
         if (st == ST_PEER_LOST)
-            return err_set(e, ST_PEER_LOST, "host %s: its agent could not be started", h->typed);
+            return err_set(e, ST_PEER_LOST, "host %s: its agent is gone before it started", h->typed);
         if (st && st != ST_AGAIN)
             return err_set(e, st, "host %s: %s", h->typed, why.text);
-        if (!st && kind == RT_STORY && bytes >= sizeof(uint32_t))
-            return err_set(e, ST_PEER_LOST, "host %s: %.*s", h->typed, (int)(bytes > 404 ? 400 : bytes - 4), (const char *)payload + sizeof(uint32_t));
-        if (st || kind != RT_HOST)
-            continue;
-        if (launch_host_parse(payload, bytes, &h->info, &why))
-            return err_set(e, ST_INVALID, "host %s: %s", h->typed, why.text);
-        return strcmp(h->info.build, tandem_build_id) ? err_set(e, ST_MISMATCH, "host %s: its tandem was built from other sources (%.12s, here %.12s)", h->typed, h->info.build, tandem_build_id) : ST_OK;
+        if (!st && kind == RT_STORY && *bytes >= sizeof(uint32_t))
+            return err_set(e, ST_PEER_LOST, "host %s: %.*s", h->typed, (int)(*bytes > 404 ? 400 : *bytes - 4), (const char *)*payload + sizeof(uint32_t));
+        if (!st && kind == wanted)
+            return ST_OK;
     }
+}
+
+static enum st hear_host(struct launch_hosts_entry *h, struct launch_interfaces *interfaces, uint64_t until, struct err *e)
+{
+    const void *payload;
+    size_t bytes;
+    struct err why = {""};
+    enum st st = hear(h, RT_HOST, until, &payload, &bytes, e);
+    if (st)
+        return st;
+    if (launch_host_parse(payload, bytes, &h->info, &why))
+        return err_set(e, ST_INVALID, "host %s: %s", h->typed, why.text);
+    if (strcmp(h->info.build, tandem_build_id))
+        return err_set(e, ST_MISMATCH, "host %s: its tandem was built from other sources (%.12s, here %.12s)", h->typed, h->info.build, tandem_build_id);
+    st = hear(h, RT_INTERFACES, until, &payload, &bytes, e);
+    return st ? st : launch_interfaces_from_json(h->typed, payload, bytes, interfaces, e);
 }
 
 /* ---- addresses ---------------------------------------------------------------------------------------------------------------------------------------- */
 
-static bool same_subnet(const struct launch_host_address *a, const struct launch_host_address *b)
+static enum st order_probes(struct launch_hosts *hosts, struct err *e)
 {
-    unsigned char x[16] = {0}, y[16] = {0};
-    const int family = strchr(a->address, ':') ? AF_INET6 : AF_INET;
-    if (a->prefix != b->prefix || a->prefix == 0 || inet_pton(family, a->address, x) != 1 || inet_pton(family, b->address, y) != 1)
-        return false;
-    for (uint32_t bit = 0; bit < a->prefix; bit++)
-        if ((x[bit / 8] ^ y[bit / 8]) >> (7 - bit % 8) & 1)
-            return false;
-    return true;
+    struct launch_probe_order order = {.port = 0};
+    if (getrandom(order.key, sizeof order.key, 0) != sizeof order.key)
+        return err_set(e, ST_IO, "no random numbers: %s", strerror(errno));
+    enum st st = ST_OK;
+    for (int i = 0; i < hosts->n && !st; i++) {
+        order.host = (uint32_t)i;
+        st = rt_frame_send(hosts->h[i].end.out_fd, RT_PROBE, &order, sizeof order, e);
+    }
+    return st;
 }
 
-/* The first subnet of the first host in which every other host has an address. */
-static enum st decide(struct launch_hosts *hosts, struct err *e)
+/* Interfaces and sockets of host from, to all others. */
+static enum st introduce(struct launch_hosts *hosts, int from, const void *endpoints, size_t bytes, struct err *e)
+{
+    char *interfaces = launch_interfaces_to_json(&hosts->interfaces[from]);
+    if (!interfaces)
+        return err_set(e, ST_NO_MEMORY, "no memory for a host's interfaces");
+    struct launch_peer_head head = {(uint32_t)from, (uint32_t)strlen(interfaces)};
+    const struct iovec pieces[] = {{&head, sizeof head}, {interfaces, head.interfaces_bytes}, {(void *)(uintptr_t)endpoints, bytes}};
+    enum st st = ST_OK;
+    for (int to = 0; to < hosts->n && !st; to++)
+        if (to != from)
+            st = rt_frame_sendv(hosts->h[to].end.out_fd, RT_PEER, pieces, 3, e);
+    free(interfaces);
+    return st;
+}
+
+/* What both hosts of each pair found, as one; found [n, n] of n − 1 each. */
+static enum st hear_facings(struct launch_hosts *hosts, struct launch_facings *found, uint64_t until, struct err *e)
+{
+    enum st st = ST_OK;
+    for (int i = 0; i < hosts->n && !st; i++)
+        for (int k = 0; k < hosts->n - 1 && !st; k++) {
+            const void *payload;
+            size_t bytes;
+            uint32_t peer = LAUNCH_MAX_HOSTS;
+            st = hear(&hosts->h[i], RT_FACINGS, until, &payload, &bytes, e);
+            if (!st && bytes >= sizeof peer)
+                memcpy(&peer, payload, sizeof peer);
+            if (!st && ((int)peer >= hosts->n || (int)peer == i || found[i * hosts->n + (int)peer].list))
+                st = err_set(e, ST_INVALID, "host %s: tells of a host that was not asked about", hosts->h[i].typed);
+            if (!st)
+                st = launch_facings_from_json(hosts->h[i].typed, (const char *)payload + sizeof peer, bytes - sizeof peer, &found[i * hosts->n + (int)peer], e);
+        }
+    return st;
+}
+
+static enum st find_ways(struct launch_hosts *hosts, uint64_t until, struct launch_facings *found, struct launch_facings *merged, int *n_merged, struct err *e)
+{
+    enum st st = order_probes(hosts, e);
+    for (int i = 0; i < hosts->n && !st; i++) {
+        const void *payload;
+        size_t bytes;
+        st = hear(&hosts->h[i], RT_ENDPOINTS, until, &payload, &bytes, e);
+        if (!st)
+            st = introduce(hosts, i, payload, bytes, e);
+    }
+    if (!st)
+        st = hear_facings(hosts, found, until, e);
+    for (int i = 0; i < hosts->n && !st; i++)
+        for (int k = i + 1; k < hosts->n && !st; k++) {
+            st = launch_probe_merge(&found[i * hosts->n + k], &found[k * hosts->n + i], &merged[*n_merged], e);
+            *n_merged += !st;
+        }
+    return st;
+}
+
+/* The one address decision. */
+static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
 {
     if (hosts->n == 1)
         return ST_OK;
-    for (int i = 0; i < hosts->h[0].info.n_addresses; i++) {
-        const struct launch_host_address *own = &hosts->h[0].info.addresses[i], *others[LAUNCH_MAX_ENDS] = {own};
-        int n = 1;
-        for (int k = 1; k < hosts->n; k++)
-            for (int j = 0; j < hosts->h[k].info.n_addresses && !others[k]; j++)
-                if (same_subnet(own, &hosts->h[k].info.addresses[j])) {
-                    others[k] = &hosts->h[k].info.addresses[j];
-                    n++;
-                }
-        if (n < hosts->n)
-            continue;
-        for (int k = 0; k < hosts->n; k++) {
-            snprintf(hosts->h[k].address, sizeof hosts->h[k].address, "%s", others[k]->address);
-            snprintf(hosts->h[k].interface, sizeof hosts->h[k].interface, "%s", others[k]->interface);
-        }
-        return ST_OK;
+    if (hosts->n > LAUNCH_MAX_HOSTS)
+        return err_set(e, ST_INVALID, "%d hosts; %d are possible", hosts->n, LAUNCH_MAX_HOSTS);
+    struct launch_facings *found = calloc((size_t)(hosts->n * hosts->n), sizeof *found), *merged = calloc((size_t)(hosts->n * hosts->n), sizeof *merged);
+    struct launch_host named[LAUNCH_MAX_HOSTS];
+    int n_merged = 0;
+    enum st st = found && merged ? find_ways(hosts, until, found, merged, &n_merged, e) : err_set(e, ST_NO_MEMORY, "no memory for the ways between hosts");
+    for (int i = 0; i < hosts->n; i++)
+        named[i] = (struct launch_host){hosts->h[i].typed, &hosts->interfaces[i]};
+    const struct launch_wishes wishes = {.transport = LAUNCH_ANY_TRANSPORT};
+    if (!st)
+        st = launch_decide(named, hosts->n, merged, n_merged, &wishes, &hosts->decision, e);
+    for (int i = 0; i < hosts->n && !st; i++) {
+        struct launch_hosts_entry *h = &hosts->h[i];
+        bool rdma = true;
+        for (int k = 0; k < hosts->n; k++)
+            rdma &= k == i || launch_decision_pair(&hosts->decision, i, k)->transport == LAUNCH_RDMA;
+        (void)launch_decision_address(&hosts->decision, i, h->address);
+        launch_decision_environment(&hosts->decision, i, &h->environment);
+        h->backend = rdma ? "ucx" : "tcp";
     }
-    return err_set(e, ST_NOT_FOUND, "no subnet joins all hosts (%s has %d addresses): give both ends of the cable addresses in one subnet", hosts->h[0].typed, hosts->h[0].info.n_addresses);
+    for (int i = 0; i < hosts->n && !st; i++) /* one for all */
+        if (strcmp(hosts->h[i].backend, "tcp") == 0)
+            for (int k = 0; k < hosts->n; k++)
+                hosts->h[k].backend = "tcp";
+    for (int i = 0; found && i < hosts->n * hosts->n; i++)
+        launch_facings_release(&found[i]);
+    for (int i = 0; i < n_merged; i++)
+        launch_facings_release(&merged[i]);
+    free(found);
+    free(merged);
+    return st;
+}
+
+void launch_hosts_print(const struct launch_hosts *hosts, FILE *out)
+{
+    struct launch_host named[LAUNCH_MAX_HOSTS];
+    if (hosts->n < 2 || !hosts->decision.pairs)
+        return;
+    for (int i = 0; i < hosts->n; i++)
+        named[i] = (struct launch_host){hosts->h[i].typed, &hosts->interfaces[i]};
+    launch_decision_print(&hosts->decision, named, out);
 }
 
 enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
@@ -201,10 +300,13 @@ enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
     for (int i = 0; i < hosts->n && !st; i++)
         st = open_end(&hosts->h[i], e);
     const uint64_t until = base_now_ns(base_clock_real()) + ANSWER_MS * BASE_NS_PER_MS;
+    hosts->interfaces = calloc((size_t)hosts->n, sizeof *hosts->interfaces);
+    if (!st && !hosts->interfaces)
+        st = err_set(e, ST_NO_MEMORY, "no memory for the hosts' interfaces");
     for (int i = 0; i < hosts->n && !st; i++)
-        st = hear(&hosts->h[i], until, e);
+        st = hear_host(&hosts->h[i], &hosts->interfaces[i], until, e);
     if (!st)
-        st = decide(hosts, e);
+        st = decide(hosts, until, e);
     hosts->is_open = !st;
     return st;
 }

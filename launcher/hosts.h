@@ -4,6 +4,7 @@
 #ifndef LAUNCHER_HOSTS_H
 #define LAUNCHER_HOSTS_H
 
+#include "launcher/decide.h"
 #include "launcher/host.h"
 #include "launcher/remote.h"
 #include "launcher/watch.h"
@@ -18,8 +19,10 @@ struct launch_hosts_entry {
     int n_threads;           /* of each of its ranks */
     struct launch_end end;
     struct launch_host_facts info;
-    char address[64];        /* decided: by which the other hosts reach it */
-    char interface[32];
+    /* decided */
+    char address[LAUNCH_ADDRESS_TEXT]; /* by which the other hosts reach it; "": there are none */
+    const char *backend;               /* what carries the bytes, where the user does not say */
+    struct launch_environment environment;
 };
 
 struct launch_hosts {
@@ -28,6 +31,8 @@ struct launch_hosts {
     struct launch_bundle *bundle; /* of this binary, for hosts that lack it */
     int n;
     bool is_open;
+    struct launch_interfaces *interfaces; /* [n] */
+    struct launch_decision decision;
     struct launch_hosts_entry h[LAUNCH_MAX_ENDS];
 };
 
@@ -36,6 +41,8 @@ enum st launch_hosts_parse(const char *list, const char *ssh, int n_ranks, struc
 void launch_hosts_destroy(struct launch_hosts *hosts); /* also ends agents whose ends nobody took */
 
 enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e);
+/* The decision in full; nothing where there is one host. */
+void launch_hosts_print(const struct launch_hosts *hosts, FILE *out);
 /* Also checks each host's memory. */
 enum st launch_hosts_start(struct launch_hosts *hosts, const struct launch_setup *setup, struct err *e);
 

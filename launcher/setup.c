@@ -210,8 +210,6 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
     if (!st && s->hosts) {
         char path[PATH_MAX];
         s->model_path = realpath(model, path) ? strdup(path) : model; /* a hub name stays one */
-        if (s->n_ranks > 1 && !s->backend_name)
-            s->backend_name = "tcp";
         s->hosts->with_mpi = s->backend_name && strcmp(s->backend_name, "mpi") == 0;
     }
     if (!st)
@@ -314,8 +312,10 @@ void launch_print_plan(const struct launch_setup *s, FILE *out)
     for (int i = 0; s->hosts && i < s->hosts->n; i++) {
         const struct launch_hosts_entry *h = &s->hosts->h[i];
         fprintf(out, "host %s (%s, %d CPUs): ranks %d-%d", h->typed, h->is_local ? "here" : "by ssh", h->info.n_cpus, h->first_rank, h->first_rank + h->n_ranks - 1);
-        fprintf(out, h->address[0] ? ", reached at %s (%s)\n" : "\n", h->address, h->interface);
+        fprintf(out, h->address[0] ? ", reached at %s\n" : "\n", h->address);
     }
+    if (s->hosts)
+        launch_hosts_print(s->hosts, out);
     char *drawing = s->placement ? topo_draw_text(s->machine, s->placement) : NULL;
     if (drawing)
         fputs(drawing, out);

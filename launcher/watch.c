@@ -24,6 +24,7 @@
 
 #define EXIT_MS 700 /* an agent that was told to go, or closed its end, and is still there is killed: at once where it is stopped */
 
+#define LEAD_MS 300
 #define KILL_MS 600 /* for a second call to a host whose agent is silent: the command shall return in time */
 #define BETTER_MS 250
 #define SILENCE_HOST_MS 2500 /* another host's agent: with the time to end the job, 4 s in all */
@@ -147,8 +148,19 @@ static void tell_of_remote(struct launch_watch *w, const struct end *end)
 {
     int status;
     char words[300], text[480];
-    if (end->has_told || !launch_remote_has_ended(end->o.remote, &status) || status == 0)
+    if (end->has_told)
         return;
+    bool has_ended = launch_remote_has_ended(end->o.remote, &status);
+    for (int waited = 0; !has_ended && waited < LEAD_MS; waited += 10) { /* what leads there ends a moment after the stream */
+        usleep(10000);
+        has_ended = launch_remote_has_ended(end->o.remote, &status);
+    }
+    if (has_ended && status == 0)
+        return;
+    if (!has_ended) {
+        tell_of(w, end, LAUNCH_WORTH_KILLED, "its agent is gone without a word");
+        return;
+    }
     launch_remote_last_words(end->o.remote, words, sizeof words);
     snprintf(text, sizeof text, "the connection to its agent ended (%s %d)%s%s", WIFSIGNALED(status) ? "signal" : "status", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), words[0] ? ": " : "",
              words);

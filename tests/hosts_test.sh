@@ -43,7 +43,8 @@ same "the launcher's own host" --hosts localhost
 ok "a relative path is the same file there" env -C "$t_dir" "$TANDEM" run tiny.gguf --hosts "$hosts_list" --threads 1 -p hi --max-tokens 3
 out=$("$TANDEM" run "$model" --hosts "$hosts_list" --dry-run 2>&1)
 contains "--dry-run tells hosts" "$out" "host $h0 (by ssh, "
-contains "--dry-run tells addresses" "$out" "ranks 1-1, reached at 10.77.0.2 (eth0)"
+contains "--dry-run tells addresses" "$out" "ranks 1-1, reached at 10.77.0.2"
+contains "--dry-run tells the decision" "$out" "rail 0: eth0 10.77.0.1 - eth0 10.77.0.2, MTU 1500"
 "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 -p hi --max-tokens 5 --ledger="$t_dir/l.json" >"$t_dir/out" 2>"$t_dir/err"
 ok "the ledger of both hosts" python3 -c 'import json,sys; assert len(json.load(open(sys.argv[1]))["ranks"]) == 2' "$t_dir/l.json"
 

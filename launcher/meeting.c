@@ -1,0 +1,122 @@
+#include "launcher/meeting.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+
+struct launch_meeting {
+    struct launch_interfaces own, theirs;
+    struct launch_endpoints endpoints;
+    struct launch_probe *probe; /* NULL: not asked yet */
+    uint32_t waiting;           /* bit h: facings with host h are not told yet */
+};
+
+static enum st tell_text(struct launch_outbox *out, enum rt_frame_kind kind, const void *head, size_t head_bytes, char *text, struct err *e)
+{
+    const enum st st = text ? launch_outbox_frame(out, kind, head, head_bytes, text, strlen(text), e) : err_set(e, ST_NO_MEMORY, "no memory to tell of interfaces");
+    free(text);
+    return st;
+}
+
+enum st launch_meeting_open(struct launch_outbox *out, struct launch_meeting **meeting, struct err *e)
+{
+    struct launch_meeting *m = calloc(1, sizeof *m);
+    if (!m)
+        return err_set(e, ST_NO_MEMORY, "no memory to tell of interfaces");
+    enum st st = launch_interfaces_read(NULL, &m->own, e);
+    if (!st)
+        st = tell_text(out, RT_INTERFACES, NULL, 0, launch_interfaces_to_json(&m->own), e);
+    if (st)
+        free(m);
+    else
+        *meeting = m;
+    return st;
+}
+
+void launch_meeting_close(struct launch_meeting *m)
+{
+    if (!m)
+        return;
+    if (m->probe)
+        launch_probe_close(m->probe);
+    free(m);
+}
+
+static enum st begin(struct launch_meeting *m, const void *payload, size_t bytes, struct launch_outbox *out, struct err *e)
+{
+    struct launch_probe_order order;
+    if (bytes != sizeof order || m->probe)
+        return err_set(e, ST_INVALID, "an order to probe that makes no sense");
+    memcpy(&order, payload, sizeof order);
+    if (order.host >= LAUNCH_MAX_HOSTS || order.port > 65535)
+        return err_set(e, ST_INVALID, "an order to probe for host %u", order.host);
+    struct launch_probe_options options = {.host = (int)order.host, .port = (int)order.port};
+    memcpy(options.key, order.key, sizeof options.key);
+    enum st st = launch_probe_open(&m->own, &options, &m->probe, e);
+    if (st)
+        return st;
+    launch_probe_endpoints(m->probe, &m->endpoints);
+    return tell_text(out, RT_ENDPOINTS, NULL, 0, launch_endpoints_to_json(&m->endpoints), e);
+}
+
+static enum st take_peer(struct launch_meeting *m, const char *payload, size_t bytes, struct err *e)
+{
+    struct launch_peer_head head;
+    if (bytes < sizeof head || !m->probe)
+        return err_set(e, ST_INVALID, "a peer that makes no sense");
+    memcpy(&head, payload, sizeof head);
+    if (head.host >= LAUNCH_MAX_HOSTS || head.interfaces_bytes > bytes - sizeof head)
+        return err_set(e, ST_INVALID, "a peer of number %u", head.host);
+    const char *interfaces = payload + sizeof head, *endpoints = interfaces + head.interfaces_bytes;
+    enum st st = launch_interfaces_from_json("the peer's interfaces", interfaces, head.interfaces_bytes, &m->theirs, e);
+    if (!st)
+        st = launch_endpoints_from_json("the peer's sockets", endpoints, bytes - sizeof head - head.interfaces_bytes, &m->endpoints, e);
+    if (!st)
+        st = launch_probe_peer(m->probe, (int)head.host, &m->theirs, &m->endpoints, e);
+    if (!st)
+        m->waiting |= 1u << head.host;
+    return st;
+}
+
+enum st launch_meeting_frame(struct launch_meeting *m, enum rt_frame_kind kind, const void *payload, size_t bytes, struct launch_outbox *out, struct err *e)
+{
+    if (kind == RT_PROBE)
+        return begin(m, payload, bytes, out, e);
+    return kind == RT_PEER ? take_peer(m, payload, bytes, e) : ST_OK;
+}
+
+static enum st tell_facings(struct launch_meeting *m, struct launch_outbox *out, struct err *e)
+{
+    enum st st = ST_OK;
+    for (uint32_t host = 0; host < LAUNCH_MAX_HOSTS && !st; host++) {
+        if (!(m->waiting >> host & 1))
+            continue;
+        struct launch_facings f;
+        st = launch_probe_facings(m->probe, (int)host, &f, e);
+        if (st)
+            break;
+        st = tell_text(out, RT_FACINGS, &host, sizeof host, launch_facings_to_json(&f), e);
+        launch_facings_release(&f);
+    }
+    m->waiting = 0;
+    return st;
+}
+
+enum st launch_meeting_step(struct launch_meeting *m, int in_fd, int timeout_ms, struct launch_outbox *out, struct err *e)
+{
+    struct pollfd p[2] = {{.fd = in_fd, .events = POLLIN}, {.fd = m->probe ? launch_probe_fd(m->probe) : -1, .events = POLLIN}};
+    if (m->probe) {
+        const uint64_t now = base_now_ns(base_clock_real()), wake = launch_probe_wake_ns(m->probe);
+        const uint64_t left_ms = wake <= now ? 0 : (wake - now) / BASE_NS_PER_MS + 1;
+        timeout_ms = left_ms < (uint64_t)timeout_ms ? (int)left_ms : timeout_ms;
+    }
+    (void)poll(p, 2, timeout_ms);
+    if (!m->probe)
+        return ST_OK;
+    const enum st st = launch_probe_step(m->probe, e);
+    if (st == ST_OK && m->waiting)
+        return tell_facings(m, out, e);
+    return st == ST_AGAIN ? ST_OK : st;
+}
