@@ -64,11 +64,18 @@ misuse "a host that nobody knows" "1 tandem run: " --hosts "$h0,nowhere"
 
 # --- death and silence ---
 
+# left: agents and ranks of ours (others may run beside us)
+left() {
+    local p
+    for p in $(grep -lsz "^TANDEM_REMOTE_DIR=$TANDEM_REMOTE_DIR\$" /proc/[0-9]*/environ | cut -d/ -f3); do
+        case $({ tr '\0' ' ' <"/proc/$p/cmdline"; } 2>/dev/null) in *"tandem agent --host "* | "tandem rank "*) echo "$p" ;; esac
+    done
+}
 nothing_left() {
     local i
-    for ((i = 0; i < 300; i++)); do
-        [ -z "$(pgrep -f "agent --host|tandem rank .*$model")" ] && return 0
-        sleep 0.01
+    for ((i = 0; i < 200; i++)); do
+        [ -z "$(left)" ] && return 0
+        sleep 0.02
     done
     return 1
 }
@@ -93,8 +100,8 @@ dies() {
     elif [ $took -gt "$limit" ]; then
         t_fail "$name: took $took ms: $(cat "$t_dir/err")"
     elif ! nothing_left; then
-        t_fail "$name: left $(pgrep -af "agent --host|tandem rank .*$model" | cut -c 1-100)"
-        pkill -9 -f "agent --host|tandem rank .*$model"
+        t_fail "$name: left $(left | while read -r p; do tr '\0' ' ' <"/proc/$p/cmdline" | cut -c 1-100; done)"
+        left | xargs -r kill -9
     else
         contains "$name" "$(cat "$t_dir/err")" "$part"
     fi
