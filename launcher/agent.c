@@ -646,8 +646,10 @@ static void say_last(struct agent *a)
             break;
         relay_front(a);
     }
-    if (a->story.text[0])
-        (void)launch_outbox_frame(&a->out, RT_STORY, &(uint32_t){a->story_worth ? (uint32_t)a->story_worth : LAUNCH_WORTH_FAILED}, sizeof(uint32_t), a->story.text, strlen(a->story.text), NULL);
+    if (a->story.text[0]) {
+        const uint32_t worth = a->story_worth ? (uint32_t)a->story_worth : LAUNCH_WORTH_FAILED;
+        (void)launch_outbox_frame(&a->out, RT_STORY, &worth, sizeof worth, a->story.text, strlen(a->story.text), NULL);
+    }
     enum st st;
     const uint64_t until = base_now_ns(base_clock_real()) + (a->story_worth || a->story.text[0] ? LAST_MS : PEACE_MS) * BASE_NS_PER_MS;
     while ((st = launch_outbox_flush(&a->out, a->out_fd)) == ST_AGAIN && base_now_ns(base_clock_real()) < until) {

@@ -99,20 +99,20 @@ wait
 
 flip() { printf '\377\376\375' | dd of="$1" bs=1 seek="${2:-20000}" conv=notrunc status=none; }
 flip "$place/lib/$(basename "$(find "$place/lib" -name 'libsodium*')")"
-check "a changed library is noticed and replaced" 0 'b: pushed 1' '' --hosts b
+check "a changed library is noticed and replaced" 0 "b: pushed $pushed:" '' --hosts b
 check "once" 0 'b: pushed 0:' '' --hosts b
 : >"$place/MANIFEST"
-check "an empty list likewise" 0 'b: pushed 1' '' --hosts b
+check "an empty list likewise" 0 "b: pushed $pushed:" '' --hosts b
 flip "$place/bin/tandem" 0
-check "a broken program likewise" 0 'b: pushed 1' '' --hosts b
+check "a broken program likewise" 0 "b: pushed $pushed:" '' --hosts b
 rm -f "$place"/lib/libhwloc*
-check "a missing one likewise" 0 'b: pushed 1' '' --hosts b
+check "a missing one likewise" 0 "b: pushed $pushed:" '' --hosts b
 mkdir "$d/bin"
 for tool in sh uname getconf id mkdir ls rm chmod cut head tar mv tr touch cat sed df find printf dirname; do ln -s "$(command -v $tool)" "$d/bin/$tool"; done
 program ssh_without <<<"PATH=$d/bin exec /bin/sh -c \"\$words\""
 check "without b2sum the program checks itself" 0 'b: pushed 0:' '' --hosts b --ssh "$d/ssh_without"
 flip "$place/lib/$(basename "$(find "$place/lib" -name 'libsodium*')")"
-check "and sees the same" 0 'b: pushed 1' '' --hosts b --ssh "$d/ssh_without"
+check "and sees the same" 0 "b: pushed $pushed:" '' --hosts b --ssh "$d/ssh_without"
 ok "nothing is left of all that" test -z "$(leftovers)"
 
 # --- many at once ---
@@ -174,7 +174,7 @@ program ssh_short <<<'dd bs=65536 count=20 2>/dev/null | /bin/sh -c "$words"'
 rm -rf "$cache"
 check "cut off while sending" 1 "" "b: got something else than what was sent" --hosts b --ssh "$d/ssh_short"
 ok "nothing half is left" test -z "$(find "$cache" -mindepth 1)"
-check "and the next one sends all" 0 'b: pushed 1' '' --hosts b
+check "and the next one sends all" 0 "b: pushed $pushed:" '' --hosts b
 
 # --- hosts that will not do ---
 
