@@ -1,12 +1,13 @@
-/* How fast are products? matmul [KERNELS [ROUNDS]], e.g. matmul cpu/avx2 9. One thread, and the time
- * during which it ran.
+/* How fast are products? matmul [KERNELS [ROUNDS [THREADS [FORMAT]]]], e.g. matmul cpu/avx2 9 2 Q4_K. One thread is timed while it ran, several by the wall.
  *
- * Decode: one token times a matrix much larger than the caches must read the matrix once: bytes/s over those of a plain read of as many bytes, same round.
+ * Decode: one token times a matrix much larger than the caches must read the matrix once. Bytes are the file's (a packed matrix of a K-quant is up to 3 % larger);
+ * beside them stands a plain read of as much memory as the packed matrix takes, by as many threads, in turns.
  * Prefill: 512 tokens must do 2·tokens·rows·columns operations: GOP/s. */
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/pool.h"
 #include "base/rng.h"
 #include "bench/bench.h"
 #include "kernels/kernels.h"
@@ -21,17 +22,25 @@ struct matmul_case {
     int n_tokens;
 };
 
+#define FAST(columns, leaves, rows, tokens)                                                                                                           \
+    {FMT_Q4_0, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_Q5_0, KERN_ACT_INT8, columns, leaves, rows, tokens},                               \
+        {FMT_Q5_1, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_Q4_K, KERN_ACT_INT8, columns, leaves, rows, tokens},                           \
+        {FMT_Q5_K, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_Q6_K, KERN_ACT_INT8_16, columns, leaves, rows, tokens},                        \
+        {FMT_MXFP4, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_NVFP4, KERN_ACT_INT8_16, columns, leaves, rows, tokens}
 static const struct matmul_case decode_cases[] = {
-    {FMT_Q4_1, KERN_ACT_INT8, 4096, 1, 0, 1},  {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 0, 1}, {FMT_Q4_1, KERN_ACT_INT8, 576, 1, 0, 1},
-    {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 0, 2}, {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 0, 4}, {FMT_Q8_0, KERN_ACT_INT8, 4096, 12, 0, 1},
-    {FMT_Q8_0, KERN_ACT_INT8, 4096, 12, 0, 4}, {FMT_Q4_1, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_Q8_0, KERN_ACT_F32, 4096, 12, 0, 1},
-    {FMT_F16, KERN_ACT_F32, 4096, 12, 0, 1},   {FMT_BF16, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_F32, KERN_ACT_F32, 4096, 12, 0, 1},
+    {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 0, 1}, {FMT_Q8_0, KERN_ACT_INT8, 4096, 12, 0, 1}, FAST(4096, 12, 0, 1),
+    {FMT_Q4_1, KERN_ACT_INT8, 4096, 1, 0, 1},  {FMT_Q4_1, KERN_ACT_INT8, 576, 1, 0, 1},   {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 0, 2},
+    {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 0, 4}, {FMT_Q8_0, KERN_ACT_INT8, 4096, 12, 0, 4}, {FMT_Q4_K, KERN_ACT_INT8, 4096, 12, 0, 4},
+    {FMT_Q4_1, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_Q8_0, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_Q4_K, KERN_ACT_F32, 4096, 12, 0, 1},
+    {FMT_Q6_K, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_F16, KERN_ACT_F32, 4096, 12, 0, 1},   {FMT_BF16, KERN_ACT_F32, 4096, 12, 0, 1},
+    {FMT_F32, KERN_ACT_F32, 4096, 12, 0, 1},
 };
 static const struct matmul_case prefill_cases[] = {
-    {FMT_Q4_1, KERN_ACT_INT8, 4096, 1, 4096, 512}, {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 4096, 512}, {FMT_Q8_0, KERN_ACT_INT8, 4096, 12, 4096, 512},
-    {FMT_Q4_1, KERN_ACT_INT8, 576, 1, 1536, 512},  {FMT_Q4_1, KERN_ACT_INT8, 1536, 12, 576, 512},  {FMT_Q8_0, KERN_ACT_INT8, 1536, 12, 576, 512},
-    {FMT_Q4_1, KERN_ACT_F32, 4096, 12, 1024, 512}, {FMT_Q8_0, KERN_ACT_F32, 4096, 12, 1024, 512},  {FMT_F16, KERN_ACT_F32, 4096, 12, 1024, 512},
-    {FMT_BF16, KERN_ACT_F32, 4096, 12, 1024, 512}, {FMT_F32, KERN_ACT_F32, 4096, 12, 1024, 512},
+    {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 4096, 512}, {FMT_Q8_0, KERN_ACT_INT8, 4096, 12, 4096, 512}, FAST(4096, 12, 2048, 512),
+    {FMT_Q4_1, KERN_ACT_INT8, 4096, 1, 4096, 512},  {FMT_Q4_1, KERN_ACT_INT8, 576, 1, 1536, 512},   {FMT_Q4_1, KERN_ACT_INT8, 1536, 12, 576, 512},
+    {FMT_Q8_0, KERN_ACT_INT8, 1536, 12, 576, 512},  {FMT_Q4_1, KERN_ACT_F32, 4096, 12, 1024, 512},  {FMT_Q8_0, KERN_ACT_F32, 4096, 12, 1024, 512},
+    {FMT_Q4_K, KERN_ACT_F32, 4096, 12, 1024, 512},  {FMT_F16, KERN_ACT_F32, 4096, 12, 1024, 512},   {FMT_BF16, KERN_ACT_F32, 4096, 12, 1024, 512},
+    {FMT_F32, KERN_ACT_F32, 4096, 12, 1024, 512},
 };
 
 struct running {
@@ -39,7 +48,8 @@ struct running {
     const struct kern_backend *kernels;
     struct kern_matrix matrix;
     struct kern_matmul args;
-    size_t weight_bytes;
+    size_t weight_bytes, file_bytes; /* packed; as the file has them */
+    struct base_pool *pool;          /* NULL: one thread */
 };
 
 static void *allocate(size_t bytes) {
@@ -59,22 +69,28 @@ static void *allocate(size_t bytes) {
 static void fill_block(enum format f, struct base_rng *rng, uint8_t *block) {
     uint16_t half = kern_f32_to_f16(base_rng_uniform(rng, 0.001f, 0.01f)), brain = kern_f32_to_bf16(base_rng_normal(rng));
     float number = base_rng_normal(rng);
-    size_t n_head = f == FMT_Q4_1 ? 4 : f == FMT_Q8_0 ? 2 : 0;
-    for (size_t i = n_head; i < kern_format(f)->block_bytes; i++) block[i] = (uint8_t)base_rng_u32(rng);
-    if (n_head >= 2) memcpy(block, &half, 2);
-    if (n_head == 4) memcpy(block + 2, &half, 2);
-    if (f == FMT_F16) memcpy(block, &half, 2);
-    if (f == FMT_BF16) memcpy(block, &brain, 2);
-    if (f == FMT_F32) memcpy(block, &number, 4);
+    for (size_t i = 0; i < kern_format(f)->block_bytes; i++) block[i] = (uint8_t)base_rng_u32(rng);
+    if (kern_format(f)->has_minimum) memcpy(block + 2, &half, 2);
+    switch (f) {
+    case FMT_F32: memcpy(block, &number, 4); break;
+    case FMT_BF16: memcpy(block, &brain, 2); break;
+    case FMT_Q6_K: memcpy(block + 208, &half, 2); break;
+    case FMT_MXFP4: block[0] = (uint8_t)(118 + block[0] % 4); break;
+    case FMT_NVFP4:
+        for (int i = 0; i < 4; i++) block[i] %= 40; /* some of them subnormal */
+        break;
+    default: memcpy(block, &half, 2);
+    }
 }
 
 /* weights: the storage of all decode cases, which take turns with it as they take turns to run. */
-static void start(struct running *r, const struct matmul_case *what, const struct kern_backend *kernels, void *weights) {
+static void start(struct running *r, const struct matmul_case *what, const struct kern_backend *kernels, struct base_pool *pool, void *weights) {
     r->what = what;
     r->kernels = kernels;
+    r->pool = pool;
     uint64_t leaf_end[KERN_MAX_LEAVES];
-    uint32_t n_units = what->n_columns / 64;
-    for (uint32_t i = 0; i < what->n_leaves; i++) leaf_end[i] = (uint64_t)(i + 1) * n_units / what->n_leaves * 64;
+    uint32_t unit = kern_format(what->format)->super_block ? 256 : 64, n_units = what->n_columns / unit;
+    for (uint32_t i = 0; i < what->n_leaves; i++) leaf_end[i] = (uint64_t)(i + 1) * n_units / what->n_leaves * unit;
     uint32_t n_segments = kern_columns_max_segments(what->n_columns, what->n_leaves);
     struct kern_matrix *m = &r->matrix;
     *m = (struct kern_matrix){.format = what->format, .activation = what->activation, .n_rows = KERN_TILE_ROWS};
@@ -89,6 +105,7 @@ static void start(struct running *r, const struct matmul_case *what, const struc
     for (size_t at = 0; at < row_bytes * KERN_TILE_ROWS; at += kern_format(what->format)->block_bytes) fill_block(what->format, &rng, src + at);
     uint64_t n_tiles = what->n_rows ? what->n_rows / KERN_TILE_ROWS : DECODE_BYTES / tile_bytes;
     r->weight_bytes = n_tiles * tile_bytes;
+    r->file_bytes = n_tiles * KERN_TILE_ROWS * row_bytes;
     m->data = weights ? weights : allocate(r->weight_bytes);
     kernels->matrix_pack(&(struct kern_pack){.matrix = m, .n_rows = KERN_TILE_ROWS, .src = src, .row_stride_bytes = row_bytes});
     for (uint64_t i = 1; i < n_tiles; i++) memcpy((uint8_t *)m->data + i * tile_bytes, m->data, tile_bytes);
@@ -115,10 +132,27 @@ static void stop(struct running *r, bool own_weights) {
     if (own_weights) free(r->matrix.data);
 }
 
+static void prepare_share(void *arg, int i_thread, int n_threads) {
+    struct running *r = arg;
+    r->kernels->matmul_prepare((struct kern_queue){i_thread, n_threads}, &r->args);
+}
+
+static void matmul_share(void *arg, int i_thread, int n_threads) {
+    struct running *r = arg;
+    r->kernels->matmul((struct kern_queue){i_thread, n_threads}, &r->args);
+}
+
+static void run_share(struct base_pool *pool, void (*fn)(void *arg, int i_thread, int n_threads), void *arg) {
+    if (pool)
+        base_pool_run(pool, fn, arg);
+    else
+        fn(arg, 0, 1);
+}
+
 static void run_matmul(void *arg) {
     struct running *r = arg;
-    r->kernels->matmul_prepare((struct kern_queue){0, 1}, &r->args);
-    r->kernels->matmul((struct kern_queue){0, 1}, &r->args);
+    run_share(r->pool, prepare_share, r);
+    run_share(r->pool, matmul_share, r);
 }
 
 /* ---- the plain read ----------------------------------------------------------------------------------------------------------------------------- */
@@ -143,12 +177,23 @@ read_all(const wide *p, size_t n) {
     return a[0] ^ a[1] ^ a[2] ^ a[3] ^ a[4] ^ a[5] ^ a[6] ^ a[7];
 }
 
-static void run_read(void *weights) { sink = read_all(weights, DECODE_BYTES / sizeof(wide)); }
+struct reading {
+    const uint8_t *weights;
+    struct base_pool *pool;
+};
+
+static void read_share(void *arg, int i_thread, int n_threads) {
+    const struct reading *r = arg;
+    size_t bytes = DECODE_BYTES / (size_t)n_threads / 4096 * 4096;
+    sink = read_all((const wide *)(const void *)(r->weights + (size_t)i_thread * bytes), bytes / sizeof(wide));
+}
+
+static void run_read(void *arg) { run_share(((struct reading *)arg)->pool, read_share, arg); }
 
 /* ------------------------------------------------------------------------------------------------------------------------------------------------- */
 
 static void print_head(const struct matmul_case *what, const struct running *r) {
-    printf("%-8s %-5s %4d x %7llu x %5u, %2u leaves", kern_format(what->format)->name, what->activation == KERN_ACT_INT8 ? "int8" : "f32",
+    printf("%-8s %-5s %4d x %7llu x %5u, %2u leaves", kern_format(what->format)->name, what->activation == KERN_ACT_F32 ? "f32" : "int8",
            what->n_tokens, (unsigned long long)r->matrix.n_rows, what->n_columns, what->n_leaves);
 }
 
@@ -161,17 +206,27 @@ int main(int argc, char **argv) {
     }
     int n_rounds = argc > 2 ? atoi(argv[2]) : 11;
     if (n_rounds < 1 || n_rounds > BENCH_MAX_ROUNDS) n_rounds = 11;
-    printf("%s/%s, one thread, medians of %d rounds\n", kernels->name, kernels->variant, n_rounds);
+    int n_threads = argc > 3 ? atoi(argv[3]) : 1;
+    struct base_pool *pool = NULL;
+    if (n_threads > 1 && base_pool_create(&(struct base_pool_options){.n_threads = n_threads, .spin_us = 50}, &pool, &e) != ST_OK) {
+        fprintf(stderr, "%s\n", e.text);
+        return 1;
+    }
+    enum bench_clock clock = pool ? BENCH_WALL : BENCH_THREAD;
+    const char *only = argc > 4 ? argv[4] : NULL;
+    printf("%s/%s, %d thread%s, medians of %d rounds\n", kernels->name, kernels->variant, pool ? n_threads : 1, pool ? "s" : "", n_rounds);
 
     static struct bench_turn turns[2];
     void *weights = allocate(DECODE_BYTES);
+    struct reading reading = {weights, pool};
     for (size_t i = 0; i < sizeof decode_cases / sizeof *decode_cases; i++) {
         struct running r;
-        start(&r, &decode_cases[i], kernels, weights);
-        turns[0] = (struct bench_turn){.run = run_read, .arg = weights};
+        if (only && strcmp(only, kern_format(decode_cases[i].format)->name) != 0) continue;
+        start(&r, &decode_cases[i], kernels, pool, weights);
+        turns[0] = (struct bench_turn){.run = run_read, .arg = &reading};
         turns[1] = (struct bench_turn){.run = run_matmul, .arg = &r};
-        bench_take_turns(BENCH_THREAD, turns, 2, n_rounds);
-        double read = DECODE_BYTES / bench_median(turns[0].ns, n_rounds), ours = (double)r.weight_bytes / bench_median(turns[1].ns, n_rounds);
+        bench_take_turns(clock, turns, 2, n_rounds);
+        double read = DECODE_BYTES / bench_median(turns[0].ns, n_rounds), ours = (double)r.file_bytes / bench_median(turns[1].ns, n_rounds);
         print_head(r.what, &r);
         printf(": %6.1f GB/s, plain read %5.1f: %.2f\n", ours, read, ours / read);
         stop(&r, false);
@@ -179,13 +234,15 @@ int main(int argc, char **argv) {
     free(weights);
     for (size_t i = 0; i < sizeof prefill_cases / sizeof *prefill_cases; i++) {
         struct running r;
-        start(&r, &prefill_cases[i], kernels, NULL);
+        if (only && strcmp(only, kern_format(prefill_cases[i].format)->name) != 0) continue;
+        start(&r, &prefill_cases[i], kernels, pool, NULL);
         turns[0] = (struct bench_turn){.run = run_matmul, .arg = &r};
-        bench_take_turns(BENCH_THREAD, turns, 1, n_rounds);
+        bench_take_turns(clock, turns, 1, n_rounds);
         double ops = 2.0 * r.what->n_tokens * (double)r.matrix.n_rows * r.what->n_columns;
         print_head(r.what, &r);
         printf(": %6.1f GOP/s\n", ops / bench_median(turns[0].ns, n_rounds));
         stop(&r, true);
     }
+    if (pool) base_pool_destroy(pool);
     return 0;
 }

@@ -7,11 +7,19 @@
 /* ---- the table ---------------------------------------------------------------------------------------------------------------------------------- */
 
 static const struct format_info formats[FMT_COUNT] = {
-    [FMT_F32] = {"F32", 1, 4, 0, "F32", 0, false},
-    [FMT_F16] = {"F16", 1, 2, 1, "F16", 0, false},
-    [FMT_BF16] = {"BF16", 1, 2, 30, "BF16", 0, false},
-    [FMT_Q8_0] = {"Q8_0", 32, 34, 8, NULL, 0, true},
-    [FMT_Q4_1] = {"Q4_1", 32, 20, 3, NULL, 0, true},
+    [FMT_F32] = {"F32", 1, 4, 0, "F32", 0, false, 0, false},
+    [FMT_F16] = {"F16", 1, 2, 1, "F16", 0, false, 0, false},
+    [FMT_BF16] = {"BF16", 1, 2, 30, "BF16", 0, false, 0, false},
+    [FMT_Q8_0] = {"Q8_0", 32, 34, 8, NULL, 0, true, 32, false},
+    [FMT_Q4_1] = {"Q4_1", 32, 20, 3, NULL, 0, true, 32, true},
+    [FMT_Q4_0] = {"Q4_0", 32, 18, 2, NULL, 0, true, 32, false},
+    [FMT_Q5_0] = {"Q5_0", 32, 22, 6, NULL, 0, true, 32, false},
+    [FMT_Q5_1] = {"Q5_1", 32, 24, 7, NULL, 0, true, 32, true},
+    [FMT_Q4_K] = {"Q4_K", 256, 144, 12, NULL, 256, true, 32, true},
+    [FMT_Q5_K] = {"Q5_K", 256, 176, 13, NULL, 256, true, 32, true},
+    [FMT_Q6_K] = {"Q6_K", 256, 210, 14, NULL, 256, true, 16, false},
+    [FMT_MXFP4] = {"MXFP4", 32, 17, 39, NULL, 0, true, 32, false},
+    [FMT_NVFP4] = {"NVFP4", 64, 36, 40, NULL, 0, true, 16, false},
 };
 
 /* Names of all ggml types, by number, so that one we do not know yet is still called by its name. Gaps are types that ggml has withdrawn. */
@@ -142,24 +150,119 @@ static float load_f16(const unsigned char *p) {
     return kern_f16_to_f32(h);
 }
 
-static void dequantise_q8_0(const unsigned char *block, size_t n, float *out) {
-    for (; n; block += 34) {
-        float d = load_f16(block);
-        size_t here = n < 32 ? n : 32;
-        for (size_t i = 0; i < here; i++)
-            *out++ = d * (float)(int8_t)block[2 + i];
-        n -= here;
+/* E2M1's values, doubled: whole numbers. */
+static const int8_t e2m1_doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+/* 16 bytes: low nibbles are columns 0–15, high ones 16–31; high: bit i is the fifth bit of column i. */
+static void read_nibbles(const unsigned char *nibbles, uint32_t high, int bias, int8_t q[32]) {
+    for (int i = 0; i < 32; i++) {
+        int code = (i < 16 ? nibbles[i] & 15 : nibbles[i - 16] >> 4) | (int)(high >> i & 1) << 4;
+        q[i] = (int8_t)(code - bias);
     }
 }
 
-static void dequantise_q4_1(const unsigned char *block, size_t n, float *out) {
-    for (; n; block += 20) {
-        float d = load_f16(block), m = load_f16(block + 2);
+static uint32_t load_u32(const unsigned char *p) {
+    uint32_t u;
+    memcpy(&u, p, 4);
+    return u;
+}
+
+/* sc and mn of group i out of 12 bytes: groups 0–3 are six bits of a byte each, groups 4–7 a nibble of bytes 8–11 and the two bits that the former left. */
+static void read_scale_min(const unsigned char *p, uint32_t i, int *sc, int *mn) {
+    if (i < 4) {
+        *sc = p[i] & 63;
+        *mn = p[4 + i] & 63;
+    } else {
+        *sc = (p[4 + i] & 15) | (p[i - 4] >> 6) << 4;
+        *mn = p[4 + i] >> 4 | (p[i] >> 6) << 4;
+    }
+}
+
+/* Half of 2^(e − 127): the codes are doubled. */
+static float half_e8m0(unsigned e) { return from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23); }
+
+/* Half of an E4M3 without sign, as an F16 of the same digits and 2^8 times less. */
+static float half_ue4m3(unsigned x) { return x == 0x7f ? 0 : kern_f16_to_f32((uint16_t)((x & 0x7f) << 7)) * 128; }
+
+void kern_format_group(enum format f, const void *block, uint32_t i_group, struct format_group *g) {
+    const unsigned char *p = block;
+    int sc, mn;
+    g->m = 0;
+    switch (f) {
+    case FMT_Q8_0:
+        g->d[0] = g->d[1] = load_f16(p);
+        memcpy(g->q, p + 2, 32);
+        return;
+    case FMT_Q4_0:
+        g->d[0] = g->d[1] = load_f16(p);
+        read_nibbles(p + 2, 0, 8, g->q);
+        return;
+    case FMT_Q4_1:
+        g->d[0] = g->d[1] = load_f16(p);
+        g->m = load_f16(p + 2);
+        read_nibbles(p + 4, 0, 0, g->q);
+        return;
+    case FMT_Q5_0:
+        g->d[0] = g->d[1] = load_f16(p);
+        read_nibbles(p + 6, load_u32(p + 2), 16, g->q);
+        return;
+    case FMT_Q5_1:
+        g->d[0] = g->d[1] = load_f16(p);
+        g->m = load_f16(p + 2);
+        read_nibbles(p + 8, load_u32(p + 4), 0, g->q);
+        return;
+    case FMT_Q4_K:
+    case FMT_Q5_K: {
+        const unsigned char *high = p + 16, *low = f == FMT_Q5_K ? high + 32 : high;
+        read_scale_min(p + 4, i_group, &sc, &mn);
+        g->d[0] = g->d[1] = load_f16(p) * (float)sc;
+        g->m = -(load_f16(p + 2) * (float)mn);
+        low += i_group / 2 * 32;
+        for (int i = 0; i < 32; i++)
+            g->q[i] = (int8_t)((low[i] >> 4 * (i_group & 1) & 15) | (f == FMT_Q5_K ? (high[i] >> i_group & 1) << 4 : 0));
+        return;
+    }
+    case FMT_Q6_K: {
+        /* Each half of 128 columns: 64 bytes whose low nibbles are groups of 32 number 0 and 1, high ones 2 and 3; 32 bytes with two more bits for each of the four. */
+        const unsigned char *low = p + i_group / 4 * 64 + (i_group & 1) * 32, *high = p + 128 + i_group / 4 * 32;
+        for (int i = 0; i < 32; i++)
+            g->q[i] = (int8_t)(((low[i] >> (i_group & 2) * 2 & 15) | (high[i] >> 2 * (i_group & 3) & 3) << 4) - 32);
+        for (int h = 0; h < 2; h++)
+            g->d[h] = load_f16(p + 208) * (float)(int8_t)p[192 + 2 * i_group + (uint32_t)h];
+        return;
+    }
+    case FMT_MXFP4:
+        g->d[0] = g->d[1] = half_e8m0(p[0]);
+        for (int i = 0; i < 32; i++)
+            g->q[i] = e2m1_doubled[i < 16 ? p[1 + i] & 15 : p[1 + i - 16] >> 4];
+        return;
+    case FMT_NVFP4:
+        for (int i = 0; i < 32; i++) {
+            unsigned char both = p[4 + 16 * i_group + (uint32_t)(i / 16 * 8 + i % 8)];
+            g->q[i] = e2m1_doubled[i % 16 < 8 ? both & 15 : both >> 4];
+        }
+        for (int h = 0; h < 2; h++)
+            g->d[h] = half_ue4m3(p[2 * i_group + (uint32_t)h]);
+        return;
+    case FMT_F32:
+    case FMT_F16:
+    case FMT_BF16:
+    case FMT_COUNT:
+        break;
+    }
+    BASE_ASSERT(!"no quantised format");
+}
+
+static void dequantise_groups(enum format f, const unsigned char *block, size_t n, float *out) {
+    const struct format_info *info = kern_format(f);
+    uint32_t n_groups = info->block_columns / 32;
+    for (uint32_t i_group = 0; n; i_group++) {
+        struct format_group g;
+        kern_format_group(f, block + i_group / n_groups * info->block_bytes, i_group % n_groups, &g);
         size_t here = n < 32 ? n : 32;
         for (size_t i = 0; i < here; i++) {
-            int q = i < 16 ? block[4 + i] & 15 : block[4 + i - 16] >> 4;
-            float product = d * (float)q;
-            *out++ = product + m;
+            float product = g.d[i / 16] * (float)g.q[i];
+            *out++ = info->has_minimum ? product + g.m : product;
         }
         n -= here;
     }
@@ -182,14 +285,7 @@ void kern_format_dequantise(enum format f, const void *blocks, size_t n_columns,
             out[i] = kern_bf16_to_f32(b);
         }
         return;
-    case FMT_Q8_0:
-        dequantise_q8_0(p, n_columns, out);
-        return;
-    case FMT_Q4_1:
-        dequantise_q4_1(p, n_columns, out);
-        return;
-    case FMT_COUNT:
-        break;
+    default:
+        dequantise_groups(f, p, n_columns, out);
     }
-    BASE_ASSERT(!"a format without a dequantiser");
 }

@@ -17,6 +17,17 @@ enum format {
     FMT_BF16,
     FMT_Q8_0, /* 32 columns: F16 d, 32 × int8 q;              value = d·q */
     FMT_Q4_1, /* 32 columns: F16 d, F16 m, 16 bytes of nibbles (low nibbles are columns 0–15, high 16–31); value = d·q + m */
+    FMT_Q4_0, /* 32 columns: F16 d, 16 bytes of nibbles as in Q4_1;          value = d·(q − 8) */
+    FMT_Q5_0, /* 32 columns: F16 d, 32 high bits, 16 bytes of nibbles;       value = d·(q − 16) */
+    FMT_Q5_1, /* 32 columns: F16 d, F16 m, 32 high bits, 16 bytes of nibbles; value = d·q + m */
+    /* 256 columns in 8 groups of 32: F16 d, F16 dmin, 12 bytes of 6-bit numbers sc and mn, one pair a group; value = (d·sc)·q − dmin·mn */
+    FMT_Q4_K, /* … then 4 × 32 bytes: low nibbles are one group, high nibbles the next */
+    FMT_Q5_K, /* … then 32 bytes of high bits (bit g of byte i: column i of group g), then as Q4_K */
+    /* 256 columns in 16 groups of 16: 128 bytes of low nibbles, 64 bytes of two high bits, 16 int8 sc, F16 d;  value = (d·sc)·(q − 32) */
+    FMT_Q6_K,
+    FMT_MXFP4, /* 32 columns: e, 16 bytes of E2M1 codes placed as Q4_1's nibbles; value = 2^(e − 128) · twice the code's value; e = 255 is a number too */
+    FMT_NVFP4, /* 64 columns: 4 scales in E4M3 without sign (0x7f is 0, the top bit ignored), then for each 16 columns 8 bytes of E2M1 codes (low nibbles
+                * first); value = (scale / 2) · twice the code's value */
     FMT_COUNT
 };
 
@@ -28,6 +39,8 @@ struct format_info {
     const char *safetensors;   /* dtype name in a safetensors header, NULL: does not occur */
     uint32_t super_block;      /* 256 for K-quants (leaf units of DESIGN's order of sums), else 0 */
     bool quantised;            /* false: plain numbers */
+    uint32_t scale_columns;    /* quantised: columns that share a scale, 16 or 32 */
+    bool has_minimum;          /* quantised: value = d·q + m, not d·q */
 };
 
 const struct format_info *kern_format(enum format f);
@@ -40,6 +53,15 @@ size_t kern_format_row_bytes(enum format f, uint64_t n_columns);
 
 /* Scalar reference: n_columns elements starting at a block boundary, to F32. Exact as the format's definition in F32 arithmetic (product, then sum). */
 void kern_format_dequantise(enum format f, const void *blocks, size_t n_columns, float *out);
+
+/* Quantised formats as whole numbers: 32 columns of a block, beginning at a multiple of 32. Column i is d[i / 16]·q[i], plus m where the format has a minimum.
+ * d·q is exact in F32 (but for what leaves its range), and so are the products that d and m are made of. NaN and infinity in a file's scales stay what they are;
+ * MXFP4 and NVFP4 have neither, as the `gguf` package reads them. */
+struct format_group {
+    int8_t q[32];
+    float d[2], m;
+};
+void kern_format_group(enum format f, const void *block, uint32_t i_group, struct format_group *g);
 
 /* Conversions of single numbers, IEEE round to nearest even; exact both ways for values that fit. */
 float kern_f16_to_f32(uint16_t h);

@@ -74,7 +74,8 @@ enum st kern_select(const char *name, const struct kern_backend **backend, struc
 }
 
 enum kern_activation kern_activation_for(enum format format, bool accurate) {
-    return kern_format(format)->quantised && !accurate ? KERN_ACT_INT8 : KERN_ACT_F32;
+    const struct format_info *info = kern_format(format);
+    return !info->quantised || accurate ? KERN_ACT_F32 : info->scale_columns == 16 ? KERN_ACT_INT8_16 : KERN_ACT_INT8;
 }
 
 /* ---- shared by all ------------------------------------------------------------------------------------------------------------------------------- */

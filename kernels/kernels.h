@@ -28,7 +28,8 @@ struct kern_queue {
 
 enum kern_activation {
     KERN_ACT_F32, /* dequantise weights to F32, multiply in F32: the accurate setting of every format, the only one of F32, F16, BF16 */
-    KERN_ACT_INT8 /* activations quantised to int8 in blocks of 32 anchored at column 0 of the tensor: d = amax / 127 (F32), q = round to nearest even (x / d) */
+    KERN_ACT_INT8,   /* activations quantised to int8 in blocks of 32 anchored at column 0 of the tensor: d = amax / 127 (F32), q = round to nearest even (x / d) */
+    KERN_ACT_INT8_16 /* the same in blocks of 16: for formats whose scales cover 16 columns (Q6_K, NVFP4) */
 };
 
 #define KERN_TILE_ROWS 16
@@ -287,7 +288,7 @@ const struct kern_backend *const *kern_backends(void);
 /* name NULL: the best that probes (TANDEM_KERNELS=cpu/avx2 in the environment forces one). "cpu" or "cpu/avx2" or "ref". ST_NOT_FOUND lists the known ones. */
 enum st kern_select(const char *name, const struct kern_backend **backend, struct err *e);
 
-/* The activation that a setting means for a format: auto is int8 for quantised formats, F32 for plain ones. */
+/* The activation that a setting means for a format: auto is int8, in blocks as wide as its scales, for quantised formats, F32 for plain ones. */
 enum kern_activation kern_activation_for(enum format format, bool accurate);
 
 #endif

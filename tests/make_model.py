@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """A tiny Llama in a GGUF file, for tests of the commands: random weights, a tokenizer of single bytes, ChatML. Standard library only.
-usage: make_model.py OUT [--seed S] [--layers N] [--hidden N] [--heads N] [--kv-heads N] [--ffn N] [--context N] [--hollow]
---hollow: the tensors are a hole of the file (zeros), so that a large model costs no disk."""
+usage: make_model.py OUT [--seed S] [--layers N] [--hidden N] [--heads N] [--kv-heads N] [--ffn N] [--context N] [--hollow] [--type Q4_K]
+--hollow: the tensors are a hole of the file (zeros), so that a large model costs no disk.
+--type: how matrices are stored whose rows it divides, the others in Q8_0 or F32; random codes under scales of a sensible size."""
 import argparse
+import math
 import random
 import struct
 
@@ -11,6 +13,7 @@ p.add_argument("out")
 for name, default in (("seed", 1), ("layers", 2), ("hidden", 64), ("heads", 4), ("kv-heads", 2), ("ffn", 128), ("context", 4096)):
     p.add_argument("--" + name, type=int, default=default)
 p.add_argument("--hollow", action="store_true")
+p.add_argument("--type", default="F32")
 a = p.parse_args()
 rng = random.Random(a.seed)
 
@@ -70,9 +73,42 @@ string("tokenizer.chat_template", "{% for message in messages %}{{'<|im_start|>'
        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 
+# name: (ggml's number, columns and bytes of a block)
+TYPES = {"F32": (0, 1, 4), "Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q5_0": (6, 32, 22), "Q5_1": (7, 32, 24), "Q8_0": (8, 32, 34), "Q2_K": (10, 256, 84), "Q4_K": (12, 256, 144),
+         "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210), "MXFP4": (39, 32, 17), "NVFP4": (40, 64, 36)}  # fmt: skip
+
+
 def tensor(name, *dims):
-    """dims outermost first; F32"""
-    tensors.append((name, dims))
+    """dims outermost first"""
+    wanted = [a.type, "Q8_0", "F32"] if len(dims) > 1 and a.type != "F32" else ["F32"]
+    tensors.append((name, dims, next(t for t in wanted if dims[-1] % TYPES[t][1] == 0)))
+
+
+def n_bytes(dims, kind):
+    n = 1
+    for d in dims:
+        n *= d
+    return n // TYPES[kind][1] * TYPES[kind][2]
+
+
+def block(kind, high):
+    """Numbers between about ±high."""
+    b = bytearray(rng.randbytes(TYPES[kind][2]))
+    scale = high * rng.uniform(0.5, 1)
+    if kind == "MXFP4":
+        b[0] = 127 + math.floor(math.log2(scale / 6))
+    elif kind == "NVFP4":
+        b[:4] = [max(1, round(8 * (7 + math.log2(high / 6))) - rng.randrange(8)) for _ in range(4)]
+    elif kind == "Q6_K":
+        b[208:] = struct.pack("<e", scale / (127 * 32) * 1.5)
+    elif kind == "Q8_0":
+        b[:2] = struct.pack("<e", scale / 127)
+    else:
+        codes, group = 16 if kind.startswith("Q5") else 8, 32 if kind.endswith("_K") else 1
+        b[:2] = struct.pack("<e", scale / codes / group)
+        if kind not in ("Q4_0", "Q5_0"):
+            b[2:4] = struct.pack("<e", scale / group if group > 1 else -scale)
+    return bytes(b)
 
 
 kv = a.hidden // a.heads * a.kv_heads
@@ -93,19 +129,19 @@ for i in range(a.layers):
 
 with open(a.out, "wb") as f:
     described, at = b"", 0
-    for name, dims in tensors:
-        described += text(name) + struct.pack("<I", len(dims)) + b"".join(struct.pack("<Q", d) for d in reversed(dims)) + struct.pack("<IQ", 0, at)
-        n = 4
-        for d in dims:
-            n *= d
-        at = (at + n + 31) // 32 * 32
+    for name, dims, kind in tensors:
+        described += text(name) + struct.pack("<I", len(dims)) + b"".join(struct.pack("<Q", d) for d in reversed(dims)) + struct.pack("<IQ", TYPES[kind][0], at)
+        at = (at + n_bytes(dims, kind) + 31) // 32 * 32
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs) + described
     f.write(head + bytes(-len(head) % 32))
     if a.hollow:
         f.truncate(f.tell() + at)
     else:
-        for name, dims in tensors:
+        for name, dims, kind in tensors:
             n = dims[0] * (dims[1] if len(dims) > 1 else 1)
-            values = [rng.gauss(0, 1) * dims[-1] ** -0.5 for _ in range(n)] if len(dims) > 1 else [1.0] * n
-            f.write(struct.pack(f"<{n}f", *values))
+            if kind == "F32":
+                values = [rng.gauss(0, 1) * dims[-1] ** -0.5 for _ in range(n)] if len(dims) > 1 else [1.0] * n
+                f.write(struct.pack(f"<{n}f", *values))
+            else:
+                f.write(b"".join(block(kind, (3 / dims[-1]) ** 0.5) for _ in range(n // TYPES[kind][1])))
             f.write(bytes(-f.tell() % 32))

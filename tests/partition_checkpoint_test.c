@@ -358,7 +358,12 @@ static const char *gguf_small(const char *name, uint32_t alignment, uint32_t ver
     t_gguf_array(&g, "a.empty", T_U64, NULL, 0, 8);
     t_gguf_tensor(&g, "w", T_GGML_Q8_0, 2, (const uint64_t[]){2, 32}, q8, sizeof q8);
     t_gguf_tensor(&g, "norm", T_GGML_F32, 1, (const uint64_t[]){4}, four, sizeof four);
-    t_gguf_tensor(&g, "k", T_GGML_Q6_K, 2, (const uint64_t[]){3, 256}, NULL, 630);
+    t_gguf_tensor(&g, "k", T_GGML_Q2_K, 2, (const uint64_t[]){3, 256}, NULL, 252);
+    for (int f = 0; f < FMT_COUNT; f++) { /* every format that GGUF has */
+        const struct format_info *info = kern_format((enum format)f);
+        const char *tensor = info->name;
+        t_gguf_tensor(&g, tensor, (uint32_t)info->gguf_type, 2, (const uint64_t[]){2, 512}, NULL, 2 * 512 / info->block_columns * info->block_bytes);
+    }
     t_gguf_tensor(&g, "cube", T_GGML_F32, 3, (const uint64_t[]){1, 2, 3}, six, sizeof six);
     const char *path = t_path("%s", name);
     t_gguf_write(&g, path);
@@ -371,7 +376,11 @@ static void gguf_round_trip(void **state) {
     for (int i = 0; i < 10; i++) {
         struct checkpoint *ck = opened(gguf_small("small.gguf", alignments[i / 2], i % 2 ? 2 : 3));
         assert_int_equal(ck_kind_of(ck), CK_GGUF);
-        assert_int_equal(ck_n_tensors(ck), 4);
+        assert_int_equal(ck_n_tensors(ck), 4 + FMT_COUNT);
+        for (int f = 0; f < FMT_COUNT; f++) {
+            const struct ck_tensor *t = ck_find(ck, kern_format((enum format)f)->name);
+            assert_true(t && !t->unsupported && t->format == (enum format)f && t->dims[1] == 512 && t->bytes == 2 * kern_format_row_bytes((enum format)f, 512));
+        }
         struct gguf_value v;
         assert_true(ck_gguf_get(ck, "general.architecture", &v) && v.kind == GGUF_STRING && v.string.bytes == 5 &&
                     memcmp(v.string.data, "llama", 5) == 0);
@@ -396,8 +405,8 @@ static void gguf_round_trip(void **state) {
         const struct ck_tensor *w = ck_find(ck, "w"), *cube = ck_find(ck, "cube");
         assert_true(w->format == FMT_Q8_0 && w->dims[0] == 2 && w->dims[1] == 32 && w->bytes == 68);
         assert_true(cube->n_dims == 3 && cube->dims[0] == 1 && cube->dims[1] == 2 && cube->dims[2] == 3);
-        assert_string_equal(ck_find(ck, "k")->unsupported, "Q6_K");
-        assert_int_equal(ck_find(ck, "k")->bytes, 630);
+        assert_string_equal(ck_find(ck, "k")->unsupported, "Q2_K");
+        assert_int_equal(ck_find(ck, "k")->bytes, 252);
         struct err e = {0};
         float *values;
         T_OK(ck_read_f32(ck, w, 64, &values, &e), &e);

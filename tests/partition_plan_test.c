@@ -57,6 +57,9 @@ static void every_cut_is_accepted(void **state)
         {.hidden = 64, .heads = 8, .kv = 8, .head_dim = 8, .ffn = 1536, .vocab = 131, .format = FMT_BF16, .fused = true, .seed = 4},
         {.hidden = 64, .heads = 32, .kv = 32, .head_dim = 8, .ffn = 704, .vocab = 33, .format = FMT_BF16, .fused = true, .biases = true, .seed = 6},
         {.hidden = 96, .heads = 4, .kv = 2, .head_dim = 48, .ffn = 160, .vocab = 131, .format = FMT_Q8_0, .gguf = true, .seed = 7}, /* cuts inside blocks */
+        {.hidden = 256, .heads = 16, .kv = 8, .head_dim = 16, .ffn = 768, .vocab = 67, .format = FMT_Q4_K, .mixed = true, .format_2 = FMT_Q6_K, .seed = 8}, /* inside super-blocks */
+        {.hidden = 256, .heads = 8, .kv = 2, .head_dim = 32, .ffn = 3328, .vocab = 67, .format = FMT_Q5_K, .layers = 1, .seed = 9},                            /* ffn: between them */
+        {.hidden = 64, .heads = 8, .kv = 4, .head_dim = 24, .ffn = 320, .vocab = 67, .format = FMT_NVFP4, .seed = 10},
     };
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         char name[16];
@@ -325,8 +328,23 @@ static void plans_405b(void **state)
     close_model();
 }
 
+/* NVFP4's tensor scale beside a weight: a product without it would be wrong in silence. */
+static void a_scale_of_a_tensor_is_refused(void **state)
+{
+    (void)state;
+    struct t_llama m = {.hidden = 64, .heads = 4, .kv = 2, .head_dim = 16, .ffn = 64, .vocab = 67, .format = FMT_NVFP4, .layers = 1, .scale = 0.25F};
+    struct err e = {""};
+    T_OK(ck_open(t_llama_write(&m, "scaled"), &ck, &e), &e);
+    t_expect_err_contains(ST_UNSUPPORTED, part_model_create(ck, &whole, &e), &e, "tensor blk.0.attn_q.scale: scales of whole tensors (here 0.25)");
+    ck_close(ck);
+    m.scale = 1;
+    open_model(t_llama_write(&m, "scaled"));
+    close_model();
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_cut_is_accepted), cmocka_unit_test(tampering_is_refused), cmocka_unit_test(plans_405b)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_cut_is_accepted), cmocka_unit_test(tampering_is_refused), cmocka_unit_test(plans_405b),
+                                       cmocka_unit_test(a_scale_of_a_tensor_is_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 /* Promise 1: the same bits, however the work is cut up. Ranks are threads of this process; models are random, made here.
  * What is compared: every row of logits by memcmp, every sampled token. test-deadline: 300 */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -144,6 +145,8 @@ static void make_wanted(const char *model, int vocab, const struct setting *sett
     for (int i = 0; i < N_SEQUENCES; i++) {
         assert_int_equal(want[i].n_rows, want[i].n + want[i].max_new);
         assert_int_equal(want[i].n_new, want[i].max_new);
+        for (int64_t k = 0; k < (int64_t)want[i].n_rows * vocab; k++)
+            assert_true(isfinite(want[i].logits[k])); /* NaNs would be the same too */
     }
 }
 
@@ -161,6 +164,16 @@ static const struct model {
     {"q4_1, 5/5 heads, ffn 96, tied", {.hidden = 96, .heads = 5, .kv = 5, .head_dim = 32, .ffn = 96, .vocab = 131, .format = FMT_Q4_1, .tied = true}},
     {"f32, 16/16 heads, ffn 1500", {.hidden = 32, .heads = 16, .kv = 16, .head_dim = 10, .ffn = 1500, .vocab = 31, .format = FMT_F32, .layers = 1}},
     {"bf16, 8/8 heads, ffn 352, biases", {.hidden = 40, .heads = 8, .kv = 8, .head_dim = 34, .ffn = 352, .vocab = 200, .format = FMT_BF16, .biases = true, .tied = true}},
+};
+
+/* Further formats of GGUF, two a model as files mix them: what is above said about the machinery, here each has a few cuts. Leaves of o and down fall inside blocks
+ * (of 32, 64 and 256 columns) but in the last, whose leaves are made of whole super-blocks. */
+static const struct model mixed_models[] = {
+    {"q4_0 + q5_0, 6/3 heads of 16, ffn 352", {.hidden = 64, .heads = 6, .kv = 3, .head_dim = 16, .ffn = 352, .vocab = 131, .format = FMT_Q4_0, .mixed = true, .format_2 = FMT_Q5_0, .layers = 1}},
+    {"mxfp4 + q5_1, 5/5 heads of 32, ffn 96", {.hidden = 64, .heads = 5, .kv = 5, .head_dim = 32, .ffn = 96, .vocab = 131, .format = FMT_MXFP4, .mixed = true, .format_2 = FMT_Q5_1, .layers = 1}},
+    {"nvfp4, 8/4 heads of 24, ffn 320", {.hidden = 64, .heads = 8, .kv = 4, .head_dim = 24, .ffn = 320, .vocab = 131, .format = FMT_NVFP4, .layers = 1}},
+    {"q4_k + q6_k, 16/8 heads of 16, ffn 768", {.hidden = 256, .heads = 16, .kv = 8, .head_dim = 16, .ffn = 768, .vocab = 67, .format = FMT_Q4_K, .mixed = true, .format_2 = FMT_Q6_K, .layers = 1}},
+    {"q5_k, 8/2 heads of 32, ffn 3328", {.hidden = 256, .heads = 8, .kv = 2, .head_dim = 32, .ffn = 3328, .vocab = 67, .format = FMT_Q5_K, .layers = 1, .tied = true}},
 };
 #ifdef __SANITIZE_THREAD__
 enum { N_RANDOM = 2 }; /* thirty times slower */
@@ -225,6 +238,25 @@ static void test_models(void **state)
         }
         for (int k = 0; k < N_SETTINGS; k++)
             free_sequences(want[k], N_SEQUENCES);
+    }
+}
+
+static void test_mixed_models(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof mixed_models / sizeof *mixed_models; i++) {
+        const struct model *m = &mixed_models[i];
+        const char *path = t_llama_write(&m->m, "mixed");
+        for (int k = 0; k < 2; k++) {
+            struct t_sequence want[N_SEQUENCES];
+            make_wanted(path, m->m.vocab, &settings[k], want);
+            for (int c = 1; c < N_CUTS; c++)
+                if (t_long() || c % 2 == (k + (int)i) % 2) {
+                    const struct way w = {.cut = &cuts[c], .setting = &settings[k], .n_threads = 1 + c % 2, .chunk = chunks[c % N_CHUNKS], .batch = c % 3};
+                    check_way(path, m->name, m->m.vocab, &w, want);
+                }
+            free_sequences(want, N_SEQUENCES);
+        }
     }
 }
 
@@ -482,7 +514,7 @@ static void test_rope_spellings(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_models),  cmocka_unit_test(test_temperature_samples), cmocka_unit_test(test_nothing_divides), cmocka_unit_test(test_fused),
+        cmocka_unit_test(test_models), cmocka_unit_test(test_mixed_models), cmocka_unit_test(test_temperature_samples), cmocka_unit_test(test_nothing_divides), cmocka_unit_test(test_fused),
         cmocka_unit_test(test_large_biases), cmocka_unit_test(test_ties),           cmocka_unit_test(test_copies),          cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_rope_spellings),
     };

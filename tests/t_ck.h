@@ -102,7 +102,7 @@ static inline void t_safetensors(const char *path, const struct t_tensor *tensor
 
 enum { T_GGUF_MAX_TENSORS = 4096 };
 /* ggml's numbers of types, and of kinds of values. */
-enum { T_GGML_F32 = 0, T_GGML_F16 = 1, T_GGML_Q4_1 = 3, T_GGML_Q8_0 = 8, T_GGML_Q6_K = 14, T_GGML_BF16 = 30 };
+enum { T_GGML_F32 = 0, T_GGML_F16 = 1, T_GGML_Q4_1 = 3, T_GGML_Q8_0 = 8, T_GGML_Q2_K = 10, T_GGML_Q6_K = 14, T_GGML_BF16 = 30 };
 enum { T_U8, T_I8, T_U16, T_I16, T_U32, T_I32, T_F32, T_BOOL, T_STRING, T_ARRAY, T_U64, T_I64, T_F64 };
 
 struct t_gguf {

@@ -38,4 +38,21 @@ static inline float *random_floats(struct base_rng *r, size_t n, float size) {
     return x;
 }
 
+static inline const char *t_activation(enum kern_activation a) { return a == KERN_ACT_F32 ? "f32" : a == KERN_ACT_INT8 ? "int8" : "int8_16"; }
+
+/* The scales of one block whose other bytes are random already: numbers of a sensible size. */
+static inline void t_plausible_scales(struct base_rng *r, enum format f, unsigned char *block) {
+    const bool super = kern_format(f)->super_block > 0;
+    uint16_t d = kern_f32_to_f16(base_rng_uniform(r, -0.02f, 0.02f) / (super ? 32 : 1)), m = kern_f32_to_f16(base_rng_uniform(r, -0.2f, 0.2f) / (super ? 32 : 1));
+    if (f == FMT_MXFP4)
+        block[0] = (unsigned char)(118 + base_rng_below(r, 6));
+    else if (f == FMT_NVFP4)
+        for (int i = 0; i < 4; i++)
+            block[i] = (unsigned char)base_rng_below(r, 48); /* subnormals too; up to 0.5 */
+    else
+        memcpy(block + (f == FMT_Q6_K ? 208 : 0), &d, 2);
+    if (kern_format(f)->has_minimum)
+        memcpy(block + 2, &m, 2);
+}
+
 #endif

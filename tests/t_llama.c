@@ -18,12 +18,43 @@ struct writer {
 
 static bool is_gguf(const struct t_llama *m) { return m->gguf || kern_format(m->format)->quantised; }
 
+static enum format format_of(const struct t_llama *m, const char *hub)
+{
+    return m->mixed && (strstr(hub, "v_proj") || strstr(hub, "down_proj") || strstr(hub, "lm_head")) ? m->format_2 : m->format;
+}
+
 /* ---- values ---------------------------------------------------------------------------------------------------------------------------------------- */
 
 static void put_f16(unsigned char *at, float x)
 {
     const uint16_t h = kern_f32_to_f16(x);
     memcpy(at, &h, sizeof h);
+}
+
+/* A block of random codes whose scales make numbers between −high and high, about evenly. */
+static void fill_block(enum format f, struct base_rng *r, float high, unsigned char *out)
+{
+    const struct format_info *info = kern_format(f);
+    const bool super = info->super_block > 0;
+    const float scale = base_rng_uniform(r, 0.5F, 1), most = f == FMT_Q6_K || f == FMT_Q5_K || f == FMT_Q5_0 || f == FMT_Q5_1 ? 16 : 8;
+    for (uint32_t k = 0; k < info->block_bytes; k++)
+        out[k] = (unsigned char)base_rng_below(r, 256);
+    if (f == FMT_MXFP4) { /* the largest code is 6 */
+        out[0] = (unsigned char)(127 + (int)floorf(log2f(scale * high / 6)));
+        return;
+    }
+    if (f == FMT_NVFP4) {
+        for (int k = 0; k < 4; k++) /* E4M3: 8 steps for a factor of 2, 2^(k / 8 − 7) and a bit less */
+            out[k] = (unsigned char)((int)(8 * (7 + log2f(high / 6))) - (int)base_rng_below(r, 8));
+        return;
+    }
+    if (f == FMT_Q6_K) { /* sc up to 127 either way, codes up to 32 */
+        put_f16(out + 208, scale * high / (127 * 32) * 1.5F);
+        return;
+    }
+    put_f16(out, scale * high / most / (super ? 32 : 1)); /* sc about 32 */
+    if (info->has_minimum)
+        put_f16(out + 2, scale * high / (super ? 32 : -1));
 }
 
 /* All are numbers that BF16 holds. */
@@ -43,6 +74,10 @@ static void fill(enum format f, struct base_rng *r, float low, float high, size_
             put_f16(out + 2, scale * low);
             for (int k = 0; k < 16; k++)
                 out[4 + k] = (unsigned char)base_rng_below(r, 256);
+            continue;
+        }
+        if (info->quantised) {
+            fill_block(f, r, high, out);
             continue;
         }
         const uint16_t b = kern_f32_to_bf16(base_rng_uniform(r, low, high));
@@ -118,7 +153,7 @@ static void add(struct writer *w, const char *hub, const char *gguf, const char 
     char name[128], other[128];
     snprintf(name, sizeof name, "%s.%s", hub, what);
     snprintf(other, sizeof other, "%s.%s", gguf, what);
-    const enum format f = columns == 1 && w->gguf ? FMT_F32 : w->m->format;
+    const enum format f = columns == 1 && w->gguf ? FMT_F32 : format_of(w->m, hub);
     unsigned char *data = make(w, name, f, rows, columns);
     if (w->gguf && heads)
         data = permute(data, rows, heads, kern_format_row_bytes(f, columns));
@@ -191,7 +226,7 @@ static void add_all(struct writer *w)
     if (m->tied)
         return;
     add(w, "lm_head", "output", "weight", (uint64_t)m->vocab, hidden, 0);
-    const size_t row_bytes = kern_format_row_bytes(m->format, hidden);
+    const size_t row_bytes = kern_format_row_bytes(format_of(m, "lm_head"), hidden);
     unsigned char *head = (unsigned char *)(uintptr_t)w->tensors[w->n - 1].data;
     if (m->twin != m->twin_of)
         memcpy(head + (size_t)m->twin * row_bytes, head + (size_t)m->twin_of * row_bytes, row_bytes);
@@ -235,6 +270,8 @@ static const char *write_gguf(struct writer *w, const char *name)
         const struct t_tensor *t = &w->tensors[i];
         t_gguf_tensor(&g, t->name, (uint32_t)kern_format(w->formats[i])->gguf_type, t->n_dims, t->dims, t->data, t->bytes);
     }
+    if (m->scale != 0)
+        t_gguf_tensor(&g, "blk.0.attn_q.scale", T_GGML_F32, 1, (const uint64_t[]){1}, &m->scale, sizeof m->scale);
     const char *path = t_path("%s.gguf", name);
     t_gguf_write(&g, path);
     return path;

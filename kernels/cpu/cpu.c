@@ -6,7 +6,9 @@
 
 static bool supports(enum kern_op op, enum format format, enum kern_activation activation, int head_dim) {
     switch (op) {
-    case KERN_OP_MATMUL: return activation == KERN_ACT_INT8 ? cpu_matmul_portable.int8[format] != NULL : cpu_matmul_portable.f32[format] != NULL;
+    case KERN_OP_MATMUL:
+        if (activation == KERN_ACT_F32) return cpu_matmul_portable.f32[format] != NULL;
+        return activation == kern_activation_for(format, false) && cpu_matmul_portable.int8[format] != NULL;
     case KERN_OP_EMBED: return cpu_tile_bytes(format) != 0;
     default: return cpu_ops_supports(op, format, head_dim);
     }

@@ -4,44 +4,29 @@
 
 #include "kernels/cpu/matmul_priv.h"
 
-static uint16_t half_at(const uint8_t *p) {
-    uint16_t h;
-    memcpy(&h, p, 2);
-    return h;
-}
-
-static void dequantise(enum format format, const uint8_t *tile, uint32_t lane, uint32_t n, float *w) {
-    float d, m;
-    switch (format) {
-    case FMT_Q4_1:
-        d = kern_f16_to_f32(half_at(tile + 256 + 2 * lane));
-        m = kern_f16_to_f32(half_at(tile + 288 + 2 * lane));
-        for (uint32_t c = 0; c < n; c++) {
-            uint8_t both = tile[(c & 15) / 4 * 64 + lane * 4 + c % 4];
-            w[c] = d * (float)(c < 16 ? both & 15 : both >> 4) + m; /* the product is exact */
+/* n places of one row, from `place` on. */
+static void dequantise(enum format format, const uint8_t *tile, const uint8_t *head, uint32_t lane, uint32_t place, uint32_t n, float *w) {
+    size_t at = (size_t)place * KERN_TILE_ROWS + lane;
+    for (uint32_t i = 0; i < n; i++, at += KERN_TILE_ROWS) {
+        uint16_t brain;
+        switch (format) {
+        case FMT_F32: memcpy(w + i, tile + at * 4, 4); break;
+        case FMT_F16: w[i] = cpu_half_at(tile + at * 2); break;
+        case FMT_BF16:
+            memcpy(&brain, tile + at * 2, 2);
+            w[i] = kern_bf16_to_f32(brain);
+            break;
+        default:
+            w[i] = cpu_scale_at(format, tile, head, lane, (place + i) / 16) * (float)cpu_q_at(format, tile, lane, place + i);
+            if (cpu_has_min(format)) w[i] += cpu_min_at(format, tile, head, lane); /* the product is exact */
         }
-        break;
-    case FMT_Q8_0:
-        d = kern_f16_to_f32(half_at(tile + 512 + 2 * lane));
-        for (uint32_t c = 0; c < n; c++) w[c] = d * (float)((int)tile[c / 4 * 64 + lane * 4 + c % 4] - 128);
-        break;
-    case FMT_F16:
-        for (uint32_t c = 0; c < n; c++) w[c] = kern_f16_to_f32(half_at(tile + ((size_t)c * KERN_TILE_ROWS + lane) * 2));
-        break;
-    case FMT_BF16:
-        for (uint32_t c = 0; c < n; c++) w[c] = kern_bf16_to_f32(half_at(tile + ((size_t)c * KERN_TILE_ROWS + lane) * 2));
-        break;
-    case FMT_F32:
-        for (uint32_t c = 0; c < n; c++) memcpy(w + c, tile + ((size_t)c * KERN_TILE_ROWS + lane) * 4, 4);
-        break;
-    case FMT_COUNT: break;
     }
 }
 
 void cpu_embed(struct kern_queue q, const struct kern_embed *args) {
     const struct kern_matrix *table = args->table;
     const struct kern_columns *c = &table->columns;
-    size_t tile_bytes = cpu_tile_bytes(table->format);
+    size_t row_tile_bytes = cpu_row_tile_bytes(table->format, c);
     /* Shared out by (token, segment), so that one token keeps several threads busy. */
     size_t n_items = (size_t)args->n_tokens * c->n_segments;
     size_t lo = n_items * (size_t)q.i_thread / (size_t)q.n_threads, hi = n_items * ((size_t)q.i_thread + 1) / (size_t)q.n_threads;
@@ -54,8 +39,11 @@ void cpu_embed(struct kern_queue q, const struct kern_embed *args) {
             memset(y, 0, n * sizeof *y);
             continue;
         }
-        const uint8_t *tile = (const uint8_t *)table->data + ((size_t)row / KERN_TILE_ROWS * c->n_segments + s) * tile_bytes;
-        dequantise(table->format, tile, (uint32_t)row % KERN_TILE_ROWS, n, y);
+        const uint8_t *row_tile = (const uint8_t *)table->data + (size_t)row / KERN_TILE_ROWS * row_tile_bytes;
+        size_t first = s; /* of the super-block: its head lies before its first tile */
+        while (first > 0 && cpu_super_of(c, (uint32_t)first - 1) == cpu_super_of(c, (uint32_t)s)) first--;
+        dequantise(table->format, row_tile + cpu_tile_at(table->format, c, (uint32_t)s), row_tile + cpu_tile_at(table->format, c, (uint32_t)first) - cpu_head_bytes(table->format),
+                   (uint32_t)row % KERN_TILE_ROWS, (uint32_t)((c->begin + c->segment_begin[s]) % KERN_SEGMENT), n, y);
         for (uint32_t j = 0; j < n; j++) y[j] *= args->scale;
     }
 }

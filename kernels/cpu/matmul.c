@@ -13,13 +13,17 @@ enum { BLOCK_BYTES = 512 * 1024 };
 /* Row tiles that all groups of a block pass over before the next ones come: as many as the kernels take at once for 8 tokens. */
 enum { TILES_AT_ONCE = 2 };
 
-static size_t f32_area(const struct kern_columns *columns, int n_tokens) {
-    return ((size_t)n_tokens * columns->n_segments * CPU_INT8_BYTES + 63) & ~(size_t)63;
+/* Where the records of an activation begin; of `area` = 3: where they all end. */
+static size_t area_at(int area, const struct kern_columns *columns, int n_tokens) {
+    static const enum kern_activation order[] = {KERN_ACT_INT8, KERN_ACT_INT8_16, KERN_ACT_F32};
+    size_t at = 0;
+    for (int i = 0; i < area; i++) at = (at + (size_t)n_tokens * columns->n_segments * cpu_token_bytes(order[i]) + 63) & ~(size_t)63;
+    return at;
 }
 
-size_t cpu_matmul_scratch_bytes(const struct kern_columns *columns, int n_tokens) {
-    return f32_area(columns, n_tokens) + (size_t)n_tokens * columns->n_segments * CPU_F32_BYTES;
-}
+static int area_of(enum kern_activation a) { return a == KERN_ACT_INT8 ? 0 : a == KERN_ACT_INT8_16 ? 1 : 2; }
+
+size_t cpu_matmul_scratch_bytes(const struct kern_columns *columns, int n_tokens) { return area_at(3, columns, n_tokens); }
 
 static void share(size_t n, struct kern_queue q, size_t *lo, size_t *hi) {
     *lo = n * (size_t)q.i_thread / (size_t)q.n_threads;
@@ -28,40 +32,54 @@ static void share(size_t n, struct kern_queue q, size_t *lo, size_t *hi) {
 
 /* ---- prepare ------------------------------------------------------------------------------------------------------------------------------------ */
 
-static void prepare_int8(const struct cpu_matmul *m, const float *x, size_t x_stride, int n_tokens, int n, uint8_t *record) {
-    for (int t = 0; t < n_tokens; t++) {
-        struct cpu_scale scale = m->quantise(x + (size_t)t * x_stride, n, (int8_t *)record + 32 * t);
-        uint8_t *tail = record + 32 * n_tokens + 4 * t;
+/* x: 32 places of one token. */
+static void put_int8(const struct cpu_matmul *m, const float *x, int n_tokens, int t, uint8_t *record) {
+    struct cpu_scale scale = m->quantise(x, 32, (int8_t *)record + 32 * t);
+    uint8_t *tail = record + 32 * n_tokens + 4 * t;
+    memcpy(tail, &scale.d, 4);
+    memcpy(tail + 4 * n_tokens, &scale.d_sum, 4);
+    memcpy(tail + 8 * n_tokens, &scale.offset, 4);
+}
+
+static void put_int8_16(const struct cpu_matmul *m, const float *x, int n_tokens, int t, uint8_t *record) {
+    for (int h = 0; h < 2; h++) {
+        struct cpu_scale scale = m->quantise(x + 16 * h, 16, (int8_t *)record + 32 * t + 16 * h);
+        uint8_t *tail = record + (32 + 4 * h) * n_tokens + 4 * t;
         memcpy(tail, &scale.d, 4);
-        memcpy(tail + 4 * n_tokens, &scale.d_sum, 4);
         memcpy(tail + 8 * n_tokens, &scale.offset, 4);
     }
 }
 
-static void prepare_f32(const float *x, size_t x_stride, int n_tokens, int n, float *record) {
-    for (int t = 0; t < n_tokens; t++) {
-        const float *from = x + (size_t)t * x_stride;
-        for (int c = 0; c < n; c++) record[c * n_tokens + t] = from[c];
-    }
-    memset(record + n * n_tokens, 0, sizeof *record * (size_t)(KERN_SEGMENT - n) * (size_t)n_tokens);
+static void put_f32(const float *x, int n_tokens, int t, float *record) {
+    for (int i = 0; i < KERN_SEGMENT; i++) record[i * n_tokens + t] = x[i];
 }
 
 void cpu_matmul_prepare(const struct cpu_matmul *m, struct kern_queue q, const struct kern_matmul *args) {
     if (args->n_parts == 0) return;
-    bool needs[2] = {false, false};
-    for (int p = 0; p < args->n_parts; p++) needs[args->parts[p].matrix->activation == KERN_ACT_INT8] |= args->parts[p].matrix->n_rows > 0;
+    bool needs[3] = {false, false, false};
+    for (int p = 0; p < args->n_parts; p++) needs[area_of(args->parts[p].matrix->activation)] |= args->parts[p].matrix->n_rows > 0;
     const struct kern_columns *c = &args->parts[0].matrix->columns;
-    uint8_t *int8 = args->scratch, *f32 = int8 + f32_area(c, args->n_tokens);
+    uint8_t *scratch = args->scratch;
+    size_t starts[3];
+    for (int i = 0; i < 3; i++) starts[i] = area_at(i, c, args->n_tokens);
 
     size_t n_groups = ((size_t)args->n_tokens + CPU_GROUP - 1) / CPU_GROUP, lo, hi;
     share(n_groups * c->n_segments, q, &lo, &hi);
     for (size_t i = lo; i < hi; i++) {
         size_t g = i / c->n_segments, s = i % c->n_segments, first = g * CPU_GROUP;
         int n = args->n_tokens - (int)first < CPU_GROUP ? args->n_tokens - (int)first : CPU_GROUP;
-        const float *x = args->x + first * args->x_stride + c->segment_begin[s];
-        size_t share_before = first * c->n_segments + s * (size_t)n; /* in tokens × segments */
-        if (needs[1]) prepare_int8(m, x, args->x_stride, n, c->segment_columns[s], int8 + share_before * CPU_INT8_BYTES);
-        if (needs[0]) prepare_f32(x, args->x_stride, n, c->segment_columns[s], (float *)(void *)(f32 + share_before * CPU_F32_BYTES));
+        size_t before = first * c->n_segments + s * (size_t)n, columns = c->segment_columns[s], place = (c->begin + c->segment_begin[s]) % KERN_SEGMENT;
+        for (int t = 0; t < n; t++) {
+            const float *x = args->x + (first + (size_t)t) * args->x_stride + c->segment_begin[s];
+            float whole[KERN_SEGMENT] = {0};
+            if (columns < KERN_SEGMENT) {
+                memcpy(whole + place, x, columns * sizeof *x);
+                x = whole;
+            }
+            if (needs[0]) put_int8(m, x, n, t, scratch + starts[0] + before * cpu_token_bytes(KERN_ACT_INT8));
+            if (needs[1]) put_int8_16(m, x, n, t, scratch + starts[1] + before * cpu_token_bytes(KERN_ACT_INT8_16));
+            if (needs[2]) put_f32(x, n, t, (float *)(void *)(scratch + starts[2] + before * cpu_token_bytes(KERN_ACT_F32)));
+        }
     }
 }
 
@@ -72,10 +90,9 @@ static void run_part(const struct cpu_matmul *m, const struct kern_matmul *args,
                      size_t group_lo, size_t group_hi) {
     const struct kern_matrix *matrix = part->matrix;
     const struct kern_columns *c = &matrix->columns;
-    bool is_int8 = matrix->activation == KERN_ACT_INT8;
-    cpu_rows_fn rows_fn = is_int8 ? m->int8[matrix->format] : m->f32[matrix->format];
-    const uint8_t *x = (const uint8_t *)args->scratch + (is_int8 ? 0 : f32_area(c, args->n_tokens));
-    size_t token_bytes = is_int8 ? CPU_INT8_BYTES : CPU_F32_BYTES, row_tile_bytes = c->n_segments * cpu_tile_bytes(matrix->format);
+    cpu_rows_fn rows_fn = matrix->activation == KERN_ACT_F32 ? m->f32[matrix->format] : m->int8[matrix->format];
+    const uint8_t *x = (const uint8_t *)args->scratch + area_at(area_of(matrix->activation), c, args->n_tokens);
+    size_t token_bytes = cpu_token_bytes(matrix->activation), row_tile_bytes = cpu_row_tile_bytes(matrix->format, c);
     size_t step = group_hi - group_lo == 1 ? tile_hi - tile_lo : TILES_AT_ONCE;
 
     for (size_t tile = tile_lo; tile < tile_hi; tile += step) {
@@ -127,7 +144,7 @@ void cpu_matmul_run(const struct cpu_matmul *m, struct kern_queue q, const struc
     share(n_tiles, (struct kern_queue){q.i_thread % n_row_shares, n_row_shares}, &lo, &hi);
     share(n_groups, (struct kern_queue){q.i_thread / n_row_shares, q.n_threads / n_row_shares}, &group_lo, &group_hi);
 
-    size_t group_bytes = (size_t)c->n_segments * CPU_GROUP * (has_f32 ? CPU_F32_BYTES : CPU_INT8_BYTES);
+    size_t group_bytes = (size_t)c->n_segments * CPU_GROUP * cpu_token_bytes(has_f32 ? KERN_ACT_F32 : KERN_ACT_INT8_16);
     size_t block = BLOCK_BYTES / group_bytes ? BLOCK_BYTES / group_bytes : 1;
     for (size_t g = group_lo; g < group_hi; g += block) {
         size_t g_end = g + block < group_hi ? g + block : group_hi, before = 0;

@@ -1,47 +1,155 @@
 /* Products on the CPU: how weights and activations lie in memory, and what a variant provides.
  *
  * Weights: tiles of 16 rows × one segment (≤ 32 columns), in the order [row tile][segment], so that one row tile is one stream. One SIMD lane is one output
- * row, so an output's sum never crosses lanes and has one order whatever the number of tokens. Columns that a segment lacks and rows that the matrix
- * lacks are zero. Tile bytes:
- *   Q4_1      320   4 × 64: byte [q][row][b] = column 4q + b (low nibble) and column 16 + 4q + b (high nibble); then 16 F16 d, 16 F16 m
- *   Q8_0      544   8 × 64: byte [q][row][b] = column 4q + b, as q xor 0x80 (unsigned, offset 128); then 16 F16 d
- *   F16/BF16 1024   [column][row]
- *   F32      2048   [column][row]
+ * row, so an output's sum never crosses lanes and has one order whatever the number of tokens. A column's place in its tile is its place in its block of 32 of
+ * the tensor, also where a leaf cuts the block. Places without a column and rows that the matrix lacks hold the number zero.
+ *
+ * A quantised tile is codes, then scales. Codes are whole numbers ≥ 0, the weight's q plus a bias:
+ *   nibbles   4 × 64 bytes: byte [q][row][b] = place 4q + b (low nibble) and place 16 + 4q + b (high nibble)
+ *   5th bits  64 bytes: bit q of byte [row][b] = place 4q + b                                     (after the nibbles; Q5_0, Q5_1, Q5_K)
+ *   5th, 6th  2 × 64 bytes: bits 2q, 2q + 1 of byte [h][row][b] = place 16h + 4q + b              (after the nibbles; Q6_K)
+ *   bytes     8 × 64: byte [q][row][b] = place 4q + b                                             (Q8_0)
+ * K-quants keep what a super-block of 256 columns has once in a head before its first tile here: a row tile is [head][tile]…[tile][head][tile]…, where the
+ * columns of a rank may begin and end inside a super-block. So a matrix takes no more than the file but for Q4_K and Q5_K (6-bit scales become bytes):
+ *            bias  codes  scales (× 16 rows)   head (× 16 rows)    tile + share of the head ÷ file
+ *   Q4_0        8    256  F16 d                                    288          1
+ *   Q4_1        0    256  F16 d, F16 m                             320          1
+ *   Q5_0       16    320  F16 d                                    352          1
+ *   Q5_1        0    320  F16 d, F16 m                             384          1
+ *   Q8_0      128    512  F16 d                                    544          1
+ *   Q4_K        0    256  u8 sc, u8 mn         F16 d, F16 −dmin    288 + 8      1.03
+ *   Q5_K        0    320  u8 sc, u8 mn         F16 d, F16 −dmin    352 + 8      1.02
+ *   Q6_K       32    384  2 × int8 sc          F16 d               416 + 4      1
+ *   MXFP4      16    256  u8 e                                     272          1      nibbles are E2M1 codes; the bias is that of twice their values
+ *   NVFP4      16    256  2 × E4M3                                 288          1      the same; a scale of 0x7f, which means 0, is stored as 0
+ * Plain numbers: F16, BF16 1024 bytes, F32 2048: [place][row].
  *
  * Activations (scratch of matmul_prepare): tokens in groups of 8, the last group may be smaller; in a group of n tokens each segment is one record, and the
  * records of a group are contiguous, so that a kernel with a constant n reads one stream with constant offsets:
- *   int8: n × 32 int8 q [token][column] · n F32 d · n F32 d·Σq · n int32 −128·Σq         (44 bytes a token)
- *   F32:  32 × n F32 [column][token]                                                      (128 bytes a token)
- * The int8 area lies first, the F32 area after it on the next multiple of 64; prepare fills those that some part of the product reads.
+ *   int8:    n × 32 int8 q [token][place] · n F32 d · n F32 d·Σq · n int32 −128·Σq                          (44 bytes a token)
+ *   int8_16: n × 32 int8 q [token][place] · 2 × n F32 d [half][token] · 2 × n int32 −128·Σq [half][token]   (48 bytes a token)
+ *   F32:     32 × n F32 [place][token]                                                                       (128 bytes a token)
+ * Three areas, each on a multiple of 64; prepare fills those that some part of the product reads.
  *
  * The order of an output's sum, in every variant: acc = +0 at the start of a leaf, then for each of its segments
- *   int8: acc = fma(dot, dw·d, acc), dot the exact integer Σ q·qw converted to F32; Q4_1 then acc = fma(m, d·Σq, acc)
- *   F32:  acc = fma(w, x, acc) column by column, w = dq or fma(q, d, m) (dq is exact), the 32 − n missing columns with w = x = 0
- * and after the leaf the fold of struct kern_columns; with a bias, sum + bias. */
+ *   int8:    acc = fma(dot, dw·d, acc), dot the exact integer Σ q·qw converted to F32; a format with a minimum then acc = fma(m, d·Σq, acc)
+ *   int8_16: acc = fma(dot, dw·d, acc) for places 0–15, then for places 16–31, each with its own dw and d
+ *   F32:     acc = fma(w, x, acc) place by place, w = dw·q or fma(dw, q, m) (dw·q is exact), places without a column with q = 0 and x = 0
+ * where dw is the F16 d, d·sc (exact), 2^(e−128) or half of the E4M3, and m the F16 m or −dmin·mn (exact); and after the leaf the fold of struct
+ * kern_columns; with a bias, sum + bias. */
 #ifndef KERNELS_CPU_MATMUL_PRIV_H
 #define KERNELS_CPU_MATMUL_PRIV_H
+
+#include <string.h>
 
 #include "kernels/kernels.h"
 #include "kernels/tree.h"
 
 enum {
-    CPU_GROUP = 8,       /* tokens taken together: 8 accumulators, 8 integer sums, 8 registers of weights fit in 32 registers */
-    CPU_INT8_BYTES = 44, /* a token's share of a record */
-    CPU_F32_BYTES = 128,
+    CPU_GROUP = 8, /* tokens taken together: 8 accumulators, 8 integer sums, 8 registers of weights fit in 32 registers */
+    CPU_SUPER = 256,
     CPU_STACK = KERN_TREE_STACK
 };
 
+/* ---- layout: all of these are constants where the format is one ------------------------------------------------------------------------------------ */
+
+/* A token's share of a record. */
+static inline size_t cpu_token_bytes(enum kern_activation a) { return a == KERN_ACT_F32 ? 128 : a == KERN_ACT_INT8 ? 44 : 48; }
+
+static inline int cpu_high_bits(enum format f) { return f == FMT_Q5_0 || f == FMT_Q5_1 || f == FMT_Q5_K ? 1 : f == FMT_Q6_K ? 2 : 0; }
+static inline bool cpu_is_e2m1(enum format f) { return f == FMT_MXFP4 || f == FMT_NVFP4; }
+static inline bool cpu_is_super(enum format f) { return f == FMT_Q4_K || f == FMT_Q5_K || f == FMT_Q6_K; }
+static inline bool cpu_has_min(enum format f) { return f == FMT_Q4_1 || f == FMT_Q5_1 || f == FMT_Q4_K || f == FMT_Q5_K; }
+/* 2: KERN_ACT_INT8_16. */
+static inline int cpu_halves(enum format f) { return f == FMT_Q6_K || f == FMT_NVFP4 ? 2 : 1; }
+/* log2 of the bias; −1: none. */
+static inline int cpu_bias_log2(enum format f) { return f == FMT_Q8_0 ? 7 : f == FMT_Q6_K ? 5 : f == FMT_Q5_0 || cpu_is_e2m1(f) ? 4 : f == FMT_Q4_0 ? 3 : -1; }
+static inline int cpu_bias(enum format f) { return cpu_bias_log2(f) < 0 ? 0 : 1 << cpu_bias_log2(f); }
+/* Where the scales begin. */
+static inline size_t cpu_codes_bytes(enum format f) { return f == FMT_Q8_0 ? 512 : 256 + 64 * (size_t)cpu_high_bits(f); }
+static inline size_t cpu_head_bytes(enum format f) { return !cpu_is_super(f) ? 0 : cpu_has_min(f) ? 64 : 32; }
+
 static inline size_t cpu_tile_bytes(enum format f) {
     switch (f) {
-    case FMT_Q4_1: return 320;
-    case FMT_Q8_0: return 544;
     case FMT_F16:
     case FMT_BF16: return 1024;
     case FMT_F32: return 2048;
+    case FMT_MXFP4: return cpu_codes_bytes(f) + 16;
+    case FMT_Q4_0:
+    case FMT_Q5_0:
+    case FMT_Q8_0:
+    case FMT_Q4_K:
+    case FMT_Q5_K:
+    case FMT_Q6_K:
+    case FMT_NVFP4: return cpu_codes_bytes(f) + 32;
+    case FMT_Q4_1:
+    case FMT_Q5_1: return cpu_codes_bytes(f) + 64;
     case FMT_COUNT: break;
     }
     return 0;
 }
+
+/* Super-blocks between columns.begin and segment s's. */
+static inline size_t cpu_super_of(const struct kern_columns *c, uint32_t s) {
+    return (size_t)((c->begin + c->segment_begin[s]) / CPU_SUPER - c->begin / CPU_SUPER);
+}
+
+static inline size_t cpu_row_tile_bytes(enum format f, const struct kern_columns *c) {
+    if (c->n_segments == 0) return 0;
+    return c->n_segments * cpu_tile_bytes(f) + (cpu_super_of(c, c->n_segments - 1) + 1) * cpu_head_bytes(f);
+}
+
+/* Segment s's tile in its row tile; its head is at the first segment of its super-block. */
+static inline size_t cpu_tile_at(enum format f, const struct kern_columns *c, uint32_t s) {
+    return s * cpu_tile_bytes(f) + (cpu_super_of(c, s) + 1) * cpu_head_bytes(f);
+}
+
+/* ---- single numbers out of a tile, for embeddings and plain C --------------------------------------------------------------------------------------- */
+
+static inline float cpu_half_at(const uint8_t *p) {
+    uint16_t h;
+    memcpy(&h, p, 2);
+    return kern_f16_to_f32(h);
+}
+
+static const int8_t cpu_e2m1_doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+/* q of a place: without the bias. */
+static inline int cpu_q_at(enum format f, const uint8_t *tile, uint32_t lane, uint32_t place) {
+    uint32_t quad = place / 4, at = lane * 4 + place % 4;
+    if (f == FMT_Q8_0) return tile[64 * quad + at] - 128;
+    int code = tile[64 * (quad & 3) + at] >> (quad < 4 ? 0 : 4) & 15;
+    if (cpu_is_e2m1(f)) return cpu_e2m1_doubled[code];
+    if (cpu_high_bits(f) == 1) code |= (tile[256 + at] >> quad & 1) << 4;
+    if (cpu_high_bits(f) == 2) code |= (tile[256 + 64 * (quad >> 2) + at] >> 2 * (quad & 3) & 3) << 4;
+    return code - cpu_bias(f);
+}
+
+/* dw; half: of places 0–15 or 16–31, where they differ. */
+static inline float cpu_scale_at(enum format f, const uint8_t *tile, const uint8_t *head, uint32_t lane, int half) {
+    const uint8_t *at = tile + cpu_codes_bytes(f);
+    switch (f) {
+    case FMT_Q4_K:
+    case FMT_Q5_K: return cpu_half_at(head + 2 * lane) * (float)at[lane];
+    case FMT_Q6_K: return cpu_half_at(head + 2 * lane) * (float)(int8_t)at[16 * half + (int)lane];
+    case FMT_MXFP4: {
+        uint32_t e = at[lane], bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;
+        float d;
+        memcpy(&d, &bits, 4);
+        return d;
+    }
+    case FMT_NVFP4: return kern_f16_to_f32((uint16_t)(at[16 * half + (int)lane] << 7)) * 128.0f;
+    default: return cpu_half_at(at + 2 * lane);
+    }
+}
+
+static inline float cpu_min_at(enum format f, const uint8_t *tile, const uint8_t *head, uint32_t lane) {
+    const uint8_t *at = tile + cpu_codes_bytes(f);
+    if (cpu_is_super(f)) return cpu_half_at(head + 32 + 2 * lane) * (float)at[16 + lane];
+    return cpu_half_at(at + 32 + 2 * lane);
+}
+
+/* ---- kernels ---------------------------------------------------------------------------------------------------------------------------------------- */
 
 /* One group of tokens times consecutive row tiles of one matrix. */
 struct cpu_rows {
@@ -55,7 +163,7 @@ struct cpu_rows {
     size_t y_stride, vector_stride;
 };
 
-/* The part of int8 preparation that a variant does: one token's segment of n ≤ 32 columns. q: 32 bytes, zero beyond n. */
+/* The part of int8 preparation that a variant does: one token's block of n columns, 16 or 32. */
 struct cpu_scale {
     float d, d_sum;
     int32_t offset; /* −128·Σq */
@@ -63,26 +171,17 @@ struct cpu_scale {
 
 typedef void (*cpu_rows_fn)(const struct cpu_rows *rows);
 
-/* Chooses among a format's ACT_FORMAT_1 … ACT_FORMAT_8, one for each number of tokens. */
-#define BY_TOKENS(act, format)                                                                                                                       \
-    static void act##_##format(const struct cpu_rows *a) {                                                                                           \
-        static const cpu_rows_fn by_tokens[CPU_GROUP + 1] = {NULL,                                                                                   \
-                                                             act##_##format##_1,                                                                     \
-                                                             act##_##format##_2,                                                                     \
-                                                             act##_##format##_3,                                                                     \
-                                                             act##_##format##_4,                                                                     \
-                                                             act##_##format##_5,                                                                     \
-                                                             act##_##format##_6,                                                                     \
-                                                             act##_##format##_7,                                                                     \
-                                                             act##_##format##_8};                                                                    \
-        by_tokens[a->n_tokens](a);                                                                                                                   \
-    }
+/* Lists for tables and instances: X(format) for each. */
+#define CPU_PLAIN(X) X(F16) X(BF16) X(F32)
+#define CPU_QUANTISED(X) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q4_K) X(Q5_K) X(Q6_K) X(MXFP4) X(NVFP4)
+#define CPU_INT8_ENTRY(format) [FMT_##format] = int8_##format,
+#define CPU_F32_ENTRY(format) [FMT_##format] = f32_##format,
 
 /* What a variant provides. */
 struct cpu_matmul {
-    cpu_rows_fn int8[FMT_COUNT]; /* NULL where the format has no int8 product */
+    cpu_rows_fn int8[FMT_COUNT]; /* KERN_ACT_INT8 or KERN_ACT_INT8_16, as the format has it; NULL: neither */
     cpu_rows_fn f32[FMT_COUNT];
-    struct cpu_scale (*quantise)(const float *x, int n, int8_t *q);
+    struct cpu_scale (*quantise)(const float *x, size_t n, int8_t *q);
 };
 
 extern const struct cpu_matmul cpu_matmul_portable;

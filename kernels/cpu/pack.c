@@ -1,65 +1,164 @@
-/* From the file's rows to tiles (kernels/cpu/matmul_priv.h has the byte tables). A segment's columns always start at column 0 of its tile, also where the
- * segment is the second part of a block that a leaf cuts. */
+/* From the file's rows to tiles (kernels/cpu/matmul_priv.h has the byte tables). A column's place in its tile is its place in its block of 32, also where a
+ * leaf cuts that block: then the foreign part is left zero, and the scales are kept on both sides. */
 #include <string.h>
 
 #include "base/status.h"
 #include "kernels/cpu/matmul_priv.h"
 
 size_t cpu_matrix_bytes(enum format format, enum kern_activation activation, uint64_t n_rows, const struct kern_columns *columns) {
-    (void)activation; /* one layout serves both */
-    return (size_t)((n_rows + KERN_TILE_ROWS - 1) / KERN_TILE_ROWS) * columns->n_segments * cpu_tile_bytes(format);
+    (void)activation; /* one layout serves all */
+    return (size_t)((n_rows + KERN_TILE_ROWS - 1) / KERN_TILE_ROWS) * cpu_row_tile_bytes(format, columns);
 }
 
-/* Block: F16 d, F16 m, 16 bytes; column j < 16 is the low nibble of byte j, column 16 + j the high one. */
-static void pack_q4_1(uint8_t *tile, uint32_t lane, const uint8_t *block, uint32_t first, uint32_t n) {
-    for (uint32_t c = 0; c < n; c++) {
-        uint32_t from = first + c;
-        uint8_t nibble = from < 16 ? block[4 + from] & 15 : block[4 + from - 16] >> 4;
-        uint32_t to = c & 15;
-        tile[to / 4 * 64 + lane * 4 + to % 4] |= c < 16 ? nibble : (uint8_t)(nibble << 4);
+/* ---- one row's block of 32 ------------------------------------------------------------------------------------------------------------------------ */
+
+/* 16 bytes of nibbles, and 32 bits that stand above them. */
+static void unpack_nibbles(const uint8_t *nibbles, const uint8_t *high, uint8_t codes[32]) {
+    for (int i = 0; i < 16; i++) codes[i] = nibbles[i] & 15, codes[16 + i] = nibbles[i] >> 4;
+    if (!high) return;
+    for (int i = 0; i < 32; i++) codes[i] |= (uint8_t)((high[i / 8] >> (i % 8) & 1) << 4);
+}
+
+/* Codes of group i (32 columns) of a block of the file. */
+static void unpack(enum format f, const uint8_t *block, uint32_t i, uint8_t codes[32]) {
+    switch (f) {
+    case FMT_Q4_0: unpack_nibbles(block + 2, NULL, codes); break;
+    case FMT_Q4_1: unpack_nibbles(block + 4, NULL, codes); break;
+    case FMT_Q5_0: unpack_nibbles(block + 6, block + 2, codes); break;
+    case FMT_Q5_1: unpack_nibbles(block + 8, block + 4, codes); break;
+    case FMT_MXFP4: unpack_nibbles(block + 1, NULL, codes); break;
+    case FMT_Q8_0:
+        for (int k = 0; k < 32; k++) codes[k] = block[2 + k] ^ 0x80;
+        break;
+    case FMT_Q4_K:
+    case FMT_Q5_K: {
+        const uint8_t *high = block + 16, *low = (f == FMT_Q5_K ? high + 32 : high) + i / 2 * 32;
+        for (int k = 0; k < 32; k++) codes[k] = low[k] >> 4 * (i & 1) & 15;
+        for (int k = 0; f == FMT_Q5_K && k < 32; k++) codes[k] |= (uint8_t)((high[k] >> i & 1) << 4);
+        break;
     }
-    memcpy(tile + 256 + 2 * lane, block, 2);
-    memcpy(tile + 288 + 2 * lane, block + 2, 2);
+    case FMT_Q6_K: {
+        const uint8_t *low = block + i / 4 * 64 + (i & 1) * 32, *high = block + 128 + i / 4 * 32;
+        for (int k = 0; k < 32; k++) codes[k] = (uint8_t)((low[k] >> 2 * (i & 2) & 15) | (high[k] >> 2 * (i & 3) & 3) << 4);
+        break;
+    }
+    case FMT_NVFP4:
+        for (int h = 0; h < 2; h++)
+            for (int k = 0; k < 8; k++) {
+                uint8_t both = block[4 + 16 * i + (uint32_t)(8 * h + k)];
+                codes[16 * h + k] = both & 15;
+                codes[16 * h + 8 + k] = both >> 4;
+            }
+        break;
+    default: break;
+    }
 }
 
-/* Block: F16 d, 32 int8. */
-static void pack_q8_0(uint8_t *tile, uint32_t lane, const uint8_t *block, uint32_t first, uint32_t n) {
-    for (uint32_t c = 0; c < n; c++) tile[c / 4 * 64 + lane * 4 + c % 4] = block[2 + first + c] ^ 0x80;
-    memcpy(tile + 512 + 2 * lane, block, 2);
+/* Four places a word: words of one row lie 64 bytes apart. */
+static void put_codes(enum format f, uint8_t *tile, uint32_t lane, const uint8_t codes[32]) {
+    uint32_t words[8], high[2] = {0, 0};
+    memcpy(words, codes, sizeof words);
+    uint8_t *to = tile + 4 * lane;
+    if (f == FMT_Q8_0) {
+        for (int q = 0; q < 8; q++) memcpy(to + 64 * q, &words[q], 4);
+        return;
+    }
+    for (int q = 0; q < 8; q++) {
+        if (cpu_high_bits(f) == 1) high[0] |= (words[q] >> 4 & 0x01010101) << q;
+        if (cpu_high_bits(f) == 2) high[q / 4] |= (words[q] >> 4 & 0x03030303) << 2 * (q & 3);
+    }
+    for (int q = 0; q < 4; q++) {
+        uint32_t both = (words[q] & 0x0f0f0f0f) | (words[4 + q] & 0x0f0f0f0f) << 4;
+        memcpy(to + 64 * q, &both, 4);
+    }
+    for (int h = 0; h < cpu_high_bits(f); h++) memcpy(to + 256 + 64 * h, &high[h], 4);
+}
+
+/* sc and mn of group i: six bits each in 12 bytes, the last four groups' upper two bits above the first four's six. */
+static void unpack_scale_min(const uint8_t *p, uint32_t i, uint8_t *sc, uint8_t *mn) {
+    *sc = i < 4 ? p[i] & 63 : (uint8_t)((p[4 + i] & 15) | (p[i - 4] >> 6) << 4);
+    *mn = i < 4 ? p[4 + i] & 63 : (uint8_t)(p[4 + i] >> 4 | (p[i] >> 6) << 4);
+}
+
+static void put_scales(enum format f, uint8_t *tile, uint32_t lane, const uint8_t *block, uint32_t i) {
+    uint8_t *at = tile + cpu_codes_bytes(f);
+    switch (f) {
+    case FMT_Q4_K:
+    case FMT_Q5_K: unpack_scale_min(block + 4, i, &at[lane], &at[16 + lane]); break;
+    case FMT_MXFP4: at[lane] = block[0]; break;
+    case FMT_Q6_K:
+        for (uint32_t h = 0; h < 2; h++) at[16 * h + lane] = block[192 + 2 * i + h];
+        break;
+    case FMT_NVFP4:
+        for (uint32_t h = 0; h < 2; h++) {
+            uint8_t scale = block[2 * i + h];
+            at[16 * h + lane] = scale == 0x7f ? 0 : scale & 0x7f;
+        }
+        break;
+    default:
+        memcpy(at + 2 * lane, block, 2);
+        if (cpu_has_min(f)) memcpy(at + 32 + 2 * lane, block + 2, 2);
+    }
+}
+
+static void put_head(enum format f, uint8_t *head, uint32_t lane, const uint8_t *block) {
+    if (f == FMT_Q6_K) {
+        memcpy(head + 2 * lane, block + 208, 2);
+        return;
+    }
+    memcpy(head + 2 * lane, block, 2);
+    const uint8_t minus_dmin[2] = {block[2], block[3] ^ 0x80};
+    memcpy(head + 32 + 2 * lane, minus_dmin, 2);
+}
+
+/* ---- a batch of rows ------------------------------------------------------------------------------------------------------------------------------ */
+
+/* Segment s of one row tile; src: the source rows, which begin at first_column. */
+static void pack_tile(const struct kern_pack *args, const uint8_t *src, uint32_t n_lanes, uint32_t s, uint8_t *tile, uint8_t *head) {
+    const enum format f = args->matrix->format;
+    const struct kern_columns *c = &args->matrix->columns;
+    const struct format_info *info = kern_format(f);
+    uint64_t column = c->begin + c->segment_begin[s];
+    uint32_t n = c->segment_columns[s], place = (uint32_t)(column % KERN_SEGMENT);
+    const uint8_t *block = src + (column - args->first_column) / info->block_columns * info->block_bytes;
+    memset(tile, 0, cpu_tile_bytes(f));
+    if (!info->quantised) {
+        for (uint32_t i = 0; i < n; i++)
+            for (uint32_t lane = 0; lane < n_lanes; lane++)
+                memcpy(tile + ((size_t)(place + i) * KERN_TILE_ROWS + lane) * info->block_bytes,
+                       block + lane * args->row_stride_bytes + (size_t)i * info->block_bytes, info->block_bytes);
+        return;
+    }
+    uint32_t i_group = (uint32_t)(column % info->block_columns / KERN_SEGMENT);
+    uint8_t codes[KERN_SEGMENT], zero = cpu_is_e2m1(f) ? 0 : (uint8_t)cpu_bias(f);
+    for (uint32_t lane = 0; lane < KERN_TILE_ROWS; lane++, block += args->row_stride_bytes) {
+        memset(codes, zero, sizeof codes);
+        if (lane < n_lanes) {
+            uint8_t all[KERN_SEGMENT];
+            unpack(f, block, i_group, all);
+            memcpy(codes + place, all + place, n);
+            put_scales(f, tile, lane, block, i_group);
+            if (head) put_head(f, head, lane, block);
+        }
+        put_codes(f, tile, lane, codes);
+    }
 }
 
 void cpu_matrix_pack(const struct kern_pack *args) {
     const struct kern_matrix *m = args->matrix;
     const struct kern_columns *c = &m->columns;
-    const struct format_info *info = kern_format(m->format);
-    size_t tile_bytes = cpu_tile_bytes(m->format);
+    size_t head_bytes = cpu_head_bytes(m->format), row_tile_bytes = cpu_row_tile_bytes(m->format, c);
     BASE_ASSERT(args->row_begin % KERN_TILE_ROWS == 0 && args->row_begin + args->n_rows <= m->n_rows);
-    BASE_ASSERT(args->first_column <= c->begin && args->first_column % info->block_columns == 0);
+    BASE_ASSERT(args->first_column <= c->begin && args->first_column % kern_format(m->format)->block_columns == 0);
 
     for (uint64_t row = 0; row < args->n_rows; row += KERN_TILE_ROWS) {
         uint32_t n_lanes = (uint32_t)(args->n_rows - row < KERN_TILE_ROWS ? args->n_rows - row : KERN_TILE_ROWS);
         const uint8_t *src = (const uint8_t *)args->src + row * args->row_stride_bytes;
-        uint8_t *tile = (uint8_t *)m->data + (size_t)((args->row_begin + row) / KERN_TILE_ROWS) * c->n_segments * tile_bytes;
-        for (uint32_t s = 0; s < c->n_segments; s++, tile += tile_bytes) {
-            uint64_t column = c->begin + c->segment_begin[s] - args->first_column; /* in the source row */
-            uint32_t n = c->segment_columns[s], first = (uint32_t)(column % info->block_columns);
-            const uint8_t *block = src + column / info->block_columns * info->block_bytes;
-            memset(tile, 0, tile_bytes);
-            if (m->format == FMT_Q8_0) memset(tile, 0x80, 512);
-            for (uint32_t lane = 0; lane < n_lanes; lane++, block += args->row_stride_bytes) {
-                switch (m->format) {
-                case FMT_Q4_1: pack_q4_1(tile, lane, block, first, n); break;
-                case FMT_Q8_0: pack_q8_0(tile, lane, block, first, n); break;
-                case FMT_F16:
-                case FMT_BF16:
-                    for (uint32_t i = 0; i < n; i++) memcpy(tile + ((size_t)i * KERN_TILE_ROWS + lane) * 2, block + (size_t)i * 2, 2);
-                    break;
-                case FMT_F32:
-                    for (uint32_t i = 0; i < n; i++) memcpy(tile + ((size_t)i * KERN_TILE_ROWS + lane) * 4, block + (size_t)i * 4, 4);
-                    break;
-                case FMT_COUNT: break;
-                }
-            }
+        uint8_t *row_tile = (uint8_t *)m->data + (size_t)((args->row_begin + row) / KERN_TILE_ROWS) * row_tile_bytes;
+        for (uint32_t s = 0; s < c->n_segments; s++) {
+            uint8_t *tile = row_tile + cpu_tile_at(m->format, c, s), *head = NULL;
+            if (head_bytes && (s == 0 || cpu_super_of(c, s) != cpu_super_of(c, s - 1))) head = memset(tile - head_bytes, 0, head_bytes);
+            pack_tile(args, src, n_lanes, s, tile, head);
         }
     }
 }

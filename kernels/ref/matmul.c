@@ -2,9 +2,12 @@
  *
  * A matrix is kept as the file's own blocks, row after row, from the block that holds columns.begin to the one that holds columns.end − 1.
  * The order of an output's sum: acc = +0 at the start of a leaf; then segment after segment
- *   F32:  acc = fma(w, x, acc), columns in order, w dequantised as the format says;
- *   int8: acc = fma(dot, d_w·d_x, acc) with the exact integer dot; a format with a minimum then acc = fma(m, d_x·Σq, acc);
- * leaves are folded as struct kern_columns says; a bias is added last. */
+ *   F32:     acc = fma(w, x, acc), columns in order, w dequantised as the format says;
+ *   int8:    acc = fma(dot, d_w·d_x, acc) with the exact integer dot; a format with a minimum then acc = fma(m, d_x·Σq, acc);
+ *   int8_16: acc = fma(dot, d_w·d_x, acc) for the first half of the block of 32, then for the second, each with its own d_w and d_x;
+ * d_w and m are struct format_group's (a K-quant's are products of two numbers of the file, exact in F32). A segment that is a part of a block of 32 counts for
+ * the whole block: columns that it lacks have q = 0 and x = 0, so an infinite or undefined scale makes the sum NaN whether a column is missing or zero.
+ * Leaves are folded as struct kern_columns says; a bias is added last. */
 #include <math.h>
 #include <string.h>
 
@@ -50,68 +53,82 @@ static const unsigned char *locate(const struct kern_matrix *m, uint64_t row, ui
     return (const unsigned char *)m->data + row * row_bytes(m->format, &m->columns) + block * info->block_bytes;
 }
 
-/* n ≤ 32 columns that lie in one block of 32 of the tensor */
-static void decode_f32(const struct kern_matrix *m, uint64_t row, uint64_t column, uint32_t n, float *w) {
-    float block[32];
-    uint32_t offset;
-    const unsigned char *p = locate(m, row, column, &offset);
-    kern_format_dequantise(m->format, p, offset + n, block);
-    memcpy(w, block + offset, n * sizeof *w);
+/* Where in its block of 32 a segment begins. */
+static uint32_t place_of(const struct kern_columns *c, uint32_t s) { return (uint32_t)((c->begin + c->segment_begin[s]) % KERN_SEGMENT); }
+
+/* The block of 32 that segment s lies in; what is no part of the segment has q = 0. */
+static void decode_group(const struct kern_matrix *m, uint64_t row, uint32_t s, struct format_group *g) {
+    uint32_t offset, place = place_of(&m->columns, s);
+    const unsigned char *p = locate(m, row, m->columns.segment_begin[s], &offset);
+    kern_format_group(m->format, p, offset / KERN_SEGMENT, g);
+    for (uint32_t i = 0; i < KERN_SEGMENT; i++)
+        if (i < place || i >= place + m->columns.segment_columns[s])
+            g->q[i] = 0;
 }
 
-struct int8_segment {
-    int q[32];
-    float d, m;
-};
-
-static void decode_int8(const struct kern_matrix *m, uint64_t row, uint64_t column, uint32_t n, struct int8_segment *s) {
+static void decode_f32(const struct kern_matrix *m, uint64_t row, uint32_t s, float w[KERN_SEGMENT]) {
     uint32_t offset;
-    const unsigned char *p = locate(m, row, column, &offset);
-    uint16_t d, minimum;
-    memcpy(&d, p, 2);
-    memcpy(&minimum, p + 2, 2);
-    s->d = kern_f16_to_f32(d);
-    s->m = m->format == FMT_Q4_1 ? kern_f16_to_f32(minimum) : 0;
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t at = offset + i;
-        if (m->format == FMT_Q8_0)
-            s->q[i] = (int8_t)p[2 + at];
-        else
-            s->q[i] = at < 16 ? p[4 + at] & 15 : p[4 + at - 16] >> 4;
+    if (!kern_format(m->format)->quantised) {
+        const unsigned char *p = locate(m, row, m->columns.segment_begin[s], &offset);
+        memset(w, 0, KERN_SEGMENT * sizeof *w);
+        kern_format_dequantise(m->format, p, m->columns.segment_columns[s], w + place_of(&m->columns, s));
+        return;
+    }
+    struct format_group g;
+    decode_group(m, row, s, &g);
+    for (int i = 0; i < KERN_SEGMENT; i++) {
+        w[i] = g.d[i / 16] * (float)g.q[i];
+        if (kern_format(m->format)->has_minimum)
+            w[i] = w[i] + g.m;
     }
 }
 
 /* ---- activations --------------------------------------------------------------------------------------------------------------------------------- */
 
-/* Scratch: d [n_tokens][n_segments] F32, then q [n_tokens][columns] int8. */
+/* A segment's activations, quantised in blocks of 32 and of 16, each at its place in its block of 32; scratch is [n_tokens][n_segments] of them. */
+struct quantised {
+    int8_t q[KERN_SEGMENT], q16[KERN_SEGMENT];
+    float d, d16[2];
+};
+
 size_t ref_matmul_scratch_bytes(const struct kern_columns *columns, int n_tokens) {
-    return (size_t)n_tokens * (columns->n_segments * sizeof(float) + (size_t)(columns->end - columns->begin));
+    return (size_t)n_tokens * columns->n_segments * sizeof(struct quantised);
 }
 
-static float *scratch_d(const struct kern_matmul *args, int t) {
-    return (float *)args->scratch + (size_t)t * args->parts[0].matrix->columns.n_segments;
-}
-static int8_t *scratch_q(const struct kern_matmul *args, int t) {
-    const struct kern_columns *c = &args->parts[0].matrix->columns;
-    return (int8_t *)((float *)args->scratch + (size_t)args->n_tokens * c->n_segments) + (size_t)t * (size_t)(c->end - c->begin);
+static struct quantised *scratch_at(const struct kern_matmul *args, int t, uint32_t s) {
+    return (struct quantised *)args->scratch + (size_t)t * args->parts[0].matrix->columns.n_segments + s;
 }
 
 static void quantise(const float *x, uint32_t n, float *d, int8_t *q) {
     float largest = 0;
-    for (uint32_t i = 0; i < n; i++)
+    bool finite = true;
+    for (uint32_t i = 0; i < n; i++) {
         largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
-    *d = largest / 127.0f;
+        finite = finite && isfinite(x[i]);
+    }
+    *d = finite ? largest / 127.0f : NAN;
     for (uint32_t i = 0; i < n; i++) {
         float scaled = *d > 0 ? rintf(x[i] / *d) : 0; /* to nearest even, the default mode */
-        q[i] = (int8_t)(scaled > 127 ? 127 : scaled < -127 ? -127 : scaled == scaled ? scaled : 0); /* beyond ±127 only where d is subnormal */
+        q[i] = (int8_t)(scaled > 127 ? 127 : scaled < -127 ? -127 : scaled); /* beyond ±127 only where d is subnormal */
     }
 }
 
 static bool wants_int8(const struct kern_matmul *args) {
     for (int i = 0; i < args->n_parts; i++)
-        if (args->parts[i].matrix->activation == KERN_ACT_INT8)
+        if (args->parts[i].matrix->activation != KERN_ACT_F32)
             return true;
     return false;
+}
+
+/* x of one segment, with zeroes for what it lacks of its block of 32: there, or in padded. */
+static const float *segment_of_x(const struct kern_matmul *args, int t, uint32_t s, float padded[KERN_SEGMENT]) {
+    const struct kern_columns *c = &args->parts[0].matrix->columns;
+    const float *x = args->x + (size_t)t * args->x_stride + c->segment_begin[s];
+    if (c->segment_columns[s] == KERN_SEGMENT)
+        return x;
+    memset(padded, 0, KERN_SEGMENT * sizeof *padded);
+    memcpy(padded + place_of(c, s), x, c->segment_columns[s] * sizeof *x);
+    return padded;
 }
 
 void ref_matmul_prepare(struct kern_queue q, const struct kern_matmul *args) {
@@ -119,9 +136,21 @@ void ref_matmul_prepare(struct kern_queue q, const struct kern_matmul *args) {
         return;
     const struct kern_columns *c = &args->parts[0].matrix->columns;
     REF_FOR_SHARE(int, t, args->n_tokens, q)
-        for (uint32_t s = 0; s < c->n_segments; s++)
-            quantise(args->x + (size_t)t * args->x_stride + c->segment_begin[s], c->segment_columns[s], scratch_d(args, t) + s,
-                     scratch_q(args, t) + c->segment_begin[s]);
+        for (uint32_t s = 0; s < c->n_segments; s++) {
+            float padded[KERN_SEGMENT];
+            struct quantised *to = scratch_at(args, t, s);
+            const float *x = segment_of_x(args, t, s, padded);
+            quantise(x, KERN_SEGMENT, &to->d, to->q);
+            quantise(x, 16, &to->d16[0], to->q16);
+            quantise(x + 16, 16, &to->d16[1], to->q16 + 16);
+        }
+}
+
+static int dot_of(const int8_t *w, const int8_t *x, int n) {
+    int dot = 0;
+    for (int i = 0; i < n; i++)
+        dot += w[i] * x[i];
+    return dot;
 }
 
 /* ---- the product --------------------------------------------------------------------------------------------------------------------------------- */
@@ -137,30 +166,32 @@ static void row_times_group(const struct kern_matmul *args, const struct kern_ma
         /* ---- the leaf's sum */
         float acc[GROUP] = {0};
         for (uint32_t s = c->leaf_segment[leaf]; s < c->leaf_segment[leaf + 1]; s++) {
-            uint32_t begin = c->segment_begin[s], n_columns = c->segment_columns[s];
             if (m->activation == KERN_ACT_F32) {
-                float w[32];
-                decode_f32(m, row, begin, n_columns, w);
+                float w[KERN_SEGMENT], padded[KERN_SEGMENT];
+                decode_f32(m, row, s, w);
                 for (int t = 0; t < n; t++) {
-                    const float *x = args->x + (size_t)(t_begin + t) * args->x_stride + begin;
-                    for (uint32_t i = 0; i < n_columns; i++)
+                    const float *x = segment_of_x(args, t_begin + t, s, padded);
+                    for (int i = 0; i < KERN_SEGMENT; i++)
                         acc[t] = fmaf(w[i], x[i], acc[t]);
                 }
                 continue;
             }
-            struct int8_segment w;
-            decode_int8(m, row, begin, n_columns, &w);
+            struct format_group w;
+            decode_group(m, row, s, &w);
             for (int t = 0; t < n; t++) {
-                const int8_t *x = scratch_q(args, t_begin + t) + begin;
-                float d = scratch_d(args, t_begin + t)[s];
-                int dot = 0, sum = 0;
-                for (uint32_t i = 0; i < n_columns; i++) {
-                    dot += w.q[i] * x[i];
-                    sum += x[i];
+                const struct quantised *x = scratch_at(args, t_begin + t, s);
+                if (m->activation == KERN_ACT_INT8_16) {
+                    for (int h = 0; h < 2; h++)
+                        acc[t] = fmaf((float)dot_of(w.q + 16 * h, x->q16 + 16 * h, 16), w.d[h] * x->d16[h], acc[t]);
+                    continue;
                 }
-                acc[t] = fmaf((float)dot, w.d * d, acc[t]);
-                if (m->format == FMT_Q4_1)
-                    acc[t] = fmaf(w.m, d * (float)sum, acc[t]);
+                acc[t] = fmaf((float)dot_of(w.q, x->q, KERN_SEGMENT), w.d[0] * x->d, acc[t]);
+                if (kern_format(m->format)->has_minimum) {
+                    int sum = 0;
+                    for (int i = 0; i < KERN_SEGMENT; i++)
+                        sum += x->q[i];
+                    acc[t] = fmaf(w.m, x->d * (float)sum, acc[t]);
+                }
             }
         }
         /* ---- fold, and hand out complete subtrees */
@@ -199,11 +230,11 @@ void ref_embed(struct kern_queue q, const struct kern_embed *args) {
         int64_t row = (int64_t)args->ids[t] - (int64_t)args->row_begin;
         bool mine = row >= 0 && (uint64_t)row < args->table->n_rows;
         for (uint32_t s = 0; s < c->n_segments; s++) {
-            float w[32] = {0};
+            float w[KERN_SEGMENT] = {0};
             if (mine)
-                decode_f32(args->table, (uint64_t)row, c->segment_begin[s], c->segment_columns[s], w);
+                decode_f32(args->table, (uint64_t)row, s, w);
             for (uint32_t i = 0; i < c->segment_columns[s]; i++)
-                y[c->segment_begin[s] + i] = mine ? w[i] * args->scale : 0.0f;
+                y[c->segment_begin[s] + i] = mine ? w[place_of(c, s) + i] * args->scale : 0.0f;
         }
     }
 }

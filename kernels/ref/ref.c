@@ -6,7 +6,7 @@ static bool ref_probe(void) { return true; }
 static bool ref_supports(enum kern_op op, enum format format, enum kern_activation activation, int head_dim) {
     switch (op) {
     case KERN_OP_MATMUL:
-        return format < FMT_COUNT && (activation == KERN_ACT_F32 || kern_format(format)->quantised);
+        return format < FMT_COUNT && (activation == KERN_ACT_F32 || activation == kern_activation_for(format, false));
     case KERN_OP_EMBED:
         return format < FMT_COUNT;
     case KERN_OP_ATTENTION:

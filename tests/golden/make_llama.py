@@ -51,6 +51,17 @@ CASES = {
     "gguf-q4_1-kv5": dict(hidden=160, heads=10, kv=5, head_dim=16, ffn=96, vocab=131, theta=10000.0, gguf=Q.Q4_1),
     "gguf-q8_0-q4_1-tied": dict(hidden=64, heads=8, kv=1, head_dim=24, ffn=352, vocab=131, theta=10000.0, scaling={"rope_type": "linear", "factor": 4.0}, gguf=Q.Q4_1, tied=True,
                                 gguf_embedding=Q.Q8_0),
+    # Further formats. gguf 0.19 cannot quantise K-quants and NVFP4: their blocks are random codes (see random_blocks). Rows that 256 does not divide fall back, as
+    # llama.cpp's quantiser has it; the first is the mixture of "Q4_K_M".
+    "gguf-q4_k-q6_k-q5_0": dict(hidden=256, heads=8, kv=4, head_dim=16, ffn=256, vocab=97, layers=1, theta=10000.0, gguf=Q.Q4_K,
+                                gguf_other={"v_proj": Q.Q6_K, "down_proj": Q.Q6_K, "lm_head": Q.Q6_K, "o_proj": Q.Q5_0}, n_ids=16),
+    "gguf-q5_k-q5_1": dict(hidden=256, heads=4, kv=2, head_dim=24, ffn=256, vocab=97, layers=1, theta=10000.0, gguf=Q.Q5_K, gguf_other={"o_proj": Q.Q5_1}, tied=True, n_ids=16),
+    "gguf-q6_k": dict(hidden=256, heads=8, kv=2, head_dim=32, ffn=256, vocab=97, layers=1, theta=10000.0, gguf=Q.Q6_K, tied=True, n_ids=16),
+    "gguf-q4_0": dict(hidden=64, heads=4, kv=2, head_dim=16, ffn=96, vocab=97, theta=10000.0, gguf=Q.Q4_0, n_ids=24),
+    "gguf-q5_0": dict(hidden=64, heads=4, kv=1, head_dim=32, ffn=96, vocab=97, theta=10000.0, gguf=Q.Q5_0, n_ids=24),
+    "gguf-q5_1": dict(hidden=96, heads=6, kv=3, head_dim=16, ffn=160, vocab=97, theta=10000.0, gguf=Q.Q5_1, n_ids=24),
+    "gguf-mxfp4": dict(hidden=64, heads=4, kv=4, head_dim=24, ffn=96, vocab=97, theta=10000.0, gguf=Q.MXFP4, n_ids=24),
+    "gguf-nvfp4": dict(hidden=64, heads=8, kv=4, head_dim=24, ffn=192, vocab=97, theta=10000.0, gguf=Q.NVFP4, n_ids=24),
     "gguf-f16-kv8-biases": dict(hidden=64, heads=8, kv=8, head_dim=12, ffn=96, vocab=133, layers=1, theta=500000.0, scaling=LLAMA3, gguf=Q.F16, attention_bias=True),
 }
 
@@ -187,7 +198,24 @@ def rope_freqs(c):
     return np.array(factors, dtype=np.float32)
 
 
-def save_gguf(model, c, path):
+def random_blocks(kind, shape, high, g):
+    """Random codes under scales that make numbers between about ±high: for formats that the gguf package reads only."""
+    columns, size = gguf.GGML_QUANT_SIZES[kind]
+    n = shape[0] * shape[1] // columns
+    blocks = g.integers(0, 256, (n, size), dtype=np.uint8)
+    scale = g.uniform(0.5, 1, (n, 1)) * high
+    f16 = lambda x: x.astype(np.float16).view(np.uint8)
+    if kind == Q.NVFP4:  # E4M3: 8 codes for a factor of 2; the largest of E2M1 is 6
+        blocks[:, :4] = np.clip(np.round(8 * (7 + np.log2(high / 6))) - g.integers(0, 8, (n, 4)), 1, 126).astype(np.uint8)
+    elif kind == Q.Q6_K:  # 6-bit codes less 32, int8 scales
+        blocks[:, 208:] = f16(scale / (127 * 32) * 1.5)
+    else:  # 6-bit scales of 32 in the mean, and as large minima
+        blocks[:, :2] = f16(scale / (16 if kind == Q.Q5_K else 8) / 32)
+        blocks[:, 2:4] = f16(scale / 32)
+    return blocks.reshape(shape[0], -1)
+
+
+def save_gguf(model, c, path, seed):
     """Returns the weights as a reader of the file has them."""
     w = gguf.GGUFWriter(path, "llama")
     w.add_name("tiny")
@@ -210,11 +238,14 @@ def save_gguf(model, c, path):
     if scaling.get("rope_type") == "llama3":
         w.add_tensor("rope_freqs.weight", rope_freqs(c))
     read = {}
+    g = np.random.default_rng(seed)
     for name, p in model.named_parameters():
         x = p.detach().numpy()
         heads = c["heads"] if "q_proj" in name else c["kv"] if "k_proj" in name else 0
         x = permute(x, heads) if heads else x
         kind = Q.F32 if x.ndim == 1 else c.get("gguf_embedding", c["gguf"]) if "embed" in name else c["gguf"]
+        if x.ndim == 2:
+            kind = next((other for part, other in c.get("gguf_other", {}).items() if part in name), kind)
         x = np.ascontiguousarray(x, dtype=np.float32)
         if kind == Q.F32:
             w.add_tensor(gguf_name(name), x)
@@ -222,7 +253,7 @@ def save_gguf(model, c, path):
             w.add_tensor(gguf_name(name), x.astype(np.float16))
             x = x.astype(np.float16).astype(np.float32)
         else:
-            stored = gguf.quants.quantize(x, kind)
+            stored = random_blocks(kind, x.shape, np.abs(x).max(), g) if kind in (Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.NVFP4) else gguf.quants.quantize(x, kind)
             w.add_tensor(gguf_name(name), stored, raw_dtype=kind)
             x = gguf.quants.dequantize(stored, kind).reshape(x.shape)
         read[name] = torch.from_numpy(np.ascontiguousarray(unpermute(x, heads) if heads else x))
@@ -246,7 +277,7 @@ def make(name):
         model = LlamaForCausalLM(config_of(c)).float().eval()
         randomise(model, c, seed)
         if "gguf" in c:
-            read = save_gguf(model, c, os.path.join(directory, "model.gguf"))
+            read = save_gguf(model, c, os.path.join(directory, "model.gguf"), seed)
             model.load_state_dict(read, strict=False)
             model.tie_weights()
         else:

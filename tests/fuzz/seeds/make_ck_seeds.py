@@ -65,6 +65,10 @@ KEYS = [("general.architecture", "string", "llama"), ("general.alignment", "u32"
         ("flags", "bool[]", [0, 1]), ("none", "u64[]", [])]  # fmt: skip
 write("gguf_fuzz", "kinds.gguf", gguf(KEYS, [("w", Q8_0, [2, 32], bytes(68)), ("n", F32, [4], bytes(16)), ("k", Q6_K, [1, 256], bytes(210))], 64))
 write("gguf_fuzz", "plain.gguf", gguf([("general.architecture", "string", "llama")], [("w", F32, [3, 2], bytes(24)), ("v", F32, [3, 2], bytes(24))], version=2))
+# every format that is read, two rows of the least that they can hold, and one that is not
+TYPES = {"Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q5_0": (6, 32, 22), "Q5_1": (7, 32, 24), "Q8_0": (8, 32, 34), "Q2_K": (10, 256, 84), "Q4_K": (12, 256, 144), "Q5_K": (13, 256, 176),
+         "Q6_K": (14, 256, 210), "BF16": (30, 1, 2), "MXFP4": (39, 32, 17), "NVFP4": (40, 64, 36)}  # fmt: skip
+write("gguf_fuzz", "types.gguf", gguf([("general.architecture", "string", "llama")], [(name, kind, [2, columns], bytes(range(size)) * 2) for name, (kind, columns, size) in TYPES.items()]))
 PART = [("split.no", "u16", 0), ("split.count", "u16", 2), ("split.tensors.count", "i32", 2)]
 write("gguf_fuzz", "joined.gguf", gguf(PART, [("w", Q4_1, [1, 1, 2, 32], bytes(40))]) + gguf([("split.no", "u16", 1)], []))
 
