@@ -154,7 +154,7 @@ void t_guard_check_at(const void *p, const char *file, int line) {
     size_t bytes;
     memcpy(&bytes, start, sizeof bytes);
     for (size_t i = sizeof bytes; i < guard_total(bytes); i++) {
-        if (i >= 2 * (size_t)LINE && i < 2 * (size_t)LINE + bytes) continue;
+        if (i == 2 * (size_t)LINE) i += bytes; /* over what the test owns */
         if (start[i] == GUARD) continue;
         print_error("guard byte %lld of a block of %zu bytes was overwritten\n", (long long)i - 2 * LINE, bytes);
         _fail(file, line);
