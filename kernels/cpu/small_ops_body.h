@@ -121,28 +121,66 @@ void CPU_NAME(gate)(struct kern_queue q, const struct kern_gate *args) {
         }
 }
 
+enum { SUM_VECS = 8 };
+
+/* Columns from i on of one token: n_vecs vectors of lanes side by side, so that the walk over the tree costs little; in the last one n lanes count.
+ * A chain is a tree in which every vector but the first is added as soon as it comes (two ranks with one each): its sum stays in registers. */
+static inline __attribute__((always_inline)) void sum_columns(const struct kern_sum *args, const uint32_t *n_folds, bool chain, size_t t, size_t i, int n_vecs, size_t n) {
+    const size_t at = t * args->vector_token_stride + i;
+    const int n_vectors = args->n_vectors;
+    vec stack[KERN_TREE_STACK][SUM_VECS], y[SUM_VECS];
+    int depth = 0;
+    const float *x = n_vectors ? args->vectors[0] + at : NULL;
+    for (int k = 0; k < n_vecs; k++)
+        y[k] = x ? vec_load_n(x + k * VEC_LANES, n) : vec_zero();
+    for (int v = 1; v < n_vectors; v++) {
+        x = args->vectors[v] + at;
+        if (chain || n_folds[v]) {
+            for (int k = 0; k < n_vecs; k++)
+                y[k] = vec_add(y[k], vec_load_n(x + k * VEC_LANES, n));
+        } else {
+            for (int k = 0; k < n_vecs; k++) {
+                stack[depth][k] = y[k];
+                y[k] = vec_load_n(x + k * VEC_LANES, n);
+            }
+            depth++;
+        }
+        for (uint32_t f = 1; !chain && f < n_folds[v]; f++) {
+            depth--;
+            for (int k = 0; k < n_vecs; k++)
+                y[k] = vec_add(stack[depth][k], y[k]);
+        }
+    }
+    const float *bias = args->bias, *residual = args->residual;
+    if (bias)
+        for (int k = 0; k < n_vecs; k++)
+            y[k] = vec_add(y[k], vec_load_n(bias + i + k * VEC_LANES, n));
+    if (residual)
+        for (int k = 0; k < n_vecs; k++)
+            y[k] = vec_add(vec_load_n(residual + t * args->residual_stride + i + k * VEC_LANES, n), y[k]);
+    float *out = args->y + t * args->y_stride + i;
+    for (int k = 0; k < n_vecs; k++)
+        vec_store_n(out + k * VEC_LANES, y[k], n);
+}
+
 void CPU_NAME(sum)(struct kern_queue q, const struct kern_sum *args) {
     uint32_t n_folds[KERN_MAX_VECTORS];
-    for (int v = 0; v < args->n_vectors; v++)
+    bool chain = true;
+    for (int v = 0; v < args->n_vectors; v++) {
         n_folds[v] = kern_tree_folds(args->vector_lo[v], args->vector_hi[v], args->n_leaves);
+        chain = chain && n_folds[v] == (v > 0);
+    }
     struct share s = share_of(q, args->n_tokens, (size_t)args->width, VEC_LANES);
-    for (size_t t = s.token_begin; t < s.token_end; t++)
-        for (size_t i = s.column_begin; i < s.column_end; i += VEC_LANES) {
-            size_t n = least(VEC_LANES, s.column_end - i);
-            vec stack[KERN_TREE_STACK];
-            int depth = 0;
-            for (int v = 0; v < args->n_vectors; v++) {
-                stack[depth++] = vec_load_n(args->vectors[v] + t * args->vector_token_stride + i, n);
-                for (uint32_t f = 0; f < n_folds[v]; f++, depth--)
-                    stack[depth - 2] = vec_add(stack[depth - 2], stack[depth - 1]);
-            }
-            vec y = depth ? stack[0] : vec_zero();
-            if (args->bias)
-                y = vec_add(y, vec_load_n(args->bias + i, n));
-            if (args->residual)
-                y = vec_add(vec_load_n(args->residual + t * args->residual_stride + i, n), y);
-            vec_store_n(args->y + t * args->y_stride + i, y, n);
-        }
+    for (size_t t = s.token_begin; t < s.token_end; t++) {
+        size_t i = s.column_begin;
+        for (; i + SUM_VECS * VEC_LANES <= s.column_end; i += SUM_VECS * VEC_LANES)
+            if (chain)
+                sum_columns(args, n_folds, true, t, i, SUM_VECS, VEC_LANES);
+            else
+                sum_columns(args, n_folds, false, t, i, SUM_VECS, VEC_LANES);
+        for (; i < s.column_end; i += VEC_LANES)
+            sum_columns(args, n_folds, chain, t, i, 1, least(VEC_LANES, s.column_end - i));
+    }
 }
 
 /* ---- top-k -------------------------------------------------------------------------------------------------------------------------------------------- */
