@@ -14,7 +14,9 @@ MAKEFLAGS += -r
 FORCE:
 
 comma := ,
-BUILD := build$(if $(SAN),-$(subst $(comma),-,$(SAN)))
+# ARCH=aarch64: everything for Arm (DGX Spark), by a cross compiler, with libraries that `make deps` unpacks into a folder.
+CROSS := $(filter-out $(shell uname -m),$(ARCH))
+BUILD := build$(if $(CROSS),-$(CROSS))$(if $(SAN),-$(subst $(comma),-,$(SAN)))
 OBJ   := $(BUILD)/obj
 Q     := $(if $(V),,@)
 
@@ -23,6 +25,13 @@ CC := gcc
 endif
 ifneq ($(filter default undefined,$(origin AR)),)
 AR := ar
+endif
+ifdef CROSS
+SYSROOT := $(abspath build-$(CROSS)/sysroot)
+CC := $(CROSS)-linux-gnu-gcc --sysroot=$(SYSROOT)
+AR := $(CROSS)-linux-gnu-ar
+export PKG_CONFIG_SYSROOT_DIR := $(SYSROOT)
+export PKG_CONFIG_LIBDIR := $(SYSROOT)/usr/lib/$(CROSS)-linux-gnu/pkgconfig:$(SYSROOT)/usr/share/pkgconfig
 endif
 MACHINE := $(or $(shell $(CC) -dumpmachine 2>/dev/null),$(shell uname -m))
 
@@ -41,6 +50,7 @@ endif
 # The tests of comm start a PMI server for the ranks of MPICH.
 SOURCES := $(sort $(wildcard $(addsuffix /*.c,$(SOURCE_DIRS))) $(if $(filter comm,$(ONLY)),launcher/pmi.c))
 HEADERS := $(sort $(wildcard $(addsuffix /*.h,$(SOURCE_DIRS))))
+ALL_SOURCES := $(SOURCES) # of any processor
 ifeq ($(filter x86_64%,$(MACHINE)),)
 SOURCES := $(filter-out kernels/cpu/%_avx2.c kernels/cpu/%_avx512.c,$(SOURCES))
 endif
@@ -143,7 +153,7 @@ $(OBJ)/%.o: %.c $(BUILD)/flags
 # The build id is a digest of the sources: ranks that were built from different ones refuse each other.
 $(BUILD)/build_id.c: FORCE
 	@mkdir -p $(@D)
-	@id=$$(sha256sum $(SOURCES) $(HEADERS) $(DESCRIPTIONS) launcher/remote_start.sh | sha256sum | cut -c1-32); \
+	@id=$$(sha256sum $(ALL_SOURCES) $(HEADERS) $(DESCRIPTIONS) launcher/remote_start.sh | sha256sum | cut -c1-32); \
 	printf '#include "base/build_id.h"\n\nconst char tandem_build_id[] = "%s";\nconst char tandem_version[] = "$(VERSION)";\n' "$$id" >$@.new; \
 	if cmp -s $@.new $@; then rm -f $@.new; else mv -f $@.new $@; fi
 $(OBJ)/build_id.o: $(BUILD)/build_id.c base/build_id.h $(BUILD)/flags
@@ -207,6 +217,8 @@ $(BENCHES): $(BUILD)/bench/%: $(OBJ)/bench/%.o $(LIB)
 
 DEPS      := gcc libc6-dev make pkg-config libhwloc-dev libjansson-dev libxxhash-dev libsodium-dev libpcre2-dev libcmocka-dev libmpich-dev mpich libucx-dev \
              python3 python3-pip ca-certificates iproute2 procps
+DEPS_CROSS := gcc-$(CROSS)-linux-gnu qemu-user-static
+DEPS_SYSROOT := libc6-dev libhwloc-dev libjansson-dev libxxhash-dev libsodium-dev libpcre2-dev libcmocka-dev
 DEPS_LINT := clang-format clang-tidy cppcheck shellcheck
 
 # $(call apt_install,PACKAGES): nothing is asked of the network where all are there already.
@@ -223,13 +235,14 @@ endef
 
 .PHONY: deps deps-lint
 deps:
-	$(call apt_install,$(DEPS))
+	$(call apt_install,$(DEPS) $(if $(CROSS),$(DEPS_CROSS)))
+	$(if $(CROSS),@launcher/sysroot.sh $(CROSS:aarch64=arm64) $(SYSROOT) $(DEPS_SYSROOT))
 deps-lint:
 	$(call apt_install,$(DEPS_LINT))
 
 # --- Demo, tests, benchmarks -----------------------------------------------------------------------------------------------
 
-.PHONY: demo _demo test _test test-long _test-long bench _bench bench-peers fuzz _fuzz
+.PHONY: demo _demo test _test test-long _test-long test-aarch64 bench _bench bench-peers fuzz _fuzz
 PROMPT := What is the capital of France? Answer in one sentence.
 
 demo: deps
@@ -251,6 +264,13 @@ test-long: deps
 	@$(MAKE) --no-print-directory _test-long
 _test-long: all $(TEST_TOOLS) $(filter $(BUILD)/%,$(RUN_TESTS))
 	@LONG=1 BUILD=$(BUILD) TANDEM=$(BUILD)/tandem tests/run.sh $(RUN_TESTS)
+
+# The Arm build, emulated, gives the bits of this machine's.
+test-aarch64:
+	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory ARCH=aarch64 BUILD=build-aarch64 deps
+	@$(MAKE) --no-print-directory ARCH=aarch64 BUILD=build-aarch64 all tests
+	@BUILD=$(BUILD) TANDEM=$(BUILD)/tandem TANDEM_OTHER=build-aarch64/tandem tests/run.sh tests/aarch64.sh
 
 bench: deps
 	@$(MAKE) --no-print-directory _bench
@@ -324,10 +344,10 @@ uninstall:
 	-rmdir $(DESTDIR)$(PREFIX)/share/doc/tandem 2>/dev/null
 
 clean:
-	rm -rf build build-address build-undefined build-address-undefined build-thread $(BUILD)
+	rm -rf build build-aarch64 build-address build-undefined build-address-undefined build-thread $(BUILD)
 
 help:
-	@echo 'targets: all (default) deps deps-lint demo test test-long bench bench-peers lint analyze check-headers check-layers format fuzz'
+	@echo 'targets: all (default) deps deps-lint demo test test-long test-aarch64 bench bench-peers lint analyze check-headers check-layers format fuzz'
 	@echo '         install uninstall (PREFIX, DESTDIR) clean; lib tests benches fuzzers; $(BUILD)/tests/NAME for one program'
-	@echo 'settings: DEV=1 (warnings are errors) SAN=address,undefined|thread V=1 (show commands) BUILD=DIR'
+	@echo 'settings: DEV=1 (warnings are errors) SAN=address,undefined|thread V=1 (show commands) BUILD=DIR ARCH=aarch64'
 	@echo '          ONLY="base kernels" (library of these rooms) T="base_%" (tests of these names) FUZZ_S=10'
