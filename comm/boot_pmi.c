@@ -277,7 +277,10 @@ static enum st connect_to(const char *port, uint64_t deadline_ns, int *fd, struc
     memcpy(host, port, n);
     host[n] = 0;
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *list = NULL;
-    int failed = getaddrinfo(host, colon + 1, &hints, &list);
+    /* Our own name leads nowhere but here: no resolver needs to know it. */
+    char own[256] = "";
+    (void)gethostname(own, sizeof own - 1);
+    int failed = getaddrinfo(strcmp(host, own) == 0 ? NULL : host, colon + 1, &hints, &list);
     if (failed) return err_set(e, ST_NOT_FOUND, "pmi: PMI_PORT=%.100s: %s", port, gai_strerror(failed));
     int found = -1;
     for (const struct addrinfo *a = list; a && found < 0; a = a->ai_next) found = connect_one(a, deadline_ns);
