@@ -93,12 +93,12 @@ static void start(struct running *r, const struct matmul_case *what, const struc
     for (uint32_t i = 0; i < what->n_leaves; i++) leaf_end[i] = (uint64_t)(i + 1) * n_units / what->n_leaves * unit;
     uint32_t n_segments = kern_columns_max_segments(what->n_columns, what->n_leaves);
     struct kern_matrix *m = &r->matrix;
-    *m = (struct kern_matrix){.format = what->format, .activation = what->activation, .n_rows = KERN_TILE_ROWS};
+    *m = (struct kern_matrix){.format = what->format, .activation = what->activation, .n_rows = KERN_TILE_ROWS, .scale = 1};
     kern_columns_init(&m->columns, 0, leaf_end, 0, what->n_leaves, what->n_leaves, allocate(n_segments * sizeof(uint32_t)), allocate(n_segments));
 
     /* One row tile of random numbers, repeated. */
     size_t row_bytes = kern_format_row_bytes(what->format, what->n_columns),
-           tile_bytes = kernels->matrix_bytes(what->format, what->activation, KERN_TILE_ROWS, &m->columns);
+           tile_bytes = kernels->matrix_bytes(m);
     uint8_t *src = allocate(row_bytes * KERN_TILE_ROWS);
     struct base_rng rng;
     base_rng_init(&rng, 1);

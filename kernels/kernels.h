@@ -65,6 +65,9 @@ struct kern_matrix {
     enum kern_activation activation;
     uint64_t n_rows; /* local; 0: an empty shard */
     struct kern_columns columns;
+    float scale; /* of the whole tensor: each leaf's sum is multiplied by it; 1 where there is none */
+    /* FP8, INT4, INT8: so many columns, from a multiple of it on, have equal d and m in each row (32, 64 or 128, FP8 always 128). A backend may store them once. */
+    uint32_t scale_columns;
     void *data; /* 64-byte aligned, kern_backend.matrix_bytes() bytes */
 };
 
@@ -262,7 +265,7 @@ struct kern_backend {
     /* head_dim is looked at by KERN_OP_ATTENTION, format is the matrix's or the cache's. */
     bool (*supports)(enum kern_op op, enum format format, enum kern_activation activation, int head_dim);
 
-    size_t (*matrix_bytes)(enum format format, enum kern_activation activation, uint64_t n_rows, const struct kern_columns *columns);
+    size_t (*matrix_bytes)(const struct kern_matrix *m); /* all but its data must be set */
     void (*matrix_pack)(const struct kern_pack *args);
     size_t (*matmul_scratch_bytes)(const struct kern_columns *columns, int n_tokens);
     size_t (*attention_scratch_bytes)(int n_heads, int head_dim, int n_tokens, int n_threads);

@@ -145,12 +145,13 @@ static enum st lay_out(const struct part_model *m, const struct kern_backend *ba
         matrix->format = w->tensor->format;
         matrix->activation = kern_activation_for(matrix->format, accurate);
         matrix->n_rows = n_rows;
+        matrix->scale = 1;
         if (!backend->supports(KERN_OP_MATMUL, matrix->format, matrix->activation, 0))
             return err_set(e, ST_UNSUPPORTED, "%s: kernel backend %s/%s cannot multiply %s", w->name, backend->name, backend->variant, kern_format(matrix->format)->name);
         const enum st st = rt_columns_init(m, w, small, &matrix->columns, e);
         if (st)
             return st;
-        const size_t bytes = backend->matrix_bytes(matrix->format, matrix->activation, n_rows, &matrix->columns);
+        const size_t bytes = backend->matrix_bytes(matrix);
         matrix->data = bytes ? base_arena_alloc(data, bytes) : NULL;
         if (bytes && !matrix->data)
             return err_set(e, ST_NO_MEMORY, "the plan's %zu bytes of weights do not hold %s", data->capacity_bytes, w->name);

@@ -158,7 +158,7 @@ static struct moved moved_by(const struct rt_exec *x, const struct part_step *s)
     struct moved n = {0};
     for (int k = 0; k < s->n_parts && s->op == PART_LINEAR; k++) {
         const struct kern_matrix *w = &x->o.weights->items[s->weight[k]].matrix;
-        n.weights += x->o.backend->matrix_bytes(w->format, w->activation, w->n_rows, &w->columns);
+        n.weights += x->o.backend->matrix_bytes(w);
         n.stored += x->m->weights[s->weight[k]].slice_bytes;
     }
     if (s->op == PART_ATTENTION)

@@ -84,9 +84,8 @@ static inline size_t cpu_tile_bytes(enum format f) {
     case FMT_NVFP4: return cpu_codes_bytes(f) + 32;
     case FMT_Q4_1:
     case FMT_Q5_1: return cpu_codes_bytes(f) + 64;
-    case FMT_COUNT: break;
+    default: return 0;
     }
-    return 0;
 }
 
 /* Super-blocks between columns.begin and segment s's. */
@@ -189,7 +188,7 @@ extern const struct cpu_matmul cpu_matmul_portable;
 extern const struct cpu_matmul cpu_matmul_avx2, cpu_matmul_avx512;
 #endif
 
-size_t cpu_matrix_bytes(enum format format, enum kern_activation activation, uint64_t n_rows, const struct kern_columns *columns);
+size_t cpu_matrix_bytes(const struct kern_matrix *m);
 void cpu_matrix_pack(const struct kern_pack *args);
 size_t cpu_matmul_scratch_bytes(const struct kern_columns *columns, int n_tokens);
 void cpu_matmul_prepare(const struct cpu_matmul *m, struct kern_queue q, const struct kern_matmul *args);

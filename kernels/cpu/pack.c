@@ -5,9 +5,8 @@
 #include "base/status.h"
 #include "kernels/cpu/matmul_priv.h"
 
-size_t cpu_matrix_bytes(enum format format, enum kern_activation activation, uint64_t n_rows, const struct kern_columns *columns) {
-    (void)activation; /* one layout serves all */
-    return (size_t)((n_rows + KERN_TILE_ROWS - 1) / KERN_TILE_ROWS) * cpu_row_tile_bytes(format, columns);
+size_t cpu_matrix_bytes(const struct kern_matrix *m) { /* one layout serves all activations */
+    return (size_t)((m->n_rows + KERN_TILE_ROWS - 1) / KERN_TILE_ROWS) * cpu_row_tile_bytes(m->format, &m->columns);
 }
 
 /* ---- one row's block of 32 ------------------------------------------------------------------------------------------------------------------------ */

@@ -12,9 +12,9 @@ static bool ref_supports(enum kern_op op, enum format format, enum kern_activati
     case KERN_OP_ATTENTION:
         if (head_dim < 1 || head_dim > REF_MAX_HEAD_DIM)
             return false; /* else as for the cache */
-        return !kern_format(format)->quantised;
+        return kern_format(format)->block_columns == 1;
     case KERN_OP_KV_APPEND:
-        return !kern_format(format)->quantised;
+        return kern_format(format)->block_columns == 1;
     default:
         return op >= 0 && op < KERN_OP_COUNT;
     }
