@@ -123,13 +123,13 @@ static void shift_columns(struct part_plan *p) { weight(p, 1, "down_proj")->colu
 static void overlap_columns(struct part_plan *p) { weight(p, 1, "down_proj")->columns.begin--; }
 static void cut_a_whole_axis(struct part_plan *p) { weight(p, 1, "down_proj")->rows.end--; }
 static void cut_a_norm(struct part_plan *p) { weight(p, 0, "input_layernorm")->rows.begin = 1; }
-static void slice_elsewhere(struct part_plan *p) { weight(p, 1, "o_proj.weight")->slice.offset += 1 << 20; }
-static void slice_before(struct part_plan *p) { weight(p, 0, "o_proj.weight")->slice.offset -= 2; }
-static void slice_of_another_file(struct part_plan *p) { weight(p, 1, "v_proj.weight")->slice.file++; }
-static void slice_too_short(struct part_plan *p) { weight(p, 1, "v_proj.weight")->slice.count[0]--; }
-static void slice_too_narrow(struct part_plan *p) { weight(p, 0, "down_proj")->slice.run_bytes -= 2; }
-static void slice_with_another_stride(struct part_plan *p) { weight(p, 0, "down_proj")->slice.stride[0] -= 2; }
-static void rank_0s_rows_twice(struct part_plan *p) { weight(p, 1, "gate_proj")->slice = weight(p, 0, "gate_proj")->slice; }
+static void slice_elsewhere(struct part_plan *p) { weight(p, 1, "o_proj.weight")->slices[0].offset += 1 << 20; }
+static void slice_before(struct part_plan *p) { weight(p, 0, "o_proj.weight")->slices[0].offset -= 2; }
+static void slice_of_another_file(struct part_plan *p) { weight(p, 1, "v_proj.weight")->slices[0].file++; }
+static void slice_too_short(struct part_plan *p) { weight(p, 1, "v_proj.weight")->slices[0].count[0]--; }
+static void slice_too_narrow(struct part_plan *p) { weight(p, 0, "down_proj")->slices[0].run_bytes -= 2; }
+static void slice_with_another_stride(struct part_plan *p) { weight(p, 0, "down_proj")->slices[0].stride[0] -= 2; }
+static void rank_0s_rows_twice(struct part_plan *p) { weight(p, 1, "gate_proj")->slices[0] = weight(p, 0, "gate_proj")->slices[0]; }
 static void head_rows_missing(struct part_plan *p) { weight(p, 1, "embed_tokens")->rows.begin += 3; }
 static void wrong_vectors(struct part_plan *p) { p->ranks[1]->values[step(p, 1, PART_SUM)->in[1]].n_vectors++; }
 static void wrong_node(struct part_plan *p) { p->cut.dims[whole->dim_ffn].node_lo[1][0]++; }
@@ -197,12 +197,12 @@ static void another_tensor(struct part_plan *p) { weight(p, 1, "up_proj")->tenso
 static void replica_undeclared(struct part_plan *p)
 {
     weight(p, 1, "k_proj")->rows.begin -= 16;
-    weight(p, 1, "k_proj")->slice.offset -= weight(p, 1, "k_proj")->slice.stride[0] * 16;
-    weight(p, 1, "k_proj")->slice.count[0] += 16;
-    weight(p, 1, "k_proj")->slice_bytes = weight(p, 1, "k_proj")->slice.count[0] * weight(p, 1, "k_proj")->slice.run_bytes;
+    weight(p, 1, "k_proj")->slices[0].offset -= weight(p, 1, "k_proj")->slices[0].stride[0] * 16;
+    weight(p, 1, "k_proj")->slices[0].count[0] += 16;
+    weight(p, 1, "k_proj")->slice_bytes = weight(p, 1, "k_proj")->slices[0].count[0] * weight(p, 1, "k_proj")->slices[0].run_bytes;
 }
-static void slice_of_neighbour_columns(struct part_plan *p) { weight(p, 1, "down_proj")->slice.offset = weight(p, 0, "down_proj")->slice.offset; }
-static void counted_twice(struct part_plan *p) { weight(p, 1, "down_proj")->slice.count[1] = 2; }
+static void slice_of_neighbour_columns(struct part_plan *p) { weight(p, 1, "down_proj")->slices[0].offset = weight(p, 0, "down_proj")->slices[0].offset; }
+static void counted_twice(struct part_plan *p) { weight(p, 1, "down_proj")->slices[0].count[1] = 2; }
 static void bytes_miscounted(struct part_plan *p) { weight(p, 1, "down_proj")->slice_bytes--; }
 static void wide_value(struct part_plan *p) { p->ranks[1]->values[step(p, 1, PART_GATE)->in[0]].width++; }
 static void heads_of_rank_0(struct part_plan *p) { step(p, 1, PART_ATTENTION)->q_first = 0; }

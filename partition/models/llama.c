@@ -4,6 +4,7 @@
  * which biases exist, whatever the flags say. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "partition/models/models.h"
 
@@ -17,15 +18,17 @@ static const struct names Q = {"self_attn.q_proj", "attn_q"}, K = {"self_attn.k_
 static const struct names QKV = {"self_attn.qkv_proj", "attn_qkv"};
 static const struct names GATE = {"mlp.gate_proj", "ffn_gate"}, UP = {"mlp.up_proj", "ffn_up"}, DOWN = {"mlp.down_proj", "ffn_down"}, GATE_UP = {"mlp.gate_up_proj", "ffn_gate_up"};
 
-/* The tensor of a module ("weight" or "bias"), NULL where it is not there. layer −1: outside the layers. full receives its name either way. */
+/* The tensor of a module ("weight": of its numbers or codes, or "bias"), NULL where it is not there. layer −1: outside the layers. full receives its name either way. */
 static const struct ck_tensor *find(const struct part_model *m, int layer, struct names n, const char *what, char full[128])
 {
     const bool gguf = ck_kind_of(m->ck) == CK_GGUF;
+    char module[112];
     if (layer < 0)
-        snprintf(full, 128, "%s.%s", gguf ? n.gguf : n.hub, what);
+        snprintf(module, sizeof module, "%s", gguf ? n.gguf : n.hub);
     else
-        snprintf(full, 128, gguf ? "blk.%d.%s.%s" : "model.layers.%d.%s.%s", layer, gguf ? n.gguf : n.hub, what);
-    return ck_find(m->ck, full);
+        snprintf(module, sizeof module, gguf ? "blk.%d.%s" : "model.layers.%d.%s", layer, gguf ? n.gguf : n.hub);
+    snprintf(full, 128, "%s.%s", module, what);
+    return strcmp(what, "weight") == 0 ? quant_codes(m->ck, module) : ck_find(m->ck, full);
 }
 
 /* llama.cpp's converter keeps NVFP4's tensor scale as a tensor beside the weight (X.scale; others write X.weight.scale), to be multiplied into the product. Without it the answer

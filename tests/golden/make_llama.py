@@ -303,5 +303,6 @@ def make(name):
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
-for case in sys.argv[1:] or CASES:
-    make(case)
+if __name__ == "__main__":
+    for case in sys.argv[1:] or CASES:
+        make(case)
