@@ -44,6 +44,6 @@ void cpu_embed(struct kern_queue q, const struct kern_embed *args) {
         while (first > 0 && cpu_super_of(c, (uint32_t)first - 1) == cpu_super_of(c, (uint32_t)s)) first--;
         dequantise(table->format, row_tile + cpu_tile_at(table->format, c, (uint32_t)s), row_tile + cpu_tile_at(table->format, c, (uint32_t)first) - cpu_head_bytes(table->format),
                    (uint32_t)row % KERN_TILE_ROWS, (uint32_t)((c->begin + c->segment_begin[s]) % KERN_SEGMENT), n, y);
-        for (uint32_t j = 0; j < n; j++) y[j] *= args->scale;
+        for (uint32_t j = 0; j < n; j++) y[j] = y[j] * table->scale * args->scale;
     }
 }

@@ -100,7 +100,7 @@ static void run_part(const struct cpu_matmul *m, const struct kern_matmul *args,
         for (size_t g = group_lo; g < group_hi; g++) {
             size_t first = g * CPU_GROUP, n_left = (size_t)args->n_tokens - first;
             struct cpu_rows rows = {
-                .columns = c,
+                .matrix = matrix,
                 .tiles = (const uint8_t *)matrix->data + tile * row_tile_bytes,
                 .x = x + first * c->n_segments * token_bytes,
                 .n_tokens = n_left < CPU_GROUP ? (int)n_left : CPU_GROUP,

@@ -220,6 +220,7 @@ struct walk {
 /* After leaf i has been stored on top of the stack. */
 static void end_leaf(struct walk *k, const struct kern_columns *c, uint32_t i_leaf, int nt, int nr) {
     const struct cpu_rows *a = k->a;
+    for (int i = 0; i < 2 * nr * nt; i++) k->stack[k->depth][i] = _mm256_mul_ps(k->stack[k->depth][i], _mm256_set1_ps(a->matrix->scale));
     k->depth++;
     for (int n = c->n_folds[i_leaf]; n > 0; n--, k->depth--)
         for (int i = 0; i < 2 * nr * nt; i++) k->stack[k->depth - 2][i] = _mm256_add_ps(k->stack[k->depth - 2][i], k->stack[k->depth - 1][i]);
@@ -244,7 +245,7 @@ enum kind { ONE_INT8, MANY_INT8, MANY_F32, PLAIN_F32 };
  * this is inlined, and f where codec is NULL. */
 INLINE void walk_tiles(const struct cpu_rows *a, size_t row, size_t apart, const enum kind kind, const struct many many, const enum format f,
                        const struct codec *codec, const int nt, const int nr, const int nh) {
-    const struct kern_columns *c = a->columns;
+    const struct kern_columns *c = &a->matrix->columns;
     const bool is_f32 = kind == MANY_F32 || kind == PLAIN_F32;
     const size_t tile_bytes = cpu_tile_bytes(f), head_bytes = cpu_head_bytes(f), row_tile_bytes = cpu_row_tile_bytes(f, c), stride = apart / ROWS * row_tile_bytes;
     const size_t record_bytes = (size_t)nt * cpu_token_bytes(is_f32 ? KERN_ACT_F32 : many.n_halves == 2 ? KERN_ACT_INT8_16 : KERN_ACT_INT8);

@@ -96,6 +96,7 @@ struct walk {
 /* After leaf i has been stored on top of the stack. */
 static void end_leaf(struct walk *k, const struct kern_columns *c, uint32_t i_leaf, int nt, int nr) {
     const struct cpu_rows *a = k->a;
+    for (int i = 0; i < nr * nt; i++) k->stack[k->depth][i] = _mm512_mul_ps(k->stack[k->depth][i], _mm512_set1_ps(a->matrix->scale));
     k->depth++;
     for (int n = c->n_folds[i_leaf]; n > 0; n--, k->depth--)
         for (int i = 0; i < nr * nt; i++) k->stack[k->depth - 2][i] = _mm512_add_ps(k->stack[k->depth - 2][i], k->stack[k->depth - 1][i]);
@@ -136,7 +137,7 @@ INLINE void segment(const enum kind kind, const enum format f, const struct code
  * codec is NULL. */
 INLINE void walk_tiles(const struct cpu_rows *a, size_t row, size_t apart, const enum kind kind, const enum format f, const struct codec *codec, const int nt,
                        const int nr) {
-    const struct kern_columns *c = a->columns;
+    const struct kern_columns *c = &a->matrix->columns;
     const bool is_f32 = kind == MANY_F32 || kind == PLAIN_F32;
     const bool is_16 = kind == MANY_INT8_16 || (kind == DIRECT_INT8 && cpu_halves(f) == 2);
     const size_t tile_bytes = cpu_tile_bytes(f), head_bytes = cpu_head_bytes(f), row_tile_bytes = cpu_row_tile_bytes(f, c), stride = apart / ROWS * row_tile_bytes;

@@ -90,8 +90,9 @@ INLINE void weights_f32(const enum format f, const uint8_t *tile, const uint8_t 
 
 /* The end of leaf i: push, fold, perhaps emit the tile's vector for token t. Returns the new depth. */
 static int fold(const struct cpu_rows *a, size_t row, int t, uint32_t i_leaf, const float acc[ROWS], float stack[CPU_STACK][ROWS], int depth, uint32_t i_vector) {
-    const struct kern_columns *c = a->columns;
-    memcpy(stack[depth++], acc, sizeof stack[0]);
+    const struct kern_columns *c = &a->matrix->columns;
+    for (int r = 0; r < ROWS; r++) stack[depth][r] = acc[r] * a->matrix->scale;
+    depth++;
     for (int n = c->n_folds[i_leaf]; n > 0; n--, depth--)
         for (int r = 0; r < ROWS; r++) stack[depth - 2][r] = stack[depth - 2][r] + stack[depth - 1][r];
     if (c->emit[i_leaf]) {
@@ -104,7 +105,7 @@ static int fold(const struct cpu_rows *a, size_t row, int t, uint32_t i_leaf, co
 }
 
 INLINE void walk(const struct cpu_rows *a, const enum format f, const bool is_int8) {
-    const struct kern_columns *c = a->columns;
+    const struct kern_columns *c = &a->matrix->columns;
     const size_t token_bytes = cpu_token_bytes(!is_int8 ? KERN_ACT_F32 : cpu_halves(f) == 2 ? KERN_ACT_INT8_16 : KERN_ACT_INT8);
     for (size_t row = 0; row < a->n_rows; row += ROWS) {
         const uint8_t *row_tile = a->tiles + row / ROWS * cpu_row_tile_bytes(f, c), *head = row_tile;

@@ -35,8 +35,8 @@
  *   int8:    acc = fma(dot, dw·d, acc), dot the exact integer Σ q·qw converted to F32; a format with a minimum then acc = fma(m, d·Σq, acc)
  *   int8_16: acc = fma(dot, dw·d, acc) for places 0–15, then for places 16–31, each with its own dw and d
  *   F32:     acc = fma(w, x, acc) place by place, w = dw·q or fma(dw, q, m) (dw·q is exact), places without a column with q = 0 and x = 0
- * where dw is the F16 d, d·sc (exact), 2^(e−128) or half of the E4M3, and m the F16 m or −dmin·mn (exact); and after the leaf the fold of struct
- * kern_columns; with a bias, sum + bias. */
+ * where dw is the F16 d, d·sc (exact), 2^(e−128) or half of the E4M3, and m the F16 m or −dmin·mn (exact); and after the leaf acc · the
+ * matrix's scale goes into the fold of struct kern_columns; with a bias, sum + bias. */
 #ifndef KERNELS_CPU_MATMUL_PRIV_H
 #define KERNELS_CPU_MATMUL_PRIV_H
 
@@ -152,7 +152,7 @@ static inline float cpu_min_at(enum format f, const uint8_t *tile, const uint8_t
 
 /* One group of tokens times consecutive row tiles of one matrix. */
 struct cpu_rows {
-    const struct kern_columns *columns;
+    const struct kern_matrix *matrix;
     const uint8_t *tiles; /* of the first row tile */
     const uint8_t *x;     /* the group's first record */
     int n_tokens;         /* 1 … CPU_GROUP */
