@@ -173,19 +173,28 @@ INLINE const uint8_t *half_at(const uint8_t *w, size_t stride, int i, size_t hal
 
 INLINE __m256 load_plain(const enum format f, const uint8_t *w, size_t stride, int i, size_t place) {
     if (f == FMT_F32) return _mm256_loadu_ps((const float *)(const void *)(half_at(w, stride, i, 32) + 64 * place));
+    if (f == FMT_FP8) { /* as F16 of the same digits */
+        const __m128i words = _mm_slli_epi16(_mm_cvtepi8_epi16(load_64(half_at(w, stride, i, 8) + 16 * place)), 7);
+        return _mm256_cvtph_ps(_mm_and_si128(words, _mm_set1_epi16((short)0xbf80)));
+    }
     const uint8_t *from = half_at(w, stride, i, 16) + 32 * place;
     if (f == FMT_F16) return load_halves(from);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)from)), 16));
 }
 
 /* acc[i][t] of half tiles [first, first + nh). */
-INLINE void plain_f32(const enum format f, const int nt, const int nh, int first, const uint8_t *w, size_t stride, const uint8_t *x, __m256 *acc) {
-    __m256 sum[CPU_GROUP];
+INLINE void plain_f32(const enum format f, const int nt, const int nh, int first, const uint8_t *w, const uint8_t *head, size_t stride, const uint8_t *x,
+                      __m256 *acc) {
+    __m256 sum[CPU_GROUP], d[4];
+    UNROLL for (int i = 0; i < nh && f == FMT_FP8; i++) d[i] = scale_of(f, w, half_at(head, stride, first + i, 0), (first + i) % 2, 0);
     UNROLL for (int j = 0; j < nh * nt; j++) sum[j] = acc[j];
     for (size_t quad = 0; quad < 8; quad++) {
         UNROLL for (size_t b = 0; b < 4; b++, x += 4 * nt) {
             __m256 wi[4];
-            UNROLL for (int i = 0; i < nh; i++) wi[i] = load_plain(f, w, stride, first + i, 4 * quad + b);
+            UNROLL for (int i = 0; i < nh; i++) {
+                wi[i] = load_plain(f, w, stride, first + i, 4 * quad + b);
+                if (f == FMT_FP8) wi[i] = _mm256_mul_ps(d[i], wi[i]);
+            }
             UNROLL for (int t = 0; t < nt; t++) {
                 __m256 xt = _mm256_set1_ps(load_f32(x + 4 * t));
                 UNROLL for (int i = 0; i < nh; i++) sum[i * nt + t] = _mm256_fmadd_ps(wi[i], xt, sum[i * nt + t]);
@@ -195,12 +204,8 @@ INLINE void plain_f32(const enum format f, const int nt, const int nh, int first
     UNROLL for (int j = 0; j < nh * nt; j++) acc[j] = sum[j];
 }
 
-/* q of place 4·quad + b of 8 rows: byte b of each lane. FP8's numbers are F16 of the same digits. */
+/* q of place 4·quad + b of 8 rows: byte b of each lane. */
 INLINE __m256 numbers_of(const enum format f, const uint8_t *w, int i, const unsigned quad, const unsigned b) {
-    if (f == FMT_FP8) {
-        const __m128i words = _mm_slli_epi16(_mm_cvtepi8_epi16(load_64(w + (size_t)(4 * quad + b) * ROWS + HALF * i)), 7);
-        return _mm256_cvtph_ps(_mm_and_si128(words, _mm_set1_epi16((short)0xbf80)));
-    }
     const __m256i code = _mm256_and_si256(_mm256_srli_epi32(codes_of(f, w, i, quad), (int)(8 * b)), _mm256_set1_epi32(255));
     return _mm256_cvtepi32_ps(cpu_bias(f) ? _mm256_sub_epi32(code, _mm256_set1_epi32(cpu_bias(f))) : code);
 }
@@ -284,11 +289,11 @@ INLINE void walk_tiles(const struct cpu_rows *a, size_t row, size_t apart, const
                     for (int h = 0; h < 2; h++) many_int8(many, codec, nt, h, &u, x, acc + (2 * r + h) * nt);
                 }
             else if (kind == PLAIN_F32)
-                for (int h = 0; h < 2 * nr; h += nh) plain_f32(f, nt, nh, h, w, stride, x, acc + h * nt);
+                for (int h = 0; h < 2 * nr; h += nh) plain_f32(f, nt, nh, h, w, head, stride, x, acc + h * nt);
             else {
                 float numbers[4][32 * ROWS] __attribute__((aligned(32)));
                 for (int r = 0; r < nr; r++) codec->weights(w + (size_t)r * stride, head + (size_t)r * stride, numbers[r]);
-                for (int h = 0; h < 2 * nr; h += nh) plain_f32(FMT_F32, nt, nh, h, (const uint8_t *)numbers, sizeof numbers[0], x, acc + h * nt);
+                for (int h = 0; h < 2 * nr; h += nh) plain_f32(FMT_F32, nt, nh, h, (const uint8_t *)numbers, NULL, sizeof numbers[0], x, acc + h * nt);
             }
         }
         end_leaf(&k, c, i, nt, nr);
@@ -329,17 +334,6 @@ MANY(many_by_16, MANY_INT8, 2, 2, false)
 MANY(many_bytes, MANY_INT8, 0, 1, false)
 MANY(many_numbers, MANY_F32, 0, 1, false)
 
-#define SCALED(format)                                                                                                                                 \
-    static void weights_##format(const uint8_t *w, const uint8_t *head, float *to) {                                                                   \
-        prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                     \
-        weights_of(FMT_##format, w, head, to);                                                                                                         \
-    }                                                                                                                                                  \
-    static void f32_##format(const struct cpu_rows *a) {                                                                                               \
-        const struct codec codec = {FMT_##format, 0, false, NULL, weights_##format};                                                                   \
-        many_numbers[a->n_tokens](a, &codec);                                                                                                          \
-    }
-CPU_SCALED(SCALED)
-
 #define QUANTISED(format)                                                                                                                              \
     static void codes_##format(const uint8_t *w, const uint8_t *head, struct decoded *to) {                                                            \
         prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                     \
@@ -361,6 +355,14 @@ CPU_SCALED(SCALED)
             one_##format(a);                                                                                                                           \
         else                                                                                                                                           \
             many[a->n_tokens](a, &codec);                                                                                                              \
+    }                                                                                                                                                  \
+    static void weights_##format(const uint8_t *w, const uint8_t *head, float *to) {                                                                   \
+        prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                     \
+        weights_of(FMT_##format, w, head, to);                                                                                                         \
+    }                                                                                                                                                  \
+    static void f32_##format(const struct cpu_rows *a) {                                                                                               \
+        const struct codec codec = {FMT_##format, 0, false, NULL, weights_##format};                                                                   \
+        many_numbers[a->n_tokens](a, &codec);                                                                                                          \
     }
 CPU_QUANTISED(QUANTISED)
 
@@ -428,6 +430,6 @@ static struct cpu_scale quantise(const float *x, size_t n, int8_t *q) {
 
 const struct cpu_matmul cpu_matmul_avx2 = {
     .int8 = {CPU_QUANTISED(CPU_INT8_ENTRY)},
-    .f32 = {CPU_SCALED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
+    .f32 = {CPU_QUANTISED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
     .quantise = quantise,
 };

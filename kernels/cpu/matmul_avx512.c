@@ -245,19 +245,29 @@ INLINE void many_int8(const enum kind kind, const struct codec *codec, const int
 
 /* ---- F32 ------------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* 16 plain weights. */
-INLINE __m512 load_plain(const enum format f, const uint8_t *w, size_t place) {
-    const uint8_t *from = w + place * (f == FMT_F32 ? 64 : 32);
+/* 16 plain weights, of place 4·quad + b. */
+INLINE __m512 load_plain(const enum format f, const uint8_t *w, size_t quad, const unsigned b) {
+    if (f == FMT_FP8) { /* two places' numbers at once become F16 of the same digits */
+        const __m256i pair = _mm256_loadu_si256((const __m256i *)(const void *)(w + 64 * quad + 32 * (b / 2)));
+        const __m512i halves = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(pair), 7), _mm512_set1_epi16((short)0xbf80));
+        return _mm512_cvtph_ps(b % 2 ? _mm512_extracti64x4_epi64(halves, 1) : _mm512_castsi512_si256(halves));
+    }
+    const uint8_t *from = w + (4 * quad + b) * (f == FMT_F32 ? 64 : 32);
     if (f == FMT_F32) return _mm512_loadu_ps(from);
     if (f == FMT_F16) return load_halves(from);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)from)), 16));
 }
 
-INLINE void plain_f32(const enum format f, const int nt, const int nr, const uint8_t *w, size_t stride, const uint8_t *x, __m512 *acc) {
+INLINE void plain_f32(const enum format f, const int nt, const int nr, const uint8_t *w, const uint8_t *head, size_t stride, const uint8_t *x, __m512 *acc) {
+    __m512 d[MAX_TILES];
+    UNROLL for (int r = 0; r < nr && f == FMT_FP8; r++) d[r] = scale_of(f, w, head + (size_t)r * stride, 0);
     for (size_t quad = 0; quad < 8; quad++) {
-        UNROLL for (size_t b = 0; b < 4; b++, x += 4 * nt) {
+        UNROLL for (unsigned b = 0; b < 4; b++, x += 4 * nt) {
             __m512 wr[MAX_TILES];
-            UNROLL for (int r = 0; r < nr; r++) wr[r] = load_plain(f, w + (size_t)r * stride, 4 * quad + b);
+            UNROLL for (int r = 0; r < nr; r++) {
+                wr[r] = load_plain(f, w + (size_t)r * stride, quad, b);
+                if (f == FMT_FP8) wr[r] = _mm512_mul_ps(d[r], wr[r]);
+            }
             UNROLL for (int t = 0; t < nt; t++) {
                 __m512 xt = _mm512_set1_ps(load_f32(x + 4 * t));
                 UNROLL for (int r = 0; r < nr; r++) acc[r * nt + t] = _mm512_fmadd_ps(wr[r], xt, acc[r * nt + t]);
@@ -269,7 +279,7 @@ INLINE void plain_f32(const enum format f, const int nt, const int nr, const uin
 INLINE void many_f32(const struct codec *codec, const int nt, const int nr, const uint8_t *w, const uint8_t *head, size_t stride, const uint8_t *x, __m512 *acc) {
     float numbers[MAX_TILES][32 * ROWS] __attribute__((aligned(64)));
     for (int r = 0; r < nr; r++) codec->weights(w + (size_t)r * stride, head + (size_t)r * stride, numbers[r]);
-    plain_f32(FMT_F32, nt, nr, (const uint8_t *)numbers, sizeof numbers[0], x, acc);
+    plain_f32(FMT_F32, nt, nr, (const uint8_t *)numbers, NULL, sizeof numbers[0], x, acc);
 }
 
 /* q of place 4·quad + b: byte b of each lane. */
@@ -288,15 +298,6 @@ INLINE __m512 numbers_of(const enum format f, const uint8_t *w, const unsigned q
 INLINE void weights_of(const enum format f, const uint8_t *w, const uint8_t *head, float *to) {
     const __m512 d[2] = {scale_of(f, w, head, 0), scale_of(f, w, head, cpu_halves(f) - 1)}, m = cpu_has_min(f) ? min_of(f, w, head) : _mm512_setzero_ps();
     UNROLL for (unsigned i = 0; i < 8; i++) {
-        if (f == FMT_FP8) { /* two places at a time, as F16 of the same digits */
-            UNROLL for (unsigned pair = 0; pair < 2; pair++, w += 2 * ROWS, to += 2 * ROWS) {
-                __m512i both = _mm512_slli_epi16(_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)w)), 7);
-                both = _mm512_and_si512(both, _mm512_set1_epi16((short)0xbf80));
-                _mm512_store_ps(to, _mm512_mul_ps(d[0], _mm512_cvtph_ps(_mm512_castsi512_si256(both))));
-                _mm512_store_ps(to + ROWS, _mm512_mul_ps(d[0], _mm512_cvtph_ps(_mm512_extracti64x4_epi64(both, 1))));
-            }
-            continue;
-        }
         UNROLL for (unsigned b = 0; b < 4; b++, to += ROWS) {
             const __m512 q = numbers_of(f, w, i, b), product = _mm512_mul_ps(d[i / 4], q);
             /* with an F16 d, the product is exact */
@@ -310,7 +311,7 @@ INLINE void weights_of(const enum format f, const uint8_t *w, const uint8_t *hea
 INLINE void segment(const enum kind kind, const enum format f, const struct codec *codec, const int nt, const int nr, const uint8_t *w, const uint8_t *head,
                     size_t stride, const uint8_t *x, __m512 *acc) {
     if (kind == DIRECT_INT8) direct_int8(f, nt, nr, w, head, stride, x, acc);
-    else if (kind == PLAIN_F32) plain_f32(f, nt, nr, w, stride, x, acc);
+    else if (kind == PLAIN_F32) plain_f32(f, nt, nr, w, head, stride, x, acc);
     else if (kind == MANY_F32) many_f32(codec, nt, nr, w, head, stride, x, acc);
     else many_int8(kind, codec, nt, nr, w, head, stride, x, acc);
 }
@@ -336,17 +337,6 @@ MANY(many_with_min, MANY_INT8_MIN)
 MANY(many_by_16, MANY_INT8_16)
 MANY(many_numbers, MANY_F32)
 
-#define SCALED(format)                                                                                                                                \
-    static void weights_##format(const uint8_t *w, const uint8_t *head, float *to) {                                                                  \
-        prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                    \
-        weights_of(FMT_##format, w, head, to);                                                                                                        \
-    }                                                                                                                                                 \
-    static void f32_##format(const struct cpu_rows *a) {                                                                                              \
-        const struct codec codec = {FMT_##format, 0, NULL, weights_##format};                                                                         \
-        many_numbers[a->n_tokens](a, &codec);                                                                                                         \
-    }
-CPU_SCALED(SCALED)
-
 #define QUANTISED(format)                                                                                                                             \
     static void codes_##format(const uint8_t *w, const uint8_t *head, struct decoded *to) {                                                           \
         prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                    \
@@ -365,6 +355,14 @@ CPU_SCALED(SCALED)
             eight_##format(a);                                                                                                                        \
         else                                                                                                                                          \
             many[a->n_tokens](a, &codec);                                                                                                             \
+    }                                                                                                                                                 \
+    static void weights_##format(const uint8_t *w, const uint8_t *head, float *to) {                                                                  \
+        prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                    \
+        weights_of(FMT_##format, w, head, to);                                                                                                        \
+    }                                                                                                                                                 \
+    static void f32_##format(const struct cpu_rows *a) {                                                                                              \
+        const struct codec codec = {FMT_##format, 0, NULL, weights_##format};                                                                         \
+        many_numbers[a->n_tokens](a, &codec);                                                                                                         \
     }
 CPU_QUANTISED(QUANTISED)
 
@@ -414,6 +412,6 @@ static struct cpu_scale quantise(const float *x, size_t n, int8_t *q) {
 
 const struct cpu_matmul cpu_matmul_avx512 = {
     .int8 = {CPU_QUANTISED(CPU_INT8_ENTRY)},
-    .f32 = {CPU_SCALED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
+    .f32 = {CPU_QUANTISED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
     .quantise = quantise,
 };

@@ -147,7 +147,7 @@ INLINE void walk(const struct cpu_rows *a, const enum format f, const bool is_in
 #define ROWS_F32(format) \
     static void f32_##format(const struct cpu_rows *a) { walk(a, FMT_##format, false); }
 CPU_QUANTISED(ROWS_INT8)
-CPU_SCALED(ROWS_F32)
+CPU_QUANTISED(ROWS_F32)
 CPU_PLAIN(ROWS_F32)
 
 /* ---- quantising activations --------------------------------------------------------------------------------------------------------------------- */
@@ -181,6 +181,6 @@ static struct cpu_scale quantise(const float *x, size_t n, int8_t *q) {
 
 const struct cpu_matmul cpu_matmul_portable = {
     .int8 = {CPU_QUANTISED(CPU_INT8_ENTRY)},
-    .f32 = {CPU_SCALED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
+    .f32 = {CPU_QUANTISED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
     .quantise = quantise,
 };

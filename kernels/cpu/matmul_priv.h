@@ -210,9 +210,8 @@ struct cpu_scale {
 typedef void (*cpu_rows_fn)(const struct cpu_rows *rows);
 
 /* Lists for tables and instances: X(format) for each. */
-#define CPU_PLAIN(X) X(F16) X(BF16) X(F32)
+#define CPU_PLAIN(X) X(F16) X(BF16) X(F32) X(FP8)
 #define CPU_QUANTISED(X) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q4_K) X(Q5_K) X(Q6_K) X(MXFP4) X(NVFP4) X(INT4) X(INT4_ZERO) X(INT8) X(INT8_ZERO)
-#define CPU_SCALED(X) CPU_QUANTISED(X) X(FP8) /* numbers with scales */
 #define CPU_INT8_ENTRY(format) [FMT_##format] = int8_##format,
 #define CPU_F32_ENTRY(format) [FMT_##format] = f32_##format,
 
