@@ -317,7 +317,7 @@ void kern_format_dequantise(enum format f, const void *blocks, size_t n_columns,
         return;
     case FMT_FP8:
         for (size_t i = 0; i < n_columns; i++)
-            out[i] = load_f32(p + i / 32 * 36) * kern_e4m3_to_f32(p[i / 32 * 36 + 4 + i % 32]);
+            out[i] = load_f32(p + i / 32 * 36) * 256 * (kern_e4m3_to_f32(p[i / 32 * 36 + 4 + i % 32]) / 256);
         return;
     default:
         dequantise_groups(f, p, n_columns, out);

@@ -29,7 +29,7 @@ enum format {
     FMT_NVFP4, /* 64 columns: 4 scales in E4M3 without sign (0x7f is 0, the top bit ignored), then for each 16 columns 8 bytes of E2M1 codes (low nibbles
                 * first); value = (scale / 2) · twice the code's value */
     /* What safetensors keep in several tensors (codes, scales, zero points), as the loader puts it together, row by row. Columns are rounded up to 32. */
-    FMT_FP8,       /* 32 columns: F32 d, 32 × E4M3;                                        value = d·code */
+    FMT_FP8,       /* 32 columns: F32 d, 32 × E4M3;      value = (256·d)·(code / 256), which is d·code wherever 256·d is finite */
     FMT_INT4,      /* 32 columns: F32 d, 16 bytes of nibbles as in Q4_1;                   value = d·(q − 8) */
     FMT_INT4_ZERO, /* 32 columns: F32 d, F32 m, 16 bytes of nibbles as in Q4_1;            value = d·q + m, m = −d·zero */
     FMT_INT8,      /* 32 columns: F32 d, 32 × int8 q;                                      value = d·q */

@@ -6,7 +6,7 @@
  *   int8:    acc = fma(dot, d_w·d_x, acc) with the exact integer dot; a format with a minimum then acc = fma(m, d_x·Σq, acc);
  *   int8_16: acc = fma(dot, d_w·d_x, acc) for the first half of the block of 32, then for the second, each with its own d_w and d_x;
  * d_w and m are struct format_group's (a K-quant's are products of two numbers of the file, exact in F32). A segment that is a part of a block of 32 counts for
- * the whole block: columns that it lacks have q = 0 and x = 0, so an infinite or undefined scale makes the sum NaN whether a column is missing or zero.
+ * the whole block: columns that it lacks have q = 0 (FP8: w = d·0) and x = 0, so an infinite or undefined scale makes the sum NaN whether a column is missing or zero.
  * A leaf's sum times the matrix's scale goes into the fold that struct kern_columns states; a bias is added last. */
 #include <math.h>
 #include <string.h>
@@ -65,13 +65,19 @@ static void decode_group(const struct kern_matrix *m, uint64_t row, uint32_t s, 
 
 static void decode_f32(const struct kern_matrix *m, uint64_t row, uint32_t s, float w[KERN_SEGMENT]) {
     uint32_t offset;
+    if (m->format == FMT_FP8) { /* what is no part of the segment has the code of 0 */
+        const uint32_t place = place_of(&m->columns, s), n = m->columns.segment_columns[s];
+        const unsigned char *p = locate(m, row, m->columns.segment_begin[s], &offset);
+        unsigned char block[4 + KERN_SEGMENT] = {0};
+        memcpy(block, p, 4);
+        memcpy(block + 4 + place, p + 4 + place, n);
+        kern_format_dequantise(m->format, block, KERN_SEGMENT, w);
+        return;
+    }
     if (!kern_format(m->format)->quantised) {
         const unsigned char *p = locate(m, row, m->columns.segment_begin[s], &offset);
-        const uint32_t n = m->columns.segment_columns[s];
-        float block[KERN_SEGMENT];
-        kern_format_dequantise(m->format, p, offset + n, block);
         memset(w, 0, KERN_SEGMENT * sizeof *w);
-        memcpy(w + place_of(&m->columns, s), block + offset, n * sizeof *w);
+        kern_format_dequantise(m->format, p, m->columns.segment_columns[s], w + place_of(&m->columns, s));
         return;
     }
     struct format_group g;
