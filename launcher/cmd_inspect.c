@@ -46,6 +46,29 @@ static void print_formats(const struct checkpoint *ck)
         printf("  %-8s %6zu tensors %14.1f MiB\n", tallies[k].name, tallies[k].n, (double)tallies[k].bytes / 1048576.0);
 }
 
+/* Matrices that are put together from several tensors. */
+static void print_schemes(const struct part_model *whole)
+{
+    struct tally tallies[64];
+    int n = 0;
+    for (int i = 0; i < whole->n_weights; i++) {
+        const struct quant_scheme *s = whole->weights[i].scheme;
+        int k = 0;
+        while (s->name && k < n && strcmp(tallies[k].name, s->name))
+            k++;
+        if (!s->name || (k == n && n == 64))
+            continue;
+        if (k == n)
+            tallies[n++] = (struct tally){s->name, 0, 0};
+        tallies[k].n++;
+        if (whole->weights[i].first_row == 0) /* fused ones share their tensors */
+            for (uint32_t j = 0; j < s->n_sources; j++)
+                tallies[k].bytes += s->sources[j].tensor->bytes;
+    }
+    for (int k = 0; k < n; k++)
+        printf("  %zu matrices are %s: %.1f MiB with their scales\n", tallies[k].n, tallies[k].name, (double)tallies[k].bytes / 1048576.0);
+}
+
 static void print_tensors(const struct checkpoint *ck)
 {
     for (size_t i = 0; i < ck_n_tensors(ck); i++) {
@@ -67,6 +90,8 @@ static enum st print_audit(const struct launch_setup *s, struct err *e)
            a.owned_bytes, a.unused_bytes, a.replica_bytes, a.n_exchanges);
     for (int i = 0; i < a.n_unused && i < 64; i++)
         printf("  unused: %s\n", a.unused[i]);
+    if (a.n_beside)
+        printf("  unused: %d scales of activations and caches, and shapes, beside quantised matrices (%s is the first)\n", a.n_beside, a.beside);
     return ST_OK;
 }
 
@@ -101,6 +126,7 @@ int cmd_inspect(int argc, char **argv)
     if (!st)
         st = launch_setup_create(model, &shared, &needs, &s, &e);
     if (!st) {
+        print_schemes(s->whole);
         launch_print_plan(s, stdout);
         printf("%.1f MB of weights are read for a token\n", (double)s->plan->weight_bytes_per_token / 1e6);
         for (int d = 0; d < s->whole->n_dims; d++) {

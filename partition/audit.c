@@ -199,6 +199,10 @@ static enum st audit_tensors(const struct part_plan *plan, struct part_audit *au
         audit->checkpoint_bytes += tensor->bytes;
         if (!user[t]) {
             audit->unused_bytes += tensor->bytes;
+            if (quant_is_beside(tensor->name)) {
+                audit->beside = audit->n_beside++ ? audit->beside : tensor->name;
+                continue;
+            }
             if (audit->n_unused < (int)(sizeof audit->unused / sizeof *audit->unused))
                 audit->unused[audit->n_unused] = tensor->name;
             audit->n_unused++;

@@ -67,9 +67,9 @@ static const struct {
     {"weight_g_idx", offsetof(struct parts, weight_g_idx)},
 };
 
-/* These say nothing about the weights: scales of activations and of the cache, which this build chooses itself, and shapes that the configuration gives. */
-static const char *const unused_names[] = {"bias",    "weight_shape", "input_scale",      "input_global_scale", "input_zero_point", "input_scale_ub", "output_scale",
-                                           "q_scale", "k_scale",      "v_scale",          "output_zero_point",  "kv_scale"};
+static const char *const names_beside[] = {"weight_shape",      "input_scale", "input_global_scale", "input_zero_point", "input_scale_ub", "output_scale",
+                                           "output_zero_point", "q_scale",     "k_scale",            "v_scale",          "kv_scale",       "g_idx",
+                                           "weight_g_idx"};
 
 static bool among(const char *const *names, size_t n, const char *name)
 {
@@ -77,6 +77,12 @@ static bool among(const char *const *names, size_t n, const char *name)
         if (strcmp(names[i], name) == 0)
             return true;
     return false;
+}
+
+bool quant_is_beside(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot && among(names_beside, sizeof names_beside / sizeof *names_beside, dot + 1);
 }
 
 struct finding {
@@ -105,7 +111,7 @@ static enum st find_parts(struct finding *f)
         if (strncmp(t->name, f->module, n_module) != 0 || t->name[n_module] != '.')
             break;
         const char *rest = t->name + n_module + 1;
-        bool known = among(unused_names, sizeof unused_names / sizeof *unused_names, rest);
+        bool known = strcmp(rest, "bias") == 0 || among(names_beside, sizeof names_beside / sizeof *names_beside, rest);
         for (size_t k = 0; k < sizeof part_names / sizeof *part_names; k++)
             if (strcmp(part_names[k].name, rest) == 0) {
                 memcpy((char *)&f->parts + part_names[k].offset, &t, sizeof t);

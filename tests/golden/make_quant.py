@@ -44,6 +44,11 @@ CASES = {
     # blocks of 128 that are partial both ways, the rows of k and v less than one
     "fp8-blocks": dict(SMALL, hidden=144, heads=6, kv=3, head_dim=24, ffn=272, method="fp8-blocks", ignore=["lm_head"]),
     "fp8-blocks-e8m0": dict(SMALL, hidden=160, heads=10, kv=5, head_dim=16, ffn=136, method="fp8-blocks-e8m0", ignore=["lm_head"]),
+    # q, k, v and gate, up as one tensor each: blocks, words of zero points and the one scale that their parts share
+    "fp8-blocks-fused": dict(SMALL, hidden=72, heads=6, kv=3, head_dim=20, ffn=100, method="fp8-blocks", ignore=["lm_head"], fused=True),
+    "int4-channels-fused": dict(SMALL, hidden=60, heads=6, kv=3, head_dim=18, ffn=76, method="ct", format="pack-quantized", scale=torch.bfloat16,
+                                weights=int_args(strategy="channel", symmetric=False), ignore=["lm_head"], fused=True),
+    "nvfp4-fused": dict(SMALL, hidden=64, heads=4, kv=2, head_dim=20, ffn=112, method="modelopt-nvfp4", ignore=["lm_head"], fused=True),
     "fp8-modelopt": dict(SMALL, hidden=40, heads=5, kv=5, head_dim=14, ffn=72, method="modelopt-fp8", ignore=["model.layers.0.self_attn.o_proj"]),
     "fp8-channels": dict(SMALL, hidden=56, heads=7, kv=1, head_dim=10, ffn=100, method="ct", preset="FP8_DYNAMIC", format="float-quantized", scale=torch.bfloat16,
                          ignore=["re:.*down_proj$"]),
@@ -101,9 +106,12 @@ def compressed_tensors(w, c, scheme):
         state["weight_scale"] = state["weight_scale"].to(c.get("scale", torch.float32))
     if not args.symmetric:
         state["weight_zero_point"] = zero.to(torch.int8)
-    tensors = BaseCompressor.get_value_from_registry(c["format"]).compress(state, scheme)
-    tensors = {n: t.detach() for n, t in tensors.items()}
-    return tensors, read_compressed_tensors(tensors, args, w.shape)
+    compressor = BaseCompressor.get_value_from_registry(c["format"])
+    tensors = {n: t.detach() for n, t in compressor.compress(state, scheme).items()}
+    values = read_compressed_tensors(tensors, args, w.shape)
+    theirs = compressor.decompress(tensors, scheme)["weight"].float()
+    assert (theirs - values).abs().max() < values.abs().max() / 200, "compressed-tensors reads another weight"
+    return tensors, values
 
 
 def read_compressed_tensors(t, args, shape):
@@ -195,6 +203,9 @@ WRITERS = {"modelopt-nvfp4": modelopt_nvfp4, "modelopt-fp8": modelopt_fp8, "fp8-
 # ---- configurations ----------------------------------------------------------------------------------------------------------------------------------
 
 
+FUSIONS = {"self_attn.qkv_proj": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], "mlp.gate_up_proj": ["mlp.gate_proj", "mlp.up_proj"]}
+
+
 def scheme_of(c):
     if "preset" in c:
         return preset_name_to_scheme(c["preset"], ["Linear"])
@@ -243,9 +254,14 @@ def save(model, c, directory):
         json.dump(d, f, indent=2, sort_keys=True)
         f.write("\n")
     tensors, values = {}, {}
-    for name, p in model.named_parameters():
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+    for fused, parts in FUSIONS.items() if c.get("fused") else ():
+        for layer in range(c["layers"]):
+            names = [f"model.layers.{layer}.{part}.weight" for part in parts]
+            together = torch.cat([weights.pop(n) for n in names])
+            weights[f"model.layers.{layer}.{fused}.weight"] = together
+    for name, w in weights.items():
         module, what = name.rsplit(".", 1)
-        w = p.detach()
         if w.ndim != 2 or "embed_tokens" in name or ignored(c, module):
             tensors[name] = w.to(torch.bfloat16).contiguous()
             values[name] = w
@@ -254,6 +270,11 @@ def save(model, c, directory):
         if "modelopt" in c["method"] and re.search(r"[kv]_proj$", module):
             parts[module[-6] + "_scale"] = torch.tensor(0.75)
         tensors.update({f"{module}.{n}": t.contiguous() for n, t in parts.items()})
+    for fused, parts in FUSIONS.items() if c.get("fused") else ():
+        for layer in range(c["layers"]):
+            names = [f"model.layers.{layer}.{part}.weight" for part in parts]
+            rows = [dict(model.named_parameters())[n].shape[0] for n in names]
+            values.update(zip(names, values.pop(f"model.layers.{layer}.{fused}.weight").split(rows)))
     save_file(tensors, os.path.join(directory, "model.safetensors"), metadata={"format": "pt"})
     return values
 
