@@ -68,8 +68,6 @@ enum st part_add_weight(struct part_model *m, enum part_weight_kind kind, const 
     const bool matrix = kind == PART_MATRIX;
     if (tensor->unsupported && !(matrix && tensor->raw != CK_RAW_NONE))
         return err_set(e, ST_UNSUPPORTED, "%s: tensor %.200s: type %s is not supported yet", ck_path(m->ck), tensor->name, tensor->unsupported);
-    if (!tensor->unsupported && (tensor->n_dims != (matrix ? 2 : 1) || tensor->dims[0] != tensor_rows || (matrix && tensor->dims[1] != columns.size)))
-        return shape_error(m, tensor, matrix, tensor_rows, columns.size, e);
     if (!matrix && kern_format(tensor->format)->quantised)
         return err_set(e, ST_UNSUPPORTED, "%s: tensor %.200s: a vector stored as %s", ck_path(m->ck), tensor->name, kern_format(tensor->format)->name);
     const struct quant_scheme *scheme = NULL;
@@ -79,6 +77,8 @@ enum st part_add_weight(struct part_model *m, enum part_weight_kind kind, const 
     const enum st st = scheme ? ST_OK : quant_scheme_of(m->ck, matrix ? m->config.quant : NULL, tensor, tensor_rows, matrix ? columns.size : 1, &m->arena, &scheme, e);
     if (st)
         return st;
+    if (scheme->sources[0].role == QUANT_BLOCKS && (tensor->n_dims != (matrix ? 2 : 1) || tensor->dims[0] != tensor_rows || (matrix && tensor->dims[1] != columns.size)))
+        return shape_error(m, tensor, matrix, tensor_rows, columns.size, e);
 
     const bool whole = rows.size == tensor_rows;
     const char *name = whole ? tensor->name : base_arena_printf(&m->arena, "%s[%" PRIu64 ":%" PRIu64 "]", tensor->name, first_row, first_row + rows.size);

@@ -170,10 +170,11 @@ static bool pattern_matches(const struct quant *q, const struct pattern *p, cons
     return p->wild ? wild_match(p->text, name) : has_components(name, p->text);
 }
 
-static bool any_matches(const struct quant *q, const struct patterns *list, const char *name)
+/* saying NULL, or what must be in the pattern's own text. */
+static bool any_matches(const struct quant *q, const struct patterns *list, const char *name, const char *saying)
 {
     for (size_t i = 0; i < list->n; i++)
-        if (pattern_matches(q, &list->items[i], name))
+        if ((!saying || strstr(list->items[i].text, saying)) && pattern_matches(q, &list->items[i], name))
             return true;
     return false;
 }
@@ -185,7 +186,7 @@ static const struct {
 
 static bool listed(const struct quant *q, const struct patterns *list, const char *module)
 {
-    if (any_matches(q, list, module))
+    if (any_matches(q, list, module, NULL))
         return true;
     const char *dot = strrchr(module, '.'), *last = dot ? dot + 1 : module;
     char other[CK_MAX_MODULE];
@@ -195,10 +196,10 @@ static bool listed(const struct quant *q, const struct patterns *list, const cha
         for (int k = 0; k < 3 && fusions[i].parts[k]; k++) {
             is_part |= strcmp(last, fusions[i].parts[k]) == 0;
             snprintf(other, sizeof other, "%.*s%s", (int)(last - module), module, fusions[i].parts[k]);
-            all = all && is_fused && any_matches(q, list, other);
+            all = all && is_fused && any_matches(q, list, other, NULL);
         }
         snprintf(other, sizeof other, "%.*s%s", (int)(last - module), module, fusions[i].fused);
-        if ((is_fused && all) || (is_part && any_matches(q, list, other)))
+        if ((is_fused && all) || (is_part && any_matches(q, list, other, fusions[i].fused))) /* "re:.*up_proj" means up_proj alone */
             return true;
     }
     return false;
