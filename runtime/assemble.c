@@ -142,7 +142,7 @@ static enum st check_scale(const struct row *r, const struct quant_source *s, ui
     if (isfinite(*d))
         return ST_OK;
     if (!is_zero)
-        return refuse(r, s, column, isnan(*d) ? "its scale is NaN" : "its scale is infinite");
+        return refuse(r, s, column, isnan(*d) ? "its scale is NaN" : "its scale is infinite or too large");
     r->odd->over_zeros += first;
     *d = 0;
     return ST_OK;
@@ -167,6 +167,8 @@ static enum st fp8_row(const struct row *r, unsigned char *out)
         }
         if (nan)
             return refuse(r, codes, from, "one of the 32 codes from here on is NaN");
+        if (!isnan(d) && !isfinite(256 * d))
+            d = INFINITY; /* to the kernels, see FMT_FP8 */
         const enum st st = check_scale(r, scales, from, any == 0, &d);
         if (st)
             return st;
@@ -239,6 +241,8 @@ static enum st int_row(const struct row *r, unsigned char *out)
             is_zero = is_zero && (four ? q[i] == zero : (signed char)q[i] == zero);
         }
         float d = scale_at(scales, scales_piece, r->row, from);
+        if (isfinite(d) && !isfinite(d * (float)zero))
+            d = INFINITY; /* in effect */
         const enum st st = check_scale(r, scales, from, is_zero, &d);
         if (st)
             return st;

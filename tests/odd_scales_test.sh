@@ -83,5 +83,5 @@ patch model.layers.0.self_attn.q_proj.weight 57 7f
 refuse "a code that is NaN" "tensor model.layers.0.self_attn.q_proj.weight: row 1, block 0 (columns from 0 on): one of the 32 codes from here on is NaN"
 copy int4-awq
 patch model.layers.0.self_attn.v_proj.scales 0 007c
-refuse "an infinite scale" "tensor model.layers.0.self_attn.v_proj.scales: row 0, block 0 (columns from 0 on): its scale is infinite"
+refuse "an infinite scale" "tensor model.layers.0.self_attn.v_proj.scales: row 0, block 0 (columns from 0 on): its scale is infinite or too large"
 t_end
