@@ -25,6 +25,7 @@ static const struct format_info formats[FMT_COUNT] = {
     [FMT_INT4_ZERO] = {"INT4 with zero points", 32, 24, -1, NULL, 0, true, 32, true},
     [FMT_INT8] = {"INT8", 32, 36, -1, NULL, 0, true, 32, false},
     [FMT_INT8_ZERO] = {"INT8 with zero points", 32, 40, -1, NULL, 0, true, 32, true},
+    [FMT_E4M3] = {"E4M3", 1, 1, -1, NULL, 0, false, 0, false},
 };
 
 /* Names of all ggml types, by number, so that one we do not know yet is still called by its name. Gaps are types that ggml has withdrawn. */
@@ -154,6 +155,21 @@ float kern_e4m3_to_f32(uint8_t x) {
     return kern_f16_to_f32((uint16_t)((x & 0x80u) << 8 | (x & 0x7fu) << 7)) * 256;
 }
 
+uint8_t kern_f32_to_e4m3(float f) {
+    uint32_t bits = to_bits(f), sign = bits >> 24 & 0x80u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u)
+        return (uint8_t)(sign | 0x7fu);
+    if (magnitude > 0x43e00000u) /* 448 */
+        return (uint8_t)(sign | 0x7eu);
+    if (magnitude >= 0x3c800000u) { /* normal, from 2^-6 on: as for halves */
+        uint32_t rounded = magnitude + 0x7ffffu + (magnitude >> 20 & 1u);
+        return (uint8_t)(sign | (rounded - 0x3c000000u) >> 20);
+    }
+    /* Subnormal: units of 2^-9, rounded by the F32 adder. */
+    float units = from_bits(magnitude) + 0x1.8p14f;
+    return (uint8_t)(sign | (to_bits(units) - to_bits(0x1.8p14f)));
+}
+
 /* ---- rows ---------------------------------------------------------------------------------------------------------------------------------------- */
 
 static float load_f32(const unsigned char *p) {
@@ -277,6 +293,7 @@ void kern_format_group(enum format f, const void *block, uint32_t i_group, struc
     case FMT_F16:
     case FMT_BF16:
     case FMT_FP8:
+    case FMT_E4M3:
     case FMT_COUNT:
         break;
     }
@@ -314,6 +331,10 @@ void kern_format_dequantise(enum format f, const void *blocks, size_t n_columns,
             memcpy(&b, p + 2 * i, 2);
             out[i] = kern_bf16_to_f32(b);
         }
+        return;
+    case FMT_E4M3:
+        for (size_t i = 0; i < n_columns; i++)
+            out[i] = kern_e4m3_to_f32(p[i]);
         return;
     case FMT_FP8:
         for (size_t i = 0; i < n_columns; i++)

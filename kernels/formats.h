@@ -34,6 +34,7 @@ enum format {
     FMT_INT4_ZERO, /* 32 columns: F32 d, F32 m, 16 bytes of nibbles as in Q4_1;            value = d·q + m, m = −d·zero */
     FMT_INT8,      /* 32 columns: F32 d, 32 × int8 q;                                      value = d·q */
     FMT_INT8_ZERO, /* 32 columns: F32 d, F32 m, 32 × int8 q;                               value = d·q + m */
+    FMT_E4M3,      /* one number a byte, for the key/value cache: no product reads it, and it is no dtype of a file here;  value = code */
     FMT_COUNT
 };
 
@@ -75,5 +76,6 @@ uint16_t kern_f32_to_f16(float f);
 float kern_bf16_to_f32(uint16_t b);
 float kern_e4m3_to_f32(uint8_t x); /* 0x7f, 0xff: NaN */
 uint16_t kern_f32_to_bf16(float f);
+uint8_t kern_f32_to_e4m3(float f); /* what lies beyond ±448, infinity too, becomes ±448 ("satfinite"); NaN stays NaN */
 
 #endif

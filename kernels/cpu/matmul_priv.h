@@ -110,6 +110,7 @@ static inline size_t cpu_tile_bytes(enum format f) {
     case FMT_INT4_ZERO:
     case FMT_INT8:
     case FMT_INT8_ZERO: return cpu_codes_bytes(f);
+    case FMT_E4M3: /* of caches only */
     case FMT_COUNT: break;
     }
     return 0;
