@@ -6,6 +6,7 @@
 
 #include "launcher/commands.h"
 #include "launcher/setup.h"
+#include "partition/cache.h"
 
 struct inspect_values {
     bool tensors, program;
@@ -69,6 +70,23 @@ static void print_schemes(const struct part_model *whole)
         printf("  %zu matrices are %s: %.1f MiB with their scales\n", tallies[k].n, tallies[k].name, (double)tallies[k].bytes / 1048576.0);
 }
 
+/* What is said about a cache in FP8, whatever the plan's is. */
+static enum st print_cache(const struct part_model *whole, struct err *e)
+{
+    int n[2] = {0, 0};
+    for (int i = 0; i < whole->n_caches; i++)
+        for (int of_values = 0; of_values < 2; of_values++) {
+            const struct ck_tensor *t;
+            const enum st st = part_cache_find_scale(whole->ck, whole->caches[i].module, of_values, &t, e);
+            if (st)
+                return st;
+            n[of_values] += t != NULL;
+        }
+    if (whole->config.fp8_cache || n[0] || n[1])
+        printf("  key/value cache in FP8: %s; scales of keys in %d layers of %d, of values in %d\n", whole->config.fp8_cache ? "declared" : "not declared", n[0], whole->n_caches, n[1]);
+    return ST_OK;
+}
+
 static void print_tensors(const struct checkpoint *ck)
 {
     for (size_t i = 0; i < ck_n_tensors(ck); i++) {
@@ -127,6 +145,9 @@ int cmd_inspect(int argc, char **argv)
         st = launch_setup_create(model, &shared, &needs, &s, &e);
     if (!st) {
         print_schemes(s->whole);
+        st = print_cache(s->whole, &e);
+    }
+    if (!st) {
         launch_print_plan(s, stdout);
         printf("%.1f MB of weights are read for a token\n", (double)s->plan->weight_bytes_per_token / 1e6);
         for (int d = 0; d < s->whole->n_dims; d++) {

@@ -177,13 +177,25 @@ static enum st audit_bytes(const struct part_plan *plan, int i, struct part_audi
 }
 
 /* A tensor that no weight uses is named; one that several weights share (fused) must be used up by them, one after another. */
+/* Scales of a cache are read by every rank: the first owns them. */
+static void count_scale(const struct part_plan *plan, const struct ck_tensor *t, bool *read, struct part_audit *audit)
+{
+    bool *mine = t ? &read[t - ck_tensor_at(plan->whole->ck, 0)] : NULL;
+    if (!mine || *mine)
+        return;
+    *mine = true;
+    audit->owned_bytes += t->bytes;
+    audit->replica_bytes += t->bytes * (uint64_t)(plan->options.n_ranks - 1);
+}
+
 static enum st audit_tensors(const struct part_plan *plan, struct part_audit *audit, struct err *e)
 {
     const struct checkpoint *ck = plan->whole->ck;
     const size_t n = ck_n_tensors(ck);
     uint64_t *used_rows = calloc(n ? n : 1, sizeof *used_rows);
     const struct quant_scheme **user = calloc(n ? n : 1, sizeof *user);
-    enum st st = used_rows && user ? ST_OK : err_set(e, ST_NO_MEMORY, "no memory to audit %zu tensors", n);
+    bool *read = calloc(n ? n : 1, sizeof *read);
+    enum st st = used_rows && user && read ? ST_OK : err_set(e, ST_NO_MEMORY, "no memory to audit %zu tensors", n);
     for (int i = 0; i < plan->whole->n_weights && !st; i++) {
         const struct part_weight *w = &plan->whole->weights[i];
         for (uint32_t k = 0; k < w->scheme->n_sources && !st; k++) {
@@ -194,10 +206,16 @@ static enum st audit_tensors(const struct part_plan *plan, struct part_audit *au
             user[t] = w->scheme;
         }
     }
+    for (int i = 0; i < plan->ranks[0]->n_caches && !st; i++) {
+        count_scale(plan, plan->ranks[0]->caches[i].k_scale_tensor, read, audit);
+        count_scale(plan, plan->ranks[0]->caches[i].v_scale_tensor, read, audit);
+    }
     for (size_t t = 0; t < n && !st; t++) {
         const struct ck_tensor *tensor = ck_tensor_at(ck, t);
         audit->checkpoint_bytes += tensor->bytes;
-        if (!user[t]) {
+        if (read[t] && user[t])
+            st = err_set(e, ST_INVALID, "%s: both a weight and a scale of a cache", tensor->name);
+        else if (!user[t] && !read[t]) {
             audit->unused_bytes += tensor->bytes;
             if (quant_is_beside(tensor->name)) {
                 audit->beside = audit->n_beside++ ? audit->beside : tensor->name;
@@ -206,9 +224,10 @@ static enum st audit_tensors(const struct part_plan *plan, struct part_audit *au
             if (audit->n_unused < (int)(sizeof audit->unused / sizeof *audit->unused))
                 audit->unused[audit->n_unused] = tensor->name;
             audit->n_unused++;
-        } else if (used_rows[t] != user[t]->rows)
+        } else if (user[t] && used_rows[t] != user[t]->rows)
             st = err_set(e, ST_INVALID, "%s: %" PRIu64 " of %" PRIu64 " rows are used", tensor->name, used_rows[t], user[t]->rows);
     }
+    free(read);
     free(user);
     free(used_rows);
     if (!st && audit->owned_bytes + audit->unused_bytes != audit->checkpoint_bytes)
@@ -244,6 +263,11 @@ static enum st audit_values(const struct part_plan *plan, int r, struct err *e)
         if (c->kind != first->kind || c->layer != first->layer || c->head_dim != first->head_dim || c->n_kv_heads != kv.end - kv.begin)
             return err_set(e, ST_INVALID, "layer %d: the cache of rank %d holds %u heads of %u numbers, its leaves %" PRIu64 " of %u", first->layer, r, c->n_kv_heads, c->head_dim,
                            kv.end - kv.begin, first->head_dim);
+        const struct part_cache *c0 = &plan->ranks[0]->caches[i];
+        if (memcmp(&c->k_scale, &c0->k_scale, sizeof c->k_scale) != 0 || memcmp(&c->v_scale, &c0->v_scale, sizeof c->v_scale) != 0 || c->k_scale_tensor != c0->k_scale_tensor ||
+            c->v_scale_tensor != c0->v_scale_tensor)
+            return err_set(e, ST_INVALID, "layer %d: the cache of rank %d has scales of %g and %g, that of rank 0 %g and %g", first->layer, r, (double)c->k_scale, (double)c->v_scale,
+                           (double)c0->k_scale, (double)c0->v_scale);
     }
     return ST_OK;
 }

@@ -9,6 +9,7 @@
 
 #include "base/json.h"
 #include "base/log.h"
+#include "partition/cache.h"
 #include "partition/config_priv.h"
 #include "partition/quant.h"
 
@@ -453,7 +454,7 @@ enum st part_config_read(const struct checkpoint *ck, struct arena *arena, struc
         if (!r.root) return err_set(e, ST_NOT_FOUND, "%s: no such file", r.where);
         if (!json_is_object(r.root)) return err_set(e, ST_INVALID, "%s: not an object", r.where);
         if ((st = family_hub(&r, &family)) != ST_OK) return st;
-        if ((st = quant_read(ck, r.root, arena, &c.quant, e)) != ST_OK) return st;
+        if ((st = quant_read(ck, r.root, arena, &c.quant, e)) != ST_OK || (st = part_cache_declared(ck, r.root, &c.fp8_cache, e)) != ST_OK) return st;
         if ((st = family->hub(&r)) != ST_OK) return st;
     }
     c.family = family->name;

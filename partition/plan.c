@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "partition/cache.h"
 
 /* ---- offsets of values ------------------------------------------------------------------------------------------------------------------------------ */
 
@@ -169,7 +170,7 @@ static void digest_model(struct base_hasher *h, const struct part_model *m)
     }
     for (int i = 0; i < m->n_caches; i++) {
         const struct part_cache *c = &m->caches[i];
-        const uint64_t numbers[] = {c->kind, (uint64_t)c->layer, c->head_dim, c->n_kv_heads};
+        const uint64_t numbers[] = {c->kind, (uint64_t)c->layer, c->head_dim, c->n_kv_heads, bits_of(c->k_scale), bits_of(c->v_scale)};
         digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
     }
     const struct part_program *const programs[] = {&m->main, &m->head};
@@ -313,6 +314,22 @@ static enum st check_options(const struct part_plan_options *o, struct err *e)
     return ST_OK;
 }
 
+/* Read once, the same for all. */
+static enum st set_scales(struct part_plan *plan, int r, struct err *e)
+{
+    const struct part_model *first = plan->ranks[0];
+    if (r == 0)
+        return part_cache_read_scales(plan->ranks[0], e);
+    for (int i = 0; i < first->n_caches; i++) {
+        struct part_cache *c = &plan->ranks[r]->caches[i];
+        c->k_scale = first->caches[i].k_scale;
+        c->v_scale = first->caches[i].v_scale;
+        c->k_scale_tensor = first->caches[i].k_scale_tensor;
+        c->v_scale_tensor = first->caches[i].v_scale_tensor;
+    }
+    return ST_OK;
+}
+
 enum st part_plan_create(const struct part_model *whole, const struct part_plan_options *options, const struct part_sizes *sizes, struct part_plan **out, struct err *e)
 {
     struct part_plan *plan = calloc(1, sizeof *plan);
@@ -339,6 +356,8 @@ enum st part_plan_create(const struct part_model *whole, const struct part_plan_
     uint64_t arena[ORDER_MAX_RANKS];
     for (int r = 0; r < options->n_ranks; r++) {
         st = part_shard(whole, &plan->cut, r, &plan->ranks[r], e);
+        if (!st && sizes->kv_format == FMT_E4M3)
+            st = set_scales(plan, r, e);
         if (st)
             goto fail;
         arena[r] = place_values(plan->ranks[r], options);

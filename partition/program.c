@@ -44,7 +44,7 @@ int part_add_partial(struct part_model *m, const char *name, uint64_t width, int
 int part_add_cache(struct part_model *m, int layer, uint32_t n_kv_heads, uint32_t head_dim)
 {
     m->caches = grow(m, m->caches, m->n_caches, &m->caches_capacity, sizeof *m->caches);
-    m->caches[m->n_caches] = (struct part_cache){.kind = PART_CACHE_PAGED, .layer = layer, .head_dim = head_dim, .n_kv_heads = n_kv_heads};
+    m->caches[m->n_caches] = (struct part_cache){.kind = PART_CACHE_PAGED, .layer = layer, .head_dim = head_dim, .n_kv_heads = n_kv_heads, .k_scale = 1, .v_scale = 1};
     return m->n_caches++;
 }
 

@@ -98,6 +98,9 @@ struct part_cache {
     int layer;
     uint32_t head_dim;
     uint32_t n_kv_heads; /* this rank's */
+    const char *module;  /* the attention's name in the checkpoint, beside which scales of an FP8 cache may stand; NULL: they never do */
+    float k_scale, v_scale; /* 1, unless the plan is for a cache in E4M3 and the checkpoint has others (cache.h); then they come from these: */
+    const struct ck_tensor *k_scale_tensor, *v_scale_tensor;
 };
 
 /* ---- steps ---------------------------------------------------------------------------------------------------------------------------------------- */

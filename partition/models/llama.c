@@ -173,6 +173,8 @@ static enum st add_attention(struct part_model *m, int layer, const struct value
     a->in[2] = (int16_t)v->v;
     a->out[0] = (int16_t)v->a;
     a->cache = (int16_t)part_add_cache(m, layer, (uint32_t)c->n_kv_heads, head_dim);
+    if (ck_kind_of(m->ck) == CK_SAFETENSORS)
+        m->caches[a->cache].module = base_arena_printf(&m->arena, "model.layers.%d.self_attn", layer);
     a->n_heads = (uint32_t)c->n_heads;
     a->head_group = group;
     a->scale = (float)c->attention_scale;
