@@ -4,6 +4,7 @@
 
 #include "base/json.h"
 #include "base/log.h"
+#include "partition/cache.h"
 #include "partition/quant.h"
 #include "runtime/assemble.h"
 #include "tests/fuzz/ck_fuzz.h"
@@ -89,6 +90,20 @@ static void quant_try_all(const struct checkpoint *ck, struct quant *q, const ui
     quant_report(q);
 }
 
+/* Scales of a key/value cache beside module "a". */
+static void quant_try_cache(const struct checkpoint *ck, const json_t *config)
+{
+    bool fp8;
+    struct err e = {""};
+    struct part_cache cache = {.module = "a", .k_scale = 1, .v_scale = 1};
+    struct part_model m = {.ck = ck, .caches = &cache, .n_caches = 1};
+    BASE_ASSERT(part_cache_declared(ck, config, &fp8, &e) == ST_OK || e.text[0]);
+    if (part_cache_read_scales(&m, &e) == ST_OK)
+        BASE_ASSERT(cache.k_scale > 0 && cache.v_scale > 0 && isfinite(cache.k_scale) && isfinite(cache.v_scale));
+    else
+        BASE_ASSERT(e.text[0]);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     static bool quiet;
@@ -111,6 +126,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     struct quant *q;
     struct err e = {""};
     BASE_ASSERT(base_arena_init(&arena, "fuzz", 0, NULL) == ST_OK);
+    quant_try_cache(ck, config);
     if (quant_read(ck, config, &arena, &q, &e) == ST_OK)
         quant_try_all(ck, q, file, &arena);
     else
