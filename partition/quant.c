@@ -345,7 +345,8 @@ static enum st fp8(struct finding *f)
     f->s->format = FMT_FP8;
     add_source(f, f->codes, QUANT_CODES, 1, 1, 1);
     const uint64_t n_down = up(f->rows, FP8_BLOCK), n_across = up(f->columns, FP8_BLOCK);
-    const bool blocks = scale->n_dims == 2 && scale->dims[0] == n_down && scale->dims[1] == n_across;
+    const bool blocks = (scale->n_dims == 2 && scale->dims[0] == n_down && scale->dims[1] == n_across) || /* ModelOpt keeps the places of the two 128s: */
+                        (scale->n_dims == 4 && scale->dims[0] == n_down && scale->dims[1] == 1 && scale->dims[2] == n_across && scale->dims[3] == 1);
     f->s->scale_columns = FP8_BLOCK;
     if (scale != p->weight_scale || (blocks && !is_single(scale))) {
         if (!blocks)

@@ -13,7 +13,7 @@
 struct part_of {
     const char *what, *dtype;
     int n_dims;
-    uint64_t dims[3];
+    uint64_t dims[4];
     const void *data;
 };
 
@@ -113,6 +113,7 @@ static const struct good {
     {"MXFP4 of compressed-tensors", FMT_MXFP4, 0, 2, {T("weight_packed", "U8", 64, 64), T("weight_scale", "F8_E8M0", 64, 4)}},
     {"FP8 in blocks of 128 × 128", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale_inv", "F32", 1, 1)}},
     {"FP8 in blocks of 128 × 128", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), T("scale", "F8_E8M0", 1, 1)}},
+    {"FP8 in blocks of 128 × 128", FMT_FP8, 128, 2, {{"weight", "F8_E4M3", 2, {64, 128}, NULL}, {"weight_scale_inv", "BF16", 4, {1, 1, 1, 1}, NULL}}},
     {"FP8 with one scale", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), ONE("weight_scale", "F32"), ONE("input_scale", "F32")}},
     {"FP8 with one scale", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "BF16", 1)}},
     {"FP8 with a scale for each row", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "F16", 64, 1)}},
@@ -273,6 +274,7 @@ static void configurations_by_name(void **state)
     refused_config(Q("{\"quant_method\":\"gptq\",\"checkpoint_format\":\"marlin\"}"), ST_UNSUPPORTED, "checkpoint_format 'marlin' is not supported; known: gptq, gptq_v2");
     refused_config(Q("{\"quant_method\":\"awq\",\"version\":\"gemv\"}"), ST_UNSUPPORTED, "version 'gemv'");
     refused_config(Q("{\"quant_method\":\"modelopt\",\"quant_algo\":4}"), ST_INVALID, "quant_algo");
+    refused_config(Q("{\"quant_method\":\"modelopt\",\"quantized_layers\":[]}"), ST_INVALID, "quantized_layers is not an object");
 #undef Q
 }
 
@@ -362,6 +364,7 @@ static void tensors_decide(void **state)
          "1 matrices that should be quantised are stored plainly (model.layers.0.mlp.up_proj); the tensors decide", 1},
         {{",\"quantization_config\":{" DOWN("\"config_groups\":{\"a\":{\"targets\":[\"re:.*down_proj\"],\"weights\":{\"num_bits\":4,\"type\":\"int\"}}}") "}", fp8},
          "1 matrices are quantised otherwise than it says (model.layers.0.mlp.down_proj); the tensors decide", 1},
+        {{",\"quantization_config\":{\"quant_method\":\"modelopt\",\"quant_algo\":\"MIXED_PRECISION\",\"quantized_layers\":{\"model.layers.0.mlp.down_proj\":{\"quant_algo\":\"FP8\"}}}", fp8}, "", 0},
         {{",\"quantization_config\":{\"quant_method\":\"fp8\",\"modules_to_not_convert\":[\"down_proj\"]}", fp8}, "6 matrices that should be quantised are stored plainly", 2},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
