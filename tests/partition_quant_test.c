@@ -129,6 +129,33 @@ static const struct good {
     {"INT4 of AWQ", FMT_INT4_ZERO, 64, 3, {T("qweight", "I32", 128, 8), T("qzeros", "I32", 2, 8), T("scales", "F16", 2, 64)}},
 };
 
+/* One number of one slice of a rank's plan is wrong: the digest sees it, and the auditor refuses it. */
+static void tamper(struct part_plan *plan, int rank, int i_weight, uint32_t k)
+{
+    struct part_slice *s = &plan->ranks[rank]->weights[i_weight].slices[k];
+    const struct digest before = part_plan_digest(plan);
+    for (int i = 0; i < 8; i++) {
+        const struct part_slice kept = *s;
+        struct part_audit a;
+        struct err e = {""};
+        switch (i) {
+        case 0: s->file++; break;
+        case 1: s->offset += plan->whole->weights[i_weight].scheme->sources[k].element_bytes; break;
+        case 2: s->offset--; break;
+        case 3: s->count[0]++; break;
+        case 4: s->stride[0]++; break;
+        case 5: s->run_bytes++; break;
+        case 6: s->first_row++; break;
+        default: s->first_column++; break;
+        }
+        const struct digest now = part_plan_digest(plan);
+        if (memcmp(&now, &before, sizeof now) == 0 || part_audit_plan(plan, &a, &e) == ST_OK)
+            fail_msg("%s, rank %d, source %d: change %d is not seen", plan->whole->weights[i_weight].scheme->name, rank, (int)k, i);
+        assert_non_null(strstr(e.text, MODULE));
+        *s = kept;
+    }
+}
+
 static void schemes_by_tensors(void **state)
 {
     (void)state;
@@ -159,6 +186,10 @@ static void schemes_by_tensors(void **state)
             T_OK(part_audit_plan(plan, &a, &e), &e);
             assert_int_equal(a.owned_bytes + a.unused_bytes, a.checkpoint_bytes);
             assert_int_equal(a.n_unused, 0);
+            for (uint32_t j = 0; k == 2 && j < g->n_sources; j++) {
+                tamper(plan, 0, (int)(down - m->weights), j);
+                tamper(plan, 1, (int)(down - m->weights), j);
+            }
             part_plan_destroy(plan);
         }
         part_model_destroy(m);
