@@ -33,8 +33,8 @@ static struct line line_of(const struct rt_assembly *a, enum quant_role role, ui
             continue;
         const uint64_t i = row / s->row_unit - p->first_row / s->row_unit;
         return (struct line){.source = s,
-                             .first = p->data + i * (s->transposed ? s->element_bytes : p->stride_bytes),
-                             .step_bytes = s->transposed ? p->stride_bytes : s->element_bytes,
+                             .first = p->data + i * (p->transposed ? s->element_bytes : p->stride_bytes),
+                             .step_bytes = p->transposed ? p->stride_bytes : s->element_bytes,
                              .first_element = p->first_column / s->column_unit,
                              .column_unit = s->column_unit};
     }
@@ -245,14 +245,20 @@ static void numbers_at(const struct row *r, uint64_t from, uint64_t to, unsigned
 {
     const struct quant_source *s = r->codes.source;
     const unsigned char *at = element(&r->codes, from);
-    const unsigned mask = (1u << s->bits) - 1, per_element = s->along_rows ? 1 : (unsigned)s->column_unit;
+    const unsigned mask = (1u << s->bits) - 1;
     if (s->element_bytes == 1) {
         memcpy(q, at, to - from);
         return;
     }
+    if (s->along_rows) {
+        const unsigned shift = shift_of(s, r->row, 0);
+        for (uint64_t c = from; c < to; c++, at += r->codes.step_bytes)
+            *q++ = (unsigned char)(load_u32(at) >> shift & mask);
+        return;
+    }
     for (uint64_t c = from; c < to; at += r->codes.step_bytes) {
         uint32_t word = load_u32(at) >> shift_of(s, r->row, c);
-        for (unsigned i = s->along_rows ? 0 : (unsigned)(c % s->column_unit); i < per_element && c < to; i++, c++, word >>= s->bits)
+        for (uint64_t i = c % s->column_unit; i < s->column_unit && c < to; i++, c++, word >>= s->bits)
             *q++ = (unsigned char)(word & mask);
     }
 }
@@ -344,6 +350,24 @@ enum st rt_assemble(const struct rt_assembly *a, unsigned char *rows, struct rt_
             return st;
     }
     return ST_OK;
+}
+
+void rt_transpose(const unsigned char *from, size_t stride_bytes, uint64_t n_outer, uint64_t n_inner, uint32_t element_bytes, unsigned char *to)
+{
+    enum { TILE = 16 }; /* lines of the cache */
+    for (uint64_t o = 0; o < n_outer; o += TILE)
+        for (uint64_t i = 0; i < n_inner; i += TILE)
+            for (uint64_t k = i; k < i + TILE && k < n_inner; k++)
+                for (uint64_t j = o; j < o + TILE && j < n_outer; j++) {
+                    const unsigned char *a = from + j * stride_bytes + k * element_bytes;
+                    unsigned char *b = to + (k * n_outer + j) * element_bytes;
+                    if (element_bytes == 4)
+                        memcpy(b, a, 4);
+                    else if (element_bytes == 2)
+                        memcpy(b, a, 2);
+                    else
+                        *b = *a;
+                }
 }
 
 enum st rt_tensor_scale(const struct quant_scheme *s, const struct quant_source *source, float stored, float *scale, struct err *e)
