@@ -300,14 +300,15 @@ static enum st mxfp4(struct finding *f)
 {
     const struct parts *p = &f->parts;
     f->s->format = FMT_MXFP4;
-    f->s->name = p->weight_packed ? "MXFP4 of compressed-tensors" : "MXFP4 of ModelOpt";
-    enum st st = refuse_extra(f, p->weight_scale, (const struct ck_tensor *const[]){p->weight_scale_2, p->weight_global_scale}, 2);
+    const struct ck_tensor *scale = p->weight_scale ? p->weight_scale : p->scale;
+    f->s->name = p->weight_packed ? "MXFP4 of compressed-tensors" : p->weight_scale ? "MXFP4 of ModelOpt" : "MXFP4 of DeepSeek";
+    enum st st = refuse_extra(f, scale, (const struct ck_tensor *const[]){p->weight_scale_2, p->weight_global_scale}, 2);
     if (!st)
         st = fp4_codes(f, 32);
     if (!st)
-        st = want_shape(f, p->weight_scale, f->rows, f->columns / 32);
+        st = want_shape(f, scale, f->rows, f->columns / 32);
     if (!st)
-        add_source(f, p->weight_scale, QUANT_SCALES, 1, 32, 1);
+        add_source(f, scale, QUANT_SCALES, 1, 32, 1);
     return st;
 }
 
@@ -345,7 +346,8 @@ static enum st fp8(struct finding *f)
     f->s->format = FMT_FP8;
     add_source(f, f->codes, QUANT_CODES, 1, 1, 1);
     const uint64_t n_down = up(f->rows, FP8_BLOCK), n_across = up(f->columns, FP8_BLOCK);
-    const bool blocks = scale->n_dims == 2 && scale->dims[0] == n_down && scale->dims[1] == n_across;
+    const bool blocks = (scale->n_dims == 2 && scale->dims[0] == n_down && scale->dims[1] == n_across) || /* ModelOpt keeps the places of the two 128s: */
+                        (scale->n_dims == 4 && scale->dims[0] == n_down && scale->dims[1] == 1 && scale->dims[2] == n_across && scale->dims[3] == 1);
     f->s->scale_columns = FP8_BLOCK;
     if (scale != p->weight_scale || (blocks && !is_single(scale))) {
         if (!blocks)
@@ -544,9 +546,29 @@ static enum st find_scheme(struct finding *f)
         return c->raw == CK_RAW_I32 ? packed(f) : wrong_type(f, c, "U8 or I32");
     if (c->raw == CK_RAW_F8_E4M3)
         return fp8(f);
+    if (c->raw == CK_RAW_I8 && f->parts.scale && !f->parts.weight_scale) { /* DeepSeek V4's experts: pairs of E2M1 called I8 */
+        if (f->parts.scale->raw != CK_RAW_F8_E8M0)
+            return wrong_type(f, f->parts.scale, "F8_E8M0");
+        const enum st extra = refuse_extra(f, f->parts.scale, (const struct ck_tensor *const[]){f->parts.weight_scale_inv, f->parts.scales, f->parts.weight_zero_point}, 3);
+        return extra ? extra : mxfp4(f);
+    }
     if (c->raw == CK_RAW_I8)
         return int8(f);
     return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: type %s is not supported yet", c->name, type_of(c));
+}
+
+/* llama.cpp's converter keeps NVFP4's tensor scale as a tensor beside the weight (X.scale; others write X.weight.scale), to be multiplied into the product. */
+static enum st gguf_scale(struct finding *f)
+{
+    char full[CK_MAX_MODULE + 32];
+    snprintf(full, sizeof full, "%.*s.scale", f->module_bytes, f->module);
+    const struct ck_tensor *scale = ck_find(f->ck, full);
+    snprintf(full, sizeof full, "%.*s.weight.scale", f->module_bytes, f->module);
+    const struct ck_tensor *other = ck_find(f->ck, full);
+    if (scale && other)
+        return both(f, scale, other);
+    scale = scale ? scale : other;
+    return scale ? add_tensor_scale(f, scale) : ST_OK;
 }
 
 enum st quant_scheme_of(const struct checkpoint *ck, struct quant *q, const struct ck_tensor *codes, uint64_t rows, uint64_t columns, struct arena *arena,
@@ -569,6 +591,9 @@ enum st quant_scheme_of(const struct checkpoint *ck, struct quant *q, const stru
         const struct format_info *info = kern_format(codes->format);
         s->format = codes->format;
         add_source(&f, codes, QUANT_BLOCKS, 1, info->block_columns, info->block_bytes);
+        const enum st st = ck_kind_of(ck) == CK_GGUF && codes->n_dims == 2 ? gguf_scale(&f) : ST_OK;
+        if (st)
+            return st;
     }
     if (q) {
         char module[CK_MAX_MODULE];

@@ -13,7 +13,7 @@
 #define QUANT_MAX_SOURCES 3
 
 enum quant_role {
-    QUANT_BLOCKS,      /* rows of blocks of the scheme's format, as the kernels read them: the only source of its matrix */
+    QUANT_BLOCKS,      /* rows of blocks of the scheme's format, as the kernels read them: no codes, scales or zero points beside it */
     QUANT_CODES,
     QUANT_SCALES,
     QUANT_ZEROS,       /* zero points */

@@ -289,6 +289,31 @@ static enum st read_compressed_tensors(struct quant *q, const json_t *c, struct 
     return ST_OK;
 }
 
+/* MIXED_PRECISION: an object whose keys are the quantised modules; what each is its tensors tell. */
+static enum st read_quantized_layers(struct quant *q, const json_t *c, struct err *e)
+{
+    const json_t *layers = json_object_get(c, "quantized_layers");
+    if (!layers || json_is_null(layers) || q->n_groups)
+        return ST_OK;
+    if (!json_is_object(layers) || json_object_size(layers) > MAX_PATTERNS)
+        return err_set(e, ST_INVALID, "%s: quantized_layers is not an object of at most %d modules", q->where, MAX_PATTERNS);
+    q->groups = base_arena_array(q->arena, 1, sizeof *q->groups);
+    struct pattern *items = base_arena_array(q->arena, json_object_size(layers) + 1, sizeof *items);
+    if (!q->groups || !items)
+        return no_memory(q, e);
+    q->groups[0] = (struct group){.weights = true, .targets = {.items = items}};
+    q->n_groups = 1;
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)layers, name, value)
+    {
+        const enum st st = read_pattern(q, name, &items[q->groups[0].targets.n++], e);
+        if (st)
+            return st;
+    }
+    return ST_OK;
+}
+
 /* quant_algo names what the weights are; tensors tell the rest. */
 static enum st read_modelopt(struct quant *q, const json_t *c, struct err *e)
 {
@@ -298,6 +323,8 @@ static enum st read_modelopt(struct quant *q, const json_t *c, struct err *e)
         st = optional(base_json_i64(c, q->where, "group_size", -1, INT32_MAX, &q->as.group, e));
     if (!st)
         st = read_groups(q, c, e);
+    if (!st)
+        st = read_quantized_layers(q, c, e);
     if (!st)
         st = read_patterns(q, c, q->where, "exclude_modules", &q->ignore, e);
     q->judges_head = true;
@@ -489,7 +516,7 @@ static void tell(const struct quant *q, const struct contradiction *c, const cha
 
 void quant_report(const struct quant *q)
 {
-    if (!q)
+    if (!q || base_log_rank() > 0) /* every rank reads the same files */
         return;
     tell(q, &q->plain, "that should be quantised are stored plainly");
     tell(q, &q->quantised, "that should be stored plainly are quantised");

@@ -1,33 +1,50 @@
-/* Tensors → blocks. One function for each kind of codes that walks a row block by block; what an element of a source covers is all that it knows of the file. */
+/* Tensors → blocks. One function for each kind of codes that walks a row block by block; what an element of a source covers is all that it knows of the file.
+ *
+ * 405B parameters pass through here at every start, so that a row is walked by pointers, and what is odd is looked at only where a scale is. */
 #include "runtime/assemble.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
+/* One row of one source. */
+struct line {
+    const struct quant_source *source;
+    const unsigned char *first; /* the element that covers the piece's first column */
+    size_t step_bytes;          /* between elements along the columns */
+    uint64_t first_element, column_unit;
+};
+
 struct row {
     const struct rt_assembly *a;
     uint64_t row;
     uint64_t begin, end; /* columns that the codes' piece covers in whole elements, within the matrix */
+    struct line codes, scales, zeros; /* zeros.source NULL: none */
     struct rt_odd_scales *odd;
     struct err *e;
 };
 
-static const struct quant_source *source_of(const struct rt_assembly *a, enum quant_role role, const struct rt_piece **piece)
+static struct line line_of(const struct rt_assembly *a, enum quant_role role, uint64_t row)
 {
-    for (uint32_t k = 0; k < a->scheme->n_sources; k++)
-        if (a->scheme->sources[k].role == role) {
-            *piece = &a->pieces[k];
-            return &a->scheme->sources[k];
-        }
-    return NULL;
+    for (uint32_t k = 0; k < a->scheme->n_sources; k++) {
+        const struct quant_source *s = &a->scheme->sources[k];
+        const struct rt_piece *p = &a->pieces[k];
+        if (s->role != role)
+            continue;
+        const uint64_t i = row / s->row_unit - p->first_row / s->row_unit;
+        return (struct line){.source = s,
+                             .first = p->data + i * (p->transposed ? s->element_bytes : p->stride_bytes),
+                             .step_bytes = p->transposed ? p->stride_bytes : s->element_bytes,
+                             .first_element = p->first_column / s->column_unit,
+                             .column_unit = s->column_unit};
+    }
+    return (struct line){.source = NULL};
 }
 
-static const unsigned char *element(const struct quant_source *s, const struct rt_piece *p, uint64_t row, uint64_t column)
-{
-    const uint64_t r = row / s->row_unit - p->first_row / s->row_unit, c = column / s->column_unit - p->first_column / s->column_unit;
-    return s->transposed ? p->data + c * p->stride_bytes + r * s->element_bytes : p->data + r * p->stride_bytes + c * s->element_bytes;
-}
+static const unsigned char *element(const struct line *l, uint64_t column) { return l->first + (column / l->column_unit - l->first_element) * l->step_bytes; }
+
+/* Where the next scale begins. */
+static uint64_t next_of(const struct line *l, uint64_t column) { return (column / l->column_unit + 1) * l->column_unit; }
 
 size_t rt_assembled_bytes(const struct quant_scheme *s, uint64_t column_begin, uint64_t column_end)
 {
@@ -43,13 +60,28 @@ static enum st refuse(const struct row *r, const struct quant_source *s, uint64_
 
 /* ---- FP4 --------------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* n bytes of pairs (element 2i low, 2i + 1 high) → n bytes whose low nibbles are the first half and whose high nibbles are the second. */
+static uint32_t load_u32(const unsigned char *p)
+{
+    uint32_t x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+/* Byte i of four to byte 2i of eight. */
+static uint64_t spread(uint64_t x)
+{
+    x = (x | x << 16) & 0x0000ffff0000ffffu;
+    return (x | x << 8) & 0x00ff00ff00ff00ffu;
+}
+
+/* 2n bytes of pairs (element 2i low, 2i + 1 high), n 4 or 8, → 2n bytes whose low nibbles are the first 2n elements and whose high nibbles are the others. */
 static void halve(const unsigned char *pairs, unsigned n, unsigned char *out)
 {
-    for (unsigned k = 0; k < n / 2; k++) {
-        const unsigned a = pairs[k], b = pairs[n / 2 + k];
-        out[2 * k] = (unsigned char)((a & 15) | (b & 15) << 4);
-        out[2 * k + 1] = (unsigned char)(a >> 4 | (b & 0xf0));
+    for (unsigned k = 0; k < n; k += 4) {
+        const uint32_t a = load_u32(pairs + k), b = load_u32(pairs + n + k);
+        const uint32_t even = (a & 0x0f0f0f0fu) | (b & 0x0f0f0f0fu) << 4, odd = (a >> 4 & 0x0f0f0f0fu) | (b & 0xf0f0f0f0u);
+        const uint64_t both = spread(even) | spread(odd) << 8;
+        memcpy(out + (size_t)2 * k, &both, sizeof both);
     }
 }
 
@@ -63,7 +95,7 @@ static bool all_zero(const unsigned char *pairs, unsigned n)
 }
 
 /* An E4M3 scale as FMT_NVFP4 reads it: without sign, and 0x7f is zero. */
-static enum st e4m3_scale(const struct row *r, const struct quant_source *s, uint64_t column, const unsigned char *codes, unsigned char *scale)
+static enum st e4m3_scale(const struct row *r, uint64_t column, const unsigned char *codes, unsigned char *scale)
 {
     const unsigned x = *scale;
     r->odd->zero += (x & 0x7fu) == 0;
@@ -71,188 +103,227 @@ static enum st e4m3_scale(const struct row *r, const struct quant_source *s, uin
     if (x < 0x7f || x == 0x80)
         return ST_OK;
     if (!all_zero(codes, 8))
-        return refuse(r, s, column, (x & 0x7fu) == 0x7f ? "its scale is NaN" : "its scale is negative");
+        return refuse(r, r->scales.source, column, (x & 0x7fu) == 0x7f ? "its scale is NaN" : "its scale is negative");
     r->odd->over_zeros++;
     *scale = 0;
     return ST_OK;
 }
 
+/* Columns [column, column + n) as pairs, of which the row's first are codes; what the piece does not cover is zero. */
+static const unsigned char *pairs_of(const struct row *r, const unsigned char *codes, uint64_t column, unsigned n, unsigned char *buffer)
+{
+    if (column >= r->begin && column + n <= r->end)
+        return codes + (column - r->begin) / 2;
+    const uint64_t from = column < r->begin ? r->begin : column, to = column + n < r->end ? column + n : r->end;
+    memset(buffer, 0, n / 2);
+    memcpy(buffer + (from - column) / 2, codes + (from - r->begin) / 2, (to - from) / 2);
+    return buffer;
+}
+
 static enum st nvfp4_row(const struct row *r, unsigned char *out)
 {
-    const struct rt_piece *codes_piece = NULL, *scales_piece = NULL;
-    const struct quant_source *codes = source_of(r->a, QUANT_CODES, &codes_piece), *scales = source_of(r->a, QUANT_SCALES, &scales_piece);
-    for (uint64_t block = r->begin / 64 * 64; block < r->end; block += 64, out += 36) {
-        memset(out, 0, 36);
+    const unsigned char *codes = element(&r->codes, r->begin), *scales = element(&r->scales, r->begin);
+    unsigned char buffer[8];
+    for (uint64_t block = r->begin / 64 * 64; block < r->end; block += 64, out += 36)
         for (unsigned g = 0; g < 4; g++) {
-            const uint64_t column = block + 16 * g;
-            if (column + 16 <= r->begin || column >= r->end)
+            const uint64_t column = block + (uint64_t)16 * g;
+            if (column + 16 <= r->begin || column >= r->end) {
+                out[g] = 0;
+                memset(out + 4 + (size_t)8 * g, 0, 8);
                 continue;
-            unsigned char pairs[8] = {0};
-            const uint64_t from = column < r->begin ? r->begin : column, to = column + 16 < r->end ? column + 16 : r->end;
-            memcpy(pairs + (from - column) / 2, element(codes, codes_piece, r->row, from), (to - from) / 2);
-            out[g] = *element(scales, scales_piece, r->row, column);
-            const enum st st = e4m3_scale(r, scales, column, pairs, &out[g]);
-            if (st)
-                return st;
-            halve(pairs, 8, out + 4 + 8 * g);
+            }
+            const unsigned char *pairs = pairs_of(r, codes, column, 16, buffer);
+            out[g] = scales[column / 16 - r->begin / 16];
+            if (out[g] < 2 || out[g] >= 0x7f) {
+                const enum st st = e4m3_scale(r, column, pairs, &out[g]);
+                if (st)
+                    return st;
+            }
+            halve(pairs, 4, out + 4 + (size_t)8 * g);
         }
-    }
     return ST_OK;
 }
 
 static enum st mxfp4_row(const struct row *r, unsigned char *out)
 {
-    const struct rt_piece *codes_piece = NULL, *scales_piece = NULL;
-    const struct quant_source *codes = source_of(r->a, QUANT_CODES, &codes_piece), *scales = source_of(r->a, QUANT_SCALES, &scales_piece);
+    const unsigned char *codes = element(&r->codes, r->begin), *scales = element(&r->scales, r->begin);
+    unsigned char buffer[16];
     for (uint64_t column = r->begin / 32 * 32; column < r->end; column += 32, out += 17) {
-        unsigned char pairs[16] = {0};
-        const uint64_t from = column < r->begin ? r->begin : column, to = column + 32 < r->end ? column + 32 : r->end;
-        memcpy(pairs + (from - column) / 2, element(codes, codes_piece, r->row, from), (to - from) / 2);
-        out[0] = *element(scales, scales_piece, r->row, column);
+        const unsigned char *pairs = pairs_of(r, codes, column, 32, buffer);
+        out[0] = scales[column / 32 - r->begin / 32];
         r->odd->least += out[0] == 0;
         if (out[0] == 0xff) {
             if (!all_zero(pairs, 16))
-                return refuse(r, scales, column, "its scale is NaN");
+                return refuse(r, r->scales.source, column, "its scale is NaN");
             r->odd->over_zeros++;
             out[0] = 0;
         }
-        halve(pairs, 16, out + 1);
+        halve(pairs, 8, out + 1);
     }
     return ST_OK;
 }
 
 /* ---- scales of other types ------------------------------------------------------------------------------------------------------------------------------ */
 
-static float scale_at(const struct quant_source *s, const struct rt_piece *p, uint64_t row, uint64_t column)
+static float scale_at(const struct line *l, uint64_t column)
 {
-    const unsigned char *at = element(s, p, row, column);
+    const unsigned char *at = element(l, column);
     float x;
-    if (s->tensor->raw == CK_RAW_F8_E8M0) /* 2^(b − 127), which is subnormal for 0 */
+    if (l->source->tensor->raw == CK_RAW_F8_E8M0) /* 2^(b − 127), which is subnormal for 0 */
         return *at == 0xff ? NAN : ldexpf(1, *at - 127);
-    kern_format_dequantise(s->tensor->format, at, 1, &x);
+    kern_format_dequantise(l->source->tensor->format, at, 1, &x);
     return x;
 }
 
-/* Whether scale and codes make numbers; is_zero: all codes of the block stand for 0. What is left of an odd scale over zeros is 0. Counted where the scale's first row and column are. */
-static enum st check_scale(const struct row *r, const struct quant_source *s, uint64_t column, bool is_zero, float *d)
+/* Counts a scale where its first row and column are. */
+static void count_scale(const struct row *r, uint64_t column, float d)
 {
-    const bool first = column % s->column_unit == 0 && r->row % s->row_unit == 0;
-    r->odd->zero += first && *d == 0;
-    r->odd->least += first && s->tensor->raw == CK_RAW_F8_E8M0 && *d == ldexpf(1, -127);
-    if (isfinite(*d))
-        return ST_OK;
-    if (!is_zero)
-        return refuse(r, s, column, isnan(*d) ? "its scale is NaN" : "its scale is infinite or too large");
-    r->odd->over_zeros += first;
-    *d = 0;
-    return ST_OK;
+    const struct quant_source *s = r->scales.source;
+    if (column % s->column_unit || r->row % s->row_unit)
+        return;
+    r->odd->zero += d == 0;
+    r->odd->least += s->tensor->raw == CK_RAW_F8_E8M0 && d == ldexpf(1, -127);
+    r->odd->over_zeros += !isfinite(d); /* refused otherwise */
+}
+
+static enum st refuse_scale(const struct row *r, uint64_t column, float d)
+{
+    return refuse(r, r->scales.source, column, isnan(d) ? "its scale is NaN" : "its scale is infinite or too large");
 }
 
 /* ---- FP8 ----------------------------------------------------------------------------------------------------------------------------------------------- */
 
 static enum st fp8_row(const struct row *r, unsigned char *out)
 {
-    const struct rt_piece *codes_piece = NULL, *scales_piece = NULL;
-    const struct quant_source *codes = source_of(r->a, QUANT_CODES, &codes_piece), *scales = source_of(r->a, QUANT_SCALES, &scales_piece);
+    float d = 0, written = 0;
+    uint64_t next = 0;
     for (uint64_t column = r->begin / 32 * 32; column < r->end; column += 32, out += 36) {
         const uint64_t from = column < r->begin ? r->begin : column, to = column + 32 < r->end ? column + 32 : r->end;
-        float d = scale_at(scales, scales_piece, r->row, from);
-        unsigned char *q = out + 4;
-        memset(q, 0, 32);
-        memcpy(q + (from - column), element(codes, codes_piece, r->row, from), to - from);
-        unsigned any = 0, nan = 0;
-        for (int i = 0; i < 32; i++) {
-            any |= q[i] & 0x7fu;
-            nan |= (q[i] & 0x7fu) == 0x7fu;
+        if (from >= next) {
+            d = scale_at(&r->scales, from);
+            if (!isnan(d) && !isfinite(256 * d))
+                d = INFINITY; /* to the kernels, see FMT_FP8 */
+            count_scale(r, from, d);
+            written = isfinite(d) ? d : 0; /* over zeros */
+            next = next_of(&r->scales, from);
+        }
+        uint64_t q[4] = {0}, any = 0, nan = 0;
+        memcpy((unsigned char *)q + (from - column), element(&r->codes, from), to - from);
+        for (int i = 0; i < 4; i++) {
+            const uint64_t size = q[i] & 0x7f7f7f7f7f7f7f7fu;
+            any |= size;
+            nan |= (size + 0x0101010101010101u) & 0x8080808080808080u;
         }
         if (nan)
-            return refuse(r, codes, from, "one of the 32 codes from here on is NaN");
-        if (!isnan(d) && !isfinite(256 * d))
-            d = INFINITY; /* to the kernels, see FMT_FP8 */
-        const enum st st = check_scale(r, scales, from, any == 0, &d);
-        if (st)
-            return st;
-        memcpy(out, &d, sizeof d);
+            return refuse(r, r->codes.source, from, "one of the 32 codes from here on is NaN");
+        if (any && !isfinite(d))
+            return refuse_scale(r, from, d);
+        memcpy(out, &written, sizeof written);
+        memcpy(out + 4, q, sizeof q);
     }
     return ST_OK;
 }
 
 /* ---- INT4 and INT8 ---------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* Number `row`, `column` of a packed source, as it is stored. */
-static unsigned number_at(const struct quant_source *s, const struct rt_piece *p, uint64_t row, uint64_t column)
+/* Where in its element a number stands: bits to shift. */
+static unsigned shift_of(const struct quant_source *s, uint64_t row, uint64_t column)
 {
     static const unsigned char places[8] = {0, 4, 1, 5, 2, 6, 3, 7};
-    const unsigned char *at = element(s, p, row, column);
-    if (s->element_bytes == 1)
-        return *at;
-    uint32_t word;
-    memcpy(&word, at, sizeof word);
-    const unsigned i = (unsigned)(s->along_rows ? row % s->row_unit : column % s->column_unit), place = s->interleaved ? places[i & 7] : i;
-    return word >> (place * s->bits) & ((1u << s->bits) - 1);
+    const unsigned i = s->element_bytes == 1 ? 0 : (unsigned)(s->along_rows ? row % s->row_unit : column % s->column_unit);
+    return (s->interleaved ? places[i & 7] : i) * s->bits;
 }
 
-/* Columns [from, to) of a row, as they are stored. */
-static void numbers_at(const struct quant_source *s, const struct rt_piece *p, uint64_t row, uint64_t from, uint64_t to, unsigned char *q)
+static unsigned number_at(const struct line *l, uint64_t row, uint64_t column)
 {
+    const unsigned char *at = element(l, column);
+    return l->source->element_bytes == 1 ? *at : load_u32(at) >> shift_of(l->source, row, column) & ((1u << l->source->bits) - 1);
+}
+
+/* Columns [from, to) of the row, as they are stored. */
+static void numbers_at(const struct row *r, uint64_t from, uint64_t to, unsigned char *q)
+{
+    const struct quant_source *s = r->codes.source;
+    const unsigned char *at = element(&r->codes, from);
+    const unsigned mask = (1u << s->bits) - 1;
     if (s->element_bytes == 1) {
-        memcpy(q, element(s, p, row, from), to - from);
+        memcpy(q, at, to - from);
         return;
     }
     if (s->along_rows) {
-        for (uint64_t c = from; c < to; c++)
-            *q++ = (unsigned char)number_at(s, p, row, c);
+        const unsigned shift = shift_of(s, r->row, 0);
+        for (uint64_t c = from; c < to; c++, at += r->codes.step_bytes)
+            *q++ = (unsigned char)(load_u32(at) >> shift & mask);
         return;
     }
-    const unsigned mask = (1u << s->bits) - 1;
-    for (uint64_t c = from; c < to;) { /* word by word */
-        uint32_t word;
-        memcpy(&word, element(s, p, row, c), sizeof word);
-        unsigned i = (unsigned)(c % s->column_unit);
-        for (word >>= i * s->bits; i < s->column_unit && c < to; i++, c++, word = s->bits < 32 ? word >> s->bits : 0)
+    for (uint64_t c = from; c < to; at += r->codes.step_bytes) {
+        uint32_t word = load_u32(at) >> shift_of(s, r->row, c);
+        for (uint64_t i = c % s->column_unit; i < s->column_unit && c < to; i++, c++, word >>= s->bits)
             *q++ = (unsigned char)(word & mask);
     }
 }
 
+/* A whole block of 32 nibbles in four words, one after another or apart: pairs, as the bytes of little-endian words are. */
+static bool nibbles_at(const struct row *r, uint64_t from, uint64_t to, unsigned char pairs[16])
+{
+    const struct quant_source *s = r->codes.source;
+    if (s->element_bytes != 4 || s->bits != 4 || s->along_rows || to - from != 32)
+        return false;
+    const unsigned char *at = element(&r->codes, from);
+    for (size_t i = 0; i < 4; i++)
+        memcpy(pairs + 4 * i, at + i * r->codes.step_bytes, 4);
+    return true;
+}
+
 /* What FMT_INT8 and FMT_INT8_ZERO hold: two's complement. */
-static int as_signed(const struct quant_source *s, unsigned stored) { return (int)(signed char)(unsigned char)(s->is_signed ? stored : stored ^ 0x80u); }
+static unsigned char as_signed(const struct quant_source *s, unsigned stored) { return (unsigned char)(s->is_signed ? stored : stored ^ 0x80u); }
+
+static bool all_are(const unsigned char *q, uint64_t n, unsigned char zero)
+{
+    unsigned any = 0;
+    for (uint64_t i = 0; i < n; i++)
+        any |= q[i] ^ zero;
+    return any == 0;
+}
 
 static enum st int_row(const struct row *r, unsigned char *out)
 {
-    const struct rt_piece *codes_piece = NULL, *scales_piece = NULL, *zeros_piece = NULL;
-    const struct quant_source *codes = source_of(r->a, QUANT_CODES, &codes_piece), *scales = source_of(r->a, QUANT_SCALES, &scales_piece), *zeros = source_of(r->a, QUANT_ZEROS, &zeros_piece);
     const struct quant_scheme *s = r->a->scheme;
-    const bool four = s->format == FMT_INT4 || s->format == FMT_INT4_ZERO;
+    const bool four = s->format == FMT_INT4 || s->format == FMT_INT4_ZERO, zeros = r->zeros.source != NULL;
     const size_t head = zeros ? 8 : 4, block_bytes = kern_format(s->format)->block_bytes;
+    float d = 0, written[2] = {0, 0}; /* d and m = −d · zero, exact where d has no more than 16 digits, as F16 and BF16 do */
+    unsigned char zero = four ? 8 : 0, q[32], pairs[16];
+    uint64_t next = 0;
     for (uint64_t column = r->begin / 32 * 32; column < r->end; column += 32, out += block_bytes) {
         const uint64_t from = column < r->begin ? r->begin : column, to = column + 32 < r->end ? column + 32 : r->end;
-        int zero = four ? 8 : 0;
-        if (zeros) {
-            const unsigned stored = number_at(zeros, zeros_piece, r->row, from);
-            zero = four ? (int)((stored + s->zero_plus_one) & 15u) : as_signed(zeros, (stored + s->zero_plus_one) & 255u);
+        if (from >= next) {
+            if (zeros) {
+                const unsigned stored = number_at(&r->zeros, r->row, from) + s->zero_plus_one;
+                zero = four ? (unsigned char)(stored & 15u) : as_signed(r->zeros.source, stored & 255u);
+            }
+            const float z = (float)(four ? (int)zero : (int)(signed char)zero);
+            d = scale_at(&r->scales, from);
+            if (isfinite(d) && !isfinite(d * z))
+                d = INFINITY; /* in effect */
+            count_scale(r, from, d);
+            written[0] = isfinite(d) ? d : 0; /* over zeros */
+            written[1] = isfinite(d) ? -d * z : 0;
+            next = next_of(&r->scales, from);
         }
-        unsigned char q[32];
-        memset(q, four ? zero : zeros ? zero & 255 : 0, sizeof q); /* what is no column of ours stands for 0 */
-        numbers_at(codes, codes_piece, r->row, from, to, q + (from - column));
-        bool is_zero = true;
-        for (uint64_t i = from - column; i < to - column; i++) {
-            if (!four)
-                q[i] = (unsigned char)as_signed(codes, q[i]);
-            is_zero = is_zero && (four ? q[i] == zero : (signed char)q[i] == zero);
+        memcpy(out, written, head);
+        if (isfinite(d) && nibbles_at(r, from, to, pairs)) {
+            halve(pairs, 8, out + head);
+            continue;
         }
-        float d = scale_at(scales, scales_piece, r->row, from);
-        if (isfinite(d) && !isfinite(d * (float)zero))
-            d = INFINITY; /* in effect */
-        const enum st st = check_scale(r, scales, from, is_zero, &d);
-        if (st)
-            return st;
-        const float m = -d * (float)zero; /* exact where d has no more than 16 digits, as F16 and BF16 do */
-        memcpy(out, &d, sizeof d);
-        if (zeros)
-            memcpy(out + 4, &m, sizeof m);
+        memset(q, zero, sizeof q); /* what is no column of ours stands for 0 */
+        numbers_at(r, from, to, q + (from - column));
+        for (uint64_t i = from - column; !four && i < to - column; i++)
+            q[i] = as_signed(r->codes.source, q[i]);
+        if (!isfinite(d) && !all_are(q, 32, zero))
+            return refuse_scale(r, from, d);
         if (four)
-            for (int i = 0; i < 16; i++)
-                out[head + (size_t)i] = (unsigned char)(q[i] | q[16 + i] << 4);
+            for (size_t i = 0; i < 16; i++)
+                out[head + i] = (unsigned char)(q[i] | q[16 + i] << 4);
         else
             memcpy(out + head, q, 32);
     }
@@ -271,11 +342,32 @@ enum st rt_assemble(const struct rt_assembly *a, unsigned char *rows, struct rt_
     const size_t row_bytes = rt_assembled_bytes(a->scheme, a->column_begin, a->column_end);
     struct row r = {.a = a, .begin = a->column_begin / unit * unit, .end = end < a->scheme->columns ? end : a->scheme->columns, .odd = odd, .e = e};
     for (r.row = a->row_begin; r.row < a->row_end; r.row++) {
+        r.codes = line_of(a, QUANT_CODES, r.row);
+        r.scales = line_of(a, QUANT_SCALES, r.row);
+        r.zeros = line_of(a, QUANT_ZEROS, r.row);
         const enum st st = of[a->scheme->format](&r, rows + (r.row - a->row_begin) * row_bytes);
         if (st)
             return st;
     }
     return ST_OK;
+}
+
+void rt_transpose(const unsigned char *from, size_t stride_bytes, uint64_t n_outer, uint64_t n_inner, uint32_t element_bytes, unsigned char *to)
+{
+    enum { TILE = 16 }; /* lines of the cache */
+    for (uint64_t o = 0; o < n_outer; o += TILE)
+        for (uint64_t i = 0; i < n_inner; i += TILE)
+            for (uint64_t k = i; k < i + TILE && k < n_inner; k++)
+                for (uint64_t j = o; j < o + TILE && j < n_outer; j++) {
+                    const unsigned char *a = from + j * stride_bytes + k * element_bytes;
+                    unsigned char *b = to + (k * n_outer + j) * element_bytes;
+                    if (element_bytes == 4)
+                        memcpy(b, a, 4);
+                    else if (element_bytes == 2)
+                        memcpy(b, a, 2);
+                    else
+                        *b = *a;
+                }
 }
 
 enum st rt_tensor_scale(const struct quant_scheme *s, const struct quant_source *source, float stored, float *scale, struct err *e)

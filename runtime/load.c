@@ -93,7 +93,7 @@ static uint64_t bounce_bytes_of(const struct part_weight *w, uint64_t n)
         const uint64_t n_elements = (n - 1) / s->row_unit + 2;
         const uint64_t run = s->transposed ? n_elements * s->element_bytes : w->slices[k].run_bytes, stride = w->slices[k].stride[0];
         const uint64_t n_runs = s->transposed ? w->slices[k].count[0] : n_elements;
-        bytes += n_runs * (run * 4 >= stride ? stride : run) + 64;
+        bytes += n_runs * (run * 4 >= stride ? stride : run) + 64 + (s->transposed ? n_runs * run + 64 : 0);
     }
     return bytes;
 }
@@ -129,7 +129,7 @@ static enum st load_tensor_scale(const struct loading *l, const struct part_weig
     return ST_OK;
 }
 
-/* Rows [row, row + n): the bounce buffer holds the pieces of all sources one after another, then the assembled rows. */
+/* Rows [row, row + n): the bounce buffer holds the pieces of all sources one after another (transposed ones once more, turned), then the assembled rows. */
 static enum st load_rows(const struct loading *l, const struct part_weight *w, struct kern_matrix *matrix, uint64_t row, uint64_t n, unsigned char *bounce, struct rt_odd_scales *odd, struct err *e)
 {
     struct rt_assembly a = {.scheme = w->scheme,
@@ -147,7 +147,14 @@ static enum st load_rows(const struct loading *l, const struct part_weight *w, s
         const enum st st = read_runs(l, w, k, x.offset, x.n_runs, x.run_bytes, bounce, &a.pieces[k].stride_bytes, e);
         if (st)
             return st;
+        const unsigned char *as_read = bounce;
         bounce += ((x.n_runs - 1) * a.pieces[k].stride_bytes + x.run_bytes + 63) / 64 * 64;
+        if (s->transposed) {
+            rt_transpose(as_read, a.pieces[k].stride_bytes, x.n_runs, x.n, s->element_bytes, bounce);
+            a.pieces[k].data = bounce;
+            a.pieces[k].stride_bytes = x.n_runs * s->element_bytes;
+            bounce += (x.n_runs * x.run_bytes + 63) / 64 * 64;
+        }
     }
     pack.row_stride_bytes = a.pieces[0].stride_bytes;
     pack.first_column = a.pieces[0].first_column;

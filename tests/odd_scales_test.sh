@@ -35,7 +35,7 @@ codes=model.layers.0.mlp.gate_proj.weight_packed
 # NVFP4 [176, 80]: 5 scales and 40 bytes of codes a row. Block 2 of row 100 becomes one of zeros of either sign.
 copy nvfp4-compressed
 patch $codes $((100 * 40 + 16)) 0088800808000000
-ok "a block of zeros" evaluate
+ok "a block of zeros" evaluate -n 1
 ok "… says nothing" test ! -s "$t_dir/stderr"
 cp "$t_dir/logits" "$t_dir/want"
 for byte in 7f ff 00 01 b3; do
@@ -44,11 +44,11 @@ for byte in 7f ff 00 01 b3; do
         ok "scale 0x$byte over zeros, $n ranks" evaluate -n $n
         ok "… changes nothing" cmp "$t_dir/want" "$t_dir/logits"
     done
-    evaluate
+    evaluate -n 1
     ok "… is counted in one line" test "$(grep -c 'odd scales, all of them valid: ' "$t_dir/stderr")$(wc -l <"$t_dir/stderr")" = 11
 done
 patch $scale $((100 * 5 + 2)) 7f
-evaluate
+evaluate -n 1
 contains "NaN is counted" "$(cat "$t_dir/stderr")" "1 are NaN, infinite or negative over blocks of zeros, 0 are zero, 0 the least of their type"
 
 # refuse NAME SAYS: on 1 and 3 ranks, at once, the sentence once

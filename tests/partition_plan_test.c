@@ -328,23 +328,31 @@ static void plans_405b(void **state)
     close_model();
 }
 
-/* NVFP4's tensor scale beside a weight: a product without it would be wrong in silence. */
-static void a_scale_of_a_tensor_is_refused(void **state)
+/* NVFP4's tensor scale beside a weight in a GGUF file: a source of the matrix like any other, and every rank's replica. */
+static void a_scale_of_a_tensor_is_owned(void **state)
 {
     (void)state;
-    struct t_llama m = {.hidden = 64, .heads = 4, .kv = 2, .head_dim = 16, .ffn = 64, .vocab = 67, .format = FMT_NVFP4, .layers = 1, .scale = 0.25F};
-    struct err e = {""};
-    T_OK(ck_open(t_llama_write(&m, "scaled"), &ck, &e), &e);
-    t_expect_err_contains(ST_UNSUPPORTED, part_model_create(ck, &whole, &e), &e, "tensor blk.0.attn_q.scale: scales of whole tensors (here 0.25)");
-    ck_close(ck);
-    m.scale = 1;
+    const struct t_llama m = {.hidden = 64, .heads = 4, .kv = 2, .head_dim = 16, .ffn = 64, .vocab = 67, .format = FMT_NVFP4, .layers = 1, .scale = 0.25F};
     open_model(t_llama_write(&m, "scaled"));
+    const struct part_weight *q = &whole->weights[find("attn_q.weight")];
+    assert_int_equal(q->scheme->n_sources, 2);
+    assert_string_equal(q->scheme->sources[1].tensor->name, "blk.0.attn_q.scale");
+    struct part_plan *plan = plan_for(2, NULL);
+    struct part_audit a;
+    struct err e = {""};
+    T_OK(part_audit_plan(plan, &a, &e), &e);
+    assert_int_equal(a.owned_bytes, a.checkpoint_bytes);
+    assert_int_equal(a.n_unused, 0);
+    assert_true(a.replica_bytes >= sizeof(float));
+    plan->ranks[1]->weights[find("attn_q.weight")].slices[1].offset += 4;
+    t_expect_err_contains(ST_INVALID, part_audit_plan(plan, &a, &e), &e, "would read outside tensor blk.0.attn_q.scale");
+    part_plan_destroy(plan);
     close_model();
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_cut_is_accepted), cmocka_unit_test(tampering_is_refused), cmocka_unit_test(plans_405b),
-                                       cmocka_unit_test(a_scale_of_a_tensor_is_refused)};
+                                       cmocka_unit_test(a_scale_of_a_tensor_is_owned)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,7 +13,7 @@
 struct part_of {
     const char *what, *dtype;
     int n_dims;
-    uint64_t dims[3];
+    uint64_t dims[4];
     const void *data;
 };
 
@@ -111,8 +111,11 @@ static const struct good {
     {"NVFP4 of compressed-tensors", FMT_NVFP4, 0, 3, {T("weight_packed", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), T("weight_global_scale", "F32", 1), T("input_global_scale", "F32", 1)}},
     {"MXFP4 of compressed-tensors", FMT_MXFP4, 0, 2, {T("weight_packed", "U8", 64, 64), T("weight_scale", "U8", 64, 4)}},
     {"MXFP4 of compressed-tensors", FMT_MXFP4, 0, 2, {T("weight_packed", "U8", 64, 64), T("weight_scale", "F8_E8M0", 64, 4)}},
+    {"MXFP4 of ModelOpt", FMT_MXFP4, 0, 2, {T("weight", "U8", 64, 64), T("weight_scale", "U8", 64, 4)}},
+    {"MXFP4 of DeepSeek", FMT_MXFP4, 0, 2, {T("weight", "I8", 64, 64), T("scale", "F8_E8M0", 64, 4)}},
     {"FP8 in blocks of 128 × 128", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale_inv", "F32", 1, 1)}},
     {"FP8 in blocks of 128 × 128", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), T("scale", "F8_E8M0", 1, 1)}},
+    {"FP8 in blocks of 128 × 128", FMT_FP8, 128, 2, {{"weight", "F8_E4M3", 2, {64, 128}, NULL}, {"weight_scale_inv", "BF16", 4, {1, 1, 1, 1}, NULL}}},
     {"FP8 with one scale", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), ONE("weight_scale", "F32"), ONE("input_scale", "F32")}},
     {"FP8 with one scale", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "BF16", 1)}},
     {"FP8 with a scale for each row", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "F16", 64, 1)}},
@@ -125,6 +128,33 @@ static const struct good {
     {"INT8 of GPTQ", FMT_INT8_ZERO, 128, 3, {T("qweight", "I32", 32, 64), T("qzeros", "I32", 1, 16), T("scales", "F16", 1, 64), T("g_idx", "I32", 128)}},
     {"INT4 of AWQ", FMT_INT4_ZERO, 64, 3, {T("qweight", "I32", 128, 8), T("qzeros", "I32", 2, 8), T("scales", "F16", 2, 64)}},
 };
+
+/* One number of one slice of a rank's plan is wrong: the digest sees it, and the auditor refuses it. */
+static void tamper(struct part_plan *plan, int rank, int i_weight, uint32_t k)
+{
+    struct part_slice *s = &plan->ranks[rank]->weights[i_weight].slices[k];
+    const struct digest before = part_plan_digest(plan);
+    for (int i = 0; i < 8; i++) {
+        const struct part_slice kept = *s;
+        struct part_audit a;
+        struct err e = {""};
+        switch (i) {
+        case 0: s->file++; break;
+        case 1: s->offset += plan->whole->weights[i_weight].scheme->sources[k].element_bytes; break;
+        case 2: s->offset--; break;
+        case 3: s->count[0]++; break;
+        case 4: s->stride[0]++; break;
+        case 5: s->run_bytes++; break;
+        case 6: s->first_row++; break;
+        default: s->first_column++; break;
+        }
+        const struct digest now = part_plan_digest(plan);
+        if (memcmp(&now, &before, sizeof now) == 0 || part_audit_plan(plan, &a, &e) == ST_OK)
+            fail_msg("%s, rank %d, source %d: change %d is not seen", plan->whole->weights[i_weight].scheme->name, rank, (int)k, i);
+        assert_non_null(strstr(e.text, MODULE));
+        *s = kept;
+    }
+}
 
 static void schemes_by_tensors(void **state)
 {
@@ -156,6 +186,10 @@ static void schemes_by_tensors(void **state)
             T_OK(part_audit_plan(plan, &a, &e), &e);
             assert_int_equal(a.owned_bytes + a.unused_bytes, a.checkpoint_bytes);
             assert_int_equal(a.n_unused, 0);
+            for (uint32_t j = 0; k == 2 && j < g->n_sources; j++) {
+                tamper(plan, 0, (int)(down - m->weights), j);
+                tamper(plan, 1, (int)(down - m->weights), j);
+            }
             part_plan_destroy(plan);
         }
         part_model_destroy(m);
@@ -175,6 +209,8 @@ static const struct bad {
     {"down_proj.weight_global_scale is missing", ST_INVALID, {T("weight_packed", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8)}},
     {"weight_scale_inv (or scale, or weight_scale) is missing", ST_INVALID, {T("weight", "F8_E4M3", 64, 128)}},
     {"down_proj.weight_scale is missing", ST_INVALID, {T("weight", "I8", 64, 128)}},
+    {"down_proj.scale is F32 where F8_E8M0 is expected", ST_INVALID, {T("weight", "I8", 64, 64), T("scale", "F32", 64, 4)}},
+    {"down_proj.scale has shape [64, 2], a matrix [64, 128] asks for [64, 4]", ST_INVALID, {T("weight", "I8", 64, 64), T("scale", "F8_E8M0", 64, 2)}},
     {"down_proj.weight_scale is missing", ST_INVALID, {T("weight_packed", "I32", 64, 16)}},
     {"down_proj.scales is missing", ST_INVALID, {T("qweight", "I32", 16, 64), T("qzeros", "I32", 4, 8)}},
     {"down_proj.qzeros is missing", ST_INVALID, {T("qweight", "I32", 16, 64), T("scales", "F16", 4, 64)}},
@@ -273,6 +309,7 @@ static void configurations_by_name(void **state)
     refused_config(Q("{\"quant_method\":\"gptq\",\"checkpoint_format\":\"marlin\"}"), ST_UNSUPPORTED, "checkpoint_format 'marlin' is not supported; known: gptq, gptq_v2");
     refused_config(Q("{\"quant_method\":\"awq\",\"version\":\"gemv\"}"), ST_UNSUPPORTED, "version 'gemv'");
     refused_config(Q("{\"quant_method\":\"modelopt\",\"quant_algo\":4}"), ST_INVALID, "quant_algo");
+    refused_config(Q("{\"quant_method\":\"modelopt\",\"quantized_layers\":[]}"), ST_INVALID, "quantized_layers is not an object");
 #undef Q
 }
 
@@ -362,6 +399,7 @@ static void tensors_decide(void **state)
          "1 matrices that should be quantised are stored plainly (model.layers.0.mlp.up_proj); the tensors decide", 1},
         {{",\"quantization_config\":{" DOWN("\"config_groups\":{\"a\":{\"targets\":[\"re:.*down_proj\"],\"weights\":{\"num_bits\":4,\"type\":\"int\"}}}") "}", fp8},
          "1 matrices are quantised otherwise than it says (model.layers.0.mlp.down_proj); the tensors decide", 1},
+        {{",\"quantization_config\":{\"quant_method\":\"modelopt\",\"quant_algo\":\"MIXED_PRECISION\",\"quantized_layers\":{\"model.layers.0.mlp.down_proj\":{\"quant_algo\":\"FP8\"}}}", fp8}, "", 0},
         {{",\"quantization_config\":{\"quant_method\":\"fp8\",\"modules_to_not_convert\":[\"down_proj\"]}", fp8}, "6 matrices that should be quantised are stored plainly", 2},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

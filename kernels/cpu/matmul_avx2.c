@@ -173,27 +173,21 @@ INLINE const uint8_t *half_at(const uint8_t *w, size_t stride, int i, size_t hal
 
 INLINE __m256 load_plain(const enum format f, const uint8_t *w, size_t stride, int i, size_t place) {
     if (f == FMT_F32) return _mm256_loadu_ps((const float *)(const void *)(half_at(w, stride, i, 32) + 64 * place));
-    if (f == FMT_FP8) { /* as F16 of the same digits */
-        const __m128i words = _mm_slli_epi16(_mm_cvtepi8_epi16(load_64(half_at(w, stride, i, 8) + 16 * place)), 7);
-        return _mm256_cvtph_ps(_mm_and_si128(words, _mm_set1_epi16((short)0xbf80)));
-    }
     const uint8_t *from = half_at(w, stride, i, 16) + 32 * place;
     if (f == FMT_F16) return load_halves(from);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)from)), 16));
 }
 
-/* acc[i][t] of half tiles [first, first + nh). */
-INLINE void plain_f32(const enum format f, const int nt, const int nh, int first, const uint8_t *w, const uint8_t *head, size_t stride, const uint8_t *x,
-                      __m256 *acc) {
-    __m256 sum[CPU_GROUP], d[4];
-    UNROLL for (int i = 0; i < nh && f == FMT_FP8; i++) d[i] = scale_of(f, w, half_at(head, stride, first + i, 0), (first + i) % 2, 0);
+/* acc[i][t] of half tiles [first, first + nh); d: of each half tile, or NULL. */
+INLINE void plain_f32(const enum format f, const __m256 *d, const int nt, const int nh, int first, const uint8_t *w, size_t stride, const uint8_t *x, __m256 *acc) {
+    __m256 sum[CPU_GROUP];
     UNROLL for (int j = 0; j < nh * nt; j++) sum[j] = acc[j];
     for (size_t quad = 0; quad < 8; quad++) {
         UNROLL for (size_t b = 0; b < 4; b++, x += 4 * nt) {
             __m256 wi[4];
             UNROLL for (int i = 0; i < nh; i++) {
                 wi[i] = load_plain(f, w, stride, first + i, 4 * quad + b);
-                if (f == FMT_FP8) wi[i] = _mm256_mul_ps(d[i], wi[i]);
+                if (d) wi[i] = _mm256_mul_ps(d[first + i], wi[i]);
             }
             UNROLL for (int t = 0; t < nt; t++) {
                 __m256 xt = _mm256_set1_ps(load_f32(x + 4 * t));
@@ -202,6 +196,17 @@ INLINE void plain_f32(const enum format f, const int nt, const int nh, int first
         }
     }
     UNROLL for (int j = 0; j < nh * nt; j++) acc[j] = sum[j];
+}
+
+/* E4M3 becomes F16 of the same digits in the first-level cache, since conversion from there takes one operation, out of registers two. */
+INLINE void fp8_to_halves(const int nr, const uint8_t *w, const uint8_t *head, size_t stride, uint8_t (*halves)[32 * ROWS * 2], __m256 *d) {
+    for (int r = 0; r < nr; r++) {
+        for (int i = 0; i < 2; i++) d[2 * r + i] = scale_of(FMT_FP8, w, head + (size_t)r * stride, i, 0);
+        for (size_t at = 0; at < sizeof halves[0]; at += 32) {
+            const __m256i words = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(w + (size_t)r * stride + at / 2)));
+            _mm256_store_si256((__m256i *)(void *)(halves[r] + at), _mm256_and_si256(_mm256_slli_epi16(words, 7), _mm256_set1_epi16((short)0xbf80)));
+        }
+    }
 }
 
 /* q of place 4·quad + b of 8 rows: byte b of each lane. */
@@ -288,12 +293,17 @@ INLINE void walk_tiles(const struct cpu_rows *a, size_t row, size_t apart, const
                     codec->codes(w + (size_t)r * stride, head + (size_t)r * stride, &u);
                     for (int h = 0; h < 2; h++) many_int8(many, codec, nt, h, &u, x, acc + (2 * r + h) * nt);
                 }
-            else if (kind == PLAIN_F32)
-                for (int h = 0; h < 2 * nr; h += nh) plain_f32(f, nt, nh, h, w, head, stride, x, acc + h * nt);
+            else if (kind == PLAIN_F32 && f == FMT_FP8) {
+                uint8_t halves[4][32 * ROWS * 2] __attribute__((aligned(32)));
+                __m256 d[8];
+                fp8_to_halves(nr, w, head, stride, halves, d);
+                for (int h = 0; h < 2 * nr; h += nh) plain_f32(FMT_F16, d, nt, nh, h, halves[0], sizeof halves[0], x, acc + h * nt);
+            } else if (kind == PLAIN_F32)
+                for (int h = 0; h < 2 * nr; h += nh) plain_f32(f, NULL, nt, nh, h, w, stride, x, acc + h * nt);
             else {
                 float numbers[4][32 * ROWS] __attribute__((aligned(32)));
                 for (int r = 0; r < nr; r++) codec->weights(w + (size_t)r * stride, head + (size_t)r * stride, numbers[r]);
-                for (int h = 0; h < 2 * nr; h += nh) plain_f32(FMT_F32, nt, nh, h, (const uint8_t *)numbers, NULL, sizeof numbers[0], x, acc + h * nt);
+                for (int h = 0; h < 2 * nr; h += nh) plain_f32(FMT_F32, NULL, nt, nh, h, (const uint8_t *)numbers, sizeof numbers[0], x, acc + h * nt);
             }
         }
         end_leaf(&k, c, i, nt, nr);

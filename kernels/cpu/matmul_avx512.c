@@ -131,7 +131,7 @@ struct codec {
 };
 
 /* One segment of nr row tiles, the first at w, the others stride bytes apart, times nt tokens. */
-enum kind { DIRECT_INT8, MANY_INT8, MANY_INT8_MIN, MANY_INT8_16, MANY_F32, PLAIN_F32 };
+enum kind { DIRECT_INT8, DIRECT_F32, MANY_INT8, MANY_INT8_MIN, MANY_INT8_16, MANY_F32, PLAIN_F32 };
 INLINE void segment(const enum kind kind, const enum format f, const struct codec *codec, const int nt, const int nr, const uint8_t *w, const uint8_t *head,
                     size_t stride, const uint8_t *x, __m512 *acc);
 
@@ -140,7 +140,7 @@ INLINE void segment(const enum kind kind, const enum format f, const struct code
 INLINE void walk_tiles(const struct cpu_rows *a, size_t row, size_t apart, const enum kind kind, const enum format f, const struct codec *codec, const int nt,
                        const int nr) {
     const struct kern_columns *c = &a->matrix->columns;
-    const bool is_f32 = kind == MANY_F32 || kind == PLAIN_F32;
+    const bool is_f32 = kind == DIRECT_F32 || kind == MANY_F32 || kind == PLAIN_F32;
     const bool is_16 = kind == MANY_INT8_16 || (kind == DIRECT_INT8 && cpu_halves(f) == 2);
     const size_t tile_bytes = cpu_tile_bytes(f), head_bytes = cpu_head_bytes(f), row_tile_bytes = cpu_row_tile_bytes(f, a->matrix), stride = apart / ROWS * row_tile_bytes;
     const size_t record_bytes = (size_t)nt * cpu_token_bytes(is_f32 ? KERN_ACT_F32 : is_16 ? KERN_ACT_INT8_16 : KERN_ACT_INT8);
@@ -245,28 +245,22 @@ INLINE void many_int8(const enum kind kind, const struct codec *codec, const int
 
 /* ---- F32 ------------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* 16 plain weights, of place 4·quad + b. */
-INLINE __m512 load_plain(const enum format f, const uint8_t *w, size_t quad, const unsigned b) {
-    if (f == FMT_FP8) { /* two places' numbers at once become F16 of the same digits */
-        const __m256i pair = _mm256_loadu_si256((const __m256i *)(const void *)(w + 64 * quad + 32 * (b / 2)));
-        const __m512i halves = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(pair), 7), _mm512_set1_epi16((short)0xbf80));
-        return _mm512_cvtph_ps(b % 2 ? _mm512_extracti64x4_epi64(halves, 1) : _mm512_castsi512_si256(halves));
-    }
-    const uint8_t *from = w + (4 * quad + b) * (f == FMT_F32 ? 64 : 32);
+/* 16 plain weights. */
+INLINE __m512 load_plain(const enum format f, const uint8_t *w, size_t place) {
+    const uint8_t *from = w + place * (f == FMT_F32 ? 64 : 32);
     if (f == FMT_F32) return _mm512_loadu_ps(from);
     if (f == FMT_F16) return load_halves(from);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)from)), 16));
 }
 
-INLINE void plain_f32(const enum format f, const int nt, const int nr, const uint8_t *w, const uint8_t *head, size_t stride, const uint8_t *x, __m512 *acc) {
-    __m512 d[MAX_TILES];
-    UNROLL for (int r = 0; r < nr && f == FMT_FP8; r++) d[r] = scale_of(f, w, head + (size_t)r * stride, 0);
+/* d: of each tile, or NULL. */
+INLINE void plain_f32(const enum format f, const __m512 *d, const int nt, const int nr, const uint8_t *w, size_t stride, const uint8_t *x, __m512 *acc) {
     for (size_t quad = 0; quad < 8; quad++) {
-        UNROLL for (unsigned b = 0; b < 4; b++, x += 4 * nt) {
+        UNROLL for (size_t b = 0; b < 4; b++, x += 4 * nt) {
             __m512 wr[MAX_TILES];
             UNROLL for (int r = 0; r < nr; r++) {
-                wr[r] = load_plain(f, w + (size_t)r * stride, quad, b);
-                if (f == FMT_FP8) wr[r] = _mm512_mul_ps(d[r], wr[r]);
+                wr[r] = load_plain(f, w + (size_t)r * stride, 4 * quad + b);
+                if (d) wr[r] = _mm512_mul_ps(d[r], wr[r]);
             }
             UNROLL for (int t = 0; t < nt; t++) {
                 __m512 xt = _mm512_set1_ps(load_f32(x + 4 * t));
@@ -276,10 +270,24 @@ INLINE void plain_f32(const enum format f, const int nt, const int nr, const uin
     }
 }
 
+/* E4M3 becomes F16 of the same digits in the first-level cache, since conversion from there takes one operation, out of registers two. */
+INLINE void fp8_f32(const int nt, const int nr, const uint8_t *w, const uint8_t *head, size_t stride, const uint8_t *x, __m512 *acc) {
+    uint8_t halves[MAX_TILES][32 * ROWS * 2] __attribute__((aligned(64)));
+    __m512 d[MAX_TILES];
+    UNROLL for (int r = 0; r < nr; r++) {
+        d[r] = scale_of(FMT_FP8, w, head + (size_t)r * stride, 0);
+        for (size_t at = 0; at < sizeof halves[0]; at += 64) {
+            const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(w + (size_t)r * stride + at / 2)));
+            _mm512_store_si512(halves[r] + at, _mm512_and_si512(_mm512_slli_epi16(words, 7), _mm512_set1_epi16((short)0xbf80)));
+        }
+    }
+    plain_f32(FMT_F16, d, nt, nr, halves[0], sizeof halves[0], x, acc);
+}
+
 INLINE void many_f32(const struct codec *codec, const int nt, const int nr, const uint8_t *w, const uint8_t *head, size_t stride, const uint8_t *x, __m512 *acc) {
     float numbers[MAX_TILES][32 * ROWS] __attribute__((aligned(64)));
     for (int r = 0; r < nr; r++) codec->weights(w + (size_t)r * stride, head + (size_t)r * stride, numbers[r]);
-    plain_f32(FMT_F32, nt, nr, (const uint8_t *)numbers, NULL, sizeof numbers[0], x, acc);
+    plain_f32(FMT_F32, NULL, nt, nr, (const uint8_t *)numbers, sizeof numbers[0], x, acc);
 }
 
 /* q of place 4·quad + b: byte b of each lane. */
@@ -294,14 +302,37 @@ INLINE __m512 numbers_of(const enum format f, const uint8_t *w, const unsigned q
     return _mm512_cvtepi32_ps(cpu_bias(f) ? _mm512_sub_epi32(code, _mm512_set1_epi32(cpu_bias(f))) : code);
 }
 
+/* A weight of value dw·q or dw·q + m; with an F16 d, dw·q is exact. */
+INLINE __m512 weight_of(const enum format f, __m512 q, __m512 dw, __m512 m) {
+    if (cpu_has_min(f) && !cpu_is_joined(f)) return _mm512_fmadd_ps(q, dw, m);
+    return cpu_has_min(f) ? _mm512_add_ps(_mm512_mul_ps(q, dw), m) : _mm512_mul_ps(q, dw);
+}
+
+/* One token, numbers straight from the tile; of formats without high bits, whose quads are all alike. */
+INLINE void direct_f32(const enum format f, const int nr, const uint8_t *w, const uint8_t *head, size_t stride, const uint8_t *x, __m512 *acc) {
+    __m512 d[MAX_TILES][2], m[MAX_TILES];
+    UNROLL for (int r = 0; r < nr; r++) {
+        UNROLL for (int h = 0; h < cpu_halves(f); h++) d[r][h] = scale_of(f, w + (size_t)r * stride, head + (size_t)r * stride, h);
+        m[r] = cpu_has_min(f) ? min_of(f, w + (size_t)r * stride, head + (size_t)r * stride) : _mm512_setzero_ps();
+    }
+    UNROLL for (int h = 0; h < 2; h++)
+        for (unsigned q = 0; q < 4; q++) {
+            UNROLL for (unsigned b = 0; b < 4; b++, x += 4) {
+                const __m512 xt = _mm512_set1_ps(load_f32(x));
+                UNROLL for (int r = 0; r < nr; r++) {
+                    const __m512 number = numbers_of(f, w + (size_t)r * stride, 4 * (unsigned)h + q, b);
+                    acc[r] = _mm512_fmadd_ps(weight_of(f, number, d[r][cpu_halves(f) == 2 ? h : 0], m[r]), xt, acc[r]);
+                }
+            }
+        }
+}
+
 /* A tile's numbers, [place][row]. */
 INLINE void weights_of(const enum format f, const uint8_t *w, const uint8_t *head, float *to) {
     const __m512 d[2] = {scale_of(f, w, head, 0), scale_of(f, w, head, cpu_halves(f) - 1)}, m = cpu_has_min(f) ? min_of(f, w, head) : _mm512_setzero_ps();
     UNROLL for (unsigned i = 0; i < 8; i++) {
         UNROLL for (unsigned b = 0; b < 4; b++, to += ROWS) {
-            const __m512 q = numbers_of(f, w, i, b), product = _mm512_mul_ps(d[i / 4], q);
-            /* with an F16 d, the product is exact */
-            _mm512_store_ps(to, !cpu_has_min(f) ? product : cpu_is_joined(f) ? _mm512_add_ps(product, m) : _mm512_fmadd_ps(q, d[i / 4], m));
+            _mm512_store_ps(to, weight_of(f, numbers_of(f, w, i, b), d[i / 4], m));
         }
     }
 }
@@ -311,7 +342,9 @@ INLINE void weights_of(const enum format f, const uint8_t *w, const uint8_t *hea
 INLINE void segment(const enum kind kind, const enum format f, const struct codec *codec, const int nt, const int nr, const uint8_t *w, const uint8_t *head,
                     size_t stride, const uint8_t *x, __m512 *acc) {
     if (kind == DIRECT_INT8) direct_int8(f, nt, nr, w, head, stride, x, acc);
-    else if (kind == PLAIN_F32) plain_f32(f, nt, nr, w, head, stride, x, acc);
+    else if (kind == DIRECT_F32) direct_f32(f, nr, w, head, stride, x, acc);
+    else if (kind == PLAIN_F32 && f == FMT_FP8) fp8_f32(nt, nr, w, head, stride, x, acc);
+    else if (kind == PLAIN_F32) plain_f32(f, NULL, nt, nr, w, stride, x, acc);
     else if (kind == MANY_F32) many_f32(codec, nt, nr, w, head, stride, x, acc);
     else many_int8(kind, codec, nt, nr, w, head, stride, x, acc);
 }
@@ -360,9 +393,13 @@ MANY(many_numbers, MANY_F32)
         prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                    \
         weights_of(FMT_##format, w, head, to);                                                                                                        \
     }                                                                                                                                                 \
+    static __attribute__((noinline)) void one_f32_##format(const struct cpu_rows *a) { walk_rows(a, DIRECT_F32, FMT_##format, NULL, 1, 4); }          \
     static void f32_##format(const struct cpu_rows *a) {                                                                                              \
         const struct codec codec = {FMT_##format, 0, NULL, weights_##format};                                                                         \
-        many_numbers[a->n_tokens](a, &codec);                                                                                                         \
+        if (a->n_tokens == 1 && cpu_high_bits(FMT_##format) == 0)                                                                                     \
+            one_f32_##format(a);                                                                                                                      \
+        else                                                                                                                                          \
+            many_numbers[a->n_tokens](a, &codec);                                                                                                     \
     }
 CPU_QUANTISED(QUANTISED)
 

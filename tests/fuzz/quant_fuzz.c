@@ -32,7 +32,7 @@ static void quant_assemble(const struct quant_scheme *s, const uint8_t *file, ui
         copies[k] = malloc(x->tensor->bytes);
         BASE_ASSERT(copies[k] != NULL);
         memcpy(copies[k], file + x->tensor->offset, x->tensor->bytes);
-        a.pieces[k] = (struct rt_piece){.data = copies[k], .stride_bytes = (size_t)(x->transposed ? (s->rows - 1) / x->row_unit + 1 : (s->columns - 1) / x->column_unit + 1) * x->element_bytes};
+        a.pieces[k] = (struct rt_piece){.data = copies[k], .transposed = x->transposed, .stride_bytes = (size_t)(x->transposed ? (s->rows - 1) / x->row_unit + 1 : (s->columns - 1) / x->column_unit + 1) * x->element_bytes};
     }
     const size_t row_bytes = rt_assembled_bytes(s, column_begin, column_end), block = kern_format(s->format)->block_columns;
     const uint64_t n = row_bytes / kern_format(s->format)->block_bytes * block;
