@@ -20,7 +20,9 @@ static const struct attention_case cases[] = {
     {"decode, SmolLM2", FMT_F16, 9, 3, 64, 2048, 1},         {"decode, SmolLM2, short", FMT_F16, 9, 3, 64, 128, 1},
     {"decode, Llama 8B", FMT_F16, 32, 8, 128, 2048, 1},      {"decode, Llama 8B, long", FMT_F16, 32, 8, 128, 16384, 1},
     {"decode, one head a group", FMT_F16, 8, 8, 128, 2048, 1}, {"decode, BF16", FMT_BF16, 32, 8, 128, 2048, 1},
-    {"decode, F32", FMT_F32, 32, 8, 128, 2048, 1},           {"prefill, SmolLM2", FMT_F16, 9, 3, 64, 512, 512},
+    {"decode, F32", FMT_F32, 32, 8, 128, 2048, 1},           {"decode, FP8", FMT_E4M3, 32, 8, 128, 2048, 1},
+    {"decode, FP8, long", FMT_E4M3, 32, 8, 128, 16384, 1},   {"decode, FP8, one head a group", FMT_E4M3, 8, 8, 128, 2048, 1},
+    {"prefill, FP8", FMT_E4M3, 32, 8, 128, 512, 512},        {"prefill, SmolLM2", FMT_F16, 9, 3, 64, 512, 512},
     {"prefill, Llama 8B", FMT_F16, 32, 8, 128, 512, 512},    {"prefill, one head a group", FMT_F16, 8, 8, 128, 512, 512},
     {"prefill, F32", FMT_F32, 9, 3, 64, 512, 512},
 };
@@ -67,13 +69,15 @@ static void bench_case(const struct kern_backend *kernels, const struct attentio
     base_rng_init(&rng, 1);
     struct running r = {.kernels = kernels};
     int n_blocks = c->n_context / KERN_KV_BLOCK;
-    r.kv = (struct kern_kv){.block_bytes = kern_kv_block_bytes(c->format, c->n_kv_heads, c->head_dim), .format = c->format, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim};
+    r.kv = (struct kern_kv){.block_bytes = kern_kv_block_bytes(c->format, c->n_kv_heads, c->head_dim), .format = c->format, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim, .k_scale = 1, .v_scale = 1};
     r.cache_bytes = r.kv.block_bytes * (size_t)n_blocks;
     r.kv.base = allocate(r.cache_bytes);
     for (size_t i = 0; i < r.cache_bytes / kern_format(c->format)->block_bytes; i++) {
         float x = base_rng_uniform(&rng, -1, 1);
         if (c->format == FMT_F32)
             ((float *)r.kv.base)[i] = x;
+        else if (c->format == FMT_E4M3)
+            ((uint8_t *)r.kv.base)[i] = kern_f32_to_e4m3(x);
         else
             ((uint16_t *)r.kv.base)[i] = c->format == FMT_F16 ? kern_f32_to_f16(x) : kern_f32_to_bf16(x);
     }
@@ -97,7 +101,7 @@ static void bench_case(const struct kern_backend *kernels, const struct attentio
     bench_take_turns(BENCH_THREAD, turns, 2, n_rounds);
     double ns = bench_median(turns[0].ns, n_rounds), read_ns = bench_median(turns[1].ns, n_rounds);
     double n_pairs = (double)n_tokens * (c->n_context - n_tokens) + 0.5 * n_tokens * (n_tokens + 1.0);
-    printf("%-26s %-4s %2d/%d/%-3d context %5d: %9.1f us, %6.1f GFLOP/s", c->name, kern_format(c->format)->name, c->n_heads, c->n_kv_heads, c->head_dim,
+    printf("%-29s %-4s %2d/%d/%-3d context %5d: %9.1f us, %6.1f GFLOP/s", c->name, kern_format(c->format)->name, c->n_heads, c->n_kv_heads, c->head_dim,
            c->n_context, ns / 1e3, n_pairs * 4 * (double)width / ns);
     if (n_tokens == 1)
         printf(", %5.1f GB/s of cache, %.2f of a plain read", (double)r.cache_bytes / ns, read_ns / ns);

@@ -1,6 +1,7 @@
 /* How fast are products? matmul [KERNELS [ROUNDS [THREADS [FORMAT]]]], e.g. matmul cpu/avx2 9 2 Q4_K. One thread is timed while it ran, several by the wall.
  *
- * Decode: one token times a matrix much larger than the caches must read the matrix once. Bytes are the file's (a packed matrix of a K-quant is up to 3 % larger);
+ * Decode: one token times a matrix much larger than the caches must read the matrix once. Bytes are the file's (a packed matrix of a K-quant is up to 3 % larger),
+ * but for FP8, INT4 and INT8 those of the packed matrix with scales for 128 columns each;
  * beside them stands a plain read of as much memory as the packed matrix takes, by as many threads, in turns.
  * Prefill: 512 tokens must do 2·tokens·rows·columns operations: GOP/s. */
 #include <stdio.h>
@@ -26,13 +27,17 @@ struct matmul_case {
     {FMT_Q4_0, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_Q5_0, KERN_ACT_INT8, columns, leaves, rows, tokens},                               \
         {FMT_Q5_1, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_Q4_K, KERN_ACT_INT8, columns, leaves, rows, tokens},                           \
         {FMT_Q5_K, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_Q6_K, KERN_ACT_INT8_16, columns, leaves, rows, tokens},                        \
-        {FMT_MXFP4, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_NVFP4, KERN_ACT_INT8_16, columns, leaves, rows, tokens}
+        {FMT_MXFP4, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_NVFP4, KERN_ACT_INT8_16, columns, leaves, rows, tokens},                      \
+        {FMT_FP8, KERN_ACT_F32, columns, leaves, rows, tokens}, {FMT_INT4, KERN_ACT_INT8, columns, leaves, rows, tokens},                             \
+        {FMT_INT4_ZERO, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_INT8, KERN_ACT_INT8, columns, leaves, rows, tokens},                      \
+        {FMT_INT8_ZERO, KERN_ACT_INT8, columns, leaves, rows, tokens}
 static const struct matmul_case decode_cases[] = {
     {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 0, 1}, {FMT_Q8_0, KERN_ACT_INT8, 4096, 12, 0, 1}, FAST(4096, 12, 0, 1),
     {FMT_Q4_1, KERN_ACT_INT8, 4096, 1, 0, 1},  {FMT_Q4_1, KERN_ACT_INT8, 576, 1, 0, 1},   {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 0, 2},
     {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 0, 4}, {FMT_Q8_0, KERN_ACT_INT8, 4096, 12, 0, 4}, {FMT_Q4_K, KERN_ACT_INT8, 4096, 12, 0, 4},
     {FMT_Q4_1, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_Q8_0, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_Q4_K, KERN_ACT_F32, 4096, 12, 0, 1},
-    {FMT_Q6_K, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_F16, KERN_ACT_F32, 4096, 12, 0, 1},   {FMT_BF16, KERN_ACT_F32, 4096, 12, 0, 1},
+    {FMT_Q6_K, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_INT4, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_INT8, KERN_ACT_F32, 4096, 12, 0, 1},
+    {FMT_FP8, KERN_ACT_F32, 4096, 12, 0, 4},   {FMT_F16, KERN_ACT_F32, 4096, 12, 0, 1},   {FMT_BF16, KERN_ACT_F32, 4096, 12, 0, 1},
     {FMT_F32, KERN_ACT_F32, 4096, 12, 0, 1},
 };
 static const struct matmul_case prefill_cases[] = {
@@ -65,11 +70,22 @@ static void *allocate(size_t bytes) {
     return p;
 }
 
+/* A format that a loader puts together from tensors of codes and of scales. */
+static bool is_joined(enum format f) { return f >= FMT_FP8; }
+
 /* One block of plausible numbers. */
 static void fill_block(enum format f, struct base_rng *rng, uint8_t *block) {
     uint16_t half = kern_f32_to_f16(base_rng_uniform(rng, 0.001f, 0.01f)), brain = kern_f32_to_bf16(base_rng_normal(rng));
     float number = base_rng_normal(rng);
     for (size_t i = 0; i < kern_format(f)->block_bytes; i++) block[i] = (uint8_t)base_rng_u32(rng);
+    if (is_joined(f)) {
+        number = base_rng_uniform(rng, 0.001f, 0.01f);
+        memcpy(block, &number, 4);
+        if (kern_format(f)->has_minimum) memcpy(block + 4, &number, 4);
+        for (int i = 4; i < 36 && f == FMT_FP8; i++)
+            if ((block[i] & 0x7f) == 0x7f) block[i] = 0;
+        return;
+    }
     if (kern_format(f)->has_minimum) memcpy(block + 2, &half, 2);
     switch (f) {
     case FMT_F32: memcpy(block, &number, 4); break;
@@ -93,19 +109,19 @@ static void start(struct running *r, const struct matmul_case *what, const struc
     for (uint32_t i = 0; i < what->n_leaves; i++) leaf_end[i] = (uint64_t)(i + 1) * n_units / what->n_leaves * unit;
     uint32_t n_segments = kern_columns_max_segments(what->n_columns, what->n_leaves);
     struct kern_matrix *m = &r->matrix;
-    *m = (struct kern_matrix){.format = what->format, .activation = what->activation, .n_rows = KERN_TILE_ROWS};
+    *m = (struct kern_matrix){.format = what->format, .activation = what->activation, .n_rows = KERN_TILE_ROWS, .scale = 1, .scale_columns = 128};
     kern_columns_init(&m->columns, 0, leaf_end, 0, what->n_leaves, what->n_leaves, allocate(n_segments * sizeof(uint32_t)), allocate(n_segments));
 
     /* One row tile of random numbers, repeated. */
     size_t row_bytes = kern_format_row_bytes(what->format, what->n_columns),
-           tile_bytes = kernels->matrix_bytes(what->format, what->activation, KERN_TILE_ROWS, &m->columns);
+           tile_bytes = kernels->matrix_bytes(m);
     uint8_t *src = allocate(row_bytes * KERN_TILE_ROWS);
     struct base_rng rng;
     base_rng_init(&rng, 1);
     for (size_t at = 0; at < row_bytes * KERN_TILE_ROWS; at += kern_format(what->format)->block_bytes) fill_block(what->format, &rng, src + at);
     uint64_t n_tiles = what->n_rows ? what->n_rows / KERN_TILE_ROWS : DECODE_BYTES / tile_bytes;
     r->weight_bytes = n_tiles * tile_bytes;
-    r->file_bytes = n_tiles * KERN_TILE_ROWS * row_bytes;
+    r->file_bytes = is_joined(what->format) ? r->weight_bytes : n_tiles * KERN_TILE_ROWS * row_bytes;
     m->data = weights ? weights : allocate(r->weight_bytes);
     kernels->matrix_pack(&(struct kern_pack){.matrix = m, .n_rows = KERN_TILE_ROWS, .src = src, .row_stride_bytes = row_bytes});
     for (uint64_t i = 1; i < n_tiles; i++) memcpy((uint8_t *)m->data + i * tile_bytes, m->data, tile_bytes);
@@ -193,7 +209,7 @@ static void run_read(void *arg) { run_share(((struct reading *)arg)->pool, read_
 /* ------------------------------------------------------------------------------------------------------------------------------------------------- */
 
 static void print_head(const struct matmul_case *what, const struct running *r) {
-    printf("%-8s %-5s %4d x %7llu x %5u, %2u leaves", kern_format(what->format)->name, what->activation == KERN_ACT_F32 ? "f32" : "int8",
+    printf("%-21s %-5s %4d x %7llu x %5u, %2u leaves", kern_format(what->format)->name, what->activation == KERN_ACT_F32 ? "f32" : "int8",
            what->n_tokens, (unsigned long long)r->matrix.n_rows, what->n_columns, what->n_leaves);
 }
 

@@ -20,6 +20,12 @@ static const struct format_info formats[FMT_COUNT] = {
     [FMT_Q6_K] = {"Q6_K", 256, 210, 14, NULL, 256, true, 16, false},
     [FMT_MXFP4] = {"MXFP4", 32, 17, 39, NULL, 0, true, 32, false},
     [FMT_NVFP4] = {"NVFP4", 64, 36, 40, NULL, 0, true, 16, false},
+    [FMT_FP8] = {"FP8", 32, 36, -1, NULL, 0, false, 0, false},
+    [FMT_INT4] = {"INT4", 32, 20, -1, NULL, 0, true, 32, false},
+    [FMT_INT4_ZERO] = {"INT4 with zero points", 32, 24, -1, NULL, 0, true, 32, true},
+    [FMT_INT8] = {"INT8", 32, 36, -1, NULL, 0, true, 32, false},
+    [FMT_INT8_ZERO] = {"INT8 with zero points", 32, 40, -1, NULL, 0, true, 32, true},
+    [FMT_E4M3] = {"E4M3", 1, 1, -1, NULL, 0, false, 0, false},
 };
 
 /* Names of all ggml types, by number, so that one we do not know yet is still called by its name. Gaps are types that ggml has withdrawn. */
@@ -142,8 +148,35 @@ uint16_t kern_f32_to_bf16(float f) {
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+/* E4M3 is an F16 of fewer digits and 2^8 times less, but for its NaN. */
+float kern_e4m3_to_f32(uint8_t x) {
+    if ((x & 0x7f) == 0x7f)
+        return from_bits((uint32_t)(x & 0x80u) << 24 | 0x7fc00000u);
+    return kern_f16_to_f32((uint16_t)((x & 0x80u) << 8 | (x & 0x7fu) << 7)) * 256;
+}
+
+uint8_t kern_f32_to_e4m3(float f) {
+    uint32_t bits = to_bits(f), sign = bits >> 24 & 0x80u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u)
+        return (uint8_t)(sign | 0x7fu);
+    if (magnitude > 0x43e00000u) /* 448 */
+        return (uint8_t)(sign | 0x7eu);
+    if (magnitude >= 0x3c800000u) { /* normal, from 2^-6 on: as for halves */
+        uint32_t rounded = magnitude + 0x7ffffu + (magnitude >> 20 & 1u);
+        return (uint8_t)(sign | (rounded - 0x3c000000u) >> 20);
+    }
+    /* Subnormal: units of 2^-9, rounded by the F32 adder. */
+    float units = from_bits(magnitude) + 0x1.8p14f;
+    return (uint8_t)(sign | (to_bits(units) - to_bits(0x1.8p14f)));
+}
+
 /* ---- rows ---------------------------------------------------------------------------------------------------------------------------------------- */
 
+static float load_f32(const unsigned char *p) {
+    float f;
+    memcpy(&f, p, 4);
+    return f;
+}
 static float load_f16(const unsigned char *p) {
     uint16_t h;
     memcpy(&h, p, 2);
@@ -181,7 +214,7 @@ static void read_scale_min(const unsigned char *p, uint32_t i, int *sc, int *mn)
 /* Half of 2^(e − 127): the codes are doubled. */
 static float half_e8m0(unsigned e) { return from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23); }
 
-/* Half of an E4M3 without sign, as an F16 of the same digits and 2^8 times less. */
+/* Half of an E4M3 without sign, by the same way. The `gguf` package's: 0x7f is 0, 0xff is 480. */
 static float half_ue4m3(unsigned x) { return x == 0x7f ? 0 : kern_f16_to_f32((uint16_t)((x & 0x7f) << 7)) * 128; }
 
 void kern_format_group(enum format f, const void *block, uint32_t i_group, struct format_group *g) {
@@ -244,9 +277,23 @@ void kern_format_group(enum format f, const void *block, uint32_t i_group, struc
         for (int h = 0; h < 2; h++)
             g->d[h] = half_ue4m3(p[2 * i_group + (uint32_t)h]);
         return;
+    case FMT_INT4:
+    case FMT_INT4_ZERO:
+        g->d[0] = g->d[1] = load_f32(p);
+        g->m = f == FMT_INT4_ZERO ? load_f32(p + 4) : 0;
+        read_nibbles(p + (f == FMT_INT4_ZERO ? 8 : 4), 0, f == FMT_INT4_ZERO ? 0 : 8, g->q);
+        return;
+    case FMT_INT8:
+    case FMT_INT8_ZERO:
+        g->d[0] = g->d[1] = load_f32(p);
+        g->m = f == FMT_INT8_ZERO ? load_f32(p + 4) : 0;
+        memcpy(g->q, p + (f == FMT_INT8_ZERO ? 8 : 4), 32);
+        return;
     case FMT_F32:
     case FMT_F16:
     case FMT_BF16:
+    case FMT_FP8:
+    case FMT_E4M3:
     case FMT_COUNT:
         break;
     }
@@ -284,6 +331,14 @@ void kern_format_dequantise(enum format f, const void *blocks, size_t n_columns,
             memcpy(&b, p + 2 * i, 2);
             out[i] = kern_bf16_to_f32(b);
         }
+        return;
+    case FMT_E4M3:
+        for (size_t i = 0; i < n_columns; i++)
+            out[i] = kern_e4m3_to_f32(p[i]);
+        return;
+    case FMT_FP8:
+        for (size_t i = 0; i < n_columns; i++)
+            out[i] = load_f32(p + i / 32 * 36) * 256 * (kern_e4m3_to_f32(p[i / 32 * 36 + 4 + i % 32]) / 256);
         return;
     default:
         dequantise_groups(f, p, n_columns, out);

@@ -28,6 +28,13 @@ enum format {
     FMT_MXFP4, /* 32 columns: e, 16 bytes of E2M1 codes placed as Q4_1's nibbles; value = 2^(e − 128) · twice the code's value; e = 255 is a number too */
     FMT_NVFP4, /* 64 columns: 4 scales in E4M3 without sign (0x7f is 0, the top bit ignored), then for each 16 columns 8 bytes of E2M1 codes (low nibbles
                 * first); value = (scale / 2) · twice the code's value */
+    /* What safetensors keep in several tensors (codes, scales, zero points), as the loader puts it together, row by row. Columns are rounded up to 32. */
+    FMT_FP8,       /* 32 columns: F32 d, 32 × E4M3;      value = (256·d)·(code / 256), which is d·code wherever 256·d is finite */
+    FMT_INT4,      /* 32 columns: F32 d, 16 bytes of nibbles as in Q4_1;                   value = d·(q − 8) */
+    FMT_INT4_ZERO, /* 32 columns: F32 d, F32 m, 16 bytes of nibbles as in Q4_1;            value = d·q + m, m = −d·zero */
+    FMT_INT8,      /* 32 columns: F32 d, 32 × int8 q;                                      value = d·q */
+    FMT_INT8_ZERO, /* 32 columns: F32 d, F32 m, 32 × int8 q;                               value = d·q + m */
+    FMT_E4M3,      /* one number a byte, for the key/value cache: no product reads it, and it is no dtype of a file here;  value = code */
     FMT_COUNT
 };
 
@@ -38,7 +45,7 @@ struct format_info {
     int gguf_type;             /* ggml type number, −1: does not occur in GGUF */
     const char *safetensors;   /* dtype name in a safetensors header, NULL: does not occur */
     uint32_t super_block;      /* 256 for K-quants (leaf units of DESIGN's order of sums), else 0 */
-    bool quantised;            /* false: plain numbers */
+    bool quantised;            /* whole numbers times a scale; false: plain numbers, and FP8 */
     uint32_t scale_columns;    /* quantised: columns that share a scale, 16 or 32 */
     bool has_minimum;          /* quantised: value = d·q + m, not d·q */
 };
@@ -67,6 +74,8 @@ void kern_format_group(enum format f, const void *block, uint32_t i_group, struc
 float kern_f16_to_f32(uint16_t h);
 uint16_t kern_f32_to_f16(float f);
 float kern_bf16_to_f32(uint16_t b);
+float kern_e4m3_to_f32(uint8_t x); /* 0x7f, 0xff: NaN */
 uint16_t kern_f32_to_bf16(float f);
+uint8_t kern_f32_to_e4m3(float f); /* what lies beyond ±448, infinity too, becomes ±448 ("satfinite"); NaN stays NaN */
 
 #endif

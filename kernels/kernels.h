@@ -65,6 +65,9 @@ struct kern_matrix {
     enum kern_activation activation;
     uint64_t n_rows; /* local; 0: an empty shard */
     struct kern_columns columns;
+    float scale; /* of the whole tensor: each leaf's sum is multiplied by it; 1 where there is none */
+    /* FP8, INT4, INT8: so many columns, from a multiple of it on, have equal d and m in each row (32, 64 or 128, FP8 always 128). A backend may store them once. */
+    uint32_t scale_columns;
     void *data; /* 64-byte aligned, kern_backend.matrix_bytes() bytes */
 };
 
@@ -104,10 +107,14 @@ struct kern_matmul {
 struct kern_kv {
     void *base;
     size_t block_bytes; /* kern_kv_block_bytes() */
-    enum format format; /* FMT_F32, FMT_F16, FMT_BF16 */
+    enum format format; /* FMT_F32, FMT_F16, FMT_BF16, FMT_E4M3 */
     int n_kv_heads;     /* local */
     int head_dim;
+    float k_scale, v_scale; /* FMT_E4M3 alone looks at them: positive, 1 where there is none */
 };
+/* FMT_E4M3: kv_append stores code = E4M3(x / scale), one division, then one rounding that saturates at ±448. Attention reads a number as code / 256, which F16 holds exactly and every
+ * instruction set makes of a code by moving bits; the scales, times 256, are applied once and not to each number: q[d] is multiplied by scale · (256 · k_scale), the products in F32 in
+ * this order, and the finished output by 256 · v_scale. So they depend on the layer alone, never on ranks, chunks or batch, and a power of two as scale loses nothing. A code of NaN is NaN. */
 size_t kern_kv_block_bytes(enum format format, int n_kv_heads, int head_dim);
 
 /* What is in this step: tokens of several sequences. Tokens of one sequence stand together (a run), positions ascending by one. */
@@ -140,7 +147,7 @@ struct kern_attention {
     size_t out_stride;
     int n_heads; /* local */
     int q_first, kv_first, group;
-    float scale; /* multiplied into q before the dot product */
+    float scale; /* multiplied into q before the dot product, FMT_E4M3: after it has been multiplied by 256 · k_scale */
     void *scratch; /* backend.attention_scratch_bytes(); shared by all threads */
 };
 
@@ -262,7 +269,7 @@ struct kern_backend {
     /* head_dim is looked at by KERN_OP_ATTENTION, format is the matrix's or the cache's. */
     bool (*supports)(enum kern_op op, enum format format, enum kern_activation activation, int head_dim);
 
-    size_t (*matrix_bytes)(enum format format, enum kern_activation activation, uint64_t n_rows, const struct kern_columns *columns);
+    size_t (*matrix_bytes)(const struct kern_matrix *m); /* all but its data must be set */
     void (*matrix_pack)(const struct kern_pack *args);
     size_t (*matmul_scratch_bytes)(const struct kern_columns *columns, int n_tokens);
     size_t (*attention_scratch_bytes)(int n_heads, int head_dim, int n_tokens, int n_threads);

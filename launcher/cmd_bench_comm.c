@@ -46,7 +46,7 @@ static const struct option options[] = {
 
 static enum st run_once(const struct comm_values *v, bool beside_mpi, json_t **result, struct err *e)
 {
-    const struct launch_options shared = {.n_ranks = v->n_ranks, .n_threads = 1, .activations = 1, .kv = 3, .bind = v->bind, .link = v->link, .backend = v->backend};
+    const struct launch_options shared = {.n_ranks = v->n_ranks, .n_threads = 1, .activations = 1, .kv = LAUNCH_KV_AUTO, .bind = v->bind, .link = v->link, .backend = v->backend};
     const struct rt_exchanges x = {.min_bytes = v->min, .max_bytes = v->max, .block_us = v->block_us, .n_blocks = v->blocks, .beside_mpi = beside_mpi};
     char what[128];
     rt_exchanges_print(&x, what);

@@ -6,6 +6,7 @@
 
 #include "launcher/commands.h"
 #include "launcher/setup.h"
+#include "partition/cache.h"
 
 struct inspect_values {
     bool tensors, program;
@@ -46,6 +47,46 @@ static void print_formats(const struct checkpoint *ck)
         printf("  %-8s %6zu tensors %14.1f MiB\n", tallies[k].name, tallies[k].n, (double)tallies[k].bytes / 1048576.0);
 }
 
+/* Matrices that are put together from several tensors. */
+static void print_schemes(const struct part_model *whole)
+{
+    struct tally tallies[64];
+    int n = 0;
+    for (int i = 0; i < whole->n_weights; i++) {
+        const struct quant_scheme *s = whole->weights[i].scheme;
+        int k = 0;
+        while (s->name && k < n && strcmp(tallies[k].name, s->name))
+            k++;
+        if (!s->name || (k == n && n == 64))
+            continue;
+        if (k == n)
+            tallies[n++] = (struct tally){s->name, 0, 0};
+        tallies[k].n++;
+        if (whole->weights[i].first_row == 0) /* fused ones share their tensors */
+            for (uint32_t j = 0; j < s->n_sources; j++)
+                tallies[k].bytes += s->sources[j].tensor->bytes;
+    }
+    for (int k = 0; k < n; k++)
+        printf("  %zu matrices are %s: %.1f MiB with their scales\n", tallies[k].n, tallies[k].name, (double)tallies[k].bytes / 1048576.0);
+}
+
+/* What is said about a cache in FP8, whatever the plan's is. */
+static enum st print_cache(const struct part_model *whole, struct err *e)
+{
+    int n[2] = {0, 0};
+    for (int i = 0; i < whole->n_caches; i++)
+        for (int of_values = 0; of_values < 2; of_values++) {
+            const struct ck_tensor *t;
+            const enum st st = part_cache_find_scale(whole->ck, whole->caches[i].module, of_values, &t, e);
+            if (st)
+                return st;
+            n[of_values] += t != NULL;
+        }
+    if (whole->config.fp8_cache || n[0] || n[1])
+        printf("  key/value cache in FP8: %s; scales of keys in %d layers of %d, of values in %d\n", whole->config.fp8_cache ? "declared" : "not declared", n[0], whole->n_caches, n[1]);
+    return ST_OK;
+}
+
 static void print_tensors(const struct checkpoint *ck)
 {
     for (size_t i = 0; i < ck_n_tensors(ck); i++) {
@@ -67,6 +108,8 @@ static enum st print_audit(const struct launch_setup *s, struct err *e)
            a.owned_bytes, a.unused_bytes, a.replica_bytes, a.n_exchanges);
     for (int i = 0; i < a.n_unused && i < 64; i++)
         printf("  unused: %s\n", a.unused[i]);
+    if (a.n_beside)
+        printf("  unused: %d scales of activations and caches, and shapes, beside quantised matrices (%s is the first)\n", a.n_beside, a.beside);
     return ST_OK;
 }
 
@@ -100,6 +143,10 @@ int cmd_inspect(int argc, char **argv)
     const struct launch_needs needs = {.max_sequences = 1};
     if (!st)
         st = launch_setup_create(model, &shared, &needs, &s, &e);
+    if (!st) {
+        print_schemes(s->whole);
+        st = print_cache(s->whole, &e);
+    }
     if (!st) {
         launch_print_plan(s, stdout);
         printf("%.1f MB of weights are read for a token\n", (double)s->plan->weight_bytes_per_token / 1e6);

@@ -66,7 +66,10 @@ int cmd_rank(int argc, char **argv)
         }
         o.backend = v.backend;
         o.address = v.address;
-        st = kern_format_from_safetensors(v.kv ? v.kv : "F32", &o.settings.kv_format, &e);
+        if (v.kv && strcmp(v.kv, kern_format(FMT_E4M3)->name) == 0)
+            o.settings.kv_format = FMT_E4M3; /* no dtype of files */
+        else
+            st = kern_format_from_safetensors(v.kv ? v.kv : "F32", &o.settings.kv_format, &e);
     }
     if (!st && v.link) {
         st = comm_link_parse(v.link, &link, &e);

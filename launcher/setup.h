@@ -16,13 +16,14 @@ struct launch_options {
     int64_t n_threads;  /* 0: not given */
     const char *split;
     int activations;    /* 0 f32, 1 auto */
-    int kv;             /* index into launch_kv_choices; the last is auto */
+    int kv;             /* index of the choices in setup.c; the last is auto */
     int64_t chunk, context; /* 0: not given */
     const char *bind;
     const char *link, *backend; /* of the exchanges */
     const char *hosts, *hostfile, *ssh; /* several hosts; NULL: this one */
 };
-#define LAUNCH_OPTIONS_DEFAULT {.activations = 1, .kv = 3}
+enum { LAUNCH_KV_AUTO = 4 };
+#define LAUNCH_OPTIONS_DEFAULT {.activations = 1, .kv = LAUNCH_KV_AUTO}
 
 /* The group "shared by run, eval and bench". */
 struct option_group launch_option_group(struct launch_options *values);

@@ -89,105 +89,146 @@ static enum st audit_axis(const struct part_plan *plan, int i, bool rows, struct
     return ST_OK;
 }
 
-static int compare_slices(const void *a, const void *b)
+/* Elements of a source that cover rows or columns [range) of the matrix. */
+static struct part_range elements_of(struct part_range range, uint64_t unit)
 {
-    const struct part_slice *x = a, *y = b;
-    return x->offset < y->offset ? -1 : x->offset > y->offset;
+    return (struct part_range){range.begin / unit, range.end / unit + (range.end % unit != 0)};
 }
 
-static uint64_t row_bytes_of(const struct part_weight *w)
-{
-    return w->kind == PART_MATRIX ? kern_format_row_bytes(w->tensor->format, w->tensor->dims[1]) : kern_format(w->tensor->format)->block_bytes;
-}
-
-/* A rank's slice lies inside the tensor, and is the rows and whole blocks of columns that the rank holds. */
-static enum st audit_slice(const struct part_plan *plan, int r, int i, struct err *e)
+/* A rank's slice of one source lies inside its tensor, and is the elements that cover the rows and columns which the rank holds. */
+static enum st audit_slice(const struct part_plan *plan, int r, int i, uint32_t k, struct part_range *along, struct err *e)
 {
     const struct part_weight *whole = &plan->whole->weights[i], *w = weight_of(plan, r, i);
-    const struct part_slice *s = &w->slice;
-    const struct format_info *f = kern_format(whole->tensor->format);
-    const uint64_t row_bytes = row_bytes_of(whole), first = whole->tensor->offset + whole->first_row * row_bytes, bytes = whole->row_axis.size * row_bytes;
-    if (w->tensor != whole->tensor || w->kind != whole->kind || w->first_row != whole->first_row || !same_axis(w->row_axis, whole->row_axis) ||
-        !same_axis(w->column_axis, whole->column_axis))
-        return err_set(e, ST_INVALID, "%s: rank %d has another tensor, or another part of it", whole->name, r);
-    const struct part_range columns = whole->kind == PART_MATRIX ? w->columns : (struct part_range){0, 1};
-    if (w->rows.begin == w->rows.end || columns.begin == columns.end)
-        return s->count[0] == 0 && s->run_bytes == 0 && w->slice_bytes == 0 ? ST_OK : err_set(e, ST_INVALID, "%s: rank %d holds nothing and reads %" PRIu64 " bytes", whole->name, r, w->slice_bytes);
+    const struct quant_source *source = &whole->scheme->sources[k];
+    const struct part_slice *s = &w->slices[k];
+    const char *name = source->tensor->name;
+    *along = (struct part_range){0, 0};
+    if (w->rows.begin == w->rows.end || (whole->kind == PART_MATRIX && w->columns.begin == w->columns.end))
+        return s->count[0] == 0 && s->run_bytes == 0 ? ST_OK : err_set(e, ST_INVALID, "%s: rank %d holds nothing and reads %" PRIu64 " bytes of %s", whole->name, r, s->run_bytes, name);
 
-    const uint64_t blocks = (columns.end + f->block_columns - 1) / f->block_columns - columns.begin / f->block_columns;
-    const uint64_t begin_block = columns.begin / f->block_columns;
-    if (s->file != whole->tensor->file || s->stride[0] != row_bytes || s->count[0] == 0 || s->count[0] > whole->row_axis.size || s->count[1] != 1 || s->count[2] != 1 || s->run_bytes > row_bytes ||
-        s->offset < first || s->offset - first > bytes || (s->count[0] - 1) * row_bytes + s->run_bytes > bytes - (s->offset - first))
-        return err_set(e, ST_INVALID, "%s: rank %d would read outside the tensor", whole->name, r);
-    if (s->count[0] != w->rows.end - w->rows.begin || s->run_bytes != blocks * f->block_bytes || s->first_column != begin_block * f->block_columns ||
-        s->offset != first + w->rows.begin * row_bytes + begin_block * f->block_bytes || w->slice_bytes != s->count[0] * s->run_bytes)
-        return err_set(e, ST_INVALID, "%s: rank %d would read other bytes than rows %" PRIu64 " to %" PRIu64 ", columns %" PRIu64 " to %" PRIu64, whole->name, r, w->rows.begin, w->rows.end,
-                       columns.begin, columns.end);
+    const struct part_range held = {whole->first_row + w->rows.begin, whole->first_row + w->rows.end};
+    const struct part_range rows = elements_of(held, source->row_unit), columns = elements_of(whole->kind == PART_MATRIX ? w->columns : (struct part_range){0, 1}, source->column_unit);
+    const struct part_range outer = source->transposed ? columns : rows, inner = source->transposed ? rows : columns;
+    const uint64_t n_outer = elements_of((struct part_range){0, source->transposed ? whole->scheme->columns : whole->scheme->rows}, source->transposed ? source->column_unit : source->row_unit).end;
+    const uint64_t stride = source->tensor->bytes / n_outer;
+    if (s->file != source->tensor->file || s->stride[0] != stride || s->count[0] == 0 || s->count[0] > n_outer || s->count[1] != 1 || s->count[2] != 1 || s->run_bytes > stride ||
+        s->offset < source->tensor->offset || s->offset - source->tensor->offset > source->tensor->bytes ||
+        (s->count[0] - 1) * stride + s->run_bytes > source->tensor->bytes - (s->offset - source->tensor->offset))
+        return err_set(e, ST_INVALID, "%s: rank %d would read outside tensor %s", whole->name, r, name);
+    if (s->count[0] != outer.end - outer.begin || s->run_bytes != (inner.end - inner.begin) * source->element_bytes || s->first_row != rows.begin * source->row_unit ||
+        s->first_column != columns.begin * source->column_unit || s->offset != source->tensor->offset + outer.begin * stride + inner.begin * source->element_bytes)
+        return err_set(e, ST_INVALID, "%s: rank %d would read other bytes of %s than rows %" PRIu64 " to %" PRIu64 ", columns %" PRIu64 " to %" PRIu64, whole->name, r, name, w->rows.begin,
+                       w->rows.end, w->columns.begin, w->columns.end);
+    *along = whole->kind == PART_MATRIX && whole->column_axis.dim != PART_WHOLE ? columns : rows;
     return ST_OK;
 }
 
-/* The slices of one weight, as bytes: exactly its bytes once, the rest replicas. */
-static enum st audit_bytes(const struct part_plan *plan, int i, struct part_audit *audit, struct err *e)
+/* The slices of one source of a weight, as bytes: exactly its bytes once, the rest replicas. Rows are cut or columns are, so that the union of the ranks' elements is an interval along
+ * that axis; a cut that falls inside an element gives it to both. An element that two fused weights share (a block of 128 rows, one scale for all) is the first one's. */
+static enum st audit_source(const struct part_plan *plan, int i, uint32_t k, struct part_audit *audit, struct err *e)
 {
     const struct part_weight *whole = &plan->whole->weights[i];
-    const uint64_t row_bytes = row_bytes_of(whole), first = whole->tensor->offset + whole->first_row * row_bytes;
-    uint64_t held = 0;
-    struct part_slice slices[ORDER_MAX_RANKS];
-    int n = 0;
+    const struct quant_source *source = &whole->scheme->sources[k];
+    const bool by_columns = whole->kind == PART_MATRIX && whole->column_axis.dim != PART_WHOLE;
+    const struct part_range rows = elements_of((struct part_range){whole->first_row, whole->first_row + whole->row_axis.size}, source->row_unit);
+    const uint64_t n_columns = elements_of((struct part_range){0, whole->scheme->columns}, source->column_unit).end;
+    uint64_t covered = by_columns ? 0 : rows.begin, held = 0;
     for (int r = 0; r < plan->options.n_ranks; r++) {
-        const enum st st = audit_slice(plan, r, i, e);
+        struct part_range along;
+        const enum st st = audit_slice(plan, r, i, k, &along, e);
         if (st)
             return st;
-        held += weight_of(plan, r, i)->slice_bytes;
-        if (weight_of(plan, r, i)->slice.count[0])
-            slices[n++] = weight_of(plan, r, i)->slice;
+        if (along.begin == along.end)
+            continue;
+        held += weight_of(plan, r, i)->slices[k].count[0] * weight_of(plan, r, i)->slices[k].run_bytes;
+        if (along.begin > covered)
+            return err_set(e, ST_INVALID, "%s: nobody reads %s %" PRIu64 " to %" PRIu64 " of %s", whole->name, by_columns ? "columns" : "rows", covered, along.begin, source->tensor->name);
+        covered = along.end > covered ? along.end : covered;
     }
-    qsort(slices, (size_t)n, sizeof *slices, compare_slices);
-    /* union of the rectangles: they differ along one axis only, so it is an interval of rows, or of bytes in every row */
-    const bool by_columns = whole->kind == PART_MATRIX && whole->column_axis.dim != PART_WHOLE;
-    uint64_t covered = 0;
-    for (int k = 0; k < n; k++) {
-        const uint64_t begin = by_columns ? slices[k].offset - first : (slices[k].offset - first) / row_bytes;
-        const uint64_t end = begin + (by_columns ? slices[k].run_bytes : slices[k].count[0]);
-        if (begin > covered)
-            return err_set(e, ST_INVALID, "%s: nobody reads %s %" PRIu64 " to %" PRIu64, whole->name, by_columns ? "bytes" : "rows", covered, begin);
-        covered = end > covered ? end : covered;
-    }
-    if (covered != (by_columns ? row_bytes : whole->row_axis.size))
-        return err_set(e, ST_INVALID, "%s: the last %s are read by nobody", whole->name, by_columns ? "bytes" : "rows");
-    const uint64_t bytes = whole->row_axis.size * row_bytes;
+    if (covered != (by_columns ? n_columns : rows.end))
+        return err_set(e, ST_INVALID, "%s: the last %s of %s are read by nobody", whole->name, by_columns ? "columns" : "rows", source->tensor->name);
+    const uint64_t first_own = whole->first_row / source->row_unit + (whole->first_row % source->row_unit != 0);
+    const uint64_t bytes = (rows.end - first_own) * n_columns * source->element_bytes;
     audit->owned_bytes += bytes;
     audit->replica_bytes += held - bytes;
     return ST_OK;
 }
 
+static enum st audit_bytes(const struct part_plan *plan, int i, struct part_audit *audit, struct err *e)
+{
+    const struct part_weight *whole = &plan->whole->weights[i];
+    for (int r = 0; r < plan->options.n_ranks; r++) {
+        const struct part_weight *w = weight_of(plan, r, i);
+        uint64_t bytes = 0;
+        if (w->tensor != whole->tensor || w->scheme != whole->scheme || w->kind != whole->kind || w->first_row != whole->first_row || !same_axis(w->row_axis, whole->row_axis) ||
+            !same_axis(w->column_axis, whole->column_axis))
+            return err_set(e, ST_INVALID, "%s: rank %d has another tensor, or another part of it", whole->name, r);
+        for (uint32_t k = 0; k < w->scheme->n_sources; k++)
+            bytes += w->slices[k].count[0] * w->slices[k].run_bytes;
+        if (bytes != w->slice_bytes)
+            return err_set(e, ST_INVALID, "%s: rank %d reads %" PRIu64 " bytes and counts %" PRIu64, whole->name, r, bytes, w->slice_bytes);
+    }
+    for (uint32_t k = 0; k < whole->scheme->n_sources; k++) {
+        const enum st st = audit_source(plan, i, k, audit, e);
+        if (st)
+            return st;
+    }
+    return ST_OK;
+}
+
 /* A tensor that no weight uses is named; one that several weights share (fused) must be used up by them, one after another. */
+/* Scales of a cache are read by every rank: the first owns them. */
+static void count_scale(const struct part_plan *plan, const struct ck_tensor *t, bool *read, struct part_audit *audit)
+{
+    bool *mine = t ? &read[t - ck_tensor_at(plan->whole->ck, 0)] : NULL;
+    if (!mine || *mine)
+        return;
+    *mine = true;
+    audit->owned_bytes += t->bytes;
+    audit->replica_bytes += t->bytes * (uint64_t)(plan->options.n_ranks - 1);
+}
+
 static enum st audit_tensors(const struct part_plan *plan, struct part_audit *audit, struct err *e)
 {
     const struct checkpoint *ck = plan->whole->ck;
     const size_t n = ck_n_tensors(ck);
     uint64_t *used_rows = calloc(n ? n : 1, sizeof *used_rows);
-    if (!used_rows)
-        return err_set(e, ST_NO_MEMORY, "no memory to audit %zu tensors", n);
-    enum st st = ST_OK;
+    const struct quant_scheme **user = calloc(n ? n : 1, sizeof *user);
+    bool *read = calloc(n ? n : 1, sizeof *read);
+    enum st st = used_rows && user && read ? ST_OK : err_set(e, ST_NO_MEMORY, "no memory to audit %zu tensors", n);
     for (int i = 0; i < plan->whole->n_weights && !st; i++) {
         const struct part_weight *w = &plan->whole->weights[i];
-        uint64_t *used = &used_rows[w->tensor - ck_tensor_at(ck, 0)]; /* the table is one array */
-        if (w->first_row != *used)
-            st = err_set(e, ST_INVALID, "%s: begins at row %" PRIu64 " of its tensor, of which %" PRIu64 " are used", w->name, w->first_row, *used);
-        *used += w->row_axis.size;
+        for (uint32_t k = 0; k < w->scheme->n_sources && !st; k++) {
+            const size_t t = (size_t)(w->scheme->sources[k].tensor - ck_tensor_at(ck, 0)); /* the table is one array */
+            if (w->first_row != used_rows[t])
+                st = err_set(e, ST_INVALID, "%s: begins at row %" PRIu64 " of its tensor, of which %" PRIu64 " are used", w->name, w->first_row, used_rows[t]);
+            used_rows[t] += w->row_axis.size;
+            user[t] = w->scheme;
+        }
+    }
+    for (int i = 0; i < plan->ranks[0]->n_caches && !st; i++) {
+        count_scale(plan, plan->ranks[0]->caches[i].k_scale_tensor, read, audit);
+        count_scale(plan, plan->ranks[0]->caches[i].v_scale_tensor, read, audit);
     }
     for (size_t t = 0; t < n && !st; t++) {
         const struct ck_tensor *tensor = ck_tensor_at(ck, t);
         audit->checkpoint_bytes += tensor->bytes;
-        if (used_rows[t] == 0) {
+        if (read[t] && user[t])
+            st = err_set(e, ST_INVALID, "%s: both a weight and a scale of a cache", tensor->name);
+        else if (!user[t] && !read[t]) {
             audit->unused_bytes += tensor->bytes;
+            if (quant_is_beside(tensor->name)) {
+                audit->beside = audit->n_beside++ ? audit->beside : tensor->name;
+                continue;
+            }
             if (audit->n_unused < (int)(sizeof audit->unused / sizeof *audit->unused))
                 audit->unused[audit->n_unused] = tensor->name;
             audit->n_unused++;
-        } else if (used_rows[t] != tensor->dims[0])
-            st = err_set(e, ST_INVALID, "%s: %" PRIu64 " of %" PRIu64 " rows are used", tensor->name, used_rows[t], tensor->dims[0]);
+        } else if (user[t] && used_rows[t] != user[t]->rows)
+            st = err_set(e, ST_INVALID, "%s: %" PRIu64 " of %" PRIu64 " rows are used", tensor->name, used_rows[t], user[t]->rows);
     }
+    free(read);
+    free(user);
     free(used_rows);
     if (!st && audit->owned_bytes + audit->unused_bytes != audit->checkpoint_bytes)
         return err_set(e, ST_INVALID, "the ranks own %" PRIu64 " bytes and %" PRIu64 " are unused, the checkpoint has %" PRIu64, audit->owned_bytes, audit->unused_bytes, audit->checkpoint_bytes);
@@ -222,6 +263,11 @@ static enum st audit_values(const struct part_plan *plan, int r, struct err *e)
         if (c->kind != first->kind || c->layer != first->layer || c->head_dim != first->head_dim || c->n_kv_heads != kv.end - kv.begin)
             return err_set(e, ST_INVALID, "layer %d: the cache of rank %d holds %u heads of %u numbers, its leaves %" PRIu64 " of %u", first->layer, r, c->n_kv_heads, c->head_dim,
                            kv.end - kv.begin, first->head_dim);
+        const struct part_cache *c0 = &plan->ranks[0]->caches[i];
+        if (memcmp(&c->k_scale, &c0->k_scale, sizeof c->k_scale) != 0 || memcmp(&c->v_scale, &c0->v_scale, sizeof c->v_scale) != 0 || c->k_scale_tensor != c0->k_scale_tensor ||
+            c->v_scale_tensor != c0->v_scale_tensor)
+            return err_set(e, ST_INVALID, "layer %d: the cache of rank %d has scales of %g and %g, that of rank 0 %g and %g", first->layer, r, (double)c->k_scale, (double)c->v_scale,
+                           (double)c0->k_scale, (double)c0->v_scale);
     }
     return ST_OK;
 }

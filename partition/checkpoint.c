@@ -352,6 +352,24 @@ static enum st open_again(const struct checkpoint *ck, const struct ck_tensor *t
     return err_set(e, ST_IO, "%s: its size has changed since it was opened", ck->files[t->file].path);
 }
 
+enum st ck_read_bytes(const struct checkpoint *ck, const struct ck_tensor *t, size_t max_bytes, void **bytes, struct err *e) {
+    const char *file = ck->files[t->file].path;
+    if (t->bytes > max_bytes)
+        return err_set(e, ST_INVALID, "%s: tensor %.200s has %llu bytes where at most %zu are expected", file, t->name, (unsigned long long)t->bytes,
+                       max_bytes);
+    struct ck_source s;
+    enum st st = open_again(ck, t, &s, e);
+    if (st != ST_OK) return st;
+    void *raw = malloc(t->bytes ? t->bytes : 1);
+    st = raw ? ck_source_read(&s, t->offset, raw, t->bytes, e) : err_set(e, ST_NO_MEMORY, "%s: no memory for tensor %.200s", file, t->name);
+    ck_source_close(&s);
+    if (st == ST_OK)
+        *bytes = raw;
+    else
+        free(raw);
+    return st;
+}
+
 enum st ck_read_f32(const struct checkpoint *ck, const struct ck_tensor *t, size_t max_elements, float **values, struct err *e) {
     const char *file = ck->files[t->file].path;
     if (t->unsupported) return err_set(e, ST_UNSUPPORTED, "%s: tensor %.200s is %.100s, which is not supported yet", file, t->name, t->unsupported);

@@ -16,10 +16,14 @@
 
 #define CK_MAX_DIMS 4
 
+/* Dtypes of safetensors that are no format of a matrix by themselves, but may be one of several tensors that make one (quant.h): codes, scales, zero points. */
+enum ck_raw { CK_RAW_NONE, CK_RAW_U8, CK_RAW_I8, CK_RAW_I32, CK_RAW_I64, CK_RAW_F8_E4M3, CK_RAW_F8_E8M0 };
+
 struct ck_tensor {
     const char *name;
     enum format format;          /* valid only where unsupported == NULL */
     const char *unsupported;     /* name of a type that this build cannot read: refused when a model wants the tensor, listed by inspect */
+    enum ck_raw raw;             /* unsupported by itself, but of use beside others */
     int n_dims;
     uint64_t dims[CK_MAX_DIMS];  /* outermost first (GGUF's order reversed): a matrix is [out, in] */
     uint32_t file;               /* index into files */
@@ -47,6 +51,8 @@ struct digest ck_digest(const struct checkpoint *ck);
 
 /* Small tensors wanted while planning (rope_freqs.weight; a tied head's comparison): reads and dequantises the whole tensor to F32; at most max_elements. malloc'ed, caller frees. */
 enum st ck_read_f32(const struct checkpoint *ck, const struct ck_tensor *t, size_t max_elements, float **values, struct err *e);
+/* The bytes of a small tensor of any type, at most max_bytes. malloc'ed, caller frees. */
+enum st ck_read_bytes(const struct checkpoint *ck, const struct ck_tensor *t, size_t max_bytes, void **bytes, struct err *e);
 /* Whether two tensors of equal format and shape hold the same bytes (streamed). */
 enum st ck_same_bytes(const struct checkpoint *ck, const struct ck_tensor *a, const struct ck_tensor *b, bool *same, struct err *e);
 

@@ -9,7 +9,9 @@
 
 #include "base/json.h"
 #include "base/log.h"
+#include "partition/cache.h"
 #include "partition/config_priv.h"
+#include "partition/quant.h"
 
 #define MAX_LAYERS 10000
 #define MAX_SIZE (1 << 24)            /* hidden, heads, intermediate sizes: no model comes near, and products of two fit 64 bits */
@@ -293,6 +295,14 @@ static const struct ck_tensor *layer_tensor(const struct config_reader *r, int l
     return ck_find(r->ck, full);
 }
 
+/* Of a matrix: n names its module. */
+static const struct ck_tensor *layer_codes(const struct config_reader *r, int layer, struct names n) {
+    char full[160];
+    snprintf(full, sizeof full, ck_kind_of(r->ck) == CK_GGUF ? "blk.%d.%s" : "model.layers.%d.%s", layer,
+             ck_kind_of(r->ck) == CK_GGUF ? n.gguf : n.hub);
+    return quant_codes(r->ck, full);
+}
+
 static bool any_layer(const struct config_reader *r, struct names n) {
     for (int i = 0; i < r->c->n_layers; i++)
         if (layer_tensor(r, i, n)) return true;
@@ -309,7 +319,7 @@ static enum st check_embedding(const struct config_reader *r) {
     struct model_config *c = r->c;
     bool gguf = ck_kind_of(r->ck) == CK_GGUF;
     const char *name = gguf ? "token_embd.weight" : "model.embed_tokens.weight", *head_name = gguf ? "output.weight" : "lm_head.weight";
-    const struct ck_tensor *embedding = ck_find(r->ck, name), *head = ck_find(r->ck, head_name);
+    const struct ck_tensor *embedding = ck_find(r->ck, name), *head = quant_codes(r->ck, gguf ? "output" : "lm_head");
     if (!embedding) return err_set(r->e, ST_NOT_FOUND, "%s: tensor %s is missing", ck_path(r->ck), name);
     if (embedding->n_dims != 2 || embedding->dims[1] != (uint64_t)c->hidden || embedding->dims[0] < 1 || embedding->dims[0] > INT32_MAX)
         return err_set(r->e, ST_INVALID, "%s: tensor %s is %llu × %llu, but the hidden size is %d", ck_path(r->ck), name,
@@ -325,7 +335,11 @@ static enum st check_embedding(const struct config_reader *r) {
         c->tied_head = true;
         return ST_OK;
     }
-    if (head->n_dims != 2 || head->dims[0] != embedding->dims[0] || head->dims[1] != embedding->dims[1])
+    if (head->raw != CK_RAW_NONE) { /* its own shape is the scheme's affair */
+        if (quant_rows(r->ck, head) != embedding->dims[0])
+            return err_set(r->e, ST_INVALID, "%s: tensor %s is the head of %llu tokens, but the embedding has %llu", ck_path(r->ck), head->name,
+                           (unsigned long long)quant_rows(r->ck, head), (unsigned long long)embedding->dims[0]);
+    } else if (head->n_dims != 2 || head->dims[0] != embedding->dims[0] || head->dims[1] != embedding->dims[1])
         return err_set(r->e, ST_INVALID, "%s: tensor %s is not of the embedding's shape %llu × %llu", ck_path(r->ck), head_name,
                        (unsigned long long)embedding->dims[0], (unsigned long long)embedding->dims[1]);
     /* A comparison ends at the first difference, so only a head that is a copy is read to its end. Gigabytes are, only where the flag claims that it is one: planning a 405B header
@@ -345,18 +359,19 @@ static enum st check_embedding(const struct config_reader *r) {
 
 /* Sizes that a tensor's rows tell better than a key does. */
 static enum st check_layers(const struct config_reader *r) {
-    static const struct names Q = {"self_attn.q_proj.weight", "attn_q.weight"}, K = {"self_attn.k_proj.weight", "attn_k.weight"};
-    static const struct names GATE = {"mlp.gate_proj.weight", "ffn_gate.weight"}, NORM = {"input_layernorm.weight", "attn_norm.weight"};
+    static const struct names Q = {"self_attn.q_proj", "attn_q"}, K = {"self_attn.k_proj", "attn_k"}, GATE = {"mlp.gate_proj", "ffn_gate"};
+    static const struct names NORM = {"input_layernorm.weight", "attn_norm.weight"};
     struct model_config *c = r->c;
-    const struct ck_tensor *q = layer_tensor(r, 0, Q), *k = layer_tensor(r, 0, K), *gate = layer_tensor(r, 0, GATE);
+    const struct ck_tensor *q = layer_codes(r, 0, Q), *k = layer_codes(r, 0, K), *gate = layer_codes(r, 0, GATE);
+    const uint64_t q_rows = q ? quant_rows(r->ck, q) : 0, k_rows = k ? quant_rows(r->ck, k) : 0, gate_rows = gate ? quant_rows(r->ck, gate) : 0;
     uint64_t heads = (uint64_t)c->n_heads, kv_heads = (uint64_t)c->n_kv_heads;
     if (heads % kv_heads)
         return err_set(r->e, ST_INVALID, "%s: %d heads cannot share %d key-value heads evenly", r->where, c->n_heads, c->n_kv_heads);
     if (q && k && q->n_dims == 2 && k->n_dims == 2) {
-        uint64_t rows = q->dims[0];
-        if (rows % heads || k->dims[0] != rows / heads * kv_heads || rows == 0)
+        uint64_t rows = q_rows;
+        if (rows % heads || k_rows != rows / heads * kv_heads || rows == 0)
             return err_set(r->e, ST_INVALID, "%s: tensors %s (%llu rows) and %s (%llu rows) do not fit %d heads over %d key-value heads",
-                           ck_path(r->ck), q->name, (unsigned long long)rows, k->name, (unsigned long long)k->dims[0], c->n_heads, c->n_kv_heads);
+                           ck_path(r->ck), q->name, (unsigned long long)rows, k->name, (unsigned long long)k_rows, c->n_heads, c->n_kv_heads);
         if (rows / heads != (uint64_t)c->head_dim) {
             LOG_WARNING("part", "%s: a head should have %d dimensions, but has %llu in tensor %s, which are taken", r->where, c->head_dim,
                         (unsigned long long)(rows / heads), q->name);
@@ -371,12 +386,12 @@ static enum st check_layers(const struct config_reader *r) {
     if (c->head_dim < 1)
         return err_set(r->e, ST_INVALID, "%s: %d heads in a hidden size of %d, and nothing says how large a head is", r->where, c->n_heads,
                        c->hidden);
-    if (gate && gate->n_dims == 2 && gate->dims[0] != (uint64_t)c->ffn) {
-        if (gate->dims[0] < 1 || gate->dims[0] > MAX_SIZE)
-            return err_set(r->e, ST_INVALID, "%s: tensor %s has %llu rows", ck_path(r->ck), gate->name, (unsigned long long)gate->dims[0]);
+    if (gate && gate->n_dims == 2 && gate_rows != (uint64_t)c->ffn) {
+        if (gate_rows < 1 || gate_rows > MAX_SIZE)
+            return err_set(r->e, ST_INVALID, "%s: tensor %s has %llu rows", ck_path(r->ck), gate->name, (unsigned long long)gate_rows);
         LOG_WARNING("part", "%s: the intermediate size is given as %d, but tensor %s has %llu rows, which are taken", r->where, c->ffn, gate->name,
-                    (unsigned long long)gate->dims[0]);
-        c->ffn = (int)gate->dims[0];
+                    (unsigned long long)gate_rows);
+        c->ffn = (int)gate_rows;
     }
     if (layer_tensor(r, c->n_layers, NORM))
         LOG_WARNING("part", "%s: %d layers are named, but the files hold more; the first %d are used", r->where, c->n_layers, c->n_layers);
@@ -439,12 +454,7 @@ enum st part_config_read(const struct checkpoint *ck, struct arena *arena, struc
         if (!r.root) return err_set(e, ST_NOT_FOUND, "%s: no such file", r.where);
         if (!json_is_object(r.root)) return err_set(e, ST_INVALID, "%s: not an object", r.where);
         if ((st = family_hub(&r, &family)) != ST_OK) return st;
-        const json_t *quantised = json_object_get(r.root, "quantization_config");
-        if (json_is_object(quantised)) {
-            const char *method = json_string_value(json_object_get(quantised, "quant_method"));
-            return err_set(e, ST_UNSUPPORTED, "%s: quantization_config: quant_method '%.64s' is not supported yet", r.where,
-                           method ? method : "(none)");
-        }
+        if ((st = quant_read(ck, r.root, arena, &c.quant, e)) != ST_OK || (st = part_cache_declared(ck, r.root, &c.fp8_cache, e)) != ST_OK) return st;
         if ((st = family->hub(&r)) != ST_OK) return st;
     }
     c.family = family->name;

@@ -11,6 +11,8 @@
 #include "base/arena.h"
 #include "partition/checkpoint.h"
 
+struct quant;
+
 enum rope_kind { ROPE_PLAIN, ROPE_LINEAR, ROPE_LLAMA3 /* yarn, longrope, dynamic: refused by name until a family needs them */ };
 
 struct rope_config {
@@ -37,6 +39,8 @@ struct model_config {
     bool tied_head;           /* after looking at the tensors: no head of its own, or one with the same bytes */
     bool attention_bias, output_bias, mlp_bias; /* after looking at the tensors */
     struct rope_config rope;
+    bool fp8_cache;           /* declared: the key/value cache may be in FP8 (cache.h) */
+    struct quant *quant;      /* what is said about quantised matrices (quant.h); NULL: GGUF, whose tensors say all */
     int32_t opening_token;    /* −1: none named */
     int32_t ends[16];         /* as config.json / generation_config.json / GGUF name them; the tokenizer adds its own */
     int n_ends;

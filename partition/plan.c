@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "partition/cache.h"
 
 /* ---- offsets of values ------------------------------------------------------------------------------------------------------------------------------ */
 
@@ -146,14 +147,21 @@ static void digest_model(struct base_hasher *h, const struct part_model *m)
 {
     for (int i = 0; i < m->n_weights; i++) {
         const struct part_weight *w = &m->weights[i];
-        const struct part_slice *s = &w->slice;
         base_hasher_update_str(h, w->name);
-        base_hasher_update_str(h, kern_format(w->tensor->format)->name);
+        base_hasher_update_str(h, kern_format(w->scheme->format)->name);
         const uint64_t numbers[] = {
-            w->kind, w->first_row, w->rows.begin, w->rows.end, w->columns.begin, w->columns.end, s->file, s->offset, s->count[0], s->count[1], s->count[2],
-            s->stride[0], s->stride[1], s->stride[2], s->run_bytes, s->first_column, w->slice_bytes,
-        };
+            w->kind,          w->first_row,   w->rows.begin, w->rows.end, w->columns.begin, w->columns.end, w->slice_bytes, w->scheme->scale_columns, w->scheme->divides, w->scheme->zero_plus_one,
+            w->scheme->n_sources};
         digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
+        for (uint32_t k = 0; k < w->scheme->n_sources; k++) {
+            const struct part_slice *s = &w->slices[k];
+            const struct quant_source *source = &w->scheme->sources[k];
+            const uint64_t slice[] = {
+                s->file,      s->offset,       s->count[0],        s->count[1],           s->count[2],  s->stride[0],     s->stride[1],         s->stride[2],           s->run_bytes,     s->first_row,
+                s->first_column, source->role, source->row_unit, source->column_unit, source->bits, source->transposed, source->along_rows, source->interleaved, source->is_signed,
+            };
+            digest_u64(h, slice, sizeof slice / sizeof *slice);
+        }
     }
     for (int i = 0; i < m->n_values; i++) {
         const struct part_value *v = &m->values[i];
@@ -162,7 +170,7 @@ static void digest_model(struct base_hasher *h, const struct part_model *m)
     }
     for (int i = 0; i < m->n_caches; i++) {
         const struct part_cache *c = &m->caches[i];
-        const uint64_t numbers[] = {c->kind, (uint64_t)c->layer, c->head_dim, c->n_kv_heads};
+        const uint64_t numbers[] = {c->kind, (uint64_t)c->layer, c->head_dim, c->n_kv_heads, bits_of(c->k_scale), bits_of(c->v_scale)};
         digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
     }
     const struct part_program *const programs[] = {&m->main, &m->head};
@@ -229,7 +237,7 @@ static uint64_t matrix_bytes(struct sizes_memo *memo, const struct part_sizes *s
 {
     for (int k = 0; k < memo->n; k++) {
         const struct part_weight *u = memo->of[k];
-        if (u->tensor->format == w->tensor->format && u->rows.end - u->rows.begin == w->rows.end - w->rows.begin && u->columns.begin == w->columns.begin &&
+        if (u->scheme->format == w->scheme->format && u->scheme->scale_columns == w->scheme->scale_columns && u->rows.end - u->rows.begin == w->rows.end - w->rows.begin && u->columns.begin == w->columns.begin &&
             u->columns.end == w->columns.end && u->column_axis.dim == w->column_axis.dim && u->column_axis.scale == w->column_axis.scale)
             return memo->bytes[k];
     }
@@ -265,6 +273,15 @@ static enum st add_budget(struct part_plan *plan, const struct part_sizes *sizes
     return ST_OK;
 }
 
+/* Of all tensors of a weight, its share of fused ones. */
+static uint64_t stored_bytes(const struct part_weight *w)
+{
+    uint64_t bytes = 0;
+    for (uint32_t k = 0; k < w->scheme->n_sources; k++)
+        bytes += w->scheme->sources[k].tensor->bytes;
+    return w->row_axis.size == w->scheme->rows ? bytes : (uint64_t)((double)bytes * (double)w->row_axis.size / (double)w->scheme->rows);
+}
+
 /* Every matrix once, except an embedding that is not the head too: of that only a row is read. */
 static uint64_t bytes_per_token(const struct part_model *whole)
 {
@@ -272,7 +289,7 @@ static uint64_t bytes_per_token(const struct part_model *whole)
     uint64_t bytes = 0;
     for (int i = 0; i < whole->n_weights; i++)
         if (whole->weights[i].kind == PART_MATRIX && (i != table || whole->config.tied_head))
-            bytes += (whole->weights[i].rows.end - whole->weights[i].rows.begin) * kern_format_row_bytes(whole->weights[i].tensor->format, whole->weights[i].tensor->dims[1]);
+            bytes += stored_bytes(&whole->weights[i]);
     return bytes;
 }
 
@@ -294,6 +311,22 @@ static enum st check_options(const struct part_plan_options *o, struct err *e)
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i].value < all[i].min || all[i].value > all[i].max)
             return err_set(e, ST_INVALID, "%s: %" PRId64 " is outside %" PRId64 " … %" PRId64, all[i].name, all[i].value, all[i].min, all[i].max);
+    return ST_OK;
+}
+
+/* Read once, the same for all. */
+static enum st set_scales(struct part_plan *plan, int r, struct err *e)
+{
+    const struct part_model *first = plan->ranks[0];
+    if (r == 0)
+        return part_cache_read_scales(plan->ranks[0], e);
+    for (int i = 0; i < first->n_caches; i++) {
+        struct part_cache *c = &plan->ranks[r]->caches[i];
+        c->k_scale = first->caches[i].k_scale;
+        c->v_scale = first->caches[i].v_scale;
+        c->k_scale_tensor = first->caches[i].k_scale_tensor;
+        c->v_scale_tensor = first->caches[i].v_scale_tensor;
+    }
     return ST_OK;
 }
 
@@ -323,6 +356,8 @@ enum st part_plan_create(const struct part_model *whole, const struct part_plan_
     uint64_t arena[ORDER_MAX_RANKS];
     for (int r = 0; r < options->n_ranks; r++) {
         st = part_shard(whole, &plan->cut, r, &plan->ranks[r], e);
+        if (!st && sizes->kv_format == FMT_E4M3)
+            st = set_scales(plan, r, e);
         if (st)
             goto fail;
         arena[r] = place_values(plan->ranks[r], options);

@@ -72,6 +72,8 @@ struct part_audit {
     uint64_t checkpoint_bytes, owned_bytes, replica_bytes, unused_bytes;
     int n_unused;
     const char *unused[64]; /* names, the first 64 */
+    int n_beside;           /* unused too, but of thousands of modules: quant_is_beside */
+    const char *beside;     /* the first of them */
     int n_exchanges; /* of a step, without the head */
 };
 enum st part_audit_plan(const struct part_plan *plan, struct part_audit *audit, struct err *e);

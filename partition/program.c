@@ -44,7 +44,7 @@ int part_add_partial(struct part_model *m, const char *name, uint64_t width, int
 int part_add_cache(struct part_model *m, int layer, uint32_t n_kv_heads, uint32_t head_dim)
 {
     m->caches = grow(m, m->caches, m->n_caches, &m->caches_capacity, sizeof *m->caches);
-    m->caches[m->n_caches] = (struct part_cache){.kind = PART_CACHE_PAGED, .layer = layer, .head_dim = head_dim, .n_kv_heads = n_kv_heads};
+    m->caches[m->n_caches] = (struct part_cache){.kind = PART_CACHE_PAGED, .layer = layer, .head_dim = head_dim, .n_kv_heads = n_kv_heads, .k_scale = 1, .v_scale = 1};
     return m->n_caches++;
 }
 
@@ -66,18 +66,25 @@ enum st part_add_weight(struct part_model *m, enum part_weight_kind kind, const 
 {
     BASE_ASSERT(first_row + rows.size <= tensor_rows);
     const bool matrix = kind == PART_MATRIX;
-    if (tensor->unsupported)
+    if (tensor->unsupported && !(matrix && tensor->raw != CK_RAW_NONE))
         return err_set(e, ST_UNSUPPORTED, "%s: tensor %.200s: type %s is not supported yet", ck_path(m->ck), tensor->name, tensor->unsupported);
-    if (tensor->n_dims != (matrix ? 2 : 1) || tensor->dims[0] != tensor_rows || (matrix && tensor->dims[1] != columns.size))
-        return shape_error(m, tensor, matrix, tensor_rows, columns.size, e);
     if (!matrix && kern_format(tensor->format)->quantised)
         return err_set(e, ST_UNSUPPORTED, "%s: tensor %.200s: a vector stored as %s", ck_path(m->ck), tensor->name, kern_format(tensor->format)->name);
+    const struct quant_scheme *scheme = NULL;
+    for (int i = m->n_weights - 1; i >= 0 && m->n_weights - i <= PART_MAX_PARTS && !scheme; i--) /* the other parts of a fused one are near */
+        if (m->weights[i].tensor == tensor)
+            scheme = m->weights[i].scheme;
+    const enum st st = scheme ? ST_OK : quant_scheme_of(m->ck, matrix ? m->config.quant : NULL, tensor, tensor_rows, matrix ? columns.size : 1, &m->arena, &scheme, e);
+    if (st)
+        return st;
+    if (scheme->sources[0].role == QUANT_BLOCKS && (tensor->n_dims != (matrix ? 2 : 1) || tensor->dims[0] != tensor_rows || (matrix && tensor->dims[1] != columns.size)))
+        return shape_error(m, tensor, matrix, tensor_rows, columns.size, e);
 
     const bool whole = rows.size == tensor_rows;
     const char *name = whole ? tensor->name : base_arena_printf(&m->arena, "%s[%" PRIu64 ":%" PRIu64 "]", tensor->name, first_row, first_row + rows.size);
     BASE_ASSERT(name != NULL && m->n_weights < INT32_MAX);
     m->weights = grow(m, m->weights, m->n_weights, &m->weights_capacity, sizeof *m->weights);
-    m->weights[m->n_weights] = (struct part_weight){.name = name, .tensor = tensor, .kind = kind, .first_row = first_row, .row_axis = rows, .column_axis = columns};
+    m->weights[m->n_weights] = (struct part_weight){.name = name, .tensor = tensor, .scheme = scheme, .kind = kind, .first_row = first_row, .row_axis = rows, .column_axis = columns};
     *index = m->n_weights++;
     return ST_OK;
 }
@@ -127,6 +134,7 @@ enum st part_model_create(const struct checkpoint *ck, struct part_model **out, 
     st = family->build(m, e);
     if (st)
         goto release;
+    quant_report(m->config.quant);
     /* the unsharded model holds everything */
     for (int i = 0; i < m->n_weights; i++) {
         m->weights[i].rows = (struct part_range){0, m->weights[i].row_axis.size};

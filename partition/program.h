@@ -15,6 +15,7 @@
 #include "partition/checkpoint.h"
 #include "partition/config.h"
 #include "partition/order.h"
+#include "partition/quant.h"
 
 /* ---- what may be cut ------------------------------------------------------------------------------------------------------------------------------ */
 
@@ -46,26 +47,29 @@ enum part_weight_kind {
     PART_VECTOR  /* [rows], kept as F32 */
 };
 
-/* Where a rank's bytes of one weight lie: count[2] × count[1] × count[0] runs of run_bytes, strides in bytes. For a plain matrix count[0] = rows. */
+/* Where a rank's bytes of one tensor lie: count[2] × count[1] × count[0] runs of run_bytes, strides in bytes. For a plain matrix count[0] = rows; where the tensor's first axis runs
+ * along the columns (quant_source.transposed) count[0] counts those. A cut may fall inside a stored block, a scale block or a packed word: both ranks read it. */
 struct part_slice {
     uint32_t file;
     uint64_t offset;
     uint64_t count[3], stride[3];
     uint64_t run_bytes;
-    uint64_t first_column; /* of the tensor: where each run starts, a multiple of the format's block */
+    uint64_t first_row;    /* of the matrix, fused ones whole: what the first element covers from, a multiple of the source's row_unit */
+    uint64_t first_column; /* likewise, of its column_unit (a format's block) */
 };
 
 struct part_weight {
     const char *name; /* the tensor's name in the checkpoint (with "[a:b]" where it is a part of a fused one) */
-    const struct ck_tensor *tensor;
+    const struct ck_tensor *tensor;      /* what holds the numbers, or the codes: sources[0] of its scheme */
+    const struct quant_scheme *scheme;   /* of which tensors it is put together, and to which format */
     enum part_weight_kind kind;
     uint64_t first_row; /* of the tensor: where this weight's rows start (fused tensors) */
     struct part_axis row_axis, column_axis;
 
     /* this rank's part, set by part_shard (for the unsharded model: all) */
     struct part_range rows, columns; /* of the weight */
-    struct part_slice slice;
-    uint64_t slice_bytes;
+    struct part_slice slices[QUANT_MAX_SOURCES]; /* of each of the scheme's sources */
+    uint64_t slice_bytes; /* of all of them */
 };
 
 /* ---- values --------------------------------------------------------------------------------------------------------------------------------------- */
@@ -94,6 +98,9 @@ struct part_cache {
     int layer;
     uint32_t head_dim;
     uint32_t n_kv_heads; /* this rank's */
+    const char *module;  /* the attention's name in the checkpoint, beside which scales of an FP8 cache may stand; NULL: they never do */
+    float k_scale, v_scale; /* 1, unless the plan is for a cache in E4M3 and the checkpoint has others (cache.h); then they come from these: */
+    const struct ck_tensor *k_scale_tensor, *v_scale_tensor;
 };
 
 /* ---- steps ---------------------------------------------------------------------------------------------------------------------------------------- */
@@ -183,7 +190,8 @@ int part_add_value(struct part_model *m, const char *name, enum part_rows rows, 
 int part_add_partial(struct part_model *m, const char *name, uint64_t width, int sum_dim);
 int part_add_cache(struct part_model *m, int layer, uint32_t n_kv_heads, uint32_t head_dim);
 /* A matrix [rows, columns] or vector [rows] from tensor. Its shape and format are checked: ST_INVALID or ST_UNSUPPORTED names it. tensor_rows is what the whole tensor must have:
- * rows.size, or more where it holds several weights one after another (fused) and this one begins at first_row. */
+ * rows.size, or more where it holds several weights one after another (fused) and this one begins at first_row. Of a quantised matrix tensor holds the codes; what else it needs is
+ * found by their names (quant.h). */
 enum st part_add_weight(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, uint64_t first_row, uint64_t tensor_rows, struct part_axis rows,
                         struct part_axis columns, int32_t *index, struct err *e);
 struct part_step *part_add_step(struct part_model *m, struct part_program *p, enum part_op op, int layer);

@@ -14,9 +14,13 @@
 static const struct {
     const char *name;
     unsigned bits;
-} dtypes[] = {{"BOOL", 8},    {"U8", 8},          {"I8", 8},          {"F4", 4},   {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F8_E4M3", 8}, {"F8_E5M2", 8},
-              {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16}, {"U16", 16},    {"F16", 16},    {"BF16", 16},   {"I32", 32},
-              {"U32", 32},    {"F32", 32},        {"C64", 64},        {"F64", 64}, {"I64", 64},    {"U64", 64}};
+    enum ck_raw raw;
+} dtypes[] = {{"BOOL", 8, CK_RAW_NONE},         {"U8", 8, CK_RAW_U8},           {"I8", 8, CK_RAW_I8},           {"F4", 4, CK_RAW_NONE},
+              {"F6_E2M3", 6, CK_RAW_NONE},      {"F6_E3M2", 6, CK_RAW_NONE},    {"F8_E4M3", 8, CK_RAW_F8_E4M3}, {"F8_E5M2", 8, CK_RAW_NONE},
+              {"F8_E8M0", 8, CK_RAW_F8_E8M0},   {"F8_E4M3FNUZ", 8, CK_RAW_NONE}, {"F8_E5M2FNUZ", 8, CK_RAW_NONE}, {"I16", 16, CK_RAW_NONE},
+              {"U16", 16, CK_RAW_NONE},         {"F16", 16, CK_RAW_NONE},       {"BF16", 16, CK_RAW_NONE},      {"I32", 32, CK_RAW_I32},
+              {"U32", 32, CK_RAW_NONE},         {"F32", 32, CK_RAW_NONE},       {"C64", 64, CK_RAW_NONE},       {"F64", 64, CK_RAW_NONE},
+              {"I64", 64, CK_RAW_I64},          {"U64", 64, CK_RAW_NONE}};
 #define N_DTYPES (sizeof dtypes / sizeof dtypes[0])
 
 #define MAX_LISTED_DIMS 16
@@ -93,7 +97,10 @@ static enum st read_tensor(struct checkpoint *ck, uint32_t i_file, const char *w
         if (!t->unsupported) return err_set(e, ST_NO_MEMORY, "%s: no memory for its table of tensors", where);
     } else if (kern_format_from_safetensors(dtype, &t->format, NULL) != ST_OK) {
         for (i = 0; i < N_DTYPES; i++)
-            if (strcmp(dtypes[i].name, dtype) == 0) t->unsupported = dtypes[i].name;
+            if (strcmp(dtypes[i].name, dtype) == 0) {
+                t->unsupported = dtypes[i].name;
+                t->raw = dtypes[i].raw;
+            }
     }
     json_array_foreach(shape, i, dim) {
         value = (uint64_t)json_integer_value(dim);

@@ -104,23 +104,33 @@ struct part_range part_axis_range(const struct part_model *whole, const struct p
 
 /* ---- weights, values, caches ------------------------------------------------------------------------------------------------------------------------ */
 
+/* Whole elements: whatever covers a row and a column that the rank holds. Returns their bytes. */
+static uint64_t cut_source(struct part_weight *w, uint32_t k)
+{
+    const struct quant_source *s = &w->scheme->sources[k];
+    const uint64_t row_begin = (w->first_row + w->rows.begin) / s->row_unit, column_begin = w->columns.begin / s->column_unit;
+    const bool empty = w->rows.begin == w->rows.end || w->columns.begin == w->columns.end;
+    const uint64_t n_rows = empty ? 0 : (w->first_row + w->rows.end - 1) / s->row_unit + 1 - row_begin, n_columns = empty ? 0 : (w->columns.end - 1) / s->column_unit + 1 - column_begin;
+    const uint64_t stride = s->transposed ? (w->scheme->rows - 1) / s->row_unit + 1 : (w->scheme->columns - 1) / s->column_unit + 1; /* elements */
+    w->slices[k] = (struct part_slice){
+        .file = s->tensor->file,
+        .offset = s->tensor->offset + (s->transposed ? column_begin * stride + row_begin : row_begin * stride + column_begin) * s->element_bytes,
+        .count = {s->transposed ? n_columns : n_rows, 1, 1},
+        .stride = {stride * s->element_bytes, 0, 0},
+        .run_bytes = (s->transposed ? n_rows : n_columns) * s->element_bytes,
+        .first_row = row_begin * s->row_unit,
+        .first_column = column_begin * s->column_unit,
+    };
+    return n_rows * n_columns * s->element_bytes;
+}
+
 static void cut_weight(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_weight *w)
 {
     w->rows = part_axis_range(whole, cut, rank, w->row_axis);
     w->columns = w->kind == PART_MATRIX ? part_axis_range(whole, cut, rank, w->column_axis) : (struct part_range){0, 1};
-    const struct format_info *f = kern_format(w->tensor->format);
-    const uint64_t first_block = w->columns.begin / f->block_columns, end_block = (w->columns.end + f->block_columns - 1) / f->block_columns;
-    const uint64_t row_bytes = w->kind == PART_MATRIX ? kern_format_row_bytes(w->tensor->format, w->tensor->dims[1]) : f->block_bytes;
-    const bool empty = w->rows.begin == w->rows.end || w->columns.begin == w->columns.end;
-    w->slice = (struct part_slice){
-        .file = w->tensor->file,
-        .offset = w->tensor->offset + (w->first_row + w->rows.begin) * row_bytes + first_block * f->block_bytes,
-        .count = {empty ? 0 : w->rows.end - w->rows.begin, 1, 1},
-        .stride = {row_bytes, 0, 0},
-        .run_bytes = empty ? 0 : (end_block - first_block) * f->block_bytes,
-        .first_column = first_block * f->block_columns,
-    };
-    w->slice_bytes = w->slice.count[0] * w->slice.run_bytes;
+    w->slice_bytes = 0;
+    for (uint32_t k = 0; k < w->scheme->n_sources; k++)
+        w->slice_bytes += cut_source(w, k);
 }
 
 static void cut_value(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_value *v)

@@ -1,4 +1,5 @@
-/* Slices → packed matrices. The bounce buffer holds a few rows (whole strides where most of a row is wanted, else only the runs), so memory never holds two copies of a tensor. */
+/* Slices → packed matrices. The bounce buffer holds a few rows (whole strides where most of a row is wanted, else only the runs), so memory never holds two copies of a tensor. Of a
+ * matrix that is put together from several tensors it holds those rows of each of them, and then the rows of blocks that assemble.c makes of them. */
 #include "runtime/load.h"
 
 #include <errno.h>
@@ -8,6 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "base/log.h"
+#include "runtime/assemble.h"
 
 #define BOUNCE_BYTES (4u << 20)
 
@@ -23,6 +27,7 @@ struct loading {
     _Atomic int next;
     _Atomic int failed; /* the first enum st */
     struct err err;
+    _Atomic uint64_t odd_over_zeros, odd_zero, odd_least;
 };
 
 static enum st read_exactly(int fd, void *to, uint64_t bytes, uint64_t offset, const char *name, struct err *e)
@@ -40,22 +45,66 @@ static enum st read_exactly(int fd, void *to, uint64_t bytes, uint64_t offset, c
     return ST_OK;
 }
 
-/* Rows [row, row + n) of the slice into bounce; *stride is the distance between them there. */
-static enum st read_rows(const struct loading *l, const struct part_weight *w, uint64_t row, uint64_t n, unsigned char *bounce, bool whole_strides, size_t *stride, struct err *e)
+/* n runs of run_bytes, stride_bytes apart in the file; *apart is the distance between them in memory. A quarter wanted of what lies between: one large read beats many small ones. */
+static enum st read_runs(const struct loading *l, const struct part_weight *w, uint32_t k, uint64_t offset, uint64_t n, uint64_t run_bytes, unsigned char *to, size_t *apart, struct err *e)
 {
-    const struct part_slice *s = &w->slice;
-    const int fd = l->fds[s->file];
-    if (whole_strides) {
-        *stride = s->stride[0];
-        return read_exactly(fd, bounce, (n - 1) * s->stride[0] + s->run_bytes, s->offset + row * s->stride[0], w->name, e);
+    const struct part_slice *s = &w->slices[k];
+    const char *name = w->scheme->sources[k].tensor->name;
+    if (run_bytes * 4 >= s->stride[0]) {
+        *apart = s->stride[0];
+        return read_exactly(l->fds[s->file], to, (n - 1) * s->stride[0] + run_bytes, offset, name, e);
     }
-    *stride = s->run_bytes;
+    *apart = run_bytes;
     for (uint64_t i = 0; i < n; i++) {
-        const enum st st = read_exactly(fd, bounce + i * s->run_bytes, s->run_bytes, s->offset + (row + i) * s->stride[0], w->name, e);
+        const enum st st = read_exactly(l->fds[s->file], to + i * run_bytes, run_bytes, offset + i * s->stride[0], name, e);
         if (st)
             return st;
     }
     return ST_OK;
+}
+
+/* What one source has of local rows [row, row + n): elements along the rows, and how they lie in the file. */
+struct extent {
+    uint64_t begin, n;         /* elements along the rows, from the tensor's beginning */
+    uint64_t n_runs, run_bytes, offset;
+};
+
+static struct extent extent_of(const struct part_weight *w, uint32_t k, uint64_t row, uint64_t n)
+{
+    const struct quant_source *s = &w->scheme->sources[k];
+    const struct part_slice *slice = &w->slices[k];
+    const uint64_t first = w->first_row + w->rows.begin + row;
+    struct extent x = {.begin = first / s->row_unit};
+    x.n = (first + n - 1) / s->row_unit + 1 - x.begin;
+    const uint64_t skip = x.begin - slice->first_row / s->row_unit;
+    x.n_runs = s->transposed ? slice->count[0] : x.n;
+    x.run_bytes = s->transposed ? x.n * s->element_bytes : slice->run_bytes;
+    x.offset = slice->offset + skip * (s->transposed ? s->element_bytes : slice->stride[0]);
+    return x;
+}
+
+/* Bytes that n rows take in the bounce buffer, at most: those of every source, and what they are put together to. */
+static uint64_t bounce_bytes_of(const struct part_weight *w, uint64_t n)
+{
+    const bool blocks = w->scheme->sources[0].role == QUANT_BLOCKS;
+    uint64_t bytes = blocks ? 0 : n * rt_assembled_bytes(w->scheme, w->columns.begin, w->columns.end);
+    for (uint32_t k = 0; k < w->scheme->n_sources; k++) {
+        const struct quant_source *s = &w->scheme->sources[k];
+        const uint64_t n_elements = (n - 1) / s->row_unit + 2;
+        const uint64_t run = s->transposed ? n_elements * s->element_bytes : w->slices[k].run_bytes, stride = w->slices[k].stride[0];
+        const uint64_t n_runs = s->transposed ? w->slices[k].count[0] : n_elements;
+        bytes += n_runs * (run * 4 >= stride ? stride : run) + 64 + (s->transposed ? n_runs * run + 64 : 0);
+    }
+    return bytes;
+}
+
+/* Rows that are loaded at once: as many tiles as fit, one at least. */
+static uint64_t step_of(const struct part_weight *w, uint64_t bytes)
+{
+    uint64_t n = (w->rows.end - w->rows.begin + KERN_TILE_ROWS - 1) / KERN_TILE_ROWS * KERN_TILE_ROWS;
+    while (n > KERN_TILE_ROWS && bounce_bytes_of(w, n) > bytes)
+        n = n / 2 / KERN_TILE_ROWS * KERN_TILE_ROWS;
+    return n < KERN_TILE_ROWS ? KERN_TILE_ROWS : n;
 }
 
 static void tick(struct loading *l, uint64_t bytes)
@@ -65,37 +114,90 @@ static void tick(struct loading *l, uint64_t bytes)
         l->progress(l->context, done, l->total_bytes);
 }
 
-static enum st load_matrix(struct loading *l, const struct part_weight *w, struct kern_matrix *matrix, unsigned char *bounce, size_t bounce_bytes, struct err *e)
+static enum st load_tensor_scale(const struct loading *l, const struct part_weight *w, struct kern_matrix *matrix, struct err *e)
 {
-    const struct part_slice *s = &w->slice;
-    if (s->count[0] == 0)
-        return ST_OK;
-    const bool whole_strides = s->run_bytes * 4 >= s->stride[0]; /* a quarter wanted: one large read beats many small ones */
-    const uint64_t row_bytes = whole_strides ? s->stride[0] : s->run_bytes;
-    uint64_t step = bounce_bytes / row_bytes / KERN_TILE_ROWS * KERN_TILE_ROWS;
-    BASE_ASSERT(step > 0);
-    for (uint64_t row = 0; row < s->count[0]; row += step) {
-        const uint64_t n = s->count[0] - row < step ? s->count[0] - row : step;
-        size_t stride;
-        const enum st st = read_rows(l, w, row, n, bounce, whole_strides, &stride, e);
-        if (st)
-            return st;
-        const struct kern_pack pack = {.matrix = matrix, .row_begin = row, .n_rows = n, .src = bounce, .row_stride_bytes = stride, .first_column = s->first_column};
-        l->backend->matrix_pack(&pack);
-        tick(l, n * s->run_bytes);
+    for (uint32_t k = 0; k < w->scheme->n_sources; k++) {
+        const struct quant_source *s = &w->scheme->sources[k];
+        float stored;
+        if (s->role != QUANT_TENSOR_SCALE)
+            continue;
+        enum st st = read_exactly(l->fds[w->slices[k].file], (unsigned char *)&stored, sizeof stored, w->slices[k].offset, s->tensor->name, e);
+        if (!st)
+            st = rt_tensor_scale(w->scheme, s, stored, &matrix->scale, e);
+        return st;
     }
     return ST_OK;
 }
 
-static enum st load_vector(struct loading *l, const struct part_weight *w, float *vector, unsigned char *bounce, size_t bounce_bytes, struct err *e)
+/* Rows [row, row + n): the bounce buffer holds the pieces of all sources one after another (transposed ones once more, turned), then the assembled rows. */
+static enum st load_rows(const struct loading *l, const struct part_weight *w, struct kern_matrix *matrix, uint64_t row, uint64_t n, unsigned char *bounce, struct rt_odd_scales *odd, struct err *e)
 {
-    const uint64_t n = w->rows.end - w->rows.begin, size = kern_format(w->tensor->format)->block_bytes;
-    for (uint64_t at = 0; at < n;) {
-        const uint64_t count = (n - at) * size < bounce_bytes ? n - at : bounce_bytes / size;
-        const enum st st = read_exactly(l->fds[w->slice.file], bounce, count * size, w->slice.offset + at * size, w->name, e);
+    struct rt_assembly a = {.scheme = w->scheme,
+                            .row_begin = w->first_row + w->rows.begin + row,
+                            .row_end = w->first_row + w->rows.begin + row + n,
+                            .column_begin = w->columns.begin,
+                            .column_end = w->columns.end};
+    struct kern_pack pack = {.matrix = matrix, .row_begin = row, .n_rows = n, .src = bounce};
+    for (uint32_t k = 0; k < w->scheme->n_sources; k++) {
+        const struct quant_source *s = &w->scheme->sources[k];
+        const struct extent x = extent_of(w, k, row, n);
+        if (s->role == QUANT_TENSOR_SCALE)
+            continue;
+        a.pieces[k] = (struct rt_piece){.data = bounce, .first_row = x.begin * s->row_unit, .first_column = w->slices[k].first_column};
+        const enum st st = read_runs(l, w, k, x.offset, x.n_runs, x.run_bytes, bounce, &a.pieces[k].stride_bytes, e);
         if (st)
             return st;
-        kern_format_dequantise(w->tensor->format, bounce, count, vector + at);
+        const unsigned char *as_read = bounce;
+        bounce += ((x.n_runs - 1) * a.pieces[k].stride_bytes + x.run_bytes + 63) / 64 * 64;
+        if (s->transposed) {
+            rt_transpose(as_read, a.pieces[k].stride_bytes, x.n_runs, x.n, s->element_bytes, bounce);
+            a.pieces[k].data = bounce;
+            a.pieces[k].stride_bytes = x.n_runs * s->element_bytes;
+            bounce += (x.n_runs * x.run_bytes + 63) / 64 * 64;
+        }
+    }
+    pack.row_stride_bytes = a.pieces[0].stride_bytes;
+    pack.first_column = a.pieces[0].first_column;
+    if (w->scheme->sources[0].role != QUANT_BLOCKS) {
+        const uint64_t block = kern_format(w->scheme->format)->block_columns;
+        const enum st st = rt_assemble(&a, bounce, odd, e);
+        if (st)
+            return st;
+        pack.src = bounce;
+        pack.row_stride_bytes = rt_assembled_bytes(w->scheme, w->columns.begin, w->columns.end);
+        pack.first_column = w->columns.begin / block * block;
+    }
+    l->backend->matrix_pack(&pack);
+    return ST_OK;
+}
+
+static enum st load_matrix(struct loading *l, const struct part_weight *w, struct kern_matrix *matrix, unsigned char *bounce, size_t bounce_bytes, struct rt_odd_scales *odd, struct err *e)
+{
+    if (w->slice_bytes == 0)
+        return ST_OK;
+    const uint64_t n_rows = w->rows.end - w->rows.begin, step = step_of(w, bounce_bytes);
+    BASE_ASSERT(bounce_bytes_of(w, step) <= bounce_bytes);
+    enum st st = load_tensor_scale(l, w, matrix, e);
+    for (uint64_t row = 0, told = 0; row < n_rows && !st; row += step) {
+        const uint64_t n = n_rows - row < step ? n_rows - row : step;
+        st = load_rows(l, w, matrix, row, n, bounce, odd, e);
+        const uint64_t bytes = row + n == n_rows ? w->slice_bytes - told : w->slice_bytes / n_rows * n; /* blocks of scales are read again where they end between two steps */
+        told += bytes;
+        if (!st)
+            tick(l, bytes);
+    }
+    return st;
+}
+
+static enum st load_vector(struct loading *l, const struct part_weight *w, float *vector, unsigned char *bounce, size_t bounce_bytes, struct err *e)
+{
+    const uint64_t n = w->rows.end - w->rows.begin, size = kern_format(w->scheme->format)->block_bytes;
+    for (uint64_t at = 0; at < n;) {
+        const uint64_t count = (n - at) * size < bounce_bytes ? n - at : bounce_bytes / size;
+        const enum st st = read_exactly(l->fds[w->slices[0].file], bounce, count * size, w->slices[0].offset + at * size, w->name, e);
+        if (st)
+            return st;
+        kern_format_dequantise(w->scheme->format, bounce, count, vector + at);
         at += count;
     }
     tick(l, n * size);
@@ -108,9 +210,12 @@ static void load_share(void *arg, int i_thread, int n_threads)
     (void)n_threads;
     struct loading *l = arg;
     size_t bounce_bytes = BOUNCE_BYTES;
-    for (int i = 0; i < l->m->n_weights; i++) /* at least 16 rows of the widest matrix */
-        if (l->m->weights[i].kind == PART_MATRIX && l->m->weights[i].slice.stride[0] * KERN_TILE_ROWS > bounce_bytes)
-            bounce_bytes = l->m->weights[i].slice.stride[0] * KERN_TILE_ROWS;
+    struct rt_odd_scales odd = {0, 0, 0};
+    for (int i = 0; i < l->m->n_weights; i++) { /* at least a tile of the widest matrix */
+        const struct part_weight *w = &l->m->weights[i];
+        const uint64_t least = w->kind == PART_MATRIX && w->slice_bytes ? bounce_bytes_of(w, KERN_TILE_ROWS) : 0;
+        bounce_bytes = least > bounce_bytes ? least : bounce_bytes;
+    }
     unsigned char *bounce = malloc(bounce_bytes);
     struct err e = {""};
     enum st st = bounce ? ST_OK : err_set(&e, ST_NO_MEMORY, "no memory for a bounce buffer of %zu bytes", bounce_bytes);
@@ -119,11 +224,14 @@ static void load_share(void *arg, int i_thread, int n_threads)
         if (i >= l->m->n_weights)
             break;
         const struct part_weight *w = &l->m->weights[i];
-        st = w->kind == PART_MATRIX ? load_matrix(l, w, &l->items[i].matrix, bounce, bounce_bytes, &e) : load_vector(l, w, l->items[i].vector, bounce, bounce_bytes, &e);
+        st = w->kind == PART_MATRIX ? load_matrix(l, w, &l->items[i].matrix, bounce, bounce_bytes, &odd, &e) : load_vector(l, w, l->items[i].vector, bounce, bounce_bytes, &e);
     }
     int none = 0;
     if (st && atomic_compare_exchange_strong(&l->failed, &none, (int)st))
         l->err = e;
+    atomic_fetch_add(&l->odd_over_zeros, odd.over_zeros);
+    atomic_fetch_add(&l->odd_zero, odd.zero);
+    atomic_fetch_add(&l->odd_least, odd.least);
     free(bounce);
 }
 
@@ -142,15 +250,17 @@ static enum st lay_out(const struct part_model *m, const struct kern_backend *ba
             continue;
         }
         struct kern_matrix *matrix = &items[i].matrix;
-        matrix->format = w->tensor->format;
+        matrix->format = w->scheme->format;
         matrix->activation = kern_activation_for(matrix->format, accurate);
         matrix->n_rows = n_rows;
+        matrix->scale = 1;
+        matrix->scale_columns = w->scheme->scale_columns;
         if (!backend->supports(KERN_OP_MATMUL, matrix->format, matrix->activation, 0))
             return err_set(e, ST_UNSUPPORTED, "%s: kernel backend %s/%s cannot multiply %s", w->name, backend->name, backend->variant, kern_format(matrix->format)->name);
         const enum st st = rt_columns_init(m, w, small, &matrix->columns, e);
         if (st)
             return st;
-        const size_t bytes = backend->matrix_bytes(matrix->format, matrix->activation, n_rows, &matrix->columns);
+        const size_t bytes = backend->matrix_bytes(matrix);
         matrix->data = bytes ? base_arena_alloc(data, bytes) : NULL;
         if (bytes && !matrix->data)
             return err_set(e, ST_NO_MEMORY, "the plan's %zu bytes of weights do not hold %s", data->capacity_bytes, w->name);
@@ -164,12 +274,15 @@ static enum st open_files(const struct part_model *m, int *fds, struct err *e)
     for (size_t f = 0; f < n; f++)
         fds[f] = -1;
     for (int i = 0; i < m->n_weights; i++) {
-        const uint32_t f = m->weights[i].slice.file;
-        if (fds[f] >= 0 || m->weights[i].slice_bytes == 0)
-            continue;
-        fds[f] = open(ck_file_path(m->ck, f), O_RDONLY | O_CLOEXEC);
-        if (fds[f] < 0)
-            return err_set(e, ST_IO, "%s: %s", ck_file_path(m->ck, f), strerror(errno));
+        const struct part_weight *w = &m->weights[i];
+        for (uint32_t k = 0; k < w->scheme->n_sources; k++) {
+            const uint32_t f = w->slices[k].file;
+            if (fds[f] >= 0 || w->slice_bytes == 0)
+                continue;
+            fds[f] = open(ck_file_path(m->ck, f), O_RDONLY | O_CLOEXEC);
+            if (fds[f] < 0)
+                return err_set(e, ST_IO, "%s: %s", ck_file_path(m->ck, f), strerror(errno));
+        }
     }
     return ST_OK;
 }
@@ -198,6 +311,10 @@ enum st rt_weights_load(const struct part_model *m, const struct kern_backend *b
             close(fds[f]);
     if (st)
         return st;
+    const uint64_t odd[] = {atomic_load(&l.odd_over_zeros), atomic_load(&l.odd_zero), atomic_load(&l.odd_least)};
+    if (odd[0] || odd[1] || odd[2])
+        LOG_WARNING("load", "odd scales, all of them valid: %" PRIu64 " are NaN, infinite or negative over blocks of zeros, %" PRIu64 " are zero, %" PRIu64 " the least of their type", odd[0], odd[1],
+                    odd[2]);
     weights->items = items;
     weights->bytes_read = atomic_load(&l.done_bytes);
     return ST_OK;

@@ -34,10 +34,14 @@ static const struct rt_sizes *self(const struct part_sizes *s) { return (const s
 static uint64_t matrix_bytes(const struct part_sizes *s, const struct part_model *m, const struct part_weight *w)
 {
     struct arena a = {0};
-    struct kern_columns columns;
+    struct kern_matrix matrix = {.format = w->scheme->format,
+                                 .activation = kern_activation_for(w->scheme->format, s->accurate),
+                                 .n_rows = w->rows.end - w->rows.begin,
+                                 .scale = 1,
+                                 .scale_columns = w->scheme->scale_columns};
     uint64_t bytes = UINT64_MAX / 4;
-    if (base_arena_init(&a, "sizes", 0, NULL) == ST_OK && rt_columns_init(m, w, &a, &columns, NULL) == ST_OK)
-        bytes = self(s)->backend->matrix_bytes(w->tensor->format, kern_activation_for(w->tensor->format, s->accurate), w->rows.end - w->rows.begin, &columns);
+    if (base_arena_init(&a, "sizes", 0, NULL) == ST_OK && rt_columns_init(m, w, &a, &matrix.columns, NULL) == ST_OK)
+        bytes = self(s)->backend->matrix_bytes(&matrix);
     base_arena_release(&a);
     return bytes;
 }

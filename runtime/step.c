@@ -127,7 +127,7 @@ static enum st bind_caches(struct rt_exec *x, struct err *e)
     for (int i = 0; i < x->m->n_caches; i++) {
         const struct part_cache *c = &x->m->caches[i];
         struct kern_kv *kv = &x->kv[i];
-        *kv = (struct kern_kv){.format = s->kv_format, .n_kv_heads = (int)c->n_kv_heads, .head_dim = (int)c->head_dim};
+        *kv = (struct kern_kv){.format = s->kv_format, .n_kv_heads = (int)c->n_kv_heads, .head_dim = (int)c->head_dim, .k_scale = c->k_scale, .v_scale = c->v_scale};
         kv->block_bytes = kern_kv_block_bytes(kv->format, kv->n_kv_heads, kv->head_dim);
         if (!x->o.backend->supports(KERN_OP_ATTENTION, kv->format, KERN_ACT_F32, kv->head_dim))
             return err_set(e, ST_UNSUPPORTED, "kernel backend %s/%s has no attention for head_dim %d with a cache in %s", x->o.backend->name, x->o.backend->variant, kv->head_dim,
@@ -158,7 +158,7 @@ static struct moved moved_by(const struct rt_exec *x, const struct part_step *s)
     struct moved n = {0};
     for (int k = 0; k < s->n_parts && s->op == PART_LINEAR; k++) {
         const struct kern_matrix *w = &x->o.weights->items[s->weight[k]].matrix;
-        n.weights += x->o.backend->matrix_bytes(w->format, w->activation, w->n_rows, &w->columns);
+        n.weights += x->o.backend->matrix_bytes(w);
         n.stored += x->m->weights[s->weight[k]].slice_bytes;
     }
     if (s->op == PART_ATTENTION)

@@ -18,6 +18,7 @@ struct setup {
     enum format format;
     int n_kv_heads, group, head_dim;
     int length[N_SEQUENCES];
+    float k_scale, v_scale; /* E4M3 */
 };
 
 /* Data of all sequences, token by token: sequence s begins at token first[s]. */
@@ -113,7 +114,7 @@ static struct result compute(const struct data *d, struct way w) {
     if (w.head_hi == 0)
         w.head_hi = d->s.n_kv_heads * d->s.group;
     int kv_lo = w.head_lo / d->s.group, kv_hi = (w.head_hi - 1) / d->s.group + 1;
-    struct kern_kv kv = {.format = d->s.format, .n_kv_heads = kv_hi - kv_lo, .head_dim = d->s.head_dim};
+    struct kern_kv kv = {.format = d->s.format, .n_kv_heads = kv_hi - kv_lo, .head_dim = d->s.head_dim, .k_scale = d->s.k_scale, .v_scale = d->s.v_scale};
     kv.block_bytes = kern_kv_block_bytes(kv.format, kv.n_kv_heads, kv.head_dim);
 
     /* ---- blocks scattered over a cache full of NaN; unused entries of the table are wild */
@@ -203,28 +204,113 @@ static void check(struct setup setup) {
 
 /* The cost is the square of the first length. Sanitized, the two small models have one KV head and just reach a second partition; the large heads, whose
  * blocks of 8 rows × 8 vectors nobody else reaches, stay in the first: BF16 gets to others in two_merges. */
-static void small_model_f16(void **state) { (void)state, check((struct setup){FMT_F16, T_SIZE(3, 1), 3, 64, {T_SIZE(300, 258), 37, 1}}); }
-static void small_model_f32(void **state) { (void)state, check((struct setup){FMT_F32, T_SIZE(3, 1), 3, 64, {T_SIZE(261, 257), 33, T_SIZE(64, 32)}}); }
-static void large_heads_bf16(void **state) { (void)state, check((struct setup){FMT_BF16, 1, 8, 128, {T_SIZE(270, 72), T_SIZE(96, 32), 5}}); }
-static void many_heads_f16(void **state) { (void)state, check((struct setup){FMT_F16, 8, 1, 24, {75, 31, 32}}); }
-static void wide_group(void **state) { (void)state, check((struct setup){FMT_F16, 1, 17, 16, {70, 3, 40}}); }
-static void dim_80(void **state) { (void)state, check((struct setup){FMT_F16, 5, 2, 80, {66, 10, 33}}); }
+static void small_model_f16(void **state) { (void)state, check((struct setup){FMT_F16, T_SIZE(3, 1), 3, 64, {T_SIZE(300, 258), 37, 1}, 1, 1}); }
+static void small_model_f32(void **state) { (void)state, check((struct setup){FMT_F32, T_SIZE(3, 1), 3, 64, {T_SIZE(261, 257), 33, T_SIZE(64, 32)}, 1, 1}); }
+static void large_heads_bf16(void **state) { (void)state, check((struct setup){FMT_BF16, 1, 8, 128, {T_SIZE(270, 72), T_SIZE(96, 32), 5}, 1, 1}); }
+static void many_heads_f16(void **state) { (void)state, check((struct setup){FMT_F16, 8, 1, 24, {75, 31, 32}, 1, 1}); }
+static void wide_group(void **state) { (void)state, check((struct setup){FMT_F16, 1, 17, 16, {70, 3, 40}, 1, 1}); }
+static void dim_80(void **state) { (void)state, check((struct setup){FMT_F16, 5, 2, 80, {66, 10, 33}, 1, 1}); }
 static void dim_33(void **state) {
     (void)state;
-    check((struct setup){FMT_F16, 5, 3, 33, {66, 10, 33}});
-    check((struct setup){FMT_BF16, 1, 2, 33, {66, 10, 33}});
-    check((struct setup){FMT_F32, 2, 1, 33, {66, 10, 33}});
+    check((struct setup){FMT_F16, 5, 3, 33, {66, 10, 33}, 1, 1});
+    check((struct setup){FMT_BF16, 1, 2, 33, {66, 10, 33}, 1, 1});
+    check((struct setup){FMT_F32, 2, 1, 33, {66, 10, 33}, 1, 1});
 }
-static void dim_1(void **state) { (void)state, check((struct setup){FMT_F16, 2, 2, 1, {40, 1, 2}}); }
-static void dim_512(void **state) { (void)state, check((struct setup){FMT_F16, 1, 2, 512, {40, 1, 2}}); }
-static void two_merges(void **state) { (void)state, check((struct setup){FMT_BF16, 1, 2, 8, {640, 1, 2}}); }
+static void dim_1(void **state) { (void)state, check((struct setup){FMT_F16, 2, 2, 1, {40, 1, 2}, 1, 1}); }
+static void dim_512(void **state) { (void)state, check((struct setup){FMT_F16, 1, 2, 512, {40, 1, 2}, 1, 1}); }
+static void two_merges(void **state) { (void)state, check((struct setup){FMT_BF16, 1, 2, 8, {640, 1, 2}, 1, 1}); }
+/* Of any number of rows and dimensions again, for E4M3 loads two vectors at once; scales that are no powers of two. */
+static void e4m3(void **state) {
+    (void)state;
+    check((struct setup){FMT_E4M3, T_SIZE(3, 1), 3, 64, {T_SIZE(300, 258), 37, 1}, 0.0123f, 0.37f});
+    check((struct setup){FMT_E4M3, 1, 8, 128, {T_SIZE(270, 72), T_SIZE(96, 32), 5}, 1, 1});
+    check((struct setup){FMT_E4M3, 5, 3, 33, {66, 10, 33}, 3.3f, 0.002f}); /* saturates, underflows */
+    check((struct setup){FMT_E4M3, 1, 17, 16, {70, 3, 40}, 0.001f, 7});
+    check((struct setup){FMT_E4M3, 5, 2, 80, {66, 10, 33}, 0.02f, 0.02f});
+    check((struct setup){FMT_E4M3, 2, 2, 1, {40, 1, 2}, 1, 0.1f});
+    check((struct setup){FMT_E4M3, 1, 2, 512, {40, 1, 2}, 0.05f, 1});
+}
+
+static float through_e4m3(float x, float scale) { return kern_e4m3_to_f32(kern_f32_to_e4m3(x / scale)) * scale; }
+
+/* Attention over E4M3 is attention over the numbers that it holds: to rounding with any scales, and to the bit where they are powers of two. */
+static void e4m3_is_f32_of_rounded(void **state) {
+    (void)state;
+    static const float scales[][2] = {{1, 1}, {0x1p-6f, 0x1p3f}, {0.013f, 0.31f}};
+    for (size_t i = 0; i < sizeof scales / sizeof scales[0]; i++) {
+        struct base_rng r;
+        base_rng_init(&r, t_seed() + i);
+        struct data d = data_make(&r, (struct setup){FMT_E4M3, 2, 3, 24, {290, 20, 1}, scales[i][0], scales[i][1]});
+        struct way w = {.backend = &kern_ref, .n_threads = 1, .chunk = MAX_TOKENS};
+        struct result got = compute(&d, w);
+        for (int at = 0; at < d.n_tokens * d.kv_width; at++) {
+            d.k[at] = through_e4m3(d.k[at], scales[i][0]);
+            d.v[at] = through_e4m3(d.v[at], scales[i][1]);
+        }
+        d.s.format = FMT_F32;
+        struct result want = compute(&d, w);
+        for (int at = 0; at < d.n_tokens * d.width; at++)
+            if (i < 2 ? memcmp(&got.out[at], &want.out[at], sizeof(float)) != 0 : !(fabsf(got.out[at] - want.out[at]) <= 2e-5f))
+                fail_msg("scales %g, %g: element %d: %.9g, in F32 %.9g", (double)scales[i][0], (double)scales[i][1], at, (double)got.out[at], (double)want.out[at]);
+        result_free(&got);
+        result_free(&want);
+        data_free(&d);
+    }
+}
+
+/* What is stored, number by number, by every backend: the code of x / scale; and what is no number stays none on the way out. */
+static void e4m3_corners(void **state) {
+    (void)state;
+    static const float corners[] = {0, -0.0f, 448, -448, 464, 1e9f, -1e30f, INFINITY, -INFINITY, NAN, 0x1p-6f, 0x1p-9f, 0x1p-10f, 0x1.8p-9f, 0x1.ep-7f, 1e-30f, 1.0625f, 1.1875f};
+    enum { N = sizeof corners / sizeof corners[0], DIM = 21, KEYS = 40 };
+    struct base_rng r;
+    base_rng_init(&r, t_seed());
+    float *k = random_floats(&r, KEYS * DIM, 100), *v = random_floats(&r, KEYS * DIM, 1), q[DIM], *out = random_floats(&r, DIM, 1);
+    for (int i = 0; i < DIM; i++)
+        q[i] = 1e-3f;
+    for (int i = 0; i < N; i++)
+        v[i * DIM + i % DIM] = k[i * DIM + (i + 3) % DIM] = corners[i];
+    k[9 * DIM + 12] = 1; /* but for NaN: all weights would be */
+    for (const struct kern_backend *const *b = kern_backends(); *b; b++) {
+        if (!t_kernels_on(*b))
+            continue;
+        struct kern_kv kv = {.format = FMT_E4M3, .n_kv_heads = 1, .head_dim = DIM, .block_bytes = kern_kv_block_bytes(FMT_E4M3, 1, DIM), .k_scale = 0.7f, .v_scale = 1};
+        assert_int_equal(kv.block_bytes, 2 * DIM * KERN_KV_BLOCK);
+        unsigned char *cache = kv.base = t_guard_alloc(2 * kv.block_bytes);
+        int32_t position[KEYS], begin = 0, n = KEYS, row = 0, table[] = {1, 0};
+        for (int i = 0; i < KEYS; i++)
+            position[i] = i;
+        struct kern_batch batch = {KEYS, position, 1, &begin, &n, &row, table, 2};
+        struct kern_kv_append append = {&batch, &kv, k, v, DIM, DIM};
+        (*b)->kv_append((struct kern_queue){0, 1}, &append);
+        t_guard_check(cache);
+        for (size_t i = 0; i < KEYS; i++)
+            for (size_t j = 0; j < DIM; j++) {
+                const unsigned char *block = cache + (i < KERN_KV_BLOCK ? kv.block_bytes : 0);
+                assert_int_equal(block[j * KERN_KV_BLOCK + i % KERN_KV_BLOCK], kern_f32_to_e4m3(k[i * DIM + j] / 0.7f));
+                assert_int_equal(block[DIM * KERN_KV_BLOCK + i % KERN_KV_BLOCK * DIM + j], kern_f32_to_e4m3(v[i * DIM + j]));
+            }
+        /* the last token alone: NaN in one dimension of one value */
+        position[0] = KEYS - 1;
+        batch.n_tokens = n = 1;
+        struct kern_attention attention = {&batch, &kv, q, DIM, out, DIM, 1, 0, 0, 1, 1, NULL};
+        (*b)->attention((struct kern_queue){0, 1}, &attention);
+        for (int i = 0; i < DIM; i++)
+            if (!isnan(out[i]) != (i != 9))
+                fail_msg("%s/%s: dimension %d is %g", (*b)->name, (*b)->variant, i, (double)out[i]);
+        t_guard_free(cache);
+    }
+    free(k);
+    free(v);
+    free(out);
+}
 
 /* ref against the textbook */
 static void ref_against_double(void **state) {
     (void)state;
     struct base_rng r;
     base_rng_init(&r, t_seed());
-    struct data d = data_make(&r, (struct setup){FMT_F32, 2, 3, T_SIZE(40, 8), {530, 20, 1}});
+    struct data d = data_make(&r, (struct setup){FMT_F32, 2, 3, T_SIZE(40, 8), {530, 20, 1}, 1, 1});
     struct result got = compute(&d, (struct way){.backend = &kern_ref, .n_threads = 1, .chunk = MAX_TOKENS});
     int dim = d.s.head_dim;
     for (int s = 0; s < N_SEQUENCES; s++)
@@ -255,6 +341,7 @@ int main(void) {
         cmocka_unit_test(small_model_f16), cmocka_unit_test(small_model_f32), cmocka_unit_test(large_heads_bf16), cmocka_unit_test(many_heads_f16),
         cmocka_unit_test(wide_group),      cmocka_unit_test(dim_80),          cmocka_unit_test(dim_33),           cmocka_unit_test(dim_1),
         cmocka_unit_test(dim_512),         cmocka_unit_test(two_merges),      cmocka_unit_test(ref_against_double),
+        cmocka_unit_test(e4m3),            cmocka_unit_test(e4m3_is_f32_of_rounded), cmocka_unit_test(e4m3_corners),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

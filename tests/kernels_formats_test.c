@@ -6,6 +6,7 @@
 
 #include "base/rng.h"
 #include "kernels/formats.h"
+#include "tests/golden/e4m3.h"
 #include "tests/golden/formats.h"
 
 static uint32_t bits_of(float f) {
@@ -114,6 +115,33 @@ static void brain_floats(void **state) {
     assert_true(isnan(kern_bf16_to_f32(kern_f32_to_bf16(float_of(0x7f800001))))); /* a NaN whose payload would be cut off */
 }
 
+/* The code of pattern h by runs of them */
+#define EXPECT_RUNS(golden, to_f32)                                                                                                                      \
+    for (uint32_t h = 0, i = 0; h < 65536; h++) {                                                                                                        \
+        i += i + 1 < sizeof golden / sizeof golden[0] && golden[i + 1].first == h;                                                                       \
+        if (kern_f32_to_e4m3(to_f32((uint16_t)h)) != golden[i].code)                                                                                     \
+            fail_msg(#golden ": pattern %04x gives %02x, PyTorch says %02x", h, kern_f32_to_e4m3(to_f32((uint16_t)h)), golden[i].code);                  \
+    }
+
+static void e4m3_by_torch(void **state) {
+    (void)state;
+    EXPECT_RUNS(golden_e4m3_f16, kern_f16_to_f32)
+    EXPECT_RUNS(golden_e4m3_bf16, kern_bf16_to_f32)
+    for (size_t i = 0; i < sizeof golden_e4m3_f32 / sizeof golden_e4m3_f32[0]; i++)
+        if (kern_f32_to_e4m3(float_of(golden_e4m3_f32[i].bits)) != golden_e4m3_f32[i].code)
+            fail_msg("%.9g gives %02x, PyTorch says %02x", (double)float_of(golden_e4m3_f32[i].bits), kern_f32_to_e4m3(float_of(golden_e4m3_f32[i].bits)), golden_e4m3_f32[i].code);
+    for (uint32_t code = 0; code < 256; code++) {
+        uint8_t byte = (uint8_t)code;
+        float y;
+        kern_format_dequantise(FMT_E4M3, &byte, 1, &y);
+        if (isnan(float_of(golden_e4m3_values[code])) ? !isnan(y) : bits_of(y) != golden_e4m3_values[code])
+            fail_msg("%02x is %.9g, PyTorch says %.9g", code, (double)y, (double)float_of(golden_e4m3_values[code]));
+        assert_int_equal(kern_f32_to_e4m3(y), code);
+    }
+    assert_int_equal(kern_f32_to_e4m3(float_of(0x7f800001)), 0x7f);
+    assert_int_equal(kern_f32_to_e4m3(INFINITY), 0x7e);
+}
+
 static void blocks_by_hand(void **state) {
     (void)state;
     float y[32];
@@ -153,6 +181,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(table),        cmocka_unit_test(names),          cmocka_unit_test(halves),
         cmocka_unit_test(brain_floats), cmocka_unit_test(blocks_by_hand), cmocka_unit_test(blocks_by_gguf),
+        cmocka_unit_test(e4m3_by_torch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,6 +5,7 @@
  * a part of it. */
 #include "tests/t.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,11 +27,13 @@ struct shape {
     uint64_t n_columns;
     uint32_t n_leaves;
     uint64_t leaf_end[KERN_MAX_LEAVES];
+    float scale;
+    uint32_t scale_columns;
 };
 
 /* DESIGN's rule for row-parallel products without super-blocks */
 static struct shape by_units(const char *name, uint64_t n) {
-    struct shape s = {.name = name, .n_columns = n};
+    struct shape s = {.name = name, .n_columns = n, .scale = 1, .scale_columns = 32};
     uint64_t n64 = (n + 63) / 64, unit = n < 256 || (n64 < 12 && n64 % 2) ? 32 : 64, n_units = (n + unit - 1) / unit;
     s.n_leaves = (uint32_t)(n_units < 12 ? n_units : 12);
     for (uint32_t i = 0; i < s.n_leaves; i++) {
@@ -42,13 +45,15 @@ static struct shape by_units(const char *name, uint64_t n) {
 
 /* Output projection with one head a leaf */
 static struct shape by_heads(const char *name, uint32_t n_heads, uint64_t head_dim) {
-    struct shape s = {.name = name, .n_columns = n_heads * head_dim, .n_leaves = n_heads};
+    struct shape s = {.name = name, .n_columns = n_heads * head_dim, .n_leaves = n_heads, .scale = 1, .scale_columns = 32};
     for (uint32_t i = 0; i < n_heads; i++)
         s.leaf_end[i] = (i + 1) * head_dim;
     return s;
 }
 
-static struct shape one_leaf(const char *name, uint64_t n) { return (struct shape){.name = name, .n_columns = n, .n_leaves = 1, .leaf_end = {n}}; }
+static struct shape one_leaf(const char *name, uint64_t n) {
+    return (struct shape){.name = name, .n_columns = n, .n_leaves = 1, .leaf_end = {n}, .scale = 1, .scale_columns = 32};
+}
 
 static int all_shapes(struct shape *s) {
     int n = 0;
@@ -73,28 +78,42 @@ static int all_shapes(struct shape *s) {
     s[n++] = by_heads("32 heads of 24", 32, 24);
     s[n - 1].formats = s[n - 2].formats = s[n - 3].formats = SUPER_BLOCKS;
     s[n - 1].formats |= BLOCKS;
+    for (int i = 1; i < n; i += 2)
+        s[i].scale = i % 4 == 1 ? 0.37f : -0x1.8p-70f;
+    /* shared scales, with cuts inside of what they are for; the others have 32 */
+    s[1].scale_columns = s[5].scale_columns = s[16].scale_columns = 128;
+    s[0].scale_columns = s[6].scale_columns = s[9].scale_columns = 64;
     return n;
 }
 #define MAX_SHAPES 20
 
 static bool concerns(const struct shape *s, enum format f) {
     if (kern_format(f)->super_block) return s->formats & SUPER_BLOCKS;
-    return f <= FMT_Q4_1 ? s->formats != SUPER_BLOCKS : s->formats & BLOCKS;
+    return f <= FMT_Q4_1 ? s->formats != SUPER_BLOCKS : (s->formats & BLOCKS) || (t_is_joined(f) && (s->n_columns % 32 || s->n_columns == 2880));
 }
 
 /* ---- random files -------------------------------------------------------------------------------------------------------------------------------- */
 
+/* A row as it is stored: whole blocks; the last may be short of columns only where a loader puts it together. */
+static size_t stored_bytes(enum format f, uint64_t n_columns) {
+    return kern_format_row_bytes(f, t_is_joined(f) ? (n_columns + 31) / 32 * 32 : n_columns);
+}
+
 /* n_rows rows of whole blocks */
-static unsigned char *make_rows(struct base_rng *r, enum format f, uint64_t n_rows, uint64_t n_columns) {
-    size_t bytes = kern_format_row_bytes(f, n_columns) * n_rows;
+static unsigned char *make_rows(struct base_rng *r, enum format f, uint64_t n_rows, uint64_t n_columns, uint32_t scale_columns) {
+    size_t row_bytes = stored_bytes(f, n_columns), bytes = row_bytes * n_rows;
     unsigned char *rows = malloc(bytes + 1);
     assert_non_null(rows);
-    if (kern_format(f)->quantised) {
+    if (kern_format(f)->block_columns > 1) {
         const struct format_info *info = kern_format(f);
         for (size_t i = 0; i < bytes; i++)
             rows[i] = (unsigned char)base_rng_u32(r);
-        for (size_t at = 0; at < bytes; at += info->block_bytes)
+        for (size_t at = 0; at < bytes; at += info->block_bytes) {
             t_plausible_scales(r, f, rows + at);
+            const size_t i_block = at % row_bytes / info->block_bytes, shared = i_block % (scale_columns / 32);
+            if (t_is_joined(f)) /* d and m of the first that has them */
+                memmove(rows + at, rows + at - shared * info->block_bytes, info->has_minimum ? 8 : 4);
+        }
         return rows;
     }
     for (uint64_t i = 0; i < n_rows * n_columns; i++) {
@@ -120,16 +139,16 @@ static float *make_floats(struct base_rng *r, size_t n) {
 
 static void matrix_open(struct kern_matrix *m, const struct kern_backend *b, enum format f, enum kern_activation a, const struct shape *s, uint32_t leaf_lo,
                         uint32_t leaf_hi, const unsigned char *rows, uint64_t n_rows) {
-    *m = (struct kern_matrix){.format = f, .activation = a, .n_rows = n_rows};
+    *m = (struct kern_matrix){.format = f, .activation = a, .n_rows = n_rows, .scale = s->scale, .scale_columns = s->scale_columns};
     uint64_t begin = leaf_lo ? s->leaf_end[leaf_lo - 1] : 0, end = leaf_hi ? s->leaf_end[leaf_hi - 1] : 0;
     uint32_t max = kern_columns_max_segments(end > begin ? end - begin : 0, leaf_hi - leaf_lo);
     kern_columns_init(&m->columns, begin, s->leaf_end + leaf_lo, leaf_lo, leaf_hi, s->n_leaves, calloc(max, 4), calloc(max, 1));
     assert_true(m->columns.n_segments <= max);
-    m->data = t_guard_alloc(b->matrix_bytes(f, a, n_rows, &m->columns));
+    m->data = t_guard_alloc(b->matrix_bytes(m));
 
     /* the loader's way: the rank's own columns only, a batch of rows at a time, each batch in a buffer of its own */
     uint64_t block = kern_format(f)->block_columns, first = begin / block * block, past = (end + block - 1) / block * block;
-    size_t stride = kern_format_row_bytes(f, s->n_columns), offset = kern_format_row_bytes(f, first), bytes = kern_format_row_bytes(f, past - first);
+    size_t stride = stored_bytes(f, s->n_columns), offset = kern_format_row_bytes(f, first), bytes = kern_format_row_bytes(f, past - first);
     if (begin == end)
         return;
     for (uint64_t at = 0; at < n_rows; at += 32) {
@@ -199,9 +218,9 @@ static struct shape shapes[MAX_SHAPES];
 static int n_expectations;
 
 static bool expect_open(struct expectation *e, struct base_rng *r, const struct shape *s, enum format f, enum kern_activation a) {
-    if (s->n_columns % kern_format(f)->block_columns || !concerns(s, f) || !kern_ref.supports(KERN_OP_MATMUL, f, a, 0))
+    if (stored_bytes(f, s->n_columns) == 0 || !concerns(s, f) || !kern_ref.supports(KERN_OP_MATMUL, f, a, 0))
         return false;
-    *e = (struct expectation){s, f, a, make_rows(r, f, MAX_ROWS, s->n_columns), make_floats(r, MAX_TOKENS * s->n_columns), make_floats(r, MAX_ROWS), NULL, NULL};
+    *e = (struct expectation){s, f, a, make_rows(r, f, MAX_ROWS, s->n_columns, s->scale_columns), make_floats(r, MAX_TOKENS * s->n_columns), make_floats(r, MAX_ROWS), NULL, NULL};
     struct kern_matrix m;
     matrix_open(&m, &kern_ref, f, a, s, 0, s->n_leaves, e->rows, MAX_ROWS);
     assert_int_equal(m.columns.n_vectors, 1);
@@ -364,7 +383,7 @@ static void check_against_double(const struct kern_backend *b, const struct expe
     uint64_t n = e->shape->n_columns;
     float *w = malloc(n * sizeof *w);
     for (uint64_t r = 0; r < MAX_ROWS; r += 7) {
-        kern_format_dequantise(e->format, e->rows + r * kern_format_row_bytes(e->format, n), n, w);
+        kern_format_dequantise(e->format, e->rows + r * stored_bytes(e->format, n), n, w);
         for (int t = 0; t < MAX_TOKENS; t += 5) {
             double sum = 0, size = 0;
             for (uint64_t i = 0; i < n; i++) {
@@ -373,11 +392,12 @@ static void check_against_double(const struct kern_backend *b, const struct expe
                 const uint64_t width = e->activation == KERN_ACT_INT8_16 ? 16 : 32;
                 for (uint64_t j = i / width * width; j < i / width * width + width && j < n && e->activation != KERN_ACT_F32; j++)
                     amax = fmax(amax, fabs((double)e->x[(size_t)t * n + j]));
-                sum += (double)w[i] * x;
-                size += fabs((double)w[i]) * (fabs(x) * 1e-6 + amax * 0.501 / 127);
+                const double weight = (double)w[i] * (double)e->shape->scale;
+                sum += weight * x;
+                size += fabs(weight) * (fabs(x) * 1e-6 + amax * 0.501 / 127);
             }
             double got = (double)e->y[(size_t)t * MAX_ROWS + r];
-            if (!(fabs(got - sum) <= size + 1e-6))
+            if (!(fabs(got - sum) <= size + 1e-6 * fabs((double)e->shape->scale)))
                 fail_msg("ref, %s, %s: token %d, row %d: %.9g, in double %.9g ± %.2g", kern_format(e->format)->name, e->shape->name, t, (int)r, got, sum, size);
         }
     }
@@ -391,6 +411,8 @@ static void check_embed(const struct kern_backend *b, const struct expectation *
     enum { N = sizeof ids / sizeof ids[0] };
     uint64_t n = e->shape->n_columns;
     struct shape whole = one_leaf(e->shape->name, n);
+    whole.scale = e->shape->scale;
+    whole.scale_columns = e->shape->scale_columns;
     struct kern_matrix m;
     matrix_open(&m, b, e->format, e->activation, &whole, 0, 1, e->rows, MAX_ROWS);
     float *y = t_guard_alloc(sizeof(float) * N * n), *want = malloc(sizeof(float) * n);
@@ -401,11 +423,11 @@ static void check_embed(const struct kern_backend *b, const struct expectation *
     for (size_t t = 0; t < N; t++) {
         memset(want, 0, sizeof(float) * n);
         if (ids[t] >= 100 && ids[t] < 100 + MAX_ROWS)
-            kern_format_dequantise(e->format, e->rows + (size_t)(ids[t] - 100) * kern_format_row_bytes(e->format, n), n, want);
+            kern_format_dequantise(e->format, e->rows + (size_t)(ids[t] - 100) * stored_bytes(e->format, n), n, want);
         for (uint64_t i = 0; i < n; i++)
-            if (y[t * n + i] != want[i] * 0.75f)
+            if (y[t * n + i] != want[i] * whole.scale * 0.75f)
                 fail_msg("%s/%s, %s, %s: id %d, column %d: %.9g, expected %.9g", b->name, b->variant, kern_format(e->format)->name, e->shape->name, ids[t],
-                         (int)i, (double)y[t * n + i], (double)(want[i] * 0.75f));
+                         (int)i, (double)y[t * n + i], (double)(want[i] * whole.scale * 0.75f));
     }
     free(want);
     t_guard_free(y);
@@ -426,18 +448,28 @@ static void corners_of_scales(void **state) {
     static const unsigned char bytes[] = {0, 1, 2, 254, 255, 0x7e, 0x7f, 0x80};
     struct base_rng r;
     base_rng_init(&r, t_seed());
-    struct shape s = by_heads("corners", 8, 96);
-    float *x = make_floats(&r, s.n_columns * 2);
+    static const float floats[] = {INFINITY, -INFINITY, NAN, 0, -0.0f, FLT_MAX, 1e-45f, -0x1p-140f};
+    struct shape blocks = by_heads("corners", 8, 96), joined = by_heads("corners, cut inside blocks of 32", 8, 84);
+    joined.scale_columns = 64;
+    float *x = make_floats(&r, blocks.n_columns * 2);
     memset(x + 64, 0, 32 * sizeof *x);
     for (int f = FMT_BF16 + 1; f < FMT_COUNT; f++)
         for (int accurate = 0; accurate < 2; accurate++) {
             const struct format_info *info = kern_format((enum format)f);
             const enum kern_activation a = kern_activation_for((enum format)f, accurate);
+            if (!kern_ref.supports(KERN_OP_MATMUL, (enum format)f, a, 0))
+                continue;
+            const struct shape s = t_is_joined((enum format)f) ? joined : blocks;
+            const uint64_t cut = s.leaf_end[2];
             enum { ROWS = 48 };
-            unsigned char *rows = make_rows(&r, (enum format)f, ROWS, s.n_columns);
+            unsigned char *rows = make_rows(&r, (enum format)f, ROWS, s.n_columns, s.scale_columns);
             for (int k = 0; k < ROWS / 2; k++) { /* every other row has one such block */
-                unsigned char *block = rows + (size_t)(2 * k) * kern_format_row_bytes((enum format)f, s.n_columns) + base_rng_below(&r, (uint32_t)(s.n_columns / info->block_columns)) * info->block_bytes;
-                if (f == FMT_MXFP4 || f == FMT_NVFP4)
+                const uint32_t n_blocks = (uint32_t)(s.n_columns / info->block_columns), i_block = base_rng_below(&r, n_blocks);
+                unsigned char *row = rows + (size_t)(2 * k) * kern_format_row_bytes((enum format)f, s.n_columns), *block = row + i_block * info->block_bytes;
+                if (t_is_joined((enum format)f)) /* in both blocks that share scales, where there is a second */
+                    for (uint32_t i = i_block & ~1u; i < (i_block | 1) + 1 && i < n_blocks; i++)
+                        memcpy(row + i * info->block_bytes + (info->has_minimum && k >= 8 ? 4 : 0), &floats[k % 8], 4);
+                else if (f == FMT_MXFP4 || f == FMT_NVFP4)
                     block[f == FMT_NVFP4 ? base_rng_below(&r, 4) : 0] = bytes[k % 8];
                 else
                     memcpy(block + (f == FMT_Q6_K ? 208 : info->has_minimum && k >= 8 ? 2 : 0), &halves[k % 8], 2);
@@ -447,14 +479,14 @@ static void corners_of_scales(void **state) {
             for (int i = 0; i < 2; i++) { /* a cut: leaves 0–2, 3–7 */
                 struct kern_matrix m;
                 matrix_open(&m, &kern_ref, (enum format)f, a, &s, i ? 3 : 0, i ? 8 : 3, rows, ROWS);
-                want[i] = product(&kern_ref, &m, x + (i ? 288 : 0), s.n_columns, 2, NULL, 1);
+                want[i] = product(&kern_ref, &m, x + (i ? cut : 0), s.n_columns, 2, NULL, 1);
                 for (const struct kern_backend *const *b = kern_backends(); *b; b++) {
                     struct kern_matrix mine;
                     if (!t_kernels_on(*b))
                         continue;
                     matrix_open(&mine, *b, (enum format)f, a, &s, i ? 3 : 0, i ? 8 : 3, rows, ROWS);
                     for (int n = 1; n <= 2; n++) {
-                        float *y = product(*b, &mine, x + (i ? 288 : 0), s.n_columns, n, NULL, 1);
+                        float *y = product(*b, &mine, x + (i ? cut : 0), s.n_columns, n, NULL, 1);
                         for (uint32_t v = 0; v < mine.columns.n_vectors; v++)
                             expect_same(*b, &s, (enum format)f, a, "corners of scales", n, y + (size_t)v * (size_t)n * ROWS, ROWS, want[i] + (size_t)v * 2 * ROWS, ROWS, ROWS);
                         t_guard_free(y);
@@ -494,7 +526,7 @@ static void corners_of_int8(void **state) {
         const enum kern_activation a = kern_activation_for((enum format)f, false);
         if (a == KERN_ACT_F32)
             continue;
-        unsigned char *rows = make_rows(&r, (enum format)f, 16, 256);
+        unsigned char *rows = make_rows(&r, (enum format)f, 16, 256, 32);
         float *want = NULL;
         for (const struct kern_backend *const *b = kern_backends();; b++) { /* ref first, then all */
             const struct kern_backend *backend = want ? *b : &kern_ref;

@@ -190,7 +190,7 @@ static void families_by_name(void **state) {
     REFUSED(write_hub("{\"model_type\":7}"), ST_INVALID, "model_type");
     REFUSED(write_hub("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"), ST_INVALID, "git lfs pull");
     REFUSED(write_hub(NULL), ST_NOT_FOUND, "config.json");
-    REFUSED(HUB(",\"quantization_config\":{\"quant_method\":\"gptq\"}"), ST_UNSUPPORTED, "quantization_config", "gptq");
+    REFUSED(HUB(",\"quantization_config\":{\"quant_method\":\"bitsandbytes\"}"), ST_UNSUPPORTED, "quantization_config", "bitsandbytes");
     model(true);
     t_gguf_str(&g, "general.architecture", "qwen3");
     REFUSED(write_gguf(), ST_UNSUPPORTED, "family qwen3 is not supported yet; known: llama");

@@ -1,4 +1,4 @@
-/* The fuzzers of checkpoints, configurations and plans in `make test`: a fixed number of mutations of their seeds, from a printed seed. `make fuzz` runs them for longer, and sanitized.
+/* The fuzzers of checkpoints, configurations, plans and quantised matrices in `make test`: a fixed number of mutations of their seeds, from a printed seed. `make fuzz` runs them for longer, and sanitized.
  *
  * test-deadline: 120 */
 #include <dirent.h>
@@ -17,6 +17,9 @@
 #undef LLVMFuzzerTestOneInput
 #define LLVMFuzzerTestOneInput plan_one
 #include "tests/fuzz/plan_fuzz.c"
+#undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput quant_one
+#include "tests/fuzz/quant_fuzz.c"
 #undef LLVMFuzzerTestOneInput
 
 enum { MAX_BYTES = 8192, MAX_SEEDS = 32 };
@@ -99,6 +102,11 @@ static void config(void **state) {
     run(config_one, "config_fuzz", t_seed());
 }
 
+static void quantised(void **state) {
+    (void)state;
+    run(quant_one, "quant_fuzz", t_seed());
+}
+
 /* Needs no seeds: eight bytes are enough to make a model of. */
 static void plan(void **state) {
     (void)state;
@@ -107,6 +115,6 @@ static void plan(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(safetensors), cmocka_unit_test(gguf), cmocka_unit_test(config), cmocka_unit_test(plan)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(safetensors), cmocka_unit_test(gguf), cmocka_unit_test(config), cmocka_unit_test(plan), cmocka_unit_test(quantised)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -400,12 +400,12 @@ static void the_digest_sees_every_field(void **state)
     SEES(((double *)(uintptr_t)config->rope.frequency)[1]);
     struct part_model *rank = plan->ranks[1];
     struct part_weight *w = &rank->weights[5];
-    SEES(w->first_row); SEES(w->rows.begin); SEES(w->rows.end); SEES(w->columns.begin); SEES(w->columns.end); SEES(w->slice_bytes); SEES(w->slice.file); SEES(w->slice.offset);
+    SEES(w->first_row); SEES(w->rows.begin); SEES(w->rows.end); SEES(w->columns.begin); SEES(w->columns.end); SEES(w->slice_bytes); SEES(w->slices[0].file); SEES(w->slices[0].offset);
     for (int i = 0; i < 3; i++) {
-        SEES(w->slice.count[i]);
-        SEES(w->slice.stride[i]);
+        SEES(w->slices[0].count[i]);
+        SEES(w->slices[0].stride[i]);
     }
-    SEES(w->slice.run_bytes); SEES(w->slice.first_column);
+    SEES(w->slices[0].run_bytes); SEES(w->slices[0].first_column);
     struct part_value *v = &rank->values[3];
     SEES(v->width); SEES(v->n_vectors); SEES(v->offset); SEES(v->element_bytes); SEES(v->sum_dim);
     struct part_cache *cache = &rank->caches[1];

@@ -123,13 +123,13 @@ static void shift_columns(struct part_plan *p) { weight(p, 1, "down_proj")->colu
 static void overlap_columns(struct part_plan *p) { weight(p, 1, "down_proj")->columns.begin--; }
 static void cut_a_whole_axis(struct part_plan *p) { weight(p, 1, "down_proj")->rows.end--; }
 static void cut_a_norm(struct part_plan *p) { weight(p, 0, "input_layernorm")->rows.begin = 1; }
-static void slice_elsewhere(struct part_plan *p) { weight(p, 1, "o_proj.weight")->slice.offset += 1 << 20; }
-static void slice_before(struct part_plan *p) { weight(p, 0, "o_proj.weight")->slice.offset -= 2; }
-static void slice_of_another_file(struct part_plan *p) { weight(p, 1, "v_proj.weight")->slice.file++; }
-static void slice_too_short(struct part_plan *p) { weight(p, 1, "v_proj.weight")->slice.count[0]--; }
-static void slice_too_narrow(struct part_plan *p) { weight(p, 0, "down_proj")->slice.run_bytes -= 2; }
-static void slice_with_another_stride(struct part_plan *p) { weight(p, 0, "down_proj")->slice.stride[0] -= 2; }
-static void rank_0s_rows_twice(struct part_plan *p) { weight(p, 1, "gate_proj")->slice = weight(p, 0, "gate_proj")->slice; }
+static void slice_elsewhere(struct part_plan *p) { weight(p, 1, "o_proj.weight")->slices[0].offset += 1 << 20; }
+static void slice_before(struct part_plan *p) { weight(p, 0, "o_proj.weight")->slices[0].offset -= 2; }
+static void slice_of_another_file(struct part_plan *p) { weight(p, 1, "v_proj.weight")->slices[0].file++; }
+static void slice_too_short(struct part_plan *p) { weight(p, 1, "v_proj.weight")->slices[0].count[0]--; }
+static void slice_too_narrow(struct part_plan *p) { weight(p, 0, "down_proj")->slices[0].run_bytes -= 2; }
+static void slice_with_another_stride(struct part_plan *p) { weight(p, 0, "down_proj")->slices[0].stride[0] -= 2; }
+static void rank_0s_rows_twice(struct part_plan *p) { weight(p, 1, "gate_proj")->slices[0] = weight(p, 0, "gate_proj")->slices[0]; }
 static void head_rows_missing(struct part_plan *p) { weight(p, 1, "embed_tokens")->rows.begin += 3; }
 static void wrong_vectors(struct part_plan *p) { p->ranks[1]->values[step(p, 1, PART_SUM)->in[1]].n_vectors++; }
 static void wrong_node(struct part_plan *p) { p->cut.dims[whole->dim_ffn].node_lo[1][0]++; }
@@ -197,12 +197,12 @@ static void another_tensor(struct part_plan *p) { weight(p, 1, "up_proj")->tenso
 static void replica_undeclared(struct part_plan *p)
 {
     weight(p, 1, "k_proj")->rows.begin -= 16;
-    weight(p, 1, "k_proj")->slice.offset -= weight(p, 1, "k_proj")->slice.stride[0] * 16;
-    weight(p, 1, "k_proj")->slice.count[0] += 16;
-    weight(p, 1, "k_proj")->slice_bytes = weight(p, 1, "k_proj")->slice.count[0] * weight(p, 1, "k_proj")->slice.run_bytes;
+    weight(p, 1, "k_proj")->slices[0].offset -= weight(p, 1, "k_proj")->slices[0].stride[0] * 16;
+    weight(p, 1, "k_proj")->slices[0].count[0] += 16;
+    weight(p, 1, "k_proj")->slice_bytes = weight(p, 1, "k_proj")->slices[0].count[0] * weight(p, 1, "k_proj")->slices[0].run_bytes;
 }
-static void slice_of_neighbour_columns(struct part_plan *p) { weight(p, 1, "down_proj")->slice.offset = weight(p, 0, "down_proj")->slice.offset; }
-static void counted_twice(struct part_plan *p) { weight(p, 1, "down_proj")->slice.count[1] = 2; }
+static void slice_of_neighbour_columns(struct part_plan *p) { weight(p, 1, "down_proj")->slices[0].offset = weight(p, 0, "down_proj")->slices[0].offset; }
+static void counted_twice(struct part_plan *p) { weight(p, 1, "down_proj")->slices[0].count[1] = 2; }
 static void bytes_miscounted(struct part_plan *p) { weight(p, 1, "down_proj")->slice_bytes--; }
 static void wide_value(struct part_plan *p) { p->ranks[1]->values[step(p, 1, PART_GATE)->in[0]].width++; }
 static void heads_of_rank_0(struct part_plan *p) { step(p, 1, PART_ATTENTION)->q_first = 0; }
@@ -328,23 +328,31 @@ static void plans_405b(void **state)
     close_model();
 }
 
-/* NVFP4's tensor scale beside a weight: a product without it would be wrong in silence. */
-static void a_scale_of_a_tensor_is_refused(void **state)
+/* NVFP4's tensor scale beside a weight in a GGUF file: a source of the matrix like any other, and every rank's replica. */
+static void a_scale_of_a_tensor_is_owned(void **state)
 {
     (void)state;
-    struct t_llama m = {.hidden = 64, .heads = 4, .kv = 2, .head_dim = 16, .ffn = 64, .vocab = 67, .format = FMT_NVFP4, .layers = 1, .scale = 0.25F};
-    struct err e = {""};
-    T_OK(ck_open(t_llama_write(&m, "scaled"), &ck, &e), &e);
-    t_expect_err_contains(ST_UNSUPPORTED, part_model_create(ck, &whole, &e), &e, "tensor blk.0.attn_q.scale: scales of whole tensors (here 0.25)");
-    ck_close(ck);
-    m.scale = 1;
+    const struct t_llama m = {.hidden = 64, .heads = 4, .kv = 2, .head_dim = 16, .ffn = 64, .vocab = 67, .format = FMT_NVFP4, .layers = 1, .scale = 0.25F};
     open_model(t_llama_write(&m, "scaled"));
+    const struct part_weight *q = &whole->weights[find("attn_q.weight")];
+    assert_int_equal(q->scheme->n_sources, 2);
+    assert_string_equal(q->scheme->sources[1].tensor->name, "blk.0.attn_q.scale");
+    struct part_plan *plan = plan_for(2, NULL);
+    struct part_audit a;
+    struct err e = {""};
+    T_OK(part_audit_plan(plan, &a, &e), &e);
+    assert_int_equal(a.owned_bytes, a.checkpoint_bytes);
+    assert_int_equal(a.n_unused, 0);
+    assert_true(a.replica_bytes >= sizeof(float));
+    plan->ranks[1]->weights[find("attn_q.weight")].slices[1].offset += 4;
+    t_expect_err_contains(ST_INVALID, part_audit_plan(plan, &a, &e), &e, "would read outside tensor blk.0.attn_q.scale");
+    part_plan_destroy(plan);
     close_model();
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_cut_is_accepted), cmocka_unit_test(tampering_is_refused), cmocka_unit_test(plans_405b),
-                                       cmocka_unit_test(a_scale_of_a_tensor_is_refused)};
+                                       cmocka_unit_test(a_scale_of_a_tensor_is_owned)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -241,22 +241,54 @@ static void test_models(void **state)
     }
 }
 
+static void check_few_ways_of(const struct setting *two, const char *path, const char *name, int vocab, int i)
+{
+    for (int k = 0; k < 2; k++) {
+        struct t_sequence want[N_SEQUENCES];
+        make_wanted(path, vocab, &two[k], want);
+        for (int c = 1; c < N_CUTS; c++)
+            if (t_long() || c % 2 == (k + i) % 2) {
+                const struct way w = {.cut = &cuts[c], .setting = &two[k], .n_threads = 1 + c % 2, .chunk = chunks[c % N_CHUNKS], .batch = c % 3};
+                check_way(path, name, vocab, &w, want);
+            }
+        free_sequences(want, N_SEQUENCES);
+    }
+}
+
+static void check_few_ways(const char *path, const char *name, int vocab, int i) { check_few_ways_of(settings, path, name, vocab, i); }
+
 static void test_mixed_models(void **state)
 {
     (void)state;
     for (size_t i = 0; i < sizeof mixed_models / sizeof *mixed_models; i++) {
         const struct model *m = &mixed_models[i];
-        const char *path = t_llama_write(&m->m, "mixed");
-        for (int k = 0; k < 2; k++) {
-            struct t_sequence want[N_SEQUENCES];
-            make_wanted(path, m->m.vocab, &settings[k], want);
-            for (int c = 1; c < N_CUTS; c++)
-                if (t_long() || c % 2 == (k + (int)i) % 2) {
-                    const struct way w = {.cut = &cuts[c], .setting = &settings[k], .n_threads = 1 + c % 2, .chunk = chunks[c % N_CHUNKS], .batch = c % 3};
-                    check_way(path, m->name, m->m.vocab, &w, want);
-                }
-            free_sequences(want, N_SEQUENCES);
-        }
+        check_few_ways(t_llama_write(&m->m, "mixed"), m->name, m->m.vocab, (int)i);
+    }
+}
+
+/* Matrices of several tensors, as tests/golden/make_quant.py writes them: cuts fall inside blocks of scales and packed words, along rows and along columns. */
+static void test_quantised_models(void **state)
+{
+    (void)state;
+    static const char *const cases[] = {"nvfp4-compressed", "nvfp4-modelopt", "nvfp4-fused", "mxfp4-compressed", "fp8-blocks",  "fp8-blocks-e8m0",     "fp8-blocks-fused", "fp8-modelopt", "fp8-channels",
+                                        "int4-groups",      "int4-channels",  "int8-groups", "int8-channels",    "int4-gptq",   "int4-channels-fused", "int8-gptq-v2",     "int4-awq"};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "tests/golden/llama/%s", cases[i]);
+        check_few_ways(path, cases[i], 97, (int)i);
+    }
+}
+
+/* Caches in FP8, with scales of their own in each layer (tests/golden/make_kv_cache.py) and without. */
+static void test_fp8_caches(void **state)
+{
+    (void)state;
+    static const struct setting fp8[] = {{"f32, cache FP8", true, FMT_E4M3}, {"auto, cache FP8", false, FMT_E4M3}};
+    static const char *const cases[] = {"modelopt", "modelopt-fused", "compressed", "plain"};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "tests/golden/kv_cache/%s", cases[i]);
+        check_few_ways_of(fp8, path, cases[i], 97, (int)i);
     }
 }
 
@@ -514,7 +546,7 @@ static void test_rope_spellings(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_models), cmocka_unit_test(test_mixed_models), cmocka_unit_test(test_temperature_samples), cmocka_unit_test(test_nothing_divides), cmocka_unit_test(test_fused),
+        cmocka_unit_test(test_models), cmocka_unit_test(test_mixed_models), cmocka_unit_test(test_quantised_models), cmocka_unit_test(test_fp8_caches), cmocka_unit_test(test_temperature_samples), cmocka_unit_test(test_nothing_divides), cmocka_unit_test(test_fused),
         cmocka_unit_test(test_large_biases), cmocka_unit_test(test_ties),           cmocka_unit_test(test_copies),          cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_rope_spellings),
     };

@@ -53,6 +53,18 @@ static unsigned char *block_of(const struct kern_batch *b, const struct kern_kv 
 
 static void append_row(const struct kern_kv *kv, unsigned char *block, int head, size_t slot, const float *k, const float *v) {
     struct kv_head h = kv_head(kv, head);
+    if (kv->format == FMT_E4M3) {
+        for (size_t d = 0; d < h.dim; d += VEC_LANES) {
+            size_t n = h.dim - d < VEC_LANES ? h.dim - d : VEC_LANES;
+            uint8_t codes[VEC_LANES];
+            vec_store_e4m3(codes, vec_div(vec_load_n(k + d, n), vec_set1(kv->k_scale)));
+            for (size_t i = 0; i < n; i++)
+                block[h.k + (d + i) * BLOCK + slot] = codes[i];
+            vec_store_e4m3(codes, vec_div(vec_load_n(v + d, n), vec_set1(kv->v_scale)));
+            memcpy(block + h.v + slot * h.dim + d, codes, n);
+        }
+        return;
+    }
     if (kv->format == FMT_F32) {
         float *base = (float *)block;
         for (size_t d = 0; d < h.dim; d++)
@@ -119,7 +131,8 @@ VEC_INLINE void score_blocks(struct tile *t, enum format f, struct kv_head h, un
     const float *q = t->q + (size_t)row * t->stride;
     for (size_t d = 0; d < h.dim; d++) {
         UNROLL for (int b = 0; b < n_blocks; b++) {
-            vec k0 = vec_load_as(f, blocks[i_block + b], h.k + d * BLOCK), k1 = vec_load_as(f, blocks[i_block + b], h.k + d * BLOCK + VEC_LANES);
+            vec k0, k1;
+            vec_load_two_as(f, blocks[i_block + b], h.k + d * BLOCK, &k0, &k1);
             UNROLL for (int r = 0; r < n_rows; r++) {
                 vec x = vec_set1(q[(size_t)r * t->stride + d]);
                 sum[2 * (b * n_rows + r)] = vec_fma(x, k0, sum[2 * (b * n_rows + r)]);
@@ -153,9 +166,17 @@ VEC_INLINE void value_vecs(struct tile *t, enum format f, struct kv_head h, cons
     for (int32_t j = j_begin; j < j_end; j++) {
         vec w[CHUNK];
         UNROLL for (int r = 0; r < n_rows; r++) w[r] = vec_set1(t->weight[row + r][j]);
-        UNROLL for (int i = 0; i < n_vecs; i++) {
-            vec v = vec_load_as(f, block, h.v + (size_t)j * h.dim + d + (size_t)i * VEC_LANES);
-            UNROLL for (int r = 0; r < n_rows; r++) sum[r * n_vecs + i] = vec_fma(w[r], v, sum[r * n_vecs + i]);
+        UNROLL for (int i = 0; i < n_vecs; i += 2) {
+            size_t at = h.v + (size_t)j * h.dim + d + (size_t)i * VEC_LANES;
+            if (i + 1 == n_vecs) {
+                vec v = vec_load_as(f, block, at);
+                UNROLL for (int r = 0; r < n_rows; r++) sum[r * n_vecs + i] = vec_fma(w[r], v, sum[r * n_vecs + i]);
+            } else {
+                vec v0, v1;
+                vec_load_two_as(f, block, at, &v0, &v1);
+                UNROLL for (int r = 0; r < n_rows; r++) sum[r * n_vecs + i] = vec_fma(w[r], v0, sum[r * n_vecs + i]);
+                UNROLL for (int r = 0; r < n_rows; r++) sum[r * n_vecs + i + 1] = vec_fma(w[r], v1, sum[r * n_vecs + i + 1]);
+            }
         }
     }
     UNROLL for (int r = 0; r < n_rows; r++) UNROLL for (int i = 0; i < n_vecs; i++)
@@ -226,18 +247,23 @@ VEC_INLINE void value_rows(struct tile *t, enum format f, struct kv_head h, cons
 #define SCORE_CALL_FMT_F32(c) score_rows(t, FMT_F32, h, blocks, n, row, c)
 #define SCORE_CALL_FMT_F16(c) score_rows(t, FMT_F16, h, blocks, n, row, c)
 #define SCORE_CALL_FMT_BF16(c) score_rows(t, FMT_BF16, h, blocks, n, row, c)
+#define SCORE_CALL_FMT_E4M3(c) score_rows(t, FMT_E4M3, h, blocks, n, row, c)
 #define VALUE_CALL_FMT_F32(c) value_rows(t, FMT_F32, h, block, row, j_begin, j_end, first, c)
 #define VALUE_CALL_FMT_F16(c) value_rows(t, FMT_F16, h, block, row, j_begin, j_end, first, c)
 #define VALUE_CALL_FMT_BF16(c) value_rows(t, FMT_BF16, h, block, row, j_begin, j_end, first, c)
+#define VALUE_CALL_FMT_E4M3(c) value_rows(t, FMT_E4M3, h, block, row, j_begin, j_end, first, c)
 FORMAT_VARIANT(FMT_F32)
 FORMAT_VARIANT(FMT_F16)
 FORMAT_VARIANT(FMT_BF16)
+FORMAT_VARIANT(FMT_E4M3)
 
 static void score(struct tile *t, struct kv_head h, unsigned char *const *blocks, int n) {
     if (h.format == FMT_F16)
         score_FMT_F16(t, h, blocks, n);
     else if (h.format == FMT_BF16)
         score_FMT_BF16(t, h, blocks, n);
+    else if (h.format == FMT_E4M3)
+        score_FMT_E4M3(t, h, blocks, n);
     else
         score_FMT_F32(t, h, blocks, n);
 }
@@ -247,6 +273,8 @@ static void value(struct tile *t, struct kv_head h, const unsigned char *block, 
         value_FMT_F16(t, h, block, row, n_rows, j_begin, j_end, first);
     else if (h.format == FMT_BF16)
         value_FMT_BF16(t, h, block, row, n_rows, j_begin, j_end, first);
+    else if (h.format == FMT_E4M3)
+        value_FMT_E4M3(t, h, block, row, n_rows, j_begin, j_end, first);
     else
         value_FMT_F32(t, h, block, row, n_rows, j_begin, j_end, first);
 }
@@ -319,6 +347,7 @@ static void attend_tile(const struct kern_attention *args, struct tile *t, int i
     const struct kern_batch *b = args->batch;
     const struct kern_kv *kv = args->kv;
     struct kv_head h = kv_head(kv, i_kv_head);
+    float scale = kv->format == FMT_E4M3 ? args->scale * (256 * kv->k_scale) : args->scale;
     t->n_rows = n_rows;
     t->stride = (h.dim + VEC_LANES - 1) / VEC_LANES * VEC_LANES;
 
@@ -329,7 +358,7 @@ static void attend_tile(const struct kern_attention *args, struct tile *t, int i
         const float *q = args->q + token * args->q_stride + head * h.dim;
         for (size_t d = 0; d < h.dim; d += VEC_LANES) {
             size_t n = h.dim - d < VEC_LANES ? h.dim - d : VEC_LANES;
-            vec_store(t->q + (size_t)r * t->stride + d, vec_mul(vec_load_n(q + d, n), vec_set1(args->scale)));
+            vec_store(t->q + (size_t)r * t->stride + d, vec_mul(vec_load_n(q + d, n), vec_set1(scale)));
         }
         t->n_keys[r] = b->position[token] + 1;
         most = t->n_keys[r] > most ? t->n_keys[r] : most;
@@ -360,6 +389,8 @@ static void attend_tile(const struct kern_attention *args, struct tile *t, int i
         float *out = args->out + token * args->out_stride + head * h.dim;
         for (size_t d = 0; d < h.dim; d += VEC_LANES) {
             vec y = vec_div(vec_load(t->total + (size_t)r * t->stride + d), vec_set1(t->total_sum[r]));
+            if (kv->format == FMT_E4M3)
+                y = vec_mul(y, vec_set1(256 * kv->v_scale));
             vec_store_n(out + d, y, h.dim - d < VEC_LANES ? h.dim - d : VEC_LANES);
         }
     }

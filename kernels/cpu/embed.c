@@ -1,4 +1,4 @@
-/* Embedding: one row out of packed tiles. A row's numbers lie 4 (quantised) or 32–64 bytes apart; at a few rows a step nobody notices. */
+/* Embedding: one row out of packed tiles. A row's numbers lie 4 (quantised) or 16–64 bytes apart; at a few rows a step nobody notices. */
 #include <math.h>
 #include <string.h>
 
@@ -16,9 +16,10 @@ static void dequantise(enum format format, const uint8_t *tile, const uint8_t *h
             memcpy(&brain, tile + at * 2, 2);
             w[i] = kern_bf16_to_f32(brain);
             break;
+        case FMT_FP8: w[i] = cpu_scale_at(format, tile, head, lane, 0) * cpu_e4m3_at(tile + at); break;
         default:
             w[i] = cpu_scale_at(format, tile, head, lane, (place + i) / 16) * (float)cpu_q_at(format, tile, lane, place + i);
-            if (cpu_has_min(format)) w[i] += cpu_min_at(format, tile, head, lane); /* the product is exact */
+            if (cpu_has_min(format)) w[i] += cpu_min_at(format, tile, head, lane);
         }
     }
 }
@@ -26,7 +27,8 @@ static void dequantise(enum format format, const uint8_t *tile, const uint8_t *h
 void cpu_embed(struct kern_queue q, const struct kern_embed *args) {
     const struct kern_matrix *table = args->table;
     const struct kern_columns *c = &table->columns;
-    size_t row_tile_bytes = cpu_row_tile_bytes(table->format, c);
+    size_t row_tile_bytes = cpu_row_tile_bytes(table->format, table);
+    const unsigned head_log2 = cpu_head_log2(table->format, table);
     /* Shared out by (token, segment), so that one token keeps several threads busy. */
     size_t n_items = (size_t)args->n_tokens * c->n_segments;
     size_t lo = n_items * (size_t)q.i_thread / (size_t)q.n_threads, hi = n_items * ((size_t)q.i_thread + 1) / (size_t)q.n_threads;
@@ -40,10 +42,11 @@ void cpu_embed(struct kern_queue q, const struct kern_embed *args) {
             continue;
         }
         const uint8_t *row_tile = (const uint8_t *)table->data + (size_t)row / KERN_TILE_ROWS * row_tile_bytes;
-        size_t first = s; /* of the super-block: its head lies before its first tile */
-        while (first > 0 && cpu_super_of(c, (uint32_t)first - 1) == cpu_super_of(c, (uint32_t)s)) first--;
-        dequantise(table->format, row_tile + cpu_tile_at(table->format, c, (uint32_t)s), row_tile + cpu_tile_at(table->format, c, (uint32_t)first) - cpu_head_bytes(table->format),
+        size_t first = s; /* of those with the same head, which lies before its tile */
+        while (first > 0 && cpu_head_of(c, (uint32_t)first - 1, head_log2) == cpu_head_of(c, (uint32_t)s, head_log2)) first--;
+        dequantise(table->format, row_tile + cpu_tile_at(table->format, table, (uint32_t)s),
+                   row_tile + cpu_tile_at(table->format, table, (uint32_t)first) - cpu_head_bytes(table->format),
                    (uint32_t)row % KERN_TILE_ROWS, (uint32_t)((c->begin + c->segment_begin[s]) % KERN_SEGMENT), n, y);
-        for (uint32_t j = 0; j < n; j++) y[j] *= args->scale;
+        for (uint32_t j = 0; j < n; j++) y[j] = y[j] * table->scale * args->scale;
     }
 }

@@ -92,7 +92,7 @@ static void run_part(const struct cpu_matmul *m, const struct kern_matmul *args,
     const struct kern_columns *c = &matrix->columns;
     cpu_rows_fn rows_fn = matrix->activation == KERN_ACT_F32 ? m->f32[matrix->format] : m->int8[matrix->format];
     const uint8_t *x = (const uint8_t *)args->scratch + area_at(area_of(matrix->activation), c, args->n_tokens);
-    size_t token_bytes = cpu_token_bytes(matrix->activation), row_tile_bytes = cpu_row_tile_bytes(matrix->format, c);
+    size_t token_bytes = cpu_token_bytes(matrix->activation), row_tile_bytes = cpu_row_tile_bytes(matrix->format, matrix);
     size_t step = group_hi - group_lo == 1 ? tile_hi - tile_lo : TILES_AT_ONCE;
 
     for (size_t tile = tile_lo; tile < tile_hi; tile += step) {
@@ -100,7 +100,7 @@ static void run_part(const struct cpu_matmul *m, const struct kern_matmul *args,
         for (size_t g = group_lo; g < group_hi; g++) {
             size_t first = g * CPU_GROUP, n_left = (size_t)args->n_tokens - first;
             struct cpu_rows rows = {
-                .columns = c,
+                .matrix = matrix,
                 .tiles = (const uint8_t *)matrix->data + tile * row_tile_bytes,
                 .x = x + first * c->n_segments * token_bytes,
                 .n_tokens = n_left < CPU_GROUP ? (int)n_left : CPU_GROUP,

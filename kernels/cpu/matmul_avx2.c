@@ -4,7 +4,7 @@
  *
  * Sixteen registers hold one half tile's sums of 8 tokens and little else; the F32 accumulators wait in the first-level cache between segments.
  * int8: codes are unsigned, so vpmaddubsw takes them as they are, and its 16-bit sums are widened before they can overflow: with codes up to 15 every eighth
- * time (8·2·15·127), up to 31 every fourth, up to 63 every second. Q8_0: vpmaddubsw of |w| and a·sign(w), widened each time. */
+ * time (8·2·15·127), up to 31 every fourth, up to 63 every second. Bytes: vpmaddubsw of |w| and a·sign(w), widened each time. */
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -30,6 +30,7 @@ INLINE float load_f32(const uint8_t *p) {
 
 INLINE __m128i load_64(const uint8_t *p) { return _mm_loadl_epi64((const __m128i *)(const void *)p); }
 INLINE __m256i load_256(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+INLINE __m256 load_floats(const uint8_t *p) { return _mm256_loadu_ps((const float *)(const void *)p); }
 INLINE __m256 load_halves(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)); }
 INLINE __m256 load_bytes(const uint8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_64(p))); }
 
@@ -42,7 +43,7 @@ INLINE void prefetch(const uint8_t *w, const size_t bytes) {
 /* Codes of places 4·quad … 4·quad + 3, a byte each: [row][b]. E2M1 codes become twice their values, with the bias. */
 INLINE __m256i codes_of(const enum format f, const uint8_t *w, int i, const unsigned quad) {
     w += 32 * i;
-    if (f == FMT_Q8_0) return load_256(w + 64 * quad);
+    if (cpu_is_int8(f)) return load_256(w + 64 * quad);
     __m256i u = load_256(w + 64 * (quad & 3));
     u = _mm256_and_si256(quad < 4 ? u : _mm256_srli_epi16(u, 4), _mm256_set1_epi8(15));
     if (cpu_is_e2m1(f)) {
@@ -60,6 +61,7 @@ INLINE __m256i codes_of(const enum format f, const uint8_t *w, int i, const unsi
 /* dw of 8 rows. */
 INLINE __m256 scale_of(const enum format f, const uint8_t *w, const uint8_t *head, int i, const int half) {
     const uint8_t *at = w + cpu_codes_bytes(f);
+    if (cpu_is_joined(f)) return load_floats(head + 32 * i);
     switch (f) {
     case FMT_Q4_K:
     case FMT_Q5_K: return _mm256_mul_ps(load_halves(head + 16 * i), load_bytes(at + 8 * i));
@@ -78,6 +80,7 @@ INLINE __m256 scale_of(const enum format f, const uint8_t *w, const uint8_t *hea
 /* m of 8 rows. */
 INLINE __m256 min_of(const enum format f, const uint8_t *w, const uint8_t *head, int i) {
     const uint8_t *at = w + cpu_codes_bytes(f);
+    if (cpu_is_joined(f)) return load_floats(head + 64 + 32 * i);
     return cpu_is_super(f) ? _mm256_mul_ps(load_halves(head + 32 + 16 * i), load_bytes(at + 16 + 8 * i)) : load_halves(at + 32 + 16 * i);
 }
 
@@ -91,6 +94,7 @@ struct decoded {
 struct codec {
     enum format format;
     int bias_shift; /* of −128·Σq, to make it −bias·Σq */
+    bool has_min;
     void (*codes)(const uint8_t *w, const uint8_t *head, struct decoded *to);
     void (*weights)(const uint8_t *w, const uint8_t *head, float *to); /* [place][row] */
 };
@@ -98,7 +102,7 @@ struct codec {
 /* ---- int8 ------------------------------------------------------------------------------------------------------------------------------------------ */
 
 /* How many quads' products are added in 16 bits; 0: none, by signs. (The shared loops take 4, or 2 in blocks of 16: another width would be another eight kernels.) */
-INLINE unsigned quads_in_16(const enum format f) { return f == FMT_Q8_0 ? 0 : f == FMT_Q6_K ? 2 : cpu_high_bits(f) || cpu_is_e2m1(f) ? 4 : 8; }
+INLINE unsigned quads_in_16(const enum format f) { return cpu_is_int8(f) ? 0 : f == FMT_Q6_K ? 2 : cpu_high_bits(f) || cpu_is_e2m1(f) ? 4 : 8; }
 
 /* Codes of a quad of half tile i: from a tile, or decoded. */
 INLINE __m256i take(const enum format f, const bool is_decoded, const uint8_t *w, int i, const unsigned quad) {
@@ -132,7 +136,7 @@ INLINE void one_int8(const enum format f, int i, const uint8_t *w, const uint8_t
     UNROLL for (int h = 0; h < n_halves; h++) {
         __m256i dot[1];
         dots_of(f, false, quads_in_16(f), 1, 4 * (unsigned)h, 8 / (unsigned)n_halves, w, i, x, dot);
-        if (cpu_bias_log2(f) >= 0 && f != FMT_Q8_0) dot[0] = _mm256_add_epi32(dot[0], _mm256_set1_epi32(load_i32(x + 40 + 4 * h) >> (7 - cpu_bias_log2(f))));
+        if (cpu_bias_log2(f) >= 0 && quads_in_16(f)) dot[0] = _mm256_add_epi32(dot[0], _mm256_set1_epi32(load_i32(x + 40 + 4 * h) >> (7 - cpu_bias_log2(f))));
         *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[0]), _mm256_mul_ps(scale_of(f, w, head, i, h), _mm256_set1_ps(load_f32(x + 32 + 4 * h))), *acc);
     }
     if (cpu_has_min(f)) *acc = _mm256_fmadd_ps(min_of(f, w, head, i), _mm256_set1_ps(load_f32(x + 36)), *acc);
@@ -142,11 +146,11 @@ INLINE void one_int8(const enum format f, int i, const uint8_t *w, const uint8_t
 struct many {
     unsigned width; /* as quads_in_16 */
     int n_halves;
-    bool has_min;
+    bool has_min; /* width 0: as the codec says */
 };
 
-INLINE void many_int8(const struct many kind, const int bias_shift, const int nt, int i, const struct decoded *u, const uint8_t *x, __m256 *acc) {
-    const __m128i shift = _mm_cvtsi32_si128(bias_shift);
+INLINE void many_int8(const struct many kind, const struct codec *codec, const int nt, int i, const struct decoded *u, const uint8_t *x, __m256 *acc) {
+    const __m128i shift = _mm_cvtsi32_si128(codec->bias_shift);
     UNROLL for (int h = 0; h < kind.n_halves; h++) {
         __m256i dot[CPU_GROUP];
         dots_of(FMT_COUNT, true, kind.width, nt, 4 * (unsigned)h, 8 / (unsigned)kind.n_halves, u->codes, i, x, dot);
@@ -156,7 +160,7 @@ INLINE void many_int8(const struct many kind, const int bias_shift, const int nt
             acc[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]), _mm256_mul_ps(u->d[h][i], _mm256_set1_ps(load_f32(x + (32 + 4 * h) * nt + 4 * t))), acc[t]);
         }
     }
-    if (!kind.has_min) return;
+    if (kind.width ? !kind.has_min : !codec->has_min) return;
     UNROLL for (int t = 0; t < nt; t++) acc[t] = _mm256_fmadd_ps(u->m[i], _mm256_set1_ps(load_f32(x + 36 * nt + 4 * t)), acc[t]);
 }
 
@@ -174,14 +178,17 @@ INLINE __m256 load_plain(const enum format f, const uint8_t *w, size_t stride, i
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)from)), 16));
 }
 
-/* acc[i][t] of half tiles [first, first + nh). */
-INLINE void plain_f32(const enum format f, const int nt, const int nh, int first, const uint8_t *w, size_t stride, const uint8_t *x, __m256 *acc) {
+/* acc[i][t] of half tiles [first, first + nh); d: of each half tile, or NULL. */
+INLINE void plain_f32(const enum format f, const __m256 *d, const int nt, const int nh, int first, const uint8_t *w, size_t stride, const uint8_t *x, __m256 *acc) {
     __m256 sum[CPU_GROUP];
     UNROLL for (int j = 0; j < nh * nt; j++) sum[j] = acc[j];
     for (size_t quad = 0; quad < 8; quad++) {
         UNROLL for (size_t b = 0; b < 4; b++, x += 4 * nt) {
             __m256 wi[4];
-            UNROLL for (int i = 0; i < nh; i++) wi[i] = load_plain(f, w, stride, first + i, 4 * quad + b);
+            UNROLL for (int i = 0; i < nh; i++) {
+                wi[i] = load_plain(f, w, stride, first + i, 4 * quad + b);
+                if (d) wi[i] = _mm256_mul_ps(d[first + i], wi[i]);
+            }
             UNROLL for (int t = 0; t < nt; t++) {
                 __m256 xt = _mm256_set1_ps(load_f32(x + 4 * t));
                 UNROLL for (int i = 0; i < nh; i++) sum[i * nt + t] = _mm256_fmadd_ps(wi[i], xt, sum[i * nt + t]);
@@ -191,17 +198,34 @@ INLINE void plain_f32(const enum format f, const int nt, const int nh, int first
     UNROLL for (int j = 0; j < nh * nt; j++) acc[j] = sum[j];
 }
 
-/* Four places of a tile at a time: 4 bytes of a lane are 4 places of its row. */
+/* E4M3 becomes F16 of the same digits in the first-level cache, since conversion from there takes one operation, out of registers two. */
+INLINE void fp8_to_halves(const int nr, const uint8_t *w, const uint8_t *head, size_t stride, uint8_t (*halves)[32 * ROWS * 2], __m256 *d) {
+    for (int r = 0; r < nr; r++) {
+        for (int i = 0; i < 2; i++) d[2 * r + i] = scale_of(FMT_FP8, w, head + (size_t)r * stride, i, 0);
+        for (size_t at = 0; at < sizeof halves[0]; at += 32) {
+            const __m256i words = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(w + (size_t)r * stride + at / 2)));
+            _mm256_store_si256((__m256i *)(void *)(halves[r] + at), _mm256_and_si256(_mm256_slli_epi16(words, 7), _mm256_set1_epi16((short)0xbf80)));
+        }
+    }
+}
+
+/* q of place 4·quad + b of 8 rows: byte b of each lane. */
+INLINE __m256 numbers_of(const enum format f, const uint8_t *w, int i, const unsigned quad, const unsigned b) {
+    const __m256i code = _mm256_and_si256(_mm256_srli_epi32(codes_of(f, w, i, quad), (int)(8 * b)), _mm256_set1_epi32(255));
+    return _mm256_cvtepi32_ps(cpu_bias(f) ? _mm256_sub_epi32(code, _mm256_set1_epi32(cpu_bias(f))) : code);
+}
+
+/* A tile's numbers, [place][row]. */
 INLINE void weights_of(const enum format f, const uint8_t *w, const uint8_t *head, float *to) {
     for (int i = 0; i < 2; i++) {
         const __m256 d[2] = {scale_of(f, w, head, i, 0), scale_of(f, w, head, i, cpu_halves(f) - 1)};
         const __m256 m = cpu_has_min(f) ? min_of(f, w, head, i) : _mm256_setzero_ps();
         UNROLL for (unsigned quad = 0; quad < 8; quad++) {
-            const __m256i u = codes_of(f, w, i, quad);
             UNROLL for (unsigned b = 0; b < 4; b++) {
-                __m256i q = _mm256_and_si256(_mm256_srli_epi32(u, (int)(8 * b)), _mm256_set1_epi32(255));
-                __m256 number = _mm256_cvtepi32_ps(cpu_bias(f) ? _mm256_sub_epi32(q, _mm256_set1_epi32(cpu_bias(f))) : q);
-                _mm256_store_ps(to + (4 * quad + b) * ROWS + HALF * i, cpu_has_min(f) ? _mm256_fmadd_ps(number, d[quad / 4], m) : _mm256_mul_ps(d[quad / 4], number));
+                const __m256 q = numbers_of(f, w, i, quad, b), product = _mm256_mul_ps(d[quad / 4], q);
+                /* with an F16 d, the product is exact */
+                _mm256_store_ps(to + (4 * quad + b) * ROWS + HALF * i,
+                                !cpu_has_min(f) ? product : cpu_is_joined(f) ? _mm256_add_ps(product, m) : _mm256_fmadd_ps(q, d[quad / 4], m));
             }
         }
     }
@@ -220,6 +244,7 @@ struct walk {
 /* After leaf i has been stored on top of the stack. */
 static void end_leaf(struct walk *k, const struct kern_columns *c, uint32_t i_leaf, int nt, int nr) {
     const struct cpu_rows *a = k->a;
+    for (int i = 0; i < 2 * nr * nt; i++) k->stack[k->depth][i] = _mm256_mul_ps(k->stack[k->depth][i], _mm256_set1_ps(a->matrix->scale));
     k->depth++;
     for (int n = c->n_folds[i_leaf]; n > 0; n--, k->depth--)
         for (int i = 0; i < 2 * nr * nt; i++) k->stack[k->depth - 2][i] = _mm256_add_ps(k->stack[k->depth - 2][i], k->stack[k->depth - 1][i]);
@@ -244,19 +269,20 @@ enum kind { ONE_INT8, MANY_INT8, MANY_F32, PLAIN_F32 };
  * this is inlined, and f where codec is NULL. */
 INLINE void walk_tiles(const struct cpu_rows *a, size_t row, size_t apart, const enum kind kind, const struct many many, const enum format f,
                        const struct codec *codec, const int nt, const int nr, const int nh) {
-    const struct kern_columns *c = a->columns;
+    const struct kern_columns *c = &a->matrix->columns;
     const bool is_f32 = kind == MANY_F32 || kind == PLAIN_F32;
-    const size_t tile_bytes = cpu_tile_bytes(f), head_bytes = cpu_head_bytes(f), row_tile_bytes = cpu_row_tile_bytes(f, c), stride = apart / ROWS * row_tile_bytes;
+    const size_t tile_bytes = cpu_tile_bytes(f), head_bytes = cpu_head_bytes(f), row_tile_bytes = cpu_row_tile_bytes(f, a->matrix), stride = apart / ROWS * row_tile_bytes;
     const size_t record_bytes = (size_t)nt * cpu_token_bytes(is_f32 ? KERN_ACT_F32 : many.n_halves == 2 ? KERN_ACT_INT8_16 : KERN_ACT_INT8);
     const uint8_t *w = a->tiles + row / ROWS * row_tile_bytes, *x = a->x, *head = w;
-    size_t super = SIZE_MAX;
+    const unsigned head_log2 = cpu_head_log2(f, a->matrix);
+    size_t i_head = SIZE_MAX;
     struct walk k;
     k.a = a, k.row = row, k.apart = apart, k.depth = 0, k.i_vector = 0;
     for (uint32_t i = 0; i < c->n_leaves; i++) {
         __m256 *acc = k.stack[k.depth];
         for (int j = 0; j < 2 * nr * nt; j++) acc[j] = _mm256_setzero_ps();
         for (uint32_t s = c->leaf_segment[i]; s < c->leaf_segment[i + 1]; s++, w += tile_bytes, x += record_bytes) {
-            if (head_bytes && cpu_super_of(c, s) != super) super = cpu_super_of(c, s), head = w, w += head_bytes;
+            if (head_bytes && cpu_head_of(c, s, head_log2) != i_head) i_head = cpu_head_of(c, s, head_log2), head = w, w += head_bytes;
             if (!codec)
                 for (int r = 0; r < nr; r++) prefetch(w + (size_t)r * stride, tile_bytes);
             if (kind == ONE_INT8)
@@ -265,14 +291,19 @@ INLINE void walk_tiles(const struct cpu_rows *a, size_t row, size_t apart, const
                 for (int r = 0; r < nr; r++) {
                     struct decoded u;
                     codec->codes(w + (size_t)r * stride, head + (size_t)r * stride, &u);
-                    for (int h = 0; h < 2; h++) many_int8(many, codec->bias_shift, nt, h, &u, x, acc + (2 * r + h) * nt);
+                    for (int h = 0; h < 2; h++) many_int8(many, codec, nt, h, &u, x, acc + (2 * r + h) * nt);
                 }
-            else if (kind == PLAIN_F32)
-                for (int h = 0; h < 2 * nr; h += nh) plain_f32(f, nt, nh, h, w, stride, x, acc + h * nt);
+            else if (kind == PLAIN_F32 && f == FMT_FP8) {
+                uint8_t halves[4][32 * ROWS * 2] __attribute__((aligned(32)));
+                __m256 d[8];
+                fp8_to_halves(nr, w, head, stride, halves, d);
+                for (int h = 0; h < 2 * nr; h += nh) plain_f32(FMT_F16, d, nt, nh, h, halves[0], sizeof halves[0], x, acc + h * nt);
+            } else if (kind == PLAIN_F32)
+                for (int h = 0; h < 2 * nr; h += nh) plain_f32(f, NULL, nt, nh, h, w, stride, x, acc + h * nt);
             else {
                 float numbers[4][32 * ROWS] __attribute__((aligned(32)));
                 for (int r = 0; r < nr; r++) codec->weights(w + (size_t)r * stride, head + (size_t)r * stride, numbers[r]);
-                for (int h = 0; h < 2 * nr; h += nh) plain_f32(FMT_F32, nt, nh, h, (const uint8_t *)numbers, sizeof numbers[0], x, acc + h * nt);
+                for (int h = 0; h < 2 * nr; h += nh) plain_f32(FMT_F32, NULL, nt, nh, h, (const uint8_t *)numbers, sizeof numbers[0], x, acc + h * nt);
             }
         }
         end_leaf(&k, c, i, nt, nr);
@@ -323,23 +354,24 @@ MANY(many_numbers, MANY_F32, 0, 1, false)
             if (cpu_has_min(FMT_##format)) to->m[i] = min_of(FMT_##format, w, head, i);                                                                \
         }                                                                                                                                              \
     }                                                                                                                                                  \
-    static void weights_##format(const uint8_t *w, const uint8_t *head, float *to) {                                                                   \
-        prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                     \
-        weights_of(FMT_##format, w, head, to);                                                                                                         \
-    }                                                                                                                                                  \
     static __attribute__((noinline)) void one_##format(const struct cpu_rows *a) {                                                                     \
         walk_rows(a, ONE_INT8, (struct many){0, cpu_halves(FMT_##format), false}, FMT_##format, NULL, 1, 4, 1);                                        \
     }                                                                                                                                                  \
     static void int8_##format(const struct cpu_rows *a) {                                                                                              \
-        const many_fn *many = FMT_##format == FMT_Q8_0 ? many_bytes : cpu_halves(FMT_##format) == 2 ? many_by_16 : cpu_has_min(FMT_##format) ? many_with_min : many_biased; \
-        const struct codec codec = {FMT_##format, 7 - cpu_bias_log2(FMT_##format), codes_##format, weights_##format};                                  \
+        const many_fn *many = quads_in_16(FMT_##format) == 0 ? many_bytes : cpu_halves(FMT_##format) == 2 ? many_by_16                                 \
+                              : cpu_has_min(FMT_##format) ? many_with_min : many_biased;                                                               \
+        const struct codec codec = {FMT_##format, 7 - cpu_bias_log2(FMT_##format), cpu_has_min(FMT_##format), codes_##format, NULL};                   \
         if (a->n_tokens == 1)                                                                                                                          \
             one_##format(a);                                                                                                                           \
         else                                                                                                                                           \
             many[a->n_tokens](a, &codec);                                                                                                              \
     }                                                                                                                                                  \
+    static void weights_##format(const uint8_t *w, const uint8_t *head, float *to) {                                                                   \
+        prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                     \
+        weights_of(FMT_##format, w, head, to);                                                                                                         \
+    }                                                                                                                                                  \
     static void f32_##format(const struct cpu_rows *a) {                                                                                               \
-        const struct codec codec = {FMT_##format, 0, codes_##format, weights_##format};                                                                \
+        const struct codec codec = {FMT_##format, 0, false, NULL, weights_##format};                                                                   \
         many_numbers[a->n_tokens](a, &codec);                                                                                                          \
     }
 CPU_QUANTISED(QUANTISED)

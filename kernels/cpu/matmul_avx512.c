@@ -44,7 +44,7 @@ INLINE void prefetch(const uint8_t *w, const size_t bytes) {
 
 /* Codes of places 4·quad … 4·quad + 3, a byte each: [row][b]. E2M1 codes become twice their values, with the bias. */
 INLINE __m512i codes_of(const enum format f, const uint8_t *w, const unsigned quad) {
-    if (f == FMT_Q8_0) return _mm512_loadu_si512(w + 64 * quad);
+    if (cpu_is_int8(f)) return _mm512_loadu_si512(w + 64 * quad);
     __m512i u = _mm512_loadu_si512(w + 64 * (quad & 3));
     u = _mm512_and_si512(quad < 4 ? u : _mm512_srli_epi16(u, 4), _mm512_set1_epi8(15));
     if (cpu_is_e2m1(f)) {
@@ -62,6 +62,7 @@ INLINE __m512i codes_of(const enum format f, const uint8_t *w, const unsigned qu
 /* dw of 16 rows. */
 INLINE __m512 scale_of(const enum format f, const uint8_t *w, const uint8_t *head, const int half) {
     const uint8_t *at = w + cpu_codes_bytes(f);
+    if (cpu_is_joined(f)) return _mm512_loadu_ps(head);
     switch (f) {
     case FMT_Q4_K:
     case FMT_Q5_K: return _mm512_mul_ps(load_halves(head), load_bytes(at));
@@ -80,6 +81,7 @@ INLINE __m512 scale_of(const enum format f, const uint8_t *w, const uint8_t *hea
 /* m of 16 rows. */
 INLINE __m512 min_of(const enum format f, const uint8_t *w, const uint8_t *head) {
     const uint8_t *at = w + cpu_codes_bytes(f);
+    if (cpu_is_joined(f)) return _mm512_loadu_ps(head + 64);
     return cpu_is_super(f) ? _mm512_mul_ps(load_halves(head + 32), load_bytes(at + 16)) : load_halves(at + 32);
 }
 
@@ -96,6 +98,7 @@ struct walk {
 /* After leaf i has been stored on top of the stack. */
 static void end_leaf(struct walk *k, const struct kern_columns *c, uint32_t i_leaf, int nt, int nr) {
     const struct cpu_rows *a = k->a;
+    for (int i = 0; i < nr * nt; i++) k->stack[k->depth][i] = _mm512_mul_ps(k->stack[k->depth][i], _mm512_set1_ps(a->matrix->scale));
     k->depth++;
     for (int n = c->n_folds[i_leaf]; n > 0; n--, k->depth--)
         for (int i = 0; i < nr * nt; i++) k->stack[k->depth - 2][i] = _mm512_add_ps(k->stack[k->depth - 2][i], k->stack[k->depth - 1][i]);
@@ -122,13 +125,13 @@ struct decoded {
 /* What many tokens need of a format. */
 struct codec {
     enum format format;
-    int bias_shift; /* of −128·Σq, to make it −bias·Σq */
+    int bias_shift; /* of −128·Σq, to make it −bias·Σq; above 7: no bias */
     void (*codes)(const uint8_t *w, const uint8_t *head, struct decoded *to);
     void (*weights)(const uint8_t *w, const uint8_t *head, float *to); /* [place][row] */
 };
 
 /* One segment of nr row tiles, the first at w, the others stride bytes apart, times nt tokens. */
-enum kind { DIRECT_INT8, MANY_INT8, MANY_INT8_MIN, MANY_INT8_16, MANY_F32, PLAIN_F32 };
+enum kind { DIRECT_INT8, DIRECT_F32, MANY_INT8, MANY_INT8_MIN, MANY_INT8_16, MANY_F32, PLAIN_F32 };
 INLINE void segment(const enum kind kind, const enum format f, const struct codec *codec, const int nt, const int nr, const uint8_t *w, const uint8_t *head,
                     size_t stride, const uint8_t *x, __m512 *acc);
 
@@ -136,13 +139,14 @@ INLINE void segment(const enum kind kind, const enum format f, const struct code
  * codec is NULL. */
 INLINE void walk_tiles(const struct cpu_rows *a, size_t row, size_t apart, const enum kind kind, const enum format f, const struct codec *codec, const int nt,
                        const int nr) {
-    const struct kern_columns *c = a->columns;
-    const bool is_f32 = kind == MANY_F32 || kind == PLAIN_F32;
+    const struct kern_columns *c = &a->matrix->columns;
+    const bool is_f32 = kind == DIRECT_F32 || kind == MANY_F32 || kind == PLAIN_F32;
     const bool is_16 = kind == MANY_INT8_16 || (kind == DIRECT_INT8 && cpu_halves(f) == 2);
-    const size_t tile_bytes = cpu_tile_bytes(f), head_bytes = cpu_head_bytes(f), row_tile_bytes = cpu_row_tile_bytes(f, c), stride = apart / ROWS * row_tile_bytes;
+    const size_t tile_bytes = cpu_tile_bytes(f), head_bytes = cpu_head_bytes(f), row_tile_bytes = cpu_row_tile_bytes(f, a->matrix), stride = apart / ROWS * row_tile_bytes;
     const size_t record_bytes = (size_t)nt * cpu_token_bytes(is_f32 ? KERN_ACT_F32 : is_16 ? KERN_ACT_INT8_16 : KERN_ACT_INT8);
     const uint8_t *w = a->tiles + row / ROWS * row_tile_bytes, *x = a->x, *head = w;
-    size_t super = SIZE_MAX;
+    const unsigned head_log2 = cpu_head_log2(f, a->matrix);
+    size_t i_head = SIZE_MAX;
     struct walk k;
     k.a = a, k.row = row, k.apart = apart, k.depth = 0, k.i_vector = 0;
     for (uint32_t i = 0; i < c->n_leaves; i++) {
@@ -150,7 +154,7 @@ INLINE void walk_tiles(const struct cpu_rows *a, size_t row, size_t apart, const
         __m512 in_registers[16], *acc = !is_f32 && nr * nt > 8 ? k.stack[k.depth] : in_registers;
         _Pragma("GCC unroll 16") for (int j = 0; j < nr * nt; j++) acc[j] = _mm512_setzero_ps();
         for (uint32_t s = c->leaf_segment[i]; s < c->leaf_segment[i + 1]; s++, w += tile_bytes, x += record_bytes) {
-            if (head_bytes && cpu_super_of(c, s) != super) super = cpu_super_of(c, s), head = w, w += head_bytes;
+            if (head_bytes && cpu_head_of(c, s, head_log2) != i_head) i_head = cpu_head_of(c, s, head_log2), head = w, w += head_bytes;
             if (!codec)
                 for (int r = 0; r < nr; r++) prefetch(w + (size_t)r * stride, tile_bytes);
             segment(kind, f, codec, nt, nr, w, head, stride, x, acc);
@@ -212,11 +216,12 @@ INLINE void many_int8(const enum kind kind, const struct codec *codec, const int
     const int n_halves = kind == MANY_INT8_16 ? 2 : 1, n_quads = 8 / n_halves;
     struct decoded u[MAX_TILES];
     for (int r = 0; r < nr; r++) codec->codes(w + (size_t)r * stride, head + (size_t)r * stride, &u[r]);
+    const bool biased = codec->bias_shift <= 7; /* where there is a minimum; without one always */
     const __m128i shift = _mm_cvtsi32_si128(codec->bias_shift);
     UNROLL for (int h = 0; h < n_halves; h++) {
         __m512i dot[16];
         UNROLL for (int t = 0; t < nt; t++) {
-            __m512i start = kind == MANY_INT8_MIN ? _mm512_setzero_si512() : _mm512_sra_epi32(_mm512_set1_epi32(load_i32(x + (40 + 4 * h) * nt + 4 * t)), shift);
+            __m512i start = kind == MANY_INT8_MIN && !biased ? _mm512_setzero_si512() : _mm512_sra_epi32(_mm512_set1_epi32(load_i32(x + (40 + 4 * h) * nt + 4 * t)), shift);
             UNROLL for (int r = 0; r < nr; r++) dot[r * nt + t] = start;
         }
         UNROLL for (int q = 0; q < n_quads; q++) {
@@ -248,11 +253,15 @@ INLINE __m512 load_plain(const enum format f, const uint8_t *w, size_t place) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)from)), 16));
 }
 
-INLINE void plain_f32(const enum format f, const int nt, const int nr, const uint8_t *w, size_t stride, const uint8_t *x, __m512 *acc) {
+/* d: of each tile, or NULL. */
+INLINE void plain_f32(const enum format f, const __m512 *d, const int nt, const int nr, const uint8_t *w, size_t stride, const uint8_t *x, __m512 *acc) {
     for (size_t quad = 0; quad < 8; quad++) {
         UNROLL for (size_t b = 0; b < 4; b++, x += 4 * nt) {
             __m512 wr[MAX_TILES];
-            UNROLL for (int r = 0; r < nr; r++) wr[r] = load_plain(f, w + (size_t)r * stride, 4 * quad + b);
+            UNROLL for (int r = 0; r < nr; r++) {
+                wr[r] = load_plain(f, w + (size_t)r * stride, 4 * quad + b);
+                if (d) wr[r] = _mm512_mul_ps(d[r], wr[r]);
+            }
             UNROLL for (int t = 0; t < nt; t++) {
                 __m512 xt = _mm512_set1_ps(load_f32(x + 4 * t));
                 UNROLL for (int r = 0; r < nr; r++) acc[r * nt + t] = _mm512_fmadd_ps(wr[r], xt, acc[r * nt + t]);
@@ -261,21 +270,69 @@ INLINE void plain_f32(const enum format f, const int nt, const int nr, const uin
     }
 }
 
+/* E4M3 becomes F16 of the same digits in the first-level cache, since conversion from there takes one operation, out of registers two. */
+INLINE void fp8_f32(const int nt, const int nr, const uint8_t *w, const uint8_t *head, size_t stride, const uint8_t *x, __m512 *acc) {
+    uint8_t halves[MAX_TILES][32 * ROWS * 2] __attribute__((aligned(64)));
+    __m512 d[MAX_TILES];
+    UNROLL for (int r = 0; r < nr; r++) {
+        d[r] = scale_of(FMT_FP8, w, head + (size_t)r * stride, 0);
+        for (size_t at = 0; at < sizeof halves[0]; at += 64) {
+            const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(w + (size_t)r * stride + at / 2)));
+            _mm512_store_si512(halves[r] + at, _mm512_and_si512(_mm512_slli_epi16(words, 7), _mm512_set1_epi16((short)0xbf80)));
+        }
+    }
+    plain_f32(FMT_F16, d, nt, nr, halves[0], sizeof halves[0], x, acc);
+}
+
 INLINE void many_f32(const struct codec *codec, const int nt, const int nr, const uint8_t *w, const uint8_t *head, size_t stride, const uint8_t *x, __m512 *acc) {
     float numbers[MAX_TILES][32 * ROWS] __attribute__((aligned(64)));
     for (int r = 0; r < nr; r++) codec->weights(w + (size_t)r * stride, head + (size_t)r * stride, numbers[r]);
-    plain_f32(FMT_F32, nt, nr, (const uint8_t *)numbers, sizeof numbers[0], x, acc);
+    plain_f32(FMT_F32, NULL, nt, nr, (const uint8_t *)numbers, sizeof numbers[0], x, acc);
 }
 
-/* Four places of one tile at a time: 4 bytes of a lane are 4 places of its row. */
+/* q of place 4·quad + b: byte b of each lane. */
+INLINE __m512 numbers_of(const enum format f, const uint8_t *w, const unsigned quad, const unsigned b) {
+    if (cpu_codes_bytes(f) == 256) { /* a nibble: out of a table by the lowest 4 bits */
+        const __m128i counted = _mm_sub_epi8(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm_set1_epi8((char)cpu_bias(f)));
+        const __m128i q = cpu_is_e2m1(f) ? load_128((const uint8_t *)cpu_e2m1_doubled) : counted;
+        const __m512i u = _mm512_loadu_si512(w + 64 * (quad & 3));
+        return _mm512_permutexvar_ps(_mm512_srli_epi32(u, 8 * b + (quad < 4 ? 0 : 4)), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)));
+    }
+    const __m512i u = codes_of(f, w, quad), code = b == 3 ? _mm512_srli_epi32(u, 24) : _mm512_and_si512(_mm512_srli_epi32(u, 8 * b), _mm512_set1_epi32(255));
+    return _mm512_cvtepi32_ps(cpu_bias(f) ? _mm512_sub_epi32(code, _mm512_set1_epi32(cpu_bias(f))) : code);
+}
+
+/* A weight of value dw·q or dw·q + m; with an F16 d, dw·q is exact. */
+INLINE __m512 weight_of(const enum format f, __m512 q, __m512 dw, __m512 m) {
+    if (cpu_has_min(f) && !cpu_is_joined(f)) return _mm512_fmadd_ps(q, dw, m);
+    return cpu_has_min(f) ? _mm512_add_ps(_mm512_mul_ps(q, dw), m) : _mm512_mul_ps(q, dw);
+}
+
+/* One token, numbers straight from the tile; of formats without high bits, whose quads are all alike. */
+INLINE void direct_f32(const enum format f, const int nr, const uint8_t *w, const uint8_t *head, size_t stride, const uint8_t *x, __m512 *acc) {
+    __m512 d[MAX_TILES][2], m[MAX_TILES];
+    UNROLL for (int r = 0; r < nr; r++) {
+        UNROLL for (int h = 0; h < cpu_halves(f); h++) d[r][h] = scale_of(f, w + (size_t)r * stride, head + (size_t)r * stride, h);
+        m[r] = cpu_has_min(f) ? min_of(f, w + (size_t)r * stride, head + (size_t)r * stride) : _mm512_setzero_ps();
+    }
+    UNROLL for (int h = 0; h < 2; h++)
+        for (unsigned q = 0; q < 4; q++) {
+            UNROLL for (unsigned b = 0; b < 4; b++, x += 4) {
+                const __m512 xt = _mm512_set1_ps(load_f32(x));
+                UNROLL for (int r = 0; r < nr; r++) {
+                    const __m512 number = numbers_of(f, w + (size_t)r * stride, 4 * (unsigned)h + q, b);
+                    acc[r] = _mm512_fmadd_ps(weight_of(f, number, d[r][cpu_halves(f) == 2 ? h : 0], m[r]), xt, acc[r]);
+                }
+            }
+        }
+}
+
+/* A tile's numbers, [place][row]. */
 INLINE void weights_of(const enum format f, const uint8_t *w, const uint8_t *head, float *to) {
     const __m512 d[2] = {scale_of(f, w, head, 0), scale_of(f, w, head, cpu_halves(f) - 1)}, m = cpu_has_min(f) ? min_of(f, w, head) : _mm512_setzero_ps();
-    UNROLL for (unsigned quad = 0; quad < 8; quad++) {
-        const __m512i u = codes_of(f, w, quad);
+    UNROLL for (unsigned i = 0; i < 8; i++) {
         UNROLL for (unsigned b = 0; b < 4; b++, to += ROWS) {
-            __m512i q = b == 3 ? _mm512_srli_epi32(u, 24) : _mm512_and_si512(_mm512_srli_epi32(u, 8 * b), _mm512_set1_epi32(255));
-            __m512 number = _mm512_cvtepi32_ps(cpu_bias(f) ? _mm512_sub_epi32(q, _mm512_set1_epi32(cpu_bias(f))) : q);
-            _mm512_store_ps(to, cpu_has_min(f) ? _mm512_fmadd_ps(number, d[quad / 4], m) : _mm512_mul_ps(d[quad / 4], number));
+            _mm512_store_ps(to, weight_of(f, numbers_of(f, w, i, b), d[i / 4], m));
         }
     }
 }
@@ -285,7 +342,9 @@ INLINE void weights_of(const enum format f, const uint8_t *w, const uint8_t *hea
 INLINE void segment(const enum kind kind, const enum format f, const struct codec *codec, const int nt, const int nr, const uint8_t *w, const uint8_t *head,
                     size_t stride, const uint8_t *x, __m512 *acc) {
     if (kind == DIRECT_INT8) direct_int8(f, nt, nr, w, head, stride, x, acc);
-    else if (kind == PLAIN_F32) plain_f32(f, nt, nr, w, stride, x, acc);
+    else if (kind == DIRECT_F32) direct_f32(f, nr, w, head, stride, x, acc);
+    else if (kind == PLAIN_F32 && f == FMT_FP8) fp8_f32(nt, nr, w, head, stride, x, acc);
+    else if (kind == PLAIN_F32) plain_f32(f, NULL, nt, nr, w, stride, x, acc);
     else if (kind == MANY_F32) many_f32(codec, nt, nr, w, head, stride, x, acc);
     else many_int8(kind, codec, nt, nr, w, head, stride, x, acc);
 }
@@ -318,25 +377,29 @@ MANY(many_numbers, MANY_F32)
         UNROLL for (int h = 0; h < cpu_halves(FMT_##format); h++) to->d[h] = scale_of(FMT_##format, w, head, h);                                      \
         if (cpu_has_min(FMT_##format)) to->m = min_of(FMT_##format, w, head);                                                                         \
     }                                                                                                                                                 \
-    static void weights_##format(const uint8_t *w, const uint8_t *head, float *to) {                                                                  \
-        prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                    \
-        weights_of(FMT_##format, w, head, to);                                                                                                        \
-    }                                                                                                                                                 \
     static __attribute__((noinline)) void one_##format(const struct cpu_rows *a) { walk_rows(a, DIRECT_INT8, FMT_##format, NULL, 1, 4); }             \
     static __attribute__((noinline)) void eight_##format(const struct cpu_rows *a) { walk_rows(a, DIRECT_INT8, FMT_##format, NULL, 8, 2); }           \
     static void int8_##format(const struct cpu_rows *a) {                                                                                             \
-        const struct codec codec = {FMT_##format, 7 - cpu_bias_log2(FMT_##format), codes_##format, weights_##format};                                 \
+        const struct codec codec = {FMT_##format, 7 - cpu_bias_log2(FMT_##format), codes_##format, NULL};                                             \
         const many_fn *many = cpu_halves(FMT_##format) == 2 ? many_by_16 : cpu_has_min(FMT_##format) ? many_with_min : many_biased;                   \
         if (a->n_tokens == 1)                                                                                                                         \
             one_##format(a);                                                                                                                          \
         else if (a->n_tokens == CPU_GROUP)                                                                                                            \
             eight_##format(a);                                                                                                                        \
         else                                                                                                                                          \
-            many[a->n_tokens](a, &codec);                                                                                                           \
+            many[a->n_tokens](a, &codec);                                                                                                             \
     }                                                                                                                                                 \
+    static void weights_##format(const uint8_t *w, const uint8_t *head, float *to) {                                                                  \
+        prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                    \
+        weights_of(FMT_##format, w, head, to);                                                                                                        \
+    }                                                                                                                                                 \
+    static __attribute__((noinline)) void one_f32_##format(const struct cpu_rows *a) { walk_rows(a, DIRECT_F32, FMT_##format, NULL, 1, 4); }          \
     static void f32_##format(const struct cpu_rows *a) {                                                                                              \
-        const struct codec codec = {FMT_##format, 0, codes_##format, weights_##format};                                                               \
-        many_numbers[a->n_tokens](a, &codec);                                                                                                         \
+        const struct codec codec = {FMT_##format, 0, NULL, weights_##format};                                                                         \
+        if (a->n_tokens == 1 && cpu_high_bits(FMT_##format) == 0)                                                                                     \
+            one_f32_##format(a);                                                                                                                      \
+        else                                                                                                                                          \
+            many_numbers[a->n_tokens](a, &codec);                                                                                                     \
     }
 CPU_QUANTISED(QUANTISED)
 

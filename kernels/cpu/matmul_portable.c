@@ -13,7 +13,7 @@ enum { ROWS = KERN_TILE_ROWS };
 /* ---- a tile as numbers ---------------------------------------------------------------------------------------------------------------------------- */
 
 struct decoded {
-    int8_t q[32][ROWS]; /* q8_0: from −128 on */
+    int8_t q[32][ROWS]; /* from −128 on */
     float d[2][ROWS], m[ROWS];
 };
 
@@ -77,6 +77,11 @@ INLINE void weights_f32(const enum format f, const uint8_t *tile, const uint8_t 
             }
         return;
     }
+    if (f == FMT_FP8) {
+        for (uint32_t i = 0; i < 32; i++)
+            for (uint32_t r = 0; r < ROWS; r++) w[i][r] = cpu_scale_at(f, tile, head, r, 0) * cpu_e4m3_at(tile + (size_t)i * ROWS + r);
+        return;
+    }
     struct decoded all;
     decode(f, tile, head, &all);
     for (int i = 0; i < 32; i++)
@@ -90,8 +95,9 @@ INLINE void weights_f32(const enum format f, const uint8_t *tile, const uint8_t 
 
 /* The end of leaf i: push, fold, perhaps emit the tile's vector for token t. Returns the new depth. */
 static int fold(const struct cpu_rows *a, size_t row, int t, uint32_t i_leaf, const float acc[ROWS], float stack[CPU_STACK][ROWS], int depth, uint32_t i_vector) {
-    const struct kern_columns *c = a->columns;
-    memcpy(stack[depth++], acc, sizeof stack[0]);
+    const struct kern_columns *c = &a->matrix->columns;
+    for (int r = 0; r < ROWS; r++) stack[depth][r] = acc[r] * a->matrix->scale;
+    depth++;
     for (int n = c->n_folds[i_leaf]; n > 0; n--, depth--)
         for (int r = 0; r < ROWS; r++) stack[depth - 2][r] = stack[depth - 2][r] + stack[depth - 1][r];
     if (c->emit[i_leaf]) {
@@ -104,18 +110,19 @@ static int fold(const struct cpu_rows *a, size_t row, int t, uint32_t i_leaf, co
 }
 
 INLINE void walk(const struct cpu_rows *a, const enum format f, const bool is_int8) {
-    const struct kern_columns *c = a->columns;
+    const struct kern_columns *c = &a->matrix->columns;
     const size_t token_bytes = cpu_token_bytes(!is_int8 ? KERN_ACT_F32 : cpu_halves(f) == 2 ? KERN_ACT_INT8_16 : KERN_ACT_INT8);
+    const unsigned head_log2 = cpu_head_log2(f, a->matrix);
     for (size_t row = 0; row < a->n_rows; row += ROWS) {
-        const uint8_t *row_tile = a->tiles + row / ROWS * cpu_row_tile_bytes(f, c), *head = row_tile;
+        const uint8_t *row_tile = a->tiles + row / ROWS * cpu_row_tile_bytes(f, a->matrix), *head = row_tile;
         float stack[CPU_GROUP][CPU_STACK][ROWS];
         int depth = 0;
         uint32_t i_vector = 0;
         for (uint32_t i = 0; i < c->n_leaves; i++) {
             float acc[CPU_GROUP][ROWS] = {{0}};
             for (uint32_t s = c->leaf_segment[i]; s < c->leaf_segment[i + 1]; s++) {
-                const uint8_t *tile = row_tile + cpu_tile_at(f, c, s), *record = a->x + (size_t)s * (size_t)a->n_tokens * token_bytes;
-                if (cpu_is_super(f) && (s == 0 || cpu_super_of(c, s) != cpu_super_of(c, s - 1))) head = tile - cpu_head_bytes(f);
+                const uint8_t *tile = row_tile + cpu_tile_at(f, a->matrix, s), *record = a->x + (size_t)s * (size_t)a->n_tokens * token_bytes;
+                if (cpu_head_bytes(f) && (s == 0 || cpu_head_of(c, s, head_log2) != cpu_head_of(c, s - 1, head_log2))) head = tile - cpu_head_bytes(f);
                 if (is_int8) {
                     struct decoded w;
                     decode(f, tile, head, &w);

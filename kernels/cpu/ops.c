@@ -4,9 +4,9 @@
 bool cpu_ops_supports(enum kern_op op, enum format format, int head_dim) {
     switch (op) {
     case KERN_OP_ATTENTION:
-        return !kern_format(format)->quantised && head_dim >= 1 && head_dim <= CPU_MAX_HEAD_DIM;
+        return kern_format(format)->block_columns == 1 && head_dim >= 1 && head_dim <= CPU_MAX_HEAD_DIM;
     case KERN_OP_KV_APPEND:
-        return !kern_format(format)->quantised;
+        return kern_format(format)->block_columns == 1;
     case KERN_OP_NORM:
     case KERN_OP_ROPE_TABLE:
     case KERN_OP_ROPE:

@@ -5,9 +5,9 @@
 #include "base/status.h"
 #include "kernels/cpu/matmul_priv.h"
 
-size_t cpu_matrix_bytes(enum format format, enum kern_activation activation, uint64_t n_rows, const struct kern_columns *columns) {
-    (void)activation; /* one layout serves all */
-    return (size_t)((n_rows + KERN_TILE_ROWS - 1) / KERN_TILE_ROWS) * cpu_row_tile_bytes(format, columns);
+size_t cpu_matrix_bytes(const struct kern_matrix *m) { /* one layout serves all activations */
+    BASE_ASSERT(!cpu_is_joined(m->format) || m->scale_columns == 32 || m->scale_columns == 64 || m->scale_columns == 128);
+    return (size_t)((m->n_rows + KERN_TILE_ROWS - 1) / KERN_TILE_ROWS) * cpu_row_tile_bytes(m->format, m);
 }
 
 /* ---- one row's block of 32 ------------------------------------------------------------------------------------------------------------------------ */
@@ -19,6 +19,10 @@ static void unpack_nibbles(const uint8_t *nibbles, const uint8_t *high, uint8_t 
     for (int i = 0; i < 32; i++) codes[i] |= (uint8_t)((high[i / 8] >> (i % 8) & 1) << 4);
 }
 
+static void unpack_int8(const uint8_t *q, uint8_t codes[32]) {
+    for (int k = 0; k < 32; k++) codes[k] = q[k] ^ 0x80;
+}
+
 /* Codes of group i (32 columns) of a block of the file. */
 static void unpack(enum format f, const uint8_t *block, uint32_t i, uint8_t codes[32]) {
     switch (f) {
@@ -27,9 +31,11 @@ static void unpack(enum format f, const uint8_t *block, uint32_t i, uint8_t code
     case FMT_Q5_0: unpack_nibbles(block + 6, block + 2, codes); break;
     case FMT_Q5_1: unpack_nibbles(block + 8, block + 4, codes); break;
     case FMT_MXFP4: unpack_nibbles(block + 1, NULL, codes); break;
-    case FMT_Q8_0:
-        for (int k = 0; k < 32; k++) codes[k] = block[2 + k] ^ 0x80;
-        break;
+    case FMT_INT4: unpack_nibbles(block + 4, NULL, codes); break;
+    case FMT_INT4_ZERO: unpack_nibbles(block + 8, NULL, codes); break;
+    case FMT_Q8_0: unpack_int8(block + 2, codes); break;
+    case FMT_INT8: unpack_int8(block + 4, codes); break;
+    case FMT_INT8_ZERO: unpack_int8(block + 8, codes); break;
     case FMT_Q4_K:
     case FMT_Q5_K: {
         const uint8_t *high = block + 16, *low = (f == FMT_Q5_K ? high + 32 : high) + i / 2 * 32;
@@ -59,7 +65,7 @@ static void put_codes(enum format f, uint8_t *tile, uint32_t lane, const uint8_t
     uint32_t words[8], high[2] = {0, 0};
     memcpy(words, codes, sizeof words);
     uint8_t *to = tile + 4 * lane;
-    if (f == FMT_Q8_0) {
+    if (cpu_is_int8(f)) {
         for (int q = 0; q < 8; q++) memcpy(to + 64 * q, &words[q], 4);
         return;
     }
@@ -96,6 +102,7 @@ static void put_scales(enum format f, uint8_t *tile, uint32_t lane, const uint8_
         }
         break;
     default:
+        if (cpu_is_joined(f)) break; /* in the head */
         memcpy(at + 2 * lane, block, 2);
         if (cpu_has_min(f)) memcpy(at + 32 + 2 * lane, block + 2, 2);
     }
@@ -106,9 +113,20 @@ static void put_head(enum format f, uint8_t *head, uint32_t lane, const uint8_t 
         memcpy(head + 2 * lane, block + 208, 2);
         return;
     }
+    if (cpu_is_joined(f)) {
+        const float d = f == FMT_FP8 ? 256 * cpu_float_at(block) : cpu_float_at(block);
+        memcpy(head + 4 * lane, &d, 4);
+        if (cpu_has_min(f)) memcpy(head + 64 + 4 * lane, block + 4, 4);
+        return;
+    }
     memcpy(head + 2 * lane, block, 2);
     const uint8_t minus_dmin[2] = {block[2], block[3] ^ 0x80};
     memcpy(head + 32 + 2 * lane, minus_dmin, 2);
+}
+
+/* n plain numbers of one row. */
+static inline void put_numbers(const size_t size, uint8_t *to, const uint8_t *from, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) memcpy(to + i * KERN_TILE_ROWS * size, from + i * size, size);
 }
 
 /* ---- a batch of rows ------------------------------------------------------------------------------------------------------------------------------ */
@@ -123,10 +141,13 @@ static void pack_tile(const struct kern_pack *args, const uint8_t *src, uint32_t
     const uint8_t *block = src + (column - args->first_column) / info->block_columns * info->block_bytes;
     memset(tile, 0, cpu_tile_bytes(f));
     if (!info->quantised) {
-        for (uint32_t i = 0; i < n; i++)
-            for (uint32_t lane = 0; lane < n_lanes; lane++)
-                memcpy(tile + ((size_t)(place + i) * KERN_TILE_ROWS + lane) * info->block_bytes,
-                       block + lane * args->row_stride_bytes + (size_t)i * info->block_bytes, info->block_bytes);
+        for (uint32_t lane = 0; lane < n_lanes; lane++, block += args->row_stride_bytes) {
+            uint32_t at = place * KERN_TILE_ROWS + lane;
+            if (f == FMT_F32) put_numbers(4, tile + 4 * at, block, n);
+            else if (f == FMT_FP8) put_numbers(1, tile + at, block + 4 + place, n);
+            else put_numbers(2, tile + 2 * at, block, n);
+            if (head) put_head(f, head, lane, block);
+        }
         return;
     }
     uint32_t i_group = (uint32_t)(column % info->block_columns / KERN_SEGMENT);
@@ -147,7 +168,8 @@ static void pack_tile(const struct kern_pack *args, const uint8_t *src, uint32_t
 void cpu_matrix_pack(const struct kern_pack *args) {
     const struct kern_matrix *m = args->matrix;
     const struct kern_columns *c = &m->columns;
-    size_t head_bytes = cpu_head_bytes(m->format), row_tile_bytes = cpu_row_tile_bytes(m->format, c);
+    size_t head_bytes = cpu_head_bytes(m->format), row_tile_bytes = cpu_row_tile_bytes(m->format, m);
+    const unsigned head_log2 = cpu_head_log2(m->format, m);
     BASE_ASSERT(args->row_begin % KERN_TILE_ROWS == 0 && args->row_begin + args->n_rows <= m->n_rows);
     BASE_ASSERT(args->first_column <= c->begin && args->first_column % kern_format(m->format)->block_columns == 0);
 
@@ -156,8 +178,8 @@ void cpu_matrix_pack(const struct kern_pack *args) {
         const uint8_t *src = (const uint8_t *)args->src + row * args->row_stride_bytes;
         uint8_t *row_tile = (uint8_t *)m->data + (size_t)((args->row_begin + row) / KERN_TILE_ROWS) * row_tile_bytes;
         for (uint32_t s = 0; s < c->n_segments; s++) {
-            uint8_t *tile = row_tile + cpu_tile_at(m->format, c, s), *head = NULL;
-            if (head_bytes && (s == 0 || cpu_super_of(c, s) != cpu_super_of(c, s - 1))) head = memset(tile - head_bytes, 0, head_bytes);
+            uint8_t *tile = row_tile + cpu_tile_at(m->format, m, s), *head = NULL;
+            if (head_bytes && (s == 0 || cpu_head_of(c, s, head_log2) != cpu_head_of(c, s - 1, head_log2))) head = memset(tile - head_bytes, 0, head_bytes);
             pack_tile(args, src, n_lanes, s, tile, head);
         }
     }

@@ -50,6 +50,35 @@ VEC_INLINE void vec_store_f16(uint16_t *p, vec v)
 {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+/* E4M3 / 256 as F16: with its sign in both upper bits a code needs only seven places to the left and the second sign bit away, which is to be set where all others are: for NaN. */
+VEC_INLINE vec vec_load_e4m3_raw(__m128i codes)
+{
+    const __m256i h = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7), carried = _mm256_add_epi16(h, _mm256_set1_epi16(0x80));
+    return _mm512_cvtph_ps(_mm256_ternarylogic_epi32(h, carried, _mm256_set1_epi16(0x4000), 0x78)); /* h ^ (carried & 0x4000) */
+}
+VEC_INLINE vec vec_load_e4m3(const uint8_t *p) { return vec_load_e4m3_raw(_mm_loadu_si128((const __m128i *)p)); }
+VEC_INLINE vec vec_load_e4m3_n(const uint8_t *p, size_t n) { return vec_load_e4m3_raw(_mm_maskz_loadu_epi8(vec_first(n), p)); }
+VEC_INLINE void vec_load_two_e4m3(const uint8_t *p, vec *a, vec *b)
+{
+    const __m512i h = _mm512_slli_epi16(_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)), 7), carried = _mm512_add_epi16(h, _mm512_set1_epi16(0x80));
+    const __m512i f16 = _mm512_ternarylogic_epi32(h, carried, _mm512_set1_epi16(0x4000), 0x78);
+    *a = _mm512_cvtph_ps(_mm512_castsi512_si256(f16));
+    *b = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(f16, 1));
+}
+/* kern_f32_to_e4m3, lane by lane */
+VEC_INLINE void vec_store_e4m3(uint8_t *p, vec v)
+{
+    const __m512i bits = _mm512_castps_si512(v), magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+    const __m512i units = _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0x1.8p14f)));
+    const __m512i subnormal = _mm512_sub_epi32(units, _mm512_castps_si512(_mm512_set1_ps(0x1.8p14f)));
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(magnitude, 20), _mm512_set1_epi32(1));
+    __m512i code = _mm512_srli_epi32(_mm512_sub_epi32(_mm512_add_epi32(magnitude, odd), _mm512_set1_epi32(0x3c000000 - 0x7ffff)), 20);
+    code = _mm512_mask_mov_epi32(code, _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x3c800000)), subnormal);
+    code = _mm512_mask_mov_epi32(code, _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x43e00000)), _mm512_set1_epi32(0x7e));
+    code = _mm512_mask_mov_epi32(code, _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7f800000)), _mm512_set1_epi32(0x7f));
+    code = _mm512_or_si512(code, _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80)));
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(code));
+}
 VEC_INLINE vec vec_floats_of_u32(const uint32_t *p) { return _mm512_cvtepu32_ps(_mm512_loadu_si512(p)); }
 VEC_INLINE float vec_lane0(vec v) { return _mm512_cvtss_f32(v); }
 VEC_INLINE float vec_largest(vec v) { return _mm512_reduce_max_ps(v); }
@@ -156,6 +185,48 @@ VEC_INLINE void vec_store_f16(uint16_t *p, vec v)
     _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(v.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
+/* E4M3 / 256 as F16: with its sign in both upper bits a code needs only seven places to the left and the second sign bit away, which is to be set where all others are: for NaN. */
+VEC_INLINE __m256i vec_e4m3_as_f16(__m128i codes)
+{
+    const __m256i h = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
+    return _mm256_xor_si256(h, _mm256_and_si256(_mm256_add_epi16(h, _mm256_set1_epi16(0x80)), _mm256_set1_epi16(0x4000)));
+}
+VEC_INLINE vec vec_load_e4m3(const uint8_t *p)
+{
+    const __m256i h = vec_e4m3_as_f16(_mm_loadu_si128((const __m128i *)p));
+    return vec_pair(_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1)));
+}
+VEC_INLINE vec vec_load_e4m3_n(const uint8_t *p, size_t n)
+{
+    uint8_t codes[VEC_LANES] = {0};
+    memcpy(codes, p, n);
+    return vec_load_e4m3(codes);
+}
+VEC_INLINE void vec_load_two_e4m3(const uint8_t *p, vec *a, vec *b)
+{
+    *a = vec_load_e4m3(p);
+    *b = vec_load_e4m3(p + VEC_LANES);
+}
+/* kern_f32_to_e4m3, lane by lane */
+VEC_INLINE __m256i vec_e4m3_of8(__m256 v)
+{
+    const __m256i bits = _mm256_castps_si256(v), magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+    const __m256i units = _mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_set1_ps(0x1.8p14f)));
+    const __m256i subnormal = _mm256_sub_epi32(units, _mm256_castps_si256(_mm256_set1_ps(0x1.8p14f)));
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(magnitude, 20), _mm256_set1_epi32(1));
+    __m256i code = _mm256_srli_epi32(_mm256_sub_epi32(_mm256_add_epi32(magnitude, odd), _mm256_set1_epi32(0x3c000000 - 0x7ffff)), 20);
+    code = _mm256_blendv_epi8(subnormal, code, _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x3c7fffff)));
+    code = _mm256_blendv_epi8(code, _mm256_set1_epi32(0x7e), _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x43e00000)));
+    code = _mm256_blendv_epi8(code, _mm256_set1_epi32(0x7f), _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f800000)));
+    return _mm256_or_si256(code, _mm256_and_si256(_mm256_srli_epi32(bits, 24), _mm256_set1_epi32(0x80)));
+}
+VEC_INLINE void vec_store_e4m3(uint8_t *p, vec v)
+{
+    const __m256i words = _mm256_packus_epi32(vec_e4m3_of8(v.lo), vec_e4m3_of8(v.hi)); /* lanes 0–3, 8–11, 4–7, 12–15 */
+    const __m256i in_order = _mm256_permute4x64_epi64(words, 0xd8);
+    _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(in_order), _mm256_extracti128_si256(in_order, 1)));
+}
+
 VEC_INLINE __m256 vec_exp8(__m256 x)
 {
     const __m256 magic = _mm256_set1_ps(EXPF_MAGIC);
@@ -242,6 +313,17 @@ VEC_INLINE void vec_store_f16(uint16_t *p, vec v)
 {
     for (int l = 0; l < VEC_LANES; l++) p[l] = kern_f32_to_f16(v.f[l]);
 }
+VEC_INLINE vec vec_load_e4m3(const uint8_t *p) { VEC_EACH(kern_e4m3_to_f32(p[l]) / 256); }
+VEC_INLINE vec vec_load_e4m3_n(const uint8_t *p, size_t n) { VEC_EACH((size_t)l < n ? kern_e4m3_to_f32(p[l]) / 256 : 0.0f); }
+VEC_INLINE void vec_load_two_e4m3(const uint8_t *p, vec *a, vec *b)
+{
+    *a = vec_load_e4m3(p);
+    *b = vec_load_e4m3(p + VEC_LANES);
+}
+VEC_INLINE void vec_store_e4m3(uint8_t *p, vec v)
+{
+    for (int l = 0; l < VEC_LANES; l++) p[l] = kern_f32_to_e4m3(v.f[l]);
+}
 VEC_INLINE vec vec_exp(vec x) { VEC_EACH(base_math_expf(x.f[l])); }
 VEC_INLINE vec vec_floats_of_u32(const uint32_t *p) { VEC_EACH((float)p[l]); }
 VEC_INLINE float vec_lane0(vec v) { return v.f[0]; }
@@ -266,16 +348,30 @@ VEC_INLINE float vec_sum(vec v)
     return f[0];
 }
 
-/* One of the cache's formats; a constant after inlining. i: in elements. */
+/* One of the cache's formats; a constant after inlining. i: in elements. E4M3 comes divided by 256. */
 VEC_INLINE vec vec_load_as(enum format f, const void *base, size_t i)
 {
-    return f == FMT_F32 ? vec_load((const float *)base + i) : f == FMT_F16 ? vec_load_f16((const uint16_t *)base + i) : vec_load_bf16((const uint16_t *)base + i);
+    return f == FMT_F32    ? vec_load((const float *)base + i)
+           : f == FMT_F16  ? vec_load_f16((const uint16_t *)base + i)
+           : f == FMT_BF16 ? vec_load_bf16((const uint16_t *)base + i)
+                           : vec_load_e4m3((const uint8_t *)base + i);
+}
+/* Two vectors that lie side by side: cheaper than one by one in E4M3. */
+VEC_INLINE void vec_load_two_as(enum format f, const void *base, size_t i, vec *a, vec *b)
+{
+    if (f == FMT_E4M3) {
+        vec_load_two_e4m3((const uint8_t *)base + i, a, b);
+        return;
+    }
+    *a = vec_load_as(f, base, i);
+    *b = vec_load_as(f, base, i + VEC_LANES);
 }
 VEC_INLINE vec vec_load_as_n(enum format f, const void *base, size_t i, size_t n)
 {
     return f == FMT_F32   ? vec_load_n((const float *)base + i, n)
            : f == FMT_F16 ? vec_load_f16_n((const uint16_t *)base + i, n)
-                          : vec_load_bf16_n((const uint16_t *)base + i, n);
+           : f == FMT_BF16 ? vec_load_bf16_n((const uint16_t *)base + i, n)
+                           : vec_load_e4m3_n((const uint8_t *)base + i, n);
 }
 
 #endif

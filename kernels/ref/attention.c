@@ -6,7 +6,8 @@
  *   s[j] = fma(s[j], c, p[j]);  acc[d] = acc[d]·c, then fma(p[j], v[j][d], acc[d]) for j = 0…n−1
  * Its sum is the tree over s: j with j + 16, then + 8, + 4, + 2, + 1. Partitions merge into (M, S, A) from the first to the last; the first is taken as it is:
  *   M' = max(M, m);  a = exp(M − M'), b = exp(m − M');  S = fma(S, a, s·b);  A[d] = fma(A[d], a, acc[d]·b)
- * out[d] = A[d] / S. Keys beyond p are never read: a recycled block may hold anything there, NaN included. */
+ * out[d] = A[d] / S. Keys beyond p are never read: a recycled block may hold anything there, NaN included.
+ * A cache in E4M3: k and v are code / 256, `scale` is scale·(256·k_scale), and out[d] = (A[d] / S)·(256·v_scale). */
 #include <math.h>
 #include <string.h>
 
@@ -17,13 +18,16 @@
 static float load(enum format f, const void *base, size_t i) {
     float x;
     const unsigned char *p = base;
-    size_t bytes = f == FMT_F32 ? 4 : 2;
-    kern_format_dequantise(f, p + i * bytes, 1, &x);
-    return x;
+    kern_format_dequantise(f, p + i * kern_format(f)->block_bytes, 1, &x);
+    return f == FMT_E4M3 ? x / 256 : x;
 }
 
-static void store(enum format f, void *base, size_t i, float x) {
+static void store(enum format f, void *base, size_t i, float x, float scale) {
     unsigned char *p = base;
+    if (f == FMT_E4M3) {
+        p[i] = kern_f32_to_e4m3(x / scale);
+        return;
+    }
     uint16_t h = f == FMT_F16 ? kern_f32_to_f16(x) : kern_f32_to_bf16(x);
     if (f == FMT_F32)
         memcpy(p + i * 4, &x, 4);
@@ -48,8 +52,8 @@ void ref_kv_append(struct kern_queue q, const struct kern_kv_append *args) {
             size_t slot = (size_t)b->position[t] % KERN_KV_BLOCK;
             for (size_t h = 0; h < (size_t)kv->n_kv_heads; h++)
                 for (size_t d = 0; d < dim; d++) {
-                    store(kv->format, block, (h * dim + d) * KERN_KV_BLOCK + slot, args->k[(size_t)t * args->k_stride + h * dim + d]);
-                    store(kv->format, block, half + (h * KERN_KV_BLOCK + slot) * dim + d, args->v[(size_t)t * args->v_stride + h * dim + d]);
+                    store(kv->format, block, (h * dim + d) * KERN_KV_BLOCK + slot, args->k[(size_t)t * args->k_stride + h * dim + d], kv->k_scale);
+                    store(kv->format, block, half + (h * KERN_KV_BLOCK + slot) * dim + d, args->v[(size_t)t * args->v_stride + h * dim + d], kv->v_scale);
                 }
         }
 }
@@ -94,9 +98,9 @@ static void attend(const struct kern_attention *args, int i_run, int t, int head
     const struct kern_kv *kv = args->kv;
     size_t dim = (size_t)kv->head_dim, h = (size_t)((args->q_first + head) / args->group - args->kv_first);
     int32_t n_keys = args->batch->position[t] + 1;
-    float q[REF_MAX_HEAD_DIM];
+    float q[REF_MAX_HEAD_DIM], scale = kv->format == FMT_E4M3 ? args->scale * (256 * kv->k_scale) : args->scale;
     for (size_t d = 0; d < dim; d++)
-        q[d] = args->q[(size_t)t * args->q_stride + (size_t)head * dim + d] * args->scale;
+        q[d] = args->q[(size_t)t * args->q_stride + (size_t)head * dim + d] * scale;
 
     struct partial total, p;
     total.max = -INFINITY;
@@ -116,8 +120,10 @@ static void attend(const struct kern_attention *args, int i_run, int t, int head
         else
             merge(&total, &p, dim);
     }
-    for (size_t d = 0; d < dim; d++)
-        args->out[(size_t)t * args->out_stride + (size_t)head * dim + d] = total.acc[d] / total.sum;
+    for (size_t d = 0; d < dim; d++) {
+        float y = total.acc[d] / total.sum;
+        args->out[(size_t)t * args->out_stride + (size_t)head * dim + d] = kv->format == FMT_E4M3 ? y * (256 * kv->v_scale) : y;
+    }
 }
 
 void ref_attention(struct kern_queue q, const struct kern_attention *args) {

@@ -6,8 +6,8 @@
  *   int8:    acc = fma(dot, d_w·d_x, acc) with the exact integer dot; a format with a minimum then acc = fma(m, d_x·Σq, acc);
  *   int8_16: acc = fma(dot, d_w·d_x, acc) for the first half of the block of 32, then for the second, each with its own d_w and d_x;
  * d_w and m are struct format_group's (a K-quant's are products of two numbers of the file, exact in F32). A segment that is a part of a block of 32 counts for
- * the whole block: columns that it lacks have q = 0 and x = 0, so an infinite or undefined scale makes the sum NaN whether a column is missing or zero.
- * Leaves are folded as struct kern_columns says; a bias is added last. */
+ * the whole block: columns that it lacks have q = 0 (FP8: w = d·0) and x = 0, so an infinite or undefined scale makes the sum NaN whether a column is missing or zero.
+ * A leaf's sum times the matrix's scale goes into the fold that struct kern_columns states; a bias is added last. */
 #include <math.h>
 #include <string.h>
 
@@ -29,10 +29,7 @@ static size_t row_bytes(enum format f, const struct kern_columns *c) {
     return (size_t)(end_block - first_block(f, c)) * info->block_bytes;
 }
 
-size_t ref_matrix_bytes(enum format format, enum kern_activation activation, uint64_t n_rows, const struct kern_columns *columns) {
-    (void)activation;
-    return (size_t)n_rows * row_bytes(format, columns);
-}
+size_t ref_matrix_bytes(const struct kern_matrix *m) { return (size_t)m->n_rows * row_bytes(m->format, &m->columns); }
 
 void ref_matrix_pack(const struct kern_pack *args) {
     const struct kern_matrix *m = args->matrix;
@@ -68,6 +65,15 @@ static void decode_group(const struct kern_matrix *m, uint64_t row, uint32_t s, 
 
 static void decode_f32(const struct kern_matrix *m, uint64_t row, uint32_t s, float w[KERN_SEGMENT]) {
     uint32_t offset;
+    if (m->format == FMT_FP8) { /* what is no part of the segment has the code of 0 */
+        const uint32_t place = place_of(&m->columns, s), n = m->columns.segment_columns[s];
+        const unsigned char *p = locate(m, row, m->columns.segment_begin[s], &offset);
+        unsigned char block[4 + KERN_SEGMENT] = {0};
+        memcpy(block, p, 4);
+        memcpy(block + 4 + place, p + 4 + place, n);
+        kern_format_dequantise(m->format, block, KERN_SEGMENT, w);
+        return;
+    }
     if (!kern_format(m->format)->quantised) {
         const unsigned char *p = locate(m, row, m->columns.segment_begin[s], &offset);
         memset(w, 0, KERN_SEGMENT * sizeof *w);
@@ -196,7 +202,7 @@ static void row_times_group(const struct kern_matmul *args, const struct kern_ma
         }
         /* ---- fold, and hand out complete subtrees */
         for (int t = 0; t < n; t++)
-            stack[t][depth] = acc[t];
+            stack[t][depth] = acc[t] * m->scale;
         depth++;
         for (int f = 0; f < c->n_folds[leaf]; f++, depth--)
             for (int t = 0; t < n; t++)
@@ -234,7 +240,7 @@ void ref_embed(struct kern_queue q, const struct kern_embed *args) {
             if (mine)
                 decode_f32(args->table, (uint64_t)row, s, w);
             for (uint32_t i = 0; i < c->segment_columns[s]; i++)
-                y[c->segment_begin[s] + i] = mine ? w[place_of(c, s) + i] * args->scale : 0.0f;
+                y[c->segment_begin[s] + i] = mine ? w[place_of(c, s) + i] * args->table->scale * args->scale : 0.0f;
         }
     }
 }

@@ -6,15 +6,15 @@ static bool ref_probe(void) { return true; }
 static bool ref_supports(enum kern_op op, enum format format, enum kern_activation activation, int head_dim) {
     switch (op) {
     case KERN_OP_MATMUL:
-        return format < FMT_COUNT && (activation == KERN_ACT_F32 || activation == kern_activation_for(format, false));
+        return format < FMT_COUNT && format != FMT_E4M3 && (activation == KERN_ACT_F32 || activation == kern_activation_for(format, false));
     case KERN_OP_EMBED:
-        return format < FMT_COUNT;
+        return format < FMT_COUNT && format != FMT_E4M3;
     case KERN_OP_ATTENTION:
         if (head_dim < 1 || head_dim > REF_MAX_HEAD_DIM)
             return false; /* else as for the cache */
-        return !kern_format(format)->quantised;
+        return kern_format(format)->block_columns == 1;
     case KERN_OP_KV_APPEND:
-        return !kern_format(format)->quantised;
+        return kern_format(format)->block_columns == 1;
     default:
         return op >= 0 && op < KERN_OP_COUNT;
     }

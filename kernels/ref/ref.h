@@ -9,7 +9,7 @@ extern const struct kern_backend kern_ref;
 
 #define REF_MAX_HEAD_DIM 512
 
-size_t ref_matrix_bytes(enum format format, enum kern_activation activation, uint64_t n_rows, const struct kern_columns *columns);
+size_t ref_matrix_bytes(const struct kern_matrix *m);
 void ref_matrix_pack(const struct kern_pack *args);
 size_t ref_matmul_scratch_bytes(const struct kern_columns *columns, int n_tokens);
 void ref_matmul_prepare(struct kern_queue q, const struct kern_matmul *args);

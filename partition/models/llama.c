@@ -3,7 +3,7 @@
  * Hub checkpoints (model.layers.N.self_attn.q_proj …, also with fused qkv_proj and gate_up_proj) and GGUF (blk.N.attn_q …) under one builder; the tensors that are there decide
  * which biases exist, whatever the flags say. */
 #include <stdio.h>
-#include <stdlib.h>
+#include <string.h>
 
 #include "partition/models/models.h"
 
@@ -17,37 +17,17 @@ static const struct names Q = {"self_attn.q_proj", "attn_q"}, K = {"self_attn.k_
 static const struct names QKV = {"self_attn.qkv_proj", "attn_qkv"};
 static const struct names GATE = {"mlp.gate_proj", "ffn_gate"}, UP = {"mlp.up_proj", "ffn_up"}, DOWN = {"mlp.down_proj", "ffn_down"}, GATE_UP = {"mlp.gate_up_proj", "ffn_gate_up"};
 
-/* The tensor of a module ("weight" or "bias"), NULL where it is not there. layer −1: outside the layers. full receives its name either way. */
+/* The tensor of a module ("weight": of its numbers or codes, or "bias"), NULL where it is not there. layer −1: outside the layers. full receives its name either way. */
 static const struct ck_tensor *find(const struct part_model *m, int layer, struct names n, const char *what, char full[128])
 {
     const bool gguf = ck_kind_of(m->ck) == CK_GGUF;
+    char module[112];
     if (layer < 0)
-        snprintf(full, 128, "%s.%s", gguf ? n.gguf : n.hub, what);
+        snprintf(module, sizeof module, "%s", gguf ? n.gguf : n.hub);
     else
-        snprintf(full, 128, gguf ? "blk.%d.%s.%s" : "model.layers.%d.%s.%s", layer, gguf ? n.gguf : n.hub, what);
-    return ck_find(m->ck, full);
-}
-
-/* llama.cpp's converter keeps NVFP4's tensor scale as a tensor beside the weight (X.scale; others write X.weight.scale), to be multiplied into the product. Without it the answer
- * would be wrong in silence. */
-static enum st refuse_scale(const struct part_model *m, int layer, struct names n, struct err *e)
-{
-    static const char *const names[] = {"scale", "weight.scale"};
-    char full[128];
-    for (int i = 0; i < 2 && ck_kind_of(m->ck) == CK_GGUF; i++) {
-        const struct ck_tensor *t = find(m, layer, n, names[i], full);
-        float *scale;
-        if (!t)
-            continue;
-        const enum st st = ck_read_f32(m->ck, t, 1, &scale, e);
-        if (st)
-            return st;
-        const float value = *scale;
-        free(scale);
-        if (value != 1)
-            return err_set(e, ST_UNSUPPORTED, "%s: tensor %s: scales of whole tensors (here %g) are not supported yet in GGUF files", ck_path(m->ck), full, (double)value);
-    }
-    return ST_OK;
+        snprintf(module, sizeof module, gguf ? "blk.%d.%s" : "model.layers.%d.%s", layer, gguf ? n.gguf : n.hub);
+    snprintf(full, 128, "%s.%s", module, what);
+    return strcmp(what, "weight") == 0 ? quant_codes(m->ck, module) : ck_find(m->ck, full);
 }
 
 static enum st add(struct part_model *m, enum part_weight_kind kind, int layer, struct names n, const char *what, struct part_axis rows, struct part_axis columns, int32_t *index,
@@ -57,8 +37,7 @@ static enum st add(struct part_model *m, enum part_weight_kind kind, int layer, 
     const struct ck_tensor *t = find(m, layer, n, what, full);
     if (!t)
         return err_set(e, ST_NOT_FOUND, "%s: tensor %s is missing", ck_path(m->ck), full);
-    const enum st st = kind == PART_MATRIX ? refuse_scale(m, layer, n, e) : ST_OK;
-    return st ? st : part_add_weight(m, kind, t, 0, rows.size, rows, columns, index, e);
+    return part_add_weight(m, kind, t, 0, rows.size, rows, columns, index, e);
 }
 
 /* One row range of a tensor of its own, or of a fused one. */
@@ -170,6 +149,8 @@ static enum st add_attention(struct part_model *m, int layer, const struct value
     a->in[2] = (int16_t)v->v;
     a->out[0] = (int16_t)v->a;
     a->cache = (int16_t)part_add_cache(m, layer, (uint32_t)c->n_kv_heads, head_dim);
+    if (ck_kind_of(m->ck) == CK_SAFETENSORS)
+        m->caches[a->cache].module = base_arena_printf(&m->arena, "model.layers.%d.self_attn", layer);
     a->n_heads = (uint32_t)c->n_heads;
     a->head_group = group;
     a->scale = (float)c->attention_scale;

@@ -179,19 +179,19 @@ static bool plan_tamper(struct part_plan *plan, struct base_rng *rng)
     struct part_value *v = &m->values[base_rng_below(rng, (uint32_t)m->n_values)];
     struct part_program *p = base_rng_below(rng, 4) ? &m->main : &m->head;
     struct part_step *s = &p->steps[base_rng_below(rng, (uint32_t)p->n_steps)], *t = &p->steps[base_rng_below(rng, (uint32_t)p->n_steps)];
-    const bool empty = w->slice.count[0] == 0, attention = s->op == PART_ATTENTION;
+    const bool empty = w->slices[0].count[0] == 0, attention = s->op == PART_ATTENTION;
     switch (base_rng_below(rng, 28)) {
     case 0: w->rows.begin += by; return true;
     case 1: w->rows.end += by; return true;
     case 2: w->columns.begin += by; return w->kind == PART_MATRIX;
     case 3: w->columns.end += by; return w->kind == PART_MATRIX;
-    case 4: w->slice.offset += by; return !empty;
-    case 5: w->slice.count[0] += by; return true;
-    case 6: w->slice.stride[0] += by; return !empty;
-    case 7: w->slice.run_bytes += by; return true;
+    case 4: w->slices[0].offset += by; return !empty;
+    case 5: w->slices[0].count[0] += by; return true;
+    case 6: w->slices[0].stride[0] += by; return !empty;
+    case 7: w->slices[0].run_bytes += by; return true;
     case 8: w->slice_bytes += by; return true;
-    case 9: w->slice.first_column += by; return !empty;
-    case 10: w->slice.file++; return !empty;
+    case 9: w->slices[0].first_column += by; return !empty;
+    case 10: w->slices[0].file++; return !empty;
     case 11: w->first_row += by; return true;
     case 12: v->width += by; return true;
     case 13: v->n_vectors += (uint32_t)by; return true;

@@ -62,6 +62,8 @@ CASES = {
     "gguf-q5_1": dict(hidden=96, heads=6, kv=3, head_dim=16, ffn=160, vocab=97, theta=10000.0, gguf=Q.Q5_1, n_ids=24),
     "gguf-mxfp4": dict(hidden=64, heads=4, kv=4, head_dim=24, ffn=96, vocab=97, theta=10000.0, gguf=Q.MXFP4, n_ids=24),
     "gguf-nvfp4": dict(hidden=64, heads=8, kv=4, head_dim=24, ffn=192, vocab=97, theta=10000.0, gguf=Q.NVFP4, n_ids=24),
+    # a tensor scale beside each matrix, as llama.cpp's converter writes them for ModelOpt's checkpoints
+    "gguf-nvfp4-scales": dict(hidden=64, heads=8, kv=4, head_dim=24, ffn=192, vocab=97, layers=1, theta=10000.0, gguf=Q.NVFP4, gguf_scales=True, n_ids=24),
     "gguf-f16-kv8-biases": dict(hidden=64, heads=8, kv=8, head_dim=12, ffn=96, vocab=133, layers=1, theta=500000.0, scaling=LLAMA3, gguf=Q.F16, attention_bias=True),
 }
 
@@ -256,6 +258,10 @@ def save_gguf(model, c, path, seed):
             stored = random_blocks(kind, x.shape, np.abs(x).max(), g) if kind in (Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.NVFP4) else gguf.quants.quantize(x, kind)
             w.add_tensor(gguf_name(name), stored, raw_dtype=kind)
             x = gguf.quants.dequantize(stored, kind).reshape(x.shape)
+            if c.get("gguf_scales"):
+                scale = g.uniform(0.7, 1.4, 1).astype(np.float32)
+                w.add_tensor(gguf_name(name).replace(".weight", ".scale"), scale)
+                x = x * scale
         read[name] = torch.from_numpy(np.ascontiguousarray(unpermute(x, heads) if heads else x))
     w.write_header_to_file()
     w.write_kv_data_to_file()
@@ -303,5 +309,6 @@ def make(name):
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
-for case in sys.argv[1:] or CASES:
-    make(case)
+if __name__ == "__main__":
+    for case in sys.argv[1:] or CASES:
+        make(case)

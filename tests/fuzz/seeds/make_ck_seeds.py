@@ -1,4 +1,4 @@
-"""Writes the seeds of safetensors_fuzz, gguf_fuzz and config_fuzz beside itself: python3 tests/fuzz/seeds/make_ck_seeds.py"""
+"""Writes the seeds of safetensors_fuzz, gguf_fuzz, config_fuzz and quant_fuzz beside itself: python3 tests/fuzz/seeds/make_ck_seeds.py"""
 
 import json
 import os
@@ -86,3 +86,38 @@ CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hid
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 write("config_fuzz", "scaling.json", json.dumps(CONFIG | {"rope_scaling": LLAMA3}).encode() + b'\0{"eos_token_id":[2,3]}')
 write("config_fuzz", "parameters.json", json.dumps(CONFIG | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2}}).encode())
+
+GROUPS = {"config_groups": {"a": {"targets": ["Linear", "re:.*[ab]$"], "format": "float-quantized", "weights": {"num_bits": 4, "type": "int", "group_size": 32}}}, "ignore": ["lm_head", "*x*", "re:y+$"]}
+write("config_fuzz", "groups.json", json.dumps(CONFIG | {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"} | GROUPS}).encode())
+
+
+def quantised(name, config, tensors):
+    """A config.json, a NUL, and a safetensors file of small numbers: codes and scales that make sense in every type."""
+    header, at = {}, 0
+    for tensor, dtype, *shape in tensors:
+        size = {"F32": 4, "I32": 4, "I64": 8, "F16": 2, "BF16": 2}.get(dtype, 1)
+        for d in shape:
+            size *= d
+        header[tensor] = entry(dtype, shape, at, at + size)
+        at += size
+    data = bytes((i * 37 + i // 7) % 64 for i in range(at))
+    if any("g_idx" in tensor for tensor in header):
+        data = bytes(at)
+    write("quant_fuzz", name, json.dumps({"quantization_config": config}).encode() + b"\0" + safetensors(header, 0) + data)
+
+
+quantised("nvfp4", {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ["b*"]},
+          [("a.weight", "U8", 3, 40), ("a.weight_scale", "F8_E4M3", 3, 5), ("a.weight_scale_2", "F32"), ("a.input_scale", "F32"),
+           ("b.weight_packed", "U8", 3, 40), ("b.weight_scale", "F8_E4M3", 3, 5), ("b.weight_global_scale", "F32", 1)])  # fmt: skip
+quantised("mxfp4", {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized"} | GROUPS, [("a.weight_packed", "U8", 3, 48), ("a.weight_scale", "U8", 3, 3)])
+quantised("fp8", {"quant_method": "fp8", "weight_block_size": [128, 128]},
+          [("a.weight", "F8_E4M3", 3, 136), ("a.weight_scale_inv", "F32", 1, 2), ("b.weight", "F8_E4M3", 3, 136), ("b.scale", "F8_E8M0", 1, 2),
+           ("c.weight", "F8_E4M3", 2, 40), ("c.weight_scale", "BF16", 2, 1), ("d.weight", "F8_E4M3", 2, 40), ("d.weight_scale", "F32")])  # fmt: skip
+quantised("int", {"quant_method": "compressed-tensors", "format": "pack-quantized"} | GROUPS,
+          [("a.weight_packed", "I32", 9, 8), ("a.weight_scale", "BF16", 9, 2), ("a.weight_zero_point", "I32", 2, 2), ("a.weight_shape", "I64", 2),
+           ("b.weight", "I8", 3, 40), ("b.weight_scale", "F32", 3, 1), ("b.weight_zero_point", "I8", 3, 1)])  # fmt: skip
+quantised("gptq", {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq"},
+          [("a.qweight", "I32", 8, 8), ("a.qzeros", "I32", 2, 1), ("a.scales", "F16", 2, 8), ("b.qweight", "I32", 10, 4), ("b.qzeros", "I32", 1, 1), ("b.scales", "F16", 1, 4), ("b.g_idx", "I32", 40)])
+quantised("awq", {"quant_method": "awq", "version": "gemm"}, [("a.qweight", "I32", 64, 2), ("a.qzeros", "I32", 2, 2), ("a.scales", "F16", 2, 16)])
+quantised("cache", {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8", "kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}},
+          [("a.weight", "BF16", 2, 4), ("a.k_proj.k_scale", "BF16", 1), ("a.v_scale", "BF16")])  # fmt: skip

@@ -1,0 +1,605 @@
+/* The tensors beside a module's codes → its scheme. What the configuration says lies in quant_config.c. */
+#include "partition/quant.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "partition/quant_priv.h"
+
+#define FP8_BLOCK 128 /* always, whatever rows ÷ rows of scales says: the last block is partial */
+
+/* ---- names ---------------------------------------------------------------------------------------------------------------------------------------- */
+
+static const char *const code_suffixes[] = {".weight", ".weight_packed", ".qweight"};
+enum { N_CODE_SUFFIXES = sizeof code_suffixes / sizeof *code_suffixes };
+
+const struct ck_tensor *quant_codes(const struct checkpoint *ck, const char *module)
+{
+    char full[CK_MAX_MODULE + 32];
+    for (int i = 0; i < N_CODE_SUFFIXES; i++) {
+        snprintf(full, sizeof full, "%s%s", module, code_suffixes[i]);
+        const struct ck_tensor *t = ck_find(ck, full);
+        if (t)
+            return t;
+    }
+    return NULL;
+}
+
+/* Bytes of the module's name at the beginning of its codes' name. */
+static size_t module_bytes(const struct ck_tensor *codes, int *i_suffix)
+{
+    const size_t n = strlen(codes->name);
+    for (int i = 0; i < N_CODE_SUFFIXES; i++) {
+        const size_t n_suffix = strlen(code_suffixes[i]);
+        if (n > n_suffix && strcmp(codes->name + n - n_suffix, code_suffixes[i]) == 0) {
+            *i_suffix = i;
+            return n - n_suffix;
+        }
+    }
+    *i_suffix = 0;
+    return n;
+}
+
+/* What may stand beside codes. */
+struct parts {
+    const struct ck_tensor *weight, *weight_packed, *qweight, *weight_scale, *weight_scale_2, *weight_global_scale, *weight_scale_inv, *scale, *weight_zero_point, *scales, *qzeros,
+        *g_idx, *weight_g_idx;
+};
+
+static const struct {
+    const char *name;
+    size_t offset;
+} part_names[] = {
+    {"weight", offsetof(struct parts, weight)},
+    {"weight_packed", offsetof(struct parts, weight_packed)},
+    {"qweight", offsetof(struct parts, qweight)},
+    {"weight_scale", offsetof(struct parts, weight_scale)},
+    {"weight_scale_2", offsetof(struct parts, weight_scale_2)},
+    {"weight_global_scale", offsetof(struct parts, weight_global_scale)},
+    {"weight_scale_inv", offsetof(struct parts, weight_scale_inv)},
+    {"scale", offsetof(struct parts, scale)},
+    {"weight_zero_point", offsetof(struct parts, weight_zero_point)},
+    {"scales", offsetof(struct parts, scales)},
+    {"qzeros", offsetof(struct parts, qzeros)},
+    {"g_idx", offsetof(struct parts, g_idx)},
+    {"weight_g_idx", offsetof(struct parts, weight_g_idx)},
+};
+
+static const char *const names_beside[] = {"weight_shape",      "input_scale", "input_global_scale", "input_zero_point", "input_scale_ub", "output_scale",
+                                           "output_zero_point", "q_scale",     "k_scale",            "v_scale",          "kv_scale",       "g_idx",
+                                           "weight_g_idx"};
+
+static bool among(const char *const *names, size_t n, const char *name)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(names[i], name) == 0)
+            return true;
+    return false;
+}
+
+bool quant_is_beside(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot && among(names_beside, sizeof names_beside / sizeof *names_beside, dot + 1);
+}
+
+struct finding {
+    const struct checkpoint *ck;
+    const struct ck_tensor *codes;
+    int module_bytes;
+    const char *module; /* not terminated */
+    struct parts parts;
+    uint64_t rows, columns;
+    const struct quant *q;
+    struct quant_scheme *s;
+    struct err *e;
+};
+
+#define REFUSE(f, st, ...) (err_set((f)->e, st, __VA_ARGS__), err_prefix((f)->e, st, "%s", ck_path((f)->ck)))
+
+/* Names with the module's prefix stand together, for the table is sorted. */
+static enum st find_parts(struct finding *f)
+{
+    const size_t n = ck_n_tensors(f->ck), n_module = (size_t)f->module_bytes;
+    size_t i = (size_t)(f->codes - ck_tensor_at(f->ck, 0));
+    while (i > 0 && strncmp(ck_tensor_at(f->ck, i - 1)->name, f->module, n_module) == 0 && ck_tensor_at(f->ck, i - 1)->name[n_module] == '.')
+        i--;
+    for (; i < n; i++) {
+        const struct ck_tensor *t = ck_tensor_at(f->ck, i);
+        if (strncmp(t->name, f->module, n_module) != 0 || t->name[n_module] != '.')
+            break;
+        const char *rest = t->name + n_module + 1;
+        bool known = strcmp(rest, "bias") == 0 || among(names_beside, sizeof names_beside / sizeof *names_beside, rest);
+        for (size_t k = 0; k < sizeof part_names / sizeof *part_names; k++)
+            if (strcmp(part_names[k].name, rest) == 0) {
+                memcpy((char *)&f->parts + part_names[k].offset, &t, sizeof t);
+                known = true;
+            }
+        if (!known)
+            return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: no known scheme has a tensor '%.64s' beside quantised weights", t->name, rest);
+    }
+    return ST_OK;
+}
+
+/* ---- checks ---------------------------------------------------------------------------------------------------------------------------------------- */
+
+static const char *type_of(const struct ck_tensor *t) { return t->unsupported ? t->unsupported : kern_format(t->format)->name; }
+
+static void print_shape(const struct ck_tensor *t, char text[128])
+{
+    size_t used = (size_t)snprintf(text, 128, "[");
+    for (int d = 0; d < t->n_dims; d++)
+        used += (size_t)snprintf(text + used, 128 - used, "%s%" PRIu64, d ? ", " : "", t->dims[d]);
+    snprintf(text + used, 128 - used, "]");
+}
+
+static enum st wrong_shape(const struct finding *f, const struct ck_tensor *t, const char *wanted)
+{
+    char have[128];
+    print_shape(t, have);
+    return REFUSE(f, ST_INVALID, "tensor %.200s has shape %s, a matrix [%" PRIu64 ", %" PRIu64 "] asks for %s", t->name, have, f->rows, f->columns, wanted);
+}
+
+static enum st want_shape(const struct finding *f, const struct ck_tensor *t, uint64_t rows, uint64_t columns)
+{
+    if (t->n_dims == 2 && t->dims[0] == rows && t->dims[1] == columns)
+        return ST_OK;
+    char wanted[64];
+    snprintf(wanted, sizeof wanted, "[%" PRIu64 ", %" PRIu64 "]", rows, columns);
+    return wrong_shape(f, t, wanted);
+}
+
+static enum st wrong_type(const struct finding *f, const struct ck_tensor *t, const char *wanted)
+{
+    return REFUSE(f, ST_INVALID, "tensor %.200s is %s where %s is expected", t->name, type_of(t), wanted);
+}
+
+static enum st missing(const struct finding *f, const char *wanted)
+{
+    return REFUSE(f, ST_INVALID, "tensor %.*s.%s is missing beside %.200s", f->module_bytes, f->module, wanted, f->codes->name);
+}
+
+static enum st both(const struct finding *f, const struct ck_tensor *a, const struct ck_tensor *b)
+{
+    return REFUSE(f, ST_INVALID, "tensors %.200s and %.200s: two conventions at once", a->name, b->name);
+}
+
+/* At most one of a list that ends with NULL beyond the first. */
+static enum st refuse_extra(const struct finding *f, const struct ck_tensor *used, const struct ck_tensor *const *others, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (others[i] && others[i] != used)
+            return both(f, used, others[i]);
+    return ST_OK;
+}
+
+static bool is_float(const struct ck_tensor *t) { return !t->unsupported && kern_format(t->format)->block_columns == 1; }
+
+static bool is_single(const struct ck_tensor *t)
+{
+    uint64_t n = 1;
+    for (int d = 0; d < t->n_dims; d++)
+        n *= t->dims[d];
+    return n == 1;
+}
+
+static uint64_t up(uint64_t n, uint64_t unit) { return n / unit + (n % unit != 0); }
+
+static struct quant_source *add_source(struct finding *f, const struct ck_tensor *t, enum quant_role role, uint64_t row_unit, uint64_t column_unit, uint32_t element_bytes)
+{
+    struct quant_source *s = &f->s->sources[f->s->n_sources++];
+    *s = (struct quant_source){.tensor = t, .role = role, .row_unit = row_unit, .column_unit = column_unit, .element_bytes = element_bytes, .bits = (uint8_t)(8 * element_bytes)};
+    return s;
+}
+
+static enum st add_tensor_scale(struct finding *f, const struct ck_tensor *t)
+{
+    if (t->unsupported || t->format != FMT_F32)
+        return wrong_type(f, t, "F32");
+    if (!is_single(t))
+        return wrong_shape(f, t, "one number");
+    add_source(f, t, QUANT_TENSOR_SCALE, f->rows, f->columns, sizeof(float));
+    return ST_OK;
+}
+
+/* Groups of columns: so many numbers a row, of a length that divides the row. group is what the configuration says, 0: nothing. */
+static enum st group_of(const struct finding *f, const struct ck_tensor *t, uint64_t n_groups, uint64_t *group)
+{
+    if (n_groups == 0 || f->columns % n_groups)
+        return REFUSE(f, ST_INVALID, "tensor %.200s: %" PRIu64 " scales a row do not divide %" PRIu64 " columns evenly", t->name, n_groups, f->columns);
+    *group = f->columns / n_groups;
+    if (n_groups > 1 && *group % 32)
+        return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: groups of %" PRIu64 " columns are not supported: multiples of 32 are", t->name, *group);
+    const uint64_t shared = n_groups == 1 || *group % 128 == 0 ? 128 : *group % 64 == 0 ? 64 : 32;
+    f->s->scale_columns = (uint32_t)shared;
+    return ST_OK;
+}
+
+/* F32, F16 or BF16 scales [rows, groups], [rows, 1], [rows] or one for all. */
+static enum st add_scales(struct finding *f, const struct ck_tensor *t)
+{
+    if (!is_float(t))
+        return wrong_type(f, t, "F32, BF16 or F16");
+    const uint32_t bytes = kern_format(t->format)->block_bytes;
+    f->s->scale_columns = 128;
+    if (is_single(t)) {
+        add_source(f, t, QUANT_SCALES, f->rows, f->columns, bytes);
+        return ST_OK;
+    }
+    uint64_t group = f->columns;
+    if (t->n_dims < 1 || t->n_dims > 2 || t->dims[0] != f->rows)
+        return wrong_shape(f, t, "one number, or numbers for each row");
+    if (t->n_dims == 2) {
+        const enum st st = group_of(f, t, t->dims[1], &group);
+        if (st)
+            return st;
+    }
+    add_source(f, t, QUANT_SCALES, 1, group, bytes);
+    return ST_OK;
+}
+
+/* The columns must be in the order of their groups. */
+static enum st check_order(const struct finding *f, const struct ck_tensor *t, uint64_t group)
+{
+    if (!t)
+        return ST_OK;
+    if (t->raw != CK_RAW_I32)
+        return wrong_type(f, t, "I32");
+    if (t->n_dims != 1 || t->dims[0] != f->columns)
+        return wrong_shape(f, t, "one number for each column");
+    void *bytes;
+    const enum st st = ck_read_bytes(f->ck, t, f->columns * sizeof(int32_t), &bytes, f->e);
+    if (st)
+        return st;
+    uint64_t i = 0;
+    for (int32_t of; i < f->columns; i++) {
+        memcpy(&of, (char *)bytes + i * sizeof of, sizeof of);
+        if (of < 0 || (uint64_t)of != i / group)
+            break;
+    }
+    free(bytes);
+    return i == f->columns ? ST_OK
+                           : REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: column %" PRIu64 " is out of the order of groups (act-order, desc_act), which is not supported yet", t->name, i);
+}
+
+/* ---- FP4 --------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st fp4_codes(struct finding *f, uint64_t group)
+{
+    if (f->columns % group)
+        return REFUSE(f, ST_INVALID, "tensor %.200s: %" PRIu64 " columns are no multiple of the group of %" PRIu64, f->codes->name, f->columns, group);
+    const enum st st = want_shape(f, f->codes, f->rows, f->columns / 2);
+    if (!st)
+        add_source(f, f->codes, QUANT_CODES, 1, 2, 1)->bits = 4;
+    return st;
+}
+
+static enum st nvfp4(struct finding *f)
+{
+    const struct parts *p = &f->parts;
+    const struct ck_tensor *tensor_scale = p->weight_scale_2 ? p->weight_scale_2 : p->weight_global_scale;
+    if (p->weight_scale_2 && p->weight_global_scale)
+        return both(f, p->weight_scale_2, p->weight_global_scale);
+    if (!tensor_scale)
+        return missing(f, p->weight_packed ? "weight_global_scale" : "weight_scale_2");
+    f->s->format = FMT_NVFP4;
+    f->s->name = p->weight_packed ? "NVFP4 of compressed-tensors" : "NVFP4 of ModelOpt";
+    f->s->divides = tensor_scale == p->weight_global_scale;
+    enum st st = fp4_codes(f, 16);
+    if (!st)
+        st = want_shape(f, p->weight_scale, f->rows, f->columns / 16);
+    if (st)
+        return st;
+    add_source(f, p->weight_scale, QUANT_SCALES, 1, 16, 1);
+    return add_tensor_scale(f, tensor_scale);
+}
+
+static enum st mxfp4(struct finding *f)
+{
+    const struct parts *p = &f->parts;
+    f->s->format = FMT_MXFP4;
+    const struct ck_tensor *scale = p->weight_scale ? p->weight_scale : p->scale;
+    f->s->name = p->weight_packed ? "MXFP4 of compressed-tensors" : p->weight_scale ? "MXFP4 of ModelOpt" : "MXFP4 of DeepSeek";
+    enum st st = refuse_extra(f, scale, (const struct ck_tensor *const[]){p->weight_scale_2, p->weight_global_scale}, 2);
+    if (!st)
+        st = fp4_codes(f, 32);
+    if (!st)
+        st = want_shape(f, scale, f->rows, f->columns / 32);
+    if (!st)
+        add_source(f, scale, QUANT_SCALES, 1, 32, 1);
+    return st;
+}
+
+static enum st fp4(struct finding *f)
+{
+    const struct ck_tensor *scale = f->parts.weight_scale;
+    if (!scale)
+        return missing(f, "weight_scale");
+    const enum st st = refuse_extra(f, scale, (const struct ck_tensor *const[]){f->parts.weight_scale_inv, f->parts.scale, f->parts.scales, f->parts.weight_zero_point}, 4);
+    if (st)
+        return st;
+    if (scale->raw == CK_RAW_F8_E4M3)
+        return nvfp4(f);
+    if (scale->raw == CK_RAW_U8 || scale->raw == CK_RAW_F8_E8M0)
+        return mxfp4(f);
+    return wrong_type(f, scale, "F8_E4M3 (NVFP4) or U8 or F8_E8M0 (MXFP4)");
+}
+
+/* ---- FP8 --------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st fp8(struct finding *f)
+{
+    const struct parts *p = &f->parts;
+    const struct ck_tensor *const all[] = {p->weight_scale_inv, p->scale, p->weight_scale};
+    const struct ck_tensor *scale = all[0] ? all[0] : all[1] ? all[1] : all[2];
+    if (!scale)
+        return missing(f, "weight_scale_inv (or scale, or weight_scale)");
+    enum st st = refuse_extra(f, scale, all, 3);
+    if (!st)
+        st = refuse_extra(f, scale, (const struct ck_tensor *const[]){p->weight_scale_2, p->weight_global_scale, p->scales, p->weight_zero_point}, 4);
+    if (!st)
+        st = want_shape(f, f->codes, f->rows, f->columns);
+    if (st)
+        return st;
+    f->s->format = FMT_FP8;
+    add_source(f, f->codes, QUANT_CODES, 1, 1, 1);
+    const uint64_t n_down = up(f->rows, FP8_BLOCK), n_across = up(f->columns, FP8_BLOCK);
+    const bool blocks = (scale->n_dims == 2 && scale->dims[0] == n_down && scale->dims[1] == n_across) || /* ModelOpt keeps the places of the two 128s: */
+                        (scale->n_dims == 4 && scale->dims[0] == n_down && scale->dims[1] == 1 && scale->dims[2] == n_across && scale->dims[3] == 1);
+    f->s->scale_columns = FP8_BLOCK;
+    if (scale != p->weight_scale || (blocks && !is_single(scale))) {
+        if (!blocks)
+            return want_shape(f, scale, n_down, n_across);
+        if (!is_float(scale) && scale->raw != CK_RAW_F8_E8M0)
+            return wrong_type(f, scale, "F32, BF16, F16 or F8_E8M0");
+        f->s->name = "FP8 in blocks of 128 × 128";
+        add_source(f, scale, QUANT_SCALES, FP8_BLOCK, FP8_BLOCK, scale->raw == CK_RAW_F8_E8M0 ? 1 : kern_format(scale->format)->block_bytes);
+        return ST_OK;
+    }
+    if (scale->raw == CK_RAW_U8 || scale->raw == CK_RAW_F8_E8M0)
+        return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: MXFP8 (scales of 32 columns in E8M0) is not supported yet", scale->name);
+    st = add_scales(f, scale);
+    if (st)
+        return st;
+    const struct quant_source *added = &f->s->sources[f->s->n_sources - 1];
+    f->s->name = added->row_unit == 1 ? "FP8 with a scale for each row" : "FP8 with one scale";
+    if (added->column_unit != f->columns && added->column_unit % FP8_BLOCK)
+        return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: FP8 in groups of %" PRIu64 " columns is not supported: multiples of %d are", scale->name, added->column_unit, FP8_BLOCK);
+    f->s->scale_columns = FP8_BLOCK;
+    return ST_OK;
+}
+
+/* ---- INT4 and INT8 ------------------------------------------------------------------------------------------------------------------------------------ */
+
+static enum format int_format(unsigned bits, bool zero) { return bits == 4 ? (zero ? FMT_INT4_ZERO : FMT_INT4) : zero ? FMT_INT8_ZERO : FMT_INT8; }
+
+/* compressed-tensors' int-quantized: I8 [out, in], whatever the number of bits; and others that write I8. */
+static enum st int8(struct finding *f)
+{
+    const struct parts *p = &f->parts;
+    if (!p->weight_scale)
+        return missing(f, "weight_scale");
+    enum st st = refuse_extra(f, p->weight_scale, (const struct ck_tensor *const[]){p->weight_scale_2, p->weight_global_scale, p->weight_scale_inv, p->scale, p->scales}, 5);
+    if (!st)
+        st = want_shape(f, f->codes, f->rows, f->columns);
+    if (st)
+        return st;
+    f->s->format = int_format(8, p->weight_zero_point != NULL);
+    f->s->name = p->weight_zero_point ? "INT8 with zero points" : "INT8";
+    add_source(f, f->codes, QUANT_CODES, 1, 1, 1)->is_signed = true;
+    st = add_scales(f, p->weight_scale);
+    if (st || !p->weight_zero_point)
+        return st;
+    const struct ck_tensor *zero = p->weight_zero_point;
+    const struct quant_source *scales = &f->s->sources[f->s->n_sources - 1];
+    const uint64_t n = up(f->rows, scales->row_unit) * up(f->columns, scales->column_unit);
+    if (zero->raw != CK_RAW_I8)
+        return wrong_type(f, zero, "I8");
+    if (zero->bytes != n)
+        return wrong_shape(f, zero, "as many numbers as there are scales");
+    add_source(f, zero, QUANT_ZEROS, scales->row_unit, scales->column_unit, 1)->is_signed = true;
+    return ST_OK;
+}
+
+/* Bits of a number from the words that n of them take, without gaps; 0: none of 1 to 8. Those that are supported first: a few numbers take one word whatever their bits. */
+static unsigned bits_of(uint64_t n_numbers, uint64_t n_words)
+{
+    static const unsigned all[] = {4, 8, 1, 2, 3, 5, 6, 7};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (n_words == up(n_numbers * all[i], 32))
+            return all[i];
+    return 0;
+}
+
+static enum st check_bits(const struct finding *f, unsigned bits, const char *wanted)
+{
+    if (bits == 0)
+        return wrong_shape(f, f->codes, wanted);
+    if (bits != 4 && bits != 8)
+        return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: packed numbers of %u bits are not supported: 4 and 8 are", f->codes->name, bits);
+    return ST_OK;
+}
+
+/* compressed-tensors' pack-quantized: I32 [out, in · bits / 32], zero points packed along out. */
+static enum st packed(struct finding *f)
+{
+    const struct parts *p = &f->parts;
+    if (!p->weight_scale)
+        return missing(f, "weight_scale");
+    enum st st = refuse_extra(f, p->weight_scale, (const struct ck_tensor *const[]){p->weight_scale_2, p->weight_global_scale, p->weight_scale_inv, p->scale, p->scales}, 5);
+    if (st)
+        return st;
+    const unsigned bits = f->codes->n_dims == 2 && f->codes->dims[0] == f->rows ? bits_of(f->columns, f->codes->dims[1]) : 0;
+    st = check_bits(f, bits, "[rows, columns · bits / 32]");
+    if (st)
+        return st;
+    f->s->format = int_format(bits, p->weight_zero_point != NULL);
+    f->s->name = bits == 4 ? (p->weight_zero_point ? "INT4 with zero points, packed" : "INT4, packed") : p->weight_zero_point ? "INT8 with zero points, packed" : "INT8, packed";
+    add_source(f, f->codes, QUANT_CODES, 1, 32 / bits, sizeof(int32_t))->bits = (uint8_t)bits;
+    st = add_scales(f, p->weight_scale);
+    if (!st)
+        st = check_order(f, p->weight_g_idx, f->s->sources[1].column_unit);
+    if (st || !p->weight_zero_point)
+        return st;
+    const struct ck_tensor *zero = p->weight_zero_point;
+    const struct quant_source *scales = &f->s->sources[1];
+    if (zero->raw == CK_RAW_I8 && scales->row_unit != 1 && is_single(zero)) { /* one for all is not packed */
+        add_source(f, zero, QUANT_ZEROS, f->rows, f->columns, 1)->is_signed = true;
+        return ST_OK;
+    }
+    if (zero->raw != CK_RAW_I32)
+        return wrong_type(f, zero, "I32");
+    if (scales->row_unit != 1)
+        return wrong_shape(f, zero, "one I8");
+    st = want_shape(f, zero, up(f->rows * bits, 32), up(f->columns, scales->column_unit));
+    if (st)
+        return st;
+    struct quant_source *s = add_source(f, zero, QUANT_ZEROS, 32 / bits, scales->column_unit, sizeof(int32_t));
+    s->bits = (uint8_t)bits;
+    s->along_rows = true;
+    return ST_OK;
+}
+
+/* GPTQ: qweight [in · bits / 32, out], packed along in; AWQ: qweight [in, out · bits / 32], packed along out. Both: scales [groups, out], qzeros [groups, out · bits / 32]. */
+static enum st words(struct finding *f)
+{
+    const struct parts *p = &f->parts;
+    if (!p->scales)
+        return missing(f, "scales");
+    if (!p->qzeros)
+        return missing(f, "qzeros");
+    enum st st = refuse_extra(f, p->scales, (const struct ck_tensor *const[]){p->weight_scale, p->weight_scale_2, p->weight_global_scale, p->weight_scale_inv, p->scale, p->weight_zero_point}, 6);
+    if (st)
+        return st;
+    const struct ck_tensor *c = f->codes;
+    if (c->raw != CK_RAW_I32)
+        return wrong_type(f, c, "I32");
+    if (c->n_dims != 2)
+        return wrong_shape(f, c, "[columns · bits / 32, rows] (GPTQ) or [columns, rows · bits / 32] (AWQ)");
+    const bool awq = c->dims[0] == f->columns && c->dims[1] != f->rows;
+    const unsigned bits = awq ? bits_of(f->rows, c->dims[1]) : c->dims[1] == f->rows ? bits_of(f->columns, c->dims[0]) : 0;
+    st = check_bits(f, bits, "[columns · bits / 32, rows] (GPTQ) or [columns, rows · bits / 32] (AWQ)");
+    if (st)
+        return st;
+    const uint64_t per_word = 32 / bits;
+    if (awq && bits != 4)
+        return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: AWQ of %u bits is not supported: 4 are", c->name, bits);
+    if (f->rows % per_word || (!awq && f->columns % per_word))
+        return REFUSE(f, ST_INVALID, "tensor %.200s: words of %" PRIu64 " numbers do not divide a matrix [%" PRIu64 ", %" PRIu64 "]", c->name, per_word, f->rows, f->columns);
+    if (!is_float(p->scales))
+        return wrong_type(f, p->scales, "F16, BF16 or F32");
+    if (p->scales->n_dims != 2 || p->scales->dims[1] != f->rows)
+        return wrong_shape(f, p->scales, "[groups, rows]");
+    if (p->qzeros->raw != CK_RAW_I32)
+        return wrong_type(f, p->qzeros, "I32");
+    uint64_t group;
+    st = group_of(f, p->scales, p->scales->dims[0], &group);
+    if (!st)
+        st = want_shape(f, p->qzeros, p->scales->dims[0], f->rows / per_word);
+    if (!st)
+        st = check_order(f, p->g_idx, group);
+    if (st)
+        return st;
+    f->s->format = int_format(bits, true);
+    f->s->name = awq ? "INT4 of AWQ" : bits == 4 ? "INT4 of GPTQ" : "INT8 of GPTQ";
+    f->s->zero_plus_one = !awq && !quant_is_gptq_v2(f->q);
+    struct quant_source *codes = add_source(f, c, QUANT_CODES, awq ? per_word : 1, awq ? 1 : per_word, sizeof(int32_t));
+    codes->along_rows = codes->interleaved = awq;
+    struct quant_source *scales = add_source(f, p->scales, QUANT_SCALES, 1, group, kern_format(p->scales->format)->block_bytes);
+    struct quant_source *zeros = add_source(f, p->qzeros, QUANT_ZEROS, per_word, group, sizeof(int32_t));
+    zeros->along_rows = true;
+    zeros->interleaved = awq;
+    codes->bits = zeros->bits = (uint8_t)bits;
+    codes->transposed = scales->transposed = zeros->transposed = true;
+    return ST_OK;
+}
+
+/* ---- which ------------------------------------------------------------------------------------------------------------------------------------------- */
+
+uint64_t quant_rows(const struct checkpoint *ck, const struct ck_tensor *codes)
+{
+    int i_suffix;
+    const size_t n = module_bytes(codes, &i_suffix);
+    if (i_suffix != 2)
+        return codes->n_dims == 2 ? codes->dims[0] : 0;
+    char full[CK_MAX_MODULE + 32];
+    snprintf(full, sizeof full, "%.*s.scales", (int)n, codes->name);
+    const struct ck_tensor *scales = ck_find(ck, full);
+    return scales && scales->n_dims == 2 ? scales->dims[1] : 0;
+}
+
+static enum st find_scheme(struct finding *f)
+{
+    const struct ck_tensor *c = f->codes;
+    enum st st = find_parts(f);
+    if (!st)
+        st = refuse_extra(f, c, (const struct ck_tensor *const[]){f->parts.weight, f->parts.weight_packed, f->parts.qweight}, 3);
+    if (st)
+        return st;
+    if (c == f->parts.qweight)
+        return words(f);
+    if (c->raw == CK_RAW_U8)
+        return fp4(f);
+    if (c == f->parts.weight_packed)
+        return c->raw == CK_RAW_I32 ? packed(f) : wrong_type(f, c, "U8 or I32");
+    if (c->raw == CK_RAW_F8_E4M3)
+        return fp8(f);
+    if (c->raw == CK_RAW_I8 && f->parts.scale && !f->parts.weight_scale) { /* DeepSeek V4's experts: pairs of E2M1 called I8 */
+        if (f->parts.scale->raw != CK_RAW_F8_E8M0)
+            return wrong_type(f, f->parts.scale, "F8_E8M0");
+        const enum st extra = refuse_extra(f, f->parts.scale, (const struct ck_tensor *const[]){f->parts.weight_scale_inv, f->parts.scales, f->parts.weight_zero_point}, 3);
+        return extra ? extra : mxfp4(f);
+    }
+    if (c->raw == CK_RAW_I8)
+        return int8(f);
+    return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: type %s is not supported yet", c->name, type_of(c));
+}
+
+/* llama.cpp's converter keeps NVFP4's tensor scale as a tensor beside the weight (X.scale; others write X.weight.scale), to be multiplied into the product. */
+static enum st gguf_scale(struct finding *f)
+{
+    char full[CK_MAX_MODULE + 32];
+    snprintf(full, sizeof full, "%.*s.scale", f->module_bytes, f->module);
+    const struct ck_tensor *scale = ck_find(f->ck, full);
+    snprintf(full, sizeof full, "%.*s.weight.scale", f->module_bytes, f->module);
+    const struct ck_tensor *other = ck_find(f->ck, full);
+    if (scale && other)
+        return both(f, scale, other);
+    scale = scale ? scale : other;
+    return scale ? add_tensor_scale(f, scale) : ST_OK;
+}
+
+enum st quant_scheme_of(const struct checkpoint *ck, struct quant *q, const struct ck_tensor *codes, uint64_t rows, uint64_t columns, struct arena *arena,
+                        const struct quant_scheme **scheme, struct err *e)
+{
+    struct quant_scheme *s = base_arena_alloc(arena, sizeof *s);
+    int i_suffix;
+    struct finding f = {.ck = ck, .codes = codes, .module_bytes = (int)module_bytes(codes, &i_suffix), .module = codes->name, .rows = rows, .columns = columns, .q = q, .s = s, .e = e};
+    if (!s)
+        return err_set(e, ST_NO_MEMORY, "%s: no memory for the scheme of %.200s", ck_path(ck), codes->name);
+    *s = (struct quant_scheme){.rows = rows, .columns = columns};
+    if (codes->raw != CK_RAW_NONE || i_suffix != 0) {
+        if (rows == 0 || columns == 0)
+            return REFUSE(&f, ST_INVALID, "tensor %.200s: a quantised matrix [%" PRIu64 ", %" PRIu64 "]", codes->name, rows, columns);
+        const enum st st = find_scheme(&f);
+        if (st)
+            return st;
+    } else {
+        BASE_ASSERT(!codes->unsupported);
+        const struct format_info *info = kern_format(codes->format);
+        s->format = codes->format;
+        add_source(&f, codes, QUANT_BLOCKS, 1, info->block_columns, info->block_bytes);
+        const enum st st = ck_kind_of(ck) == CK_GGUF && codes->n_dims == 2 ? gguf_scale(&f) : ST_OK;
+        if (st)
+            return st;
+    }
+    if (q) {
+        char module[CK_MAX_MODULE];
+        snprintf(module, sizeof module, "%.*s", f.module_bytes, codes->name);
+        quant_note(q, module, s);
+    }
+    *scheme = s;
+    return ST_OK;
+}

@@ -1,0 +1,74 @@
+/* How the matrices of a safetensors checkpoint are stored: of which tensors each is put together, and what quantization_config says about it.
+ *
+ * quant_read (once a checkpoint) → quant_scheme_of (each matrix) → quant_report. Spellings, and what each becomes: docs/formats.md.
+ * The tensors that are there decide: a module's scheme follows from the names, types and shapes beside its codes. The configuration is read for what shapes cannot tell (the two
+ * conventions of GPTQ's zero points), is refused where it names a method that nobody here knows, and is told in a line where it contradicts the tensors.
+ * Sources: ModelOpt's and compressed-tensors' public code, AutoGPTQ's and AutoAWQ's packing, DeepSeek-V3's reference inference code. One thread; everything lives in the arena. */
+#ifndef PARTITION_QUANT_H
+#define PARTITION_QUANT_H
+
+#include "base/arena.h"
+#include "partition/checkpoint.h"
+
+#define QUANT_MAX_SOURCES 3
+
+enum quant_role {
+    QUANT_BLOCKS,      /* rows of blocks of the scheme's format, as the kernels read them: no codes, scales or zero points beside it */
+    QUANT_CODES,
+    QUANT_SCALES,
+    QUANT_ZEROS,       /* zero points */
+    QUANT_TENSOR_SCALE /* one F32 for the whole tensor */
+};
+
+/* One tensor of a matrix [rows, columns] (of out × in; fused ones whole). An element of it covers row_unit rows and column_unit columns, the last ones perhaps in part. */
+struct quant_source {
+    const struct ck_tensor *tensor;
+    enum quant_role role;
+    uint64_t row_unit, column_unit;
+    uint32_t element_bytes;
+    bool transposed; /* the tensor's first axis runs along the columns */
+    /* QUANT_CODES and QUANT_ZEROS: an element holds 8 · element_bytes / bits numbers, the first in its lowest bits */
+    uint8_t bits;
+    bool along_rows;  /* they follow each other along the rows, else along the columns */
+    bool interleaved; /* AWQ: of eight along the rows number i stands at place 0 4 1 5 2 6 3 7 */
+    bool is_signed;   /* two's complement; else, where the format's numbers are signed, 2^(bits−1) is added */
+};
+
+struct quant_scheme {
+    const char *name;       /* for people: "NVFP4 of ModelOpt"; NULL: a tensor in the format that it is stored in */
+    enum format format;     /* what the kernels get */
+    uint32_t scale_columns; /* as kern_matrix has it; 0 where the format knows */
+    uint64_t rows, columns; /* of the whole */
+    bool divides;           /* by the tensor scale, instead of multiplying */
+    bool zero_plus_one;     /* GPTQ's first convention: a zero point is stored less one, modulo 2^bits */
+    uint32_t n_sources;
+    struct quant_source sources[QUANT_MAX_SOURCES]; /* the codes first */
+};
+
+struct quant;
+
+/* config: the parsed config.json. ST_UNSUPPORTED names an unknown method and lists the known ones; ST_INVALID names a malformed key. GGUF: *q is NULL. */
+enum st quant_read(const struct checkpoint *ck, const json_t *config, struct arena *arena, struct quant **q, struct err *e);
+
+/* The tensor that holds a module's numbers or codes: MODULE.weight, MODULE.weight_packed or MODULE.qweight; NULL: none. */
+const struct ck_tensor *quant_codes(const struct checkpoint *ck, const char *module);
+/* Outputs of the matrix that these codes belong to; 0: its tensors do not tell. */
+uint64_t quant_rows(const struct checkpoint *ck, const struct ck_tensor *codes);
+
+/* Whether a tensor's name says that it stands beside weights and says nothing about them: scales of activations and of the KV cache, which this build chooses itself, and shapes that the
+ * configuration gives. */
+bool quant_is_beside(const char *name);
+
+/* The scheme of the matrix [rows, columns] whose codes these are. Tensors are missing or too many, of a wrong type or shape: ST_INVALID or ST_UNSUPPORTED, one sentence with the
+ * tensor's name. q may be NULL (GGUF). */
+enum st quant_scheme_of(const struct checkpoint *ck, struct quant *q, const struct ck_tensor *codes, uint64_t rows, uint64_t columns, struct arena *arena,
+                        const struct quant_scheme **scheme, struct err *e);
+
+/* Whether the configuration says that the module is quantised: exclude and ignore lists (exact names, wildcards, "re:" patterns, fused names for their parts and the reverse),
+ * targets of its groups. */
+bool quant_expects(const struct quant *q, const char *module);
+
+/* Warns of what contradicted the tensors, a line for each kind. */
+void quant_report(const struct quant *q);
+
+#endif

@@ -1,0 +1,138 @@
+/* Quantised checkpoints: a config.json up to the first NUL, then a safetensors file. Every tensor that may hold codes is asked for its scheme under each shape that its own dimensions
+ * allow; a scheme that is found must account for every byte of its tensors, and its rows are put together, whole and cut. */
+#include <math.h>
+
+#include "base/json.h"
+#include "base/log.h"
+#include "partition/cache.h"
+#include "partition/quant.h"
+#include "runtime/assemble.h"
+#include "tests/fuzz/ck_fuzz.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
+
+enum { QUANT_MOST_ROWS = 64, QUANT_MOST_COLUMNS = 1024 };
+
+static void quant_check_sources(const struct quant_scheme *s)
+{
+    BASE_ASSERT(s->n_sources >= 1 && s->n_sources <= QUANT_MAX_SOURCES);
+    for (uint32_t k = 0; k < s->n_sources; k++) {
+        const struct quant_source *x = &s->sources[k];
+        BASE_ASSERT(x->row_unit && x->column_unit && x->element_bytes);
+        BASE_ASSERT(((s->rows - 1) / x->row_unit + 1) * ((s->columns - 1) / x->column_unit + 1) * x->element_bytes == x->tensor->bytes);
+    }
+}
+
+static void quant_assemble(const struct quant_scheme *s, const uint8_t *file, uint64_t column_begin, uint64_t column_end)
+{
+    struct rt_assembly a = {.scheme = s, .row_end = s->rows, .column_begin = column_begin, .column_end = column_end};
+    unsigned char *copies[QUANT_MAX_SOURCES] = {NULL};
+    for (uint32_t k = 0; k < s->n_sources; k++) { /* exact copies, so that a sanitizer sees the first byte that is read too far */
+        const struct quant_source *x = &s->sources[k];
+        copies[k] = malloc(x->tensor->bytes);
+        BASE_ASSERT(copies[k] != NULL);
+        memcpy(copies[k], file + x->tensor->offset, x->tensor->bytes);
+        a.pieces[k] = (struct rt_piece){.data = copies[k], .transposed = x->transposed, .stride_bytes = (size_t)(x->transposed ? (s->rows - 1) / x->row_unit + 1 : (s->columns - 1) / x->column_unit + 1) * x->element_bytes};
+    }
+    const size_t row_bytes = rt_assembled_bytes(s, column_begin, column_end), block = kern_format(s->format)->block_columns;
+    const uint64_t n = row_bytes / kern_format(s->format)->block_bytes * block;
+    unsigned char *rows = malloc(s->rows * row_bytes);
+    float *values = malloc(n * sizeof *values);
+    BASE_ASSERT(rows != NULL && values != NULL);
+    struct rt_odd_scales odd = {0, 0, 0};
+    struct err e = {""};
+    if (rt_assemble(&a, rows, &odd, &e) == ST_OK)
+        for (uint64_t r = 0; r < s->rows; r++) {
+            kern_format_dequantise(s->format, rows + r * row_bytes, n, values);
+            for (uint64_t c = 0; c < n; c++)
+                BASE_ASSERT(!isnan(values[c])); /* a large scale may overflow */
+        }
+    else
+        BASE_ASSERT(e.text[0]);
+    free(values);
+    free(rows);
+    for (uint32_t k = 0; k < s->n_sources; k++)
+        free(copies[k]);
+}
+
+static void quant_try(const struct checkpoint *ck, struct quant *q, const struct ck_tensor *t, uint64_t rows, uint64_t columns, const uint8_t *file, struct arena *arena)
+{
+    const struct quant_scheme *s;
+    struct err e = {""};
+    if (quant_scheme_of(ck, q, t, rows, columns, arena, &s, &e) != ST_OK) {
+        BASE_ASSERT(e.text[0]);
+        return;
+    }
+    if (s->sources[0].role == QUANT_BLOCKS)
+        return;
+    quant_check_sources(s);
+    if (rows > QUANT_MOST_ROWS || columns > QUANT_MOST_COLUMNS)
+        return;
+    quant_assemble(s, file, 0, columns);
+    if (columns > 40)
+        quant_assemble(s, file, columns / 3, columns - 7);
+}
+
+static void quant_try_all(const struct checkpoint *ck, struct quant *q, const uint8_t *file, struct arena *arena)
+{
+    for (size_t i = 0; i < ck_n_tensors(ck); i++) {
+        const struct ck_tensor *t = ck_tensor_at(ck, i);
+        quant_expects(q, t->name);
+        quant_is_beside(t->name);
+        if (t->n_dims != 2 || (t->unsupported && t->raw == CK_RAW_NONE))
+            continue;
+        const uint64_t rows = quant_rows(ck, t), known = rows ? rows : 1, a = t->dims[0], b = t->dims[1];
+        const uint64_t columns[] = {b, b * 2, b * 4, b * 8, a, a * 4, a * 8};
+        for (size_t k = 0; k < sizeof columns / sizeof *columns; k++)
+            quant_try(ck, q, t, known, columns[k], file, arena);
+        quant_try(ck, q, t, 0, 0, file, arena);
+    }
+    quant_report(q);
+}
+
+/* Scales of a key/value cache beside module "a". */
+static void quant_try_cache(const struct checkpoint *ck, const json_t *config)
+{
+    bool fp8;
+    struct err e = {""};
+    struct part_cache cache = {.module = "a", .k_scale = 1, .v_scale = 1};
+    struct part_model m = {.ck = ck, .caches = &cache, .n_caches = 1};
+    BASE_ASSERT(part_cache_declared(ck, config, &fp8, &e) == ST_OK || e.text[0]);
+    if (part_cache_read_scales(&m, &e) == ST_OK)
+        BASE_ASSERT(cache.k_scale > 0 && cache.v_scale > 0 && isfinite(cache.k_scale) && isfinite(cache.v_scale));
+    else
+        BASE_ASSERT(e.text[0]);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
+{
+    static bool quiet;
+    if (!quiet)
+        base_log_init("error");
+    quiet = true;
+    const uint8_t *nul = memchr(data, 0, bytes);
+    if (!nul)
+        return 0;
+    const uint8_t *file = nul + 1;
+    struct checkpoint *ck;
+    json_t *config = NULL;
+    if (base_json_parse("config.json", (const char *)data, (size_t)(nul - data), &config, NULL) != ST_OK)
+        return 0;
+    if (!fuzz_open(CK_SAFETENSORS, file, bytes - (size_t)(file - data), &ck)) {
+        json_decref(config);
+        return 0;
+    }
+    struct arena arena;
+    struct quant *q;
+    struct err e = {""};
+    BASE_ASSERT(base_arena_init(&arena, "fuzz", 0, NULL) == ST_OK);
+    quant_try_cache(ck, config);
+    if (quant_read(ck, config, &arena, &q, &e) == ST_OK)
+        quant_try_all(ck, q, file, &arena);
+    else
+        BASE_ASSERT(e.text[0]);
+    base_arena_release(&arena);
+    ck_close(ck);
+    json_decref(config);
+    return 0;
+}
