@@ -57,6 +57,9 @@ CASES = {
     "int4-channels": dict(SMALL, hidden=72, heads=6, kv=3, head_dim=20, ffn=104, method="ct", format="pack-quantized", scale=torch.float32, weights=int_args(strategy="channel"),
                           ignore=["lm_head", "model.layers.0.self_attn.q_proj"]),
     "int8-channels": dict(SMALL, hidden=40, heads=4, kv=2, head_dim=18, ffn=100, method="ct", preset="INT8", format="int-quantized", scale=torch.bfloat16, ignore=["lm_head"]),
+    # head and embedding too
+    "int8-embedding": dict(SMALL, hidden=40, heads=4, kv=4, head_dim=10, ffn=52, method="ct", format="int-quantized", scale=torch.float32,
+                           weights=int_args(bits=8, strategy="channel", symmetric=False), ignore=[], targets=["Linear", "Embedding"]),
     "int8-groups": dict(SMALL, hidden=64, heads=4, kv=2, head_dim=32, ffn=192, method="ct", format="pack-quantized", scale=torch.float16,
                         weights=int_args(bits=8, strategy="group", group_size=64, symmetric=False), ignore=["lm_head"]),
     "int4-gptq": dict(SMALL, hidden=64, heads=4, kv=2, head_dim=24, ffn=160, method="gptq", bits=4, group=32),
@@ -209,7 +212,7 @@ FUSIONS = {"self_attn.qkv_proj": ["self_attn.q_proj", "self_attn.k_proj", "self_
 def scheme_of(c):
     if "preset" in c:
         return preset_name_to_scheme(c["preset"], ["Linear"])
-    return QuantizationScheme(targets=["Linear"], weights=c["weights"])
+    return QuantizationScheme(targets=c.get("targets", ["Linear"]), weights=c["weights"])
 
 
 def quantization_config(c):
@@ -262,7 +265,7 @@ def save(model, c, directory):
             weights[f"model.layers.{layer}.{fused}.weight"] = together
     for name, w in weights.items():
         module, what = name.rsplit(".", 1)
-        if w.ndim != 2 or "embed_tokens" in name or ignored(c, module):
+        if w.ndim != 2 or ("embed_tokens" in name and "targets" not in c) or ignored(c, module):
             tensors[name] = w.to(torch.bfloat16).contiguous()
             values[name] = w
             continue
