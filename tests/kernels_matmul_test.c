@@ -89,7 +89,7 @@ static int all_shapes(struct shape *s) {
 
 static bool concerns(const struct shape *s, enum format f) {
     if (kern_format(f)->super_block) return s->formats & SUPER_BLOCKS;
-    return f <= FMT_Q4_1 ? s->formats != SUPER_BLOCKS : (s->formats & BLOCKS) || (t_is_joined(f) && (s->n_columns % 32 || s->n_columns == 2880));
+    return f <= FMT_Q4_1 ? s->formats != SUPER_BLOCKS : (s->formats & BLOCKS) || (t_is_joined(f) && s->n_columns % 32);
 }
 
 /* ---- random files -------------------------------------------------------------------------------------------------------------------------------- */
