@@ -1,4 +1,5 @@
-/* The plan: every rank's programs, slices, memory budget, and one digest over all of it. Headers alone are enough; nothing is touched.
+/* The plan: every rank's programs, slices, memory budget, and one digest over all of it. Headers alone are enough, but for the scales of a cache in FP8, which
+ * are read; no weight is touched.
  *
  * create → read (any thread) → destroy. Pure: what a packed matrix or a scratch buffer takes is asked of the caller by a table of functions, because only the
  * kernel backend knows. */

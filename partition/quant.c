@@ -422,7 +422,7 @@ static enum st check_bits(const struct finding *f, unsigned bits, const char *wa
     return ST_OK;
 }
 
-/* compressed-tensors' pack-quantized: I32 [out, in · bits / 32], zero points packed along out. */
+/* compressed-tensors' pack-quantized: I32 [out, in · bits / 32], zero points packed along out, or I8. */
 static enum st packed(struct finding *f)
 {
     const struct parts *p = &f->parts;
@@ -445,15 +445,18 @@ static enum st packed(struct finding *f)
         return st;
     const struct ck_tensor *zero = p->weight_zero_point;
     const struct quant_source *scales = &f->s->sources[1];
-    if (zero->raw == CK_RAW_I8 && scales->row_unit != 1 && is_single(zero)) { /* one for all is not packed */
-        add_source(f, zero, QUANT_ZEROS, f->rows, f->columns, 1)->is_signed = true;
+    const uint64_t n_rows = up(f->rows, scales->row_unit), n_groups = up(f->columns, scales->column_unit);
+    if (zero->raw == CK_RAW_I8) { /* one for all is not packed; more that are not are read too */
+        if (zero->bytes != n_rows * n_groups)
+            return wrong_shape(f, zero, "as many numbers as there are scales");
+        add_source(f, zero, QUANT_ZEROS, scales->row_unit, scales->column_unit, 1)->is_signed = true;
         return ST_OK;
     }
     if (zero->raw != CK_RAW_I32)
-        return wrong_type(f, zero, "I32");
+        return wrong_type(f, zero, "I32 or I8");
     if (scales->row_unit != 1)
-        return wrong_shape(f, zero, "one I8");
-    st = want_shape(f, zero, up(f->rows * bits, 32), up(f->columns, scales->column_unit));
+        return wrong_type(f, zero, "one I8");
+    st = want_shape(f, zero, up(f->rows * bits, 32), n_groups);
     if (st)
         return st;
     struct quant_source *s = add_source(f, zero, QUANT_ZEROS, 32 / bits, scales->column_unit, sizeof(int32_t));

@@ -299,7 +299,7 @@ static enum st int_row(const struct row *r, unsigned char *out)
         if (from >= next) {
             if (zeros) {
                 const unsigned stored = number_at(&r->zeros, r->row, from) + s->zero_plus_one;
-                zero = four ? (unsigned char)(stored & 15u) : as_signed(r->zeros.source, stored & 255u);
+                zero = four ? (unsigned char)((r->zeros.source->is_signed ? stored + 8 : stored) & 15u) : as_signed(r->zeros.source, stored & 255u);
             }
             const float z = (float)(four ? (int)zero : (int)(signed char)zero);
             d = scale_at(&r->scales, from);

@@ -13,7 +13,9 @@
 #include "base/log.h"
 #include "runtime/assemble.h"
 
-#define BOUNCE_BYTES (4u << 20)
+#ifndef BOUNCE_BYTES
+#define BOUNCE_BYTES (4u << 20) /* what a thread reads at once */
+#endif
 
 struct loading {
     const struct part_model *m;

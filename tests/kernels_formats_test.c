@@ -1,4 +1,5 @@
-/* Stored formats: the table, errors by name, single numbers over all 2^16 halves and around every rounding, blocks by hand and by the gguf package. */
+/* Stored formats: the table, errors by name, single numbers over all 2^16 halves and around every rounding, E4M3 by PyTorch, blocks by hand and by the gguf
+ * package. */
 #include "tests/t.h"
 
 #include <math.h>
@@ -142,6 +143,43 @@ static void e4m3_by_torch(void **state) {
     assert_int_equal(kern_f32_to_e4m3(INFINITY), 0x7e);
 }
 
+/* What a loader puts together: F32 scales, then codes. */
+static void joined_blocks_by_hand(void **state) {
+    (void)state;
+    const float d = 0.3f, m = -0.7f;
+    float y[64];
+    uint8_t block[2 * 40] = {0};
+    /* FP8: two blocks, each with its own scale */
+    memcpy(block, &d, 4);
+    memcpy(block + 36, &m, 4);
+    block[4] = 0x7e, block[5] = 0x81, block[35] = 0xb8; /* 448, −2^−9, −1 */
+    block[40] = 0x38;
+    kern_format_dequantise(FMT_FP8, block, 64, y);
+    assert_true(y[0] == d * 448 && y[1] == -d / 512 && y[2] == 0 && y[31] == -d && y[32] == m && y[63] == 0);
+    /* nibbles: low ones are columns 0–15 */
+    memset(block, 0, sizeof block);
+    memcpy(block, &d, 4);
+    block[4] = 0xf1, block[19] = 0x2c;
+    kern_format_dequantise(FMT_INT4, block, 32, y);
+    assert_true(y[0] == d * -7 && y[16] == d * 7 && y[15] == d * 4 && y[31] == d * -6 && y[1] == d * -8);
+    memcpy(block + 4, &m, 4);
+    block[8] = 0xf1, block[23] = 0x2c;
+    kern_format_dequantise(FMT_INT4_ZERO, block, 32, y);
+    const float products[] = {d * 15, d * 12, d * 2}; /* rounded before m is added */
+    assert_true(y[0] == d + m && y[16] == products[0] + m && y[15] == products[1] + m && y[31] == products[2] + m && y[1] == m);
+    /* bytes */
+    memset(block, 0, sizeof block);
+    memcpy(block, &d, 4);
+    block[4] = 0x80, block[35] = 127;
+    kern_format_dequantise(FMT_INT8, block, 32, y);
+    assert_true(y[0] == d * -128 && y[1] == 0 && y[31] == d * 127);
+    memcpy(block + 4, &m, 4);
+    block[8] = 0x80, block[39] = 3;
+    kern_format_dequantise(FMT_INT8_ZERO, block, 32, y);
+    const float product = d * 3;
+    assert_true(y[0] == d * -128 + m && y[1] == m && y[31] == product + m);
+}
+
 static void blocks_by_hand(void **state) {
     (void)state;
     float y[32];
@@ -181,7 +219,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(table),        cmocka_unit_test(names),          cmocka_unit_test(halves),
         cmocka_unit_test(brain_floats), cmocka_unit_test(blocks_by_hand), cmocka_unit_test(blocks_by_gguf),
-        cmocka_unit_test(e4m3_by_torch),
+        cmocka_unit_test(e4m3_by_torch), cmocka_unit_test(joined_blocks_by_hand),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -89,7 +89,7 @@ static int all_shapes(struct shape *s) {
 
 static bool concerns(const struct shape *s, enum format f) {
     if (kern_format(f)->super_block) return s->formats & SUPER_BLOCKS;
-    return f <= FMT_Q4_1 ? s->formats != SUPER_BLOCKS : (s->formats & BLOCKS) || (t_is_joined(f) && (s->n_columns % 32 || s->n_columns == 2880));
+    return f <= FMT_Q4_1 ? s->formats != SUPER_BLOCKS : (s->formats & BLOCKS) || (t_is_joined(f) && s->n_columns % 32);
 }
 
 /* ---- random files -------------------------------------------------------------------------------------------------------------------------------- */
@@ -551,6 +551,31 @@ static void corners_of_int8(void **state) {
     }
 }
 
+/* Memory is planned by matrix_bytes: what the byte tables of kernels/cpu/matmul_priv.h say, heads for each scale_columns that a rank has a part of. */
+static void packed_bytes(void **state) {
+    (void)state;
+    static const struct {
+        enum format format;
+        size_t tile, head;
+    } formats[] = {{FMT_FP8, 512, 64}, {FMT_INT4, 256, 64}, {FMT_INT4_ZERO, 256, 128}, {FMT_INT8, 512, 64}, {FMT_INT8_ZERO, 512, 128}, {FMT_NVFP4, 288, 0}};
+    const struct shape s = by_heads("8 heads of 80", 8, 80);
+    for (const struct kern_backend *const *b = kern_backends(); *b; b++)
+        for (size_t i = 0; i < sizeof formats / sizeof *formats && *b != &kern_ref; i++) {
+            struct kern_matrix m = {.format = formats[i].format, .activation = KERN_ACT_F32, .n_rows = 33, .scale = 1};
+            uint32_t begins[32];
+            uint8_t widths[32];
+            kern_columns_init(&m.columns, 80, s.leaf_end + 1, 1, 4, s.n_leaves, begins, widths); /* columns 80–319, three segments a leaf */
+            assert_int_equal(m.columns.n_segments, 9);
+            for (m.scale_columns = 32; m.scale_columns <= 128; m.scale_columns *= 2) {
+                const size_t n_heads = m.scale_columns == 32 ? 8 : m.scale_columns == 64 ? 4 : 3;
+                assert_int_equal((*b)->matrix_bytes(&m), 3 * (9 * formats[i].tile + n_heads * formats[i].head));
+            }
+            m.n_rows = 0;
+            m.scale_columns = 64;
+            assert_int_equal((*b)->matrix_bytes(&m), 0);
+        }
+}
+
 /* Leaves, folds and vectors against the recursion of specs/order_of_sums.py, for all ranges of up to 32 leaves */
 static int spell(char *text, uint32_t lo, uint32_t hi, uint32_t a, uint32_t b, bool inside) {
     if (hi <= a || b <= lo)
@@ -622,6 +647,7 @@ int main(void) {
         cmocka_unit_test(columns_fold_like_the_tree), cmocka_unit_test(same_bits_for_tokens_rows_threads), cmocka_unit_test(same_bits_one_by_one),
         cmocka_unit_test(same_bits_for_any_cut),      cmocka_unit_test(several_parts),                     cmocka_unit_test(corners_of_int8),
         cmocka_unit_test(ref_against_double),         cmocka_unit_test(embedding),                         cmocka_unit_test(corners_of_scales),
+        cmocka_unit_test(packed_bytes),
     };
     return cmocka_run_group_tests(tests, expect_all, forget_all);
 }

@@ -241,8 +241,8 @@ struct walk {
     __m256 stack[CPU_STACK][MAX_SUMS]; /* [..][2·nr half tiles][nt] */
 };
 
-/* After leaf i has been stored on top of the stack. */
-static void end_leaf(struct walk *k, const struct kern_columns *c, uint32_t i_leaf, int nt, int nr) {
+/* After leaf i has been stored on top of the stack. Once, not in each kernel: that would take half of the compiler's time. */
+static __attribute__((noinline)) void end_leaf(struct walk *k, const struct kern_columns *c, uint32_t i_leaf, int nt, int nr) {
     const struct cpu_rows *a = k->a;
     for (int i = 0; i < 2 * nr * nt; i++) k->stack[k->depth][i] = _mm256_mul_ps(k->stack[k->depth][i], _mm256_set1_ps(a->matrix->scale));
     k->depth++;

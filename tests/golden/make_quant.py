@@ -56,7 +56,12 @@ CASES = {
                         weights=int_args(strategy="group", group_size=32, symmetric=False), ignore=["lm_head"]),
     "int4-channels": dict(SMALL, hidden=72, heads=6, kv=3, head_dim=20, ffn=104, method="ct", format="pack-quantized", scale=torch.float32, weights=int_args(strategy="channel"),
                           ignore=["lm_head", "model.layers.0.self_attn.q_proj"]),
+    "int4-tensor": dict(SMALL, hidden=40, heads=4, kv=2, head_dim=10, ffn=52, method="ct", format="pack-quantized", scale=torch.float32,
+                        weights=int_args(strategy="tensor", symmetric=False), ignore=["lm_head"]),
     "int8-channels": dict(SMALL, hidden=40, heads=4, kv=2, head_dim=18, ffn=100, method="ct", preset="INT8", format="int-quantized", scale=torch.bfloat16, ignore=["lm_head"]),
+    # head and embedding too
+    "int8-embedding": dict(SMALL, hidden=40, heads=4, kv=4, head_dim=10, ffn=52, method="ct", format="int-quantized", scale=torch.float32,
+                           weights=int_args(bits=8, strategy="channel", symmetric=False), ignore=[], targets=["Linear", "Embedding"]),
     "int8-groups": dict(SMALL, hidden=64, heads=4, kv=2, head_dim=32, ffn=192, method="ct", format="pack-quantized", scale=torch.float16,
                         weights=int_args(bits=8, strategy="group", group_size=64, symmetric=False), ignore=["lm_head"]),
     "int4-gptq": dict(SMALL, hidden=64, heads=4, kv=2, head_dim=24, ffn=160, method="gptq", bits=4, group=32),
@@ -105,7 +110,7 @@ def compressed_tensors(w, c, scheme):
     if args.strategy != "tensor_group":
         state["weight_scale"] = state["weight_scale"].to(c.get("scale", torch.float32))
     if not args.symmetric:
-        state["weight_zero_point"] = zero.to(torch.int8)
+        state["weight_zero_point"] = zero.to(torch.int8).reshape(state["weight_scale"].shape)
     compressor = BaseCompressor.get_value_from_registry(c["format"])
     tensors = {n: t.detach() for n, t in compressor.compress(state, scheme).items()}
     values = read_compressed_tensors(tensors, args, w.shape)
@@ -128,7 +133,10 @@ def read_compressed_tensors(t, args, shape):
             codes = unpack_words(t["weight_packed"], args.num_bits)[:, : shape[1]].float() if packed else t["weight"].float()
             if "weight_zero_point" in t:
                 zero = t["weight_zero_point"]
-                zero = unpack_words(zero.T, args.num_bits).T[: shape[0]].float() if packed else zero.float()
+                if packed and zero.dtype == torch.int32:
+                    zero = unpack_words(zero.T, args.num_bits).T[: shape[0]].float()
+                else:
+                    zero = zero.float().reshape(-1, zero.shape[-1]) + (1 << args.num_bits - 1) * packed
             else:
                 zero = torch.tensor([[float(1 << args.num_bits - 1)]]) if packed else torch.zeros(1, 1)
             codes = (codes.reshape(shape[0], zero.shape[-1], -1) - zero.unsqueeze(-1)).reshape(shape)
@@ -209,7 +217,7 @@ FUSIONS = {"self_attn.qkv_proj": ["self_attn.q_proj", "self_attn.k_proj", "self_
 def scheme_of(c):
     if "preset" in c:
         return preset_name_to_scheme(c["preset"], ["Linear"])
-    return QuantizationScheme(targets=["Linear"], weights=c["weights"])
+    return QuantizationScheme(targets=c.get("targets", ["Linear"]), weights=c["weights"])
 
 
 def quantization_config(c):
@@ -262,7 +270,7 @@ def save(model, c, directory):
             weights[f"model.layers.{layer}.{fused}.weight"] = together
     for name, w in weights.items():
         module, what = name.rsplit(".", 1)
-        if w.ndim != 2 or "embed_tokens" in name or ignored(c, module):
+        if w.ndim != 2 or ("embed_tokens" in name and "targets" not in c) or ignored(c, module):
             tensors[name] = w.to(torch.bfloat16).contiguous()
             values[name] = w
             continue

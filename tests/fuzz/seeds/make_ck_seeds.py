@@ -91,6 +91,9 @@ GROUPS = {"config_groups": {"a": {"targets": ["Linear", "re:.*[ab]$"], "format":
 write("config_fuzz", "groups.json", json.dumps(CONFIG | {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"} | GROUPS}).encode())
 
 
+write("config_fuzz", "cache.json", json.dumps(CONFIG | {"quantization_config": {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8", "kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}}}).encode())
+
+
 def quantised(name, config, tensors):
     """A config.json, a NUL, and a safetensors file of small numbers: codes and scales that make sense in every type."""
     header, at = {}, 0
