@@ -95,10 +95,9 @@ struct walk {
     __m512 stack[CPU_STACK][16]; /* [..][nr·nt] */
 };
 
-/* After leaf i has been stored on top of the stack. Once, not in each kernel: that would take half of the compiler's time. */
+/* After leaf i times the scale has been stored on top of the stack. Once, not in each kernel: that would take half of the compiler's time. */
 static __attribute__((noinline)) void end_leaf(struct walk *k, const struct kern_columns *c, uint32_t i_leaf, int nt, int nr) {
     const struct cpu_rows *a = k->a;
-    for (int i = 0; i < nr * nt; i++) k->stack[k->depth][i] = _mm512_mul_ps(k->stack[k->depth][i], _mm512_set1_ps(a->matrix->scale));
     k->depth++;
     for (int n = c->n_folds[i_leaf]; n > 0; n--, k->depth--)
         for (int i = 0; i < nr * nt; i++) k->stack[k->depth - 2][i] = _mm512_add_ps(k->stack[k->depth - 2][i], k->stack[k->depth - 1][i]);
@@ -160,7 +159,7 @@ INLINE void walk_tiles(const struct cpu_rows *a, size_t row, size_t apart, const
             segment(kind, f, codec, nt, nr, w, head, stride, x, acc);
             if (acc != in_registers) __asm__ volatile("" ::: "memory"); /* else the compiler keeps them in registers, and spills sums */
         }
-        _Pragma("GCC unroll 16") for (int j = 0; j < nr * nt; j++) k.stack[k.depth][j] = acc[j];
+        _Pragma("GCC unroll 16") for (int j = 0; j < nr * nt; j++) k.stack[k.depth][j] = _mm512_mul_ps(acc[j], _mm512_set1_ps(a->matrix->scale));
         end_leaf(&k, c, i, nt, nr);
     }
 }
