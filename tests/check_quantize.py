@@ -5,7 +5,9 @@ needs: torch, transformers==5.23.0, compressed-tensors==0.20.0, safetensors
 
 1. The tensors that are not quantised are IN's, byte by byte; the others are those of compressed-tensors' own compressor when it is given the weights in F32, byte by byte. What it makes
    of the weights in their own type (BF16 quotients are rounded to BF16 before they are rounded to the format) is counted beside.
-2. transformers loads OUT with compressed-tensors and dequantises it; its weights are compared with code · scale in F32."""
+2. transformers loads OUT with compressed-tensors and dequantises it; its weights are compared with code · scale in F32.
+
+IN and OUT may be GGUF files too (needs: gguf==0.19.0): then every tensor of OUT is IN's, or what the gguf package makes of it in Q8_0, byte by byte, and every key but file_type is IN's."""
 import glob
 import json
 import os
@@ -54,6 +56,30 @@ def values(parts):
     return (x.reshape(x.shape[0], s.shape[1], -1) * scale.unsqueeze(-1)).reshape(x.shape)
 
 
+def check_gguf():
+    import gguf
+
+    a, b = gguf.GGUFReader(sys.argv[1]), gguf.GGUFReader(sys.argv[2])
+    for key, field in a.fields.items():
+        if not key.startswith("GGUF.") and key not in ("general.file_type", "general.quantization_version"):
+            assert [bytes(x) for x in field.parts] == [bytes(x) for x in b.fields[key].parts], key
+    theirs, same, left = {t.name: t for t in b.tensors}, 0, 0
+    for t in a.tensors:
+        out = theirs.pop(t.name)
+        if out.tensor_type == t.tensor_type and bytes(t.data) == bytes(out.data):
+            left += 1
+            continue
+        assert out.tensor_type == gguf.GGMLQuantizationType.Q8_0, t.name
+        values = gguf.quants.dequantize(t.data, t.tensor_type)
+        assert bytes(gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)) == bytes(out.data), t.name
+        same += 1
+    assert not theirs
+    print(f"GGUF: {same} tensors equal to the gguf package's Q8_0, {left} as they were; {len(a.fields)} keys")
+
+
+if os.path.isfile(sys.argv[2]):
+    check_gguf()
+    sys.exit()
 source, result = tensors_of(sys.argv[1]), tensors_of(sys.argv[2])
 with open(os.path.join(sys.argv[2], "config.json")) as f:
     config = QuantizationConfig(**json.load(f)["quantization_config"])

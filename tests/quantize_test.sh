@@ -113,7 +113,17 @@ contains "GGUF patterns: left as they were" "$("$TANDEM" inspect "$t_dir/left.gg
 refuses "a pattern that matches nothing" 1 "matches no module" quantize "$hub" "$t_dir/no" --format fp8 --ignore 'model.layer.0.*'
 refuses "a pattern that is none" 1 "re:(" quantize "$hub" "$t_dir/no" --format fp8 --ignore 're:('
 
+# --- a hub name ---
+
+cache=$t_dir/cache/models--some--tiny
+mkdir -p "$cache/refs" "$cache/snapshots" && printf 0123 >"$cache/refs/main" && ln -s "$hub" "$cache/snapshots/0123"
+ok "from the hub's cache" env HF_HUB_CACHE="$t_dir/cache" "$TANDEM" quantize some/tiny "$t_dir/cached" --format fp8
+ok "from the hub's cache: the same bytes" diff -r "$t_dir/hub.fp8" "$t_dir/cached"
+
 # --- misuse ---
+
+ok "help quantize says the same as quantize --help" diff <("$TANDEM" help quantize) <(quantize --help)
+contains "help" "$(quantize --help)" "usage: tandem quantize IN OUT"
 
 refuses "unknown format" 2 "--format takes one of nvfp4, mxfp4, fp8, q8_0" quantize "$hub" "$t_dir/no" --format fp9
 refuses "no format" 2 "which --format?" quantize "$hub" "$t_dir/no"
