@@ -61,7 +61,7 @@ static size_t mutate(struct base_rng *rng, unsigned char *data, size_t bytes) {
     return bytes;
 }
 
-static void run(int (*one)(const uint8_t *, size_t), const char *name, uint64_t seed) {
+static void run_some(int (*one)(const uint8_t *, size_t), const char *name, uint64_t seed, int n_mutations) {
     struct input seeds[MAX_SEEDS];
     uint32_t n_seeds = 0;
     char path[512];
@@ -84,13 +84,15 @@ static void run(int (*one)(const uint8_t *, size_t), const char *name, uint64_t 
     base_rng_init(&rng, seed);
     static unsigned char data[MAX_BYTES];
     for (uint32_t i = 0; i < n_seeds; i++)
-        for (size_t cut = 0; cut <= seeds[i].bytes; cut += seeds[i].bytes > 8000 && cut + 7 <= seeds[i].bytes ? 7 : 1) once(one, seeds[i].data, cut);
-    for (int i = 0; i < (t_long() ? 1000000 : 10000); i++) {
+        for (size_t cut = 0; cut <= seeds[i].bytes; cut += seeds[i].bytes > 8000 && cut + 31 <= seeds[i].bytes ? 31 : 1) once(one, seeds[i].data, cut);
+    for (int i = 0; i < n_mutations; i++) {
         const struct input *s = &seeds[base_rng_below(&rng, n_seeds)];
         memcpy(data, s->data, s->bytes);
         once(one, data, mutate(&rng, data, s->bytes));
     }
 }
+
+static void run(int (*one)(const uint8_t *, size_t), const char *name, uint64_t seed) { run_some(one, name, seed, t_long() ? 1000000 : 10000); }
 
 static void safetensors(void **state) {
     (void)state;
@@ -112,7 +114,7 @@ static void quantised(void **state) {
 
 static void conversions(void **state) {
     (void)state;
-    run(convert_one, "convert_fuzz", t_seed());
+    run_some(convert_one, "convert_fuzz", t_seed(), t_long() ? 100000 : 1500); /* four plans each */
 }
 
 /* Needs no seeds: eight bytes are enough to make a model of. */
