@@ -85,6 +85,10 @@ struct gguf_value {
 };
 /* false: no such key (or not a GGUF). */
 bool ck_gguf_get(const struct checkpoint *ck, const char *key, struct gguf_value *value);
+/* All pairs, sorted by key, as the file has them (key, type and value), for who copies them. Returns the key. */
+size_t ck_gguf_n_pairs(const struct checkpoint *ck);
+const char *ck_gguf_raw(const struct checkpoint *ck, size_t i, const void **pair, size_t *bytes);
+uint32_t ck_gguf_type(const struct ck_tensor *t); /* ggml's number, of unsupported ones too */
 /* Elements of an array value; i < n; the element kind must match (asserted). */
 struct gguf_string ck_gguf_array_string(const struct checkpoint *ck, const struct gguf_value *array, uint64_t i);
 int64_t ck_gguf_array_int(const struct checkpoint *ck, const struct gguf_value *array, uint64_t i);

@@ -31,6 +31,8 @@ struct ck_file {
 struct gguf_pair {
     const char *key;
     struct gguf_value value;
+    const unsigned char *raw; /* key, type and value as the file has them */
+    size_t raw_bytes;
 };
 
 struct ck_json_file {

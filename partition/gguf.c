@@ -211,6 +211,7 @@ static bool is(struct gguf_string s, const char *text) { return s.bytes == strle
 static enum st walk_pair(struct walk *w, uint64_t i_pair) {
     struct gguf_string key;
     uint32_t type;
+    const uint64_t begin = w->at;
     enum st st;
     if ((st = take_name(w, "key", 65535, &key)) != ST_OK || (st = take_u32(w, "value", &type)) != ST_OK) return st;
     struct gguf_value v = {0};
@@ -239,6 +240,8 @@ static enum st walk_pair(struct walk *w, uint64_t i_pair) {
         struct gguf_pair *pair = &w->pairs[i_pair];
         pair->key = base_arena_strndup(&w->ck->arena, key.data, key.bytes);
         pair->value = v;
+        pair->raw = w->p + begin;
+        pair->raw_bytes = w->at - begin;
         if (!pair->key) return no_memory(w);
     }
     return ST_OK;
@@ -509,6 +512,22 @@ enum st ck_gguf_open_dir(struct checkpoint *ck, const char *dir, struct err *e) 
 }
 
 /* ---- values ---- */
+
+uint32_t ck_gguf_type(const struct ck_tensor *t) {
+    if (!t->unsupported) return (uint32_t)kern_format(t->format)->gguf_type;
+    for (uint32_t i = 0; i < N_GGML_TYPES; i++)
+        if (ggml_types[i].name == t->unsupported) return i; /* the table's own string */
+    BASE_ASSERT(!"not of a GGUF");
+}
+
+size_t ck_gguf_n_pairs(const struct checkpoint *ck) { return ck->n_pairs; }
+
+const char *ck_gguf_raw(const struct checkpoint *ck, size_t i, const void **pair, size_t *bytes) {
+    BASE_ASSERT(i < ck->n_pairs);
+    *pair = ck->pairs[i].raw;
+    *bytes = ck->pairs[i].raw_bytes;
+    return ck->pairs[i].key;
+}
 
 bool ck_gguf_get(const struct checkpoint *ck, const char *key, struct gguf_value *value) {
     struct gguf_pair wanted = {.key = key};

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """A tiny Llama in a GGUF file, for tests of the commands: random weights, a tokenizer of single bytes, ChatML. Standard library only.
-usage: make_model.py OUT [--seed S] [--layers N] [--hidden N] [--heads N] [--kv-heads N] [--ffn N] [--context N] [--hollow] [--type Q4_K]
+usage: make_model.py OUT [--seed S] [--layers N] [--hidden N] [--heads N] [--kv-heads N] [--ffn N] [--context N] [--hollow] [--type Q4_K] [--hub]
 --hollow: the tensors are a hole of the file (zeros), so that a large model costs no disk.
---type: how matrices are stored whose rows it divides, the others in Q8_0 or F32; random codes under scales of a sensible size."""
+--type: how matrices are stored whose rows it divides, the others in Q8_0 or F32; random codes under scales of a sensible size.
+--hub: OUT is a directory instead, with config.json, model.safetensors in BF16 and tokenizer.json (another model: rope pairs halves of a head)."""
 import argparse
+import json
 import math
+import os
 import random
 import struct
 
@@ -14,6 +17,8 @@ for name, default in (("seed", 1), ("layers", 2), ("hidden", 64), ("heads", 4), 
     p.add_argument("--" + name, type=int, default=default)
 p.add_argument("--hollow", action="store_true")
 p.add_argument("--type", default="F32")
+p.add_argument("--hub", action="store_true")
+p.add_argument("--llama3", action="store_true", help="--hub: with Llama 3's rope scaling")
 a = p.parse_args()
 rng = random.Random(a.seed)
 
@@ -126,6 +131,40 @@ for i in range(a.layers):
     tensor(b + "ffn_gate.weight", a.ffn, a.hidden)
     tensor(b + "ffn_up.weight", a.ffn, a.hidden)
     tensor(b + "ffn_down.weight", a.hidden, a.ffn)
+
+if a.hub:
+    spelled_so = {"token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+                  "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj",
+                  "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}  # fmt: skip
+    os.makedirs(a.out)
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, dims, _ in tensors:
+        parts = name.split(".")
+        hub = ".".join((["model.layers", parts[1]] if parts[0] == "blk" else []) + [spelled_so[parts[-2]], "weight"])
+        high = 3**0.5 / dims[-1] ** 0.5 if len(dims) > 1 else 0
+        numbers = [rng.uniform(-high, high) if high else rng.uniform(0.5, 1.5) for _ in range(math.prod(dims))]
+        b = b"".join(struct.pack("<f", x)[2:] for x in numbers)
+        header[hub] = {"dtype": "BF16", "shape": list(dims), "data_offsets": [len(data), len(data) + len(b)]}
+        data += b
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    with open(os.path.join(a.out, "model.safetensors"), "wb") as f:
+        f.write(struct.pack("<Q", len(head)) + head + data)
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": a.context // 8}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": a.hidden, "intermediate_size": a.ffn, "num_hidden_layers": a.layers,
+              "num_attention_heads": a.heads, "num_key_value_heads": a.kv_heads, "vocab_size": len(tokens), "max_position_embeddings": a.context, "rms_norm_eps": 1e-5,
+              "rope_theta": 10000.0, "rope_scaling": scaling if a.llama3 else None, "tie_word_embeddings": False, "hidden_act": "silu", "torch_dtype": "bfloat16",
+              "bos_token_id": 257, "eos_token_id": 258}  # fmt: skip
+    added = [{"id": i, "content": tokens[i], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True} for i in range(256, 259)]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    tokenizer = {"version": "1.0", "added_tokens": added, "normalizer": None,
+                 "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]}, "post_processor": None,
+                 "decoder": byte_level, "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": []}}  # fmt: skip
+    settings = {"bos_token": tokens[257], "eos_token": tokens[258], "chat_template": "{{ messages[0]['content'] }}"}
+    for name, what in (("config", config), ("tokenizer", tokenizer), ("tokenizer_config", settings)):
+        with open(os.path.join(a.out, name + ".json"), "w") as f:
+            json.dump(what, f)
+    raise SystemExit
 
 with open(a.out, "wb") as f:
     described, at = b"", 0

@@ -1,4 +1,4 @@
-/* The fuzzers of checkpoints, configurations, plans and quantised matrices in `make test`: a fixed number of mutations of their seeds, from a printed seed. `make fuzz` runs them for longer, and sanitized.
+/* The fuzzers of checkpoints, configurations, plans, quantised matrices and conversions in `make test`: a fixed number of mutations of their seeds, from a printed seed. `make fuzz` runs them for longer, and sanitized.
  *
  * test-deadline: 120 */
 #include <dirent.h>
@@ -21,8 +21,11 @@
 #define LLVMFuzzerTestOneInput quant_one
 #include "tests/fuzz/quant_fuzz.c"
 #undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput convert_one
+#include "tests/fuzz/convert_fuzz.c"
+#undef LLVMFuzzerTestOneInput
 
-enum { MAX_BYTES = 8192, MAX_SEEDS = 32 };
+enum { MAX_BYTES = 16384, MAX_SEEDS = 32 };
 
 struct input {
     const unsigned char *data;
@@ -58,7 +61,7 @@ static size_t mutate(struct base_rng *rng, unsigned char *data, size_t bytes) {
     return bytes;
 }
 
-static void run(int (*one)(const uint8_t *, size_t), const char *name, uint64_t seed) {
+static void run_some(int (*one)(const uint8_t *, size_t), const char *name, uint64_t seed, int n_mutations) {
     struct input seeds[MAX_SEEDS];
     uint32_t n_seeds = 0;
     char path[512];
@@ -81,13 +84,15 @@ static void run(int (*one)(const uint8_t *, size_t), const char *name, uint64_t 
     base_rng_init(&rng, seed);
     static unsigned char data[MAX_BYTES];
     for (uint32_t i = 0; i < n_seeds; i++)
-        for (size_t cut = 0; cut <= seeds[i].bytes; cut++) once(one, seeds[i].data, cut);
-    for (int i = 0; i < (t_long() ? 1000000 : 10000); i++) {
+        for (size_t cut = 0; cut <= seeds[i].bytes; cut += seeds[i].bytes > 8000 && cut + 31 <= seeds[i].bytes ? 31 : 1) once(one, seeds[i].data, cut);
+    for (int i = 0; i < n_mutations; i++) {
         const struct input *s = &seeds[base_rng_below(&rng, n_seeds)];
         memcpy(data, s->data, s->bytes);
         once(one, data, mutate(&rng, data, s->bytes));
     }
 }
+
+static void run(int (*one)(const uint8_t *, size_t), const char *name, uint64_t seed) { run_some(one, name, seed, t_long() ? 1000000 : 10000); }
 
 static void safetensors(void **state) {
     (void)state;
@@ -107,6 +112,11 @@ static void quantised(void **state) {
     run(quant_one, "quant_fuzz", t_seed());
 }
 
+static void conversions(void **state) {
+    (void)state;
+    run_some(convert_one, "convert_fuzz", t_seed(), t_long() ? 100000 : 1500); /* four plans each */
+}
+
 /* Needs no seeds: eight bytes are enough to make a model of. */
 static void plan(void **state) {
     (void)state;
@@ -115,6 +125,7 @@ static void plan(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(safetensors), cmocka_unit_test(gguf), cmocka_unit_test(config), cmocka_unit_test(plan), cmocka_unit_test(quantised)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(safetensors), cmocka_unit_test(gguf), cmocka_unit_test(config), cmocka_unit_test(plan), cmocka_unit_test(quantised),
+                                       cmocka_unit_test(conversions)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -61,3 +61,16 @@ const struct pre_row *pre_row_find(const char *name, size_t bytes) {
     }
     return NULL;
 }
+
+const struct pre_row *pre_row_match(const struct pre_step *steps, int n_steps, bool ignore_merges) {
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        bool same = rows[i].ignore_merges == ignore_merges;
+        int n = 0;
+        for (; same && n < (int)(sizeof rows[i].patterns / sizeof *rows[i].patterns) && rows[i].patterns[n] != NULL; n++) {
+            same = n < n_steps && steps[n].pattern != NULL && strcmp(steps[n].pattern, rows[i].patterns[n]) == 0 && steps[n].behaviour == PRE_ISOLATED &&
+                   !steps[n].invert && !steps[n].prefix_space;
+        }
+        if (same && n == n_steps) return &rows[i];
+    }
+    return NULL;
+}

@@ -59,5 +59,7 @@ struct pre_row {
     bool ignore_merges, adds_opening;
 };
 const struct pre_row *pre_row_find(const char *name, size_t bytes);
+/* The row that cuts as these steps do; NULL: none. */
+const struct pre_row *pre_row_match(const struct pre_step *steps, int n_steps, bool ignore_merges);
 
 #endif

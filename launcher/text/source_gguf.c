@@ -164,6 +164,7 @@ enum st tok_from_gguf(const struct checkpoint *ck, struct tokenizer **out, struc
             steps[n_steps] = (struct pre_step){.pattern = row->patterns[n_steps], .behaviour = PRE_ISOLATED};
         }
         st = pretok_create(steps, n_steps, ck_path(ck), &t->pre, e);
+        t->pre_row = row;
     }
     if (st != ST_OK) {
         tok_close(t);

@@ -374,6 +374,7 @@ static enum st make_pretok(const struct source *s, const json_t *pre) {
     enum st st = read_pre_tokeniser(s, pre, &list, 0);
     if (st == ST_OK && !list.byte_level) st = refuse(s, "a BPE whose pre_tokenizer is not byte-level:", type_of(pre));
     if (st == ST_OK) st = pretok_create(list.steps, list.n, s->files->where, &s->t->pre, s->e);
+    if (st == ST_OK) s->t->pre_row = pre_row_match(list.steps, list.n, s->t->bpe.ignore_merges);
     for (int i = 0; i < PRE_MAX_STEPS; i++) free(list.owned[i]);
     return st;
 }

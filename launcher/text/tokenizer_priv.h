@@ -109,6 +109,7 @@ struct tokenizer {
     struct added_set normalised; /* looked for after the normaliser */
     enum normal_form normal_form;
     struct pretok *pre;
+    const struct pre_row *pre_row; /* what GGUF calls it; NULL: it has no name there */
     struct word_class *words; /* NULL where no added token asks for single_word */
 
     int32_t opening;
