@@ -7,7 +7,7 @@
 constexpr int THREADS = 256;
 
 __global__ void __launch_bounds__(THREADS)
-    norm(global<const float> x, global<const float> weight, global<float> y, size_t x_stride, size_t y_stride, int width, float eps) {
+    norm_rows(global<const float> x, global<const float> weight, global<float> y, size_t x_stride, size_t y_stride, int width, float eps) {
     SIMT_SHARED_DYNAMIC(float, row);
     SIMT_SHARED(float, scale_of_row, 1);
     global<const float> from = x.at(blockIdx.x * x_stride);
@@ -36,8 +36,8 @@ int cuda_norm(const struct kern_norm *args, void *stream) {
         return cudaSuccess;
     if (args->width < 1 || args->width > 25000)
         return cudaErrorInvalidValue;
-    int e = cudaFuncSetAttribute((const void *)norm, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    int e = cudaFuncSetAttribute((const void *)norm_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (e != cudaSuccess)
         return e;
-    return SIMT_LAUNCH(norm, (unsigned)args->n_tokens, THREADS, bytes, stream, args->x, args->weight, args->y, args->x_stride, args->y_stride, args->width, args->eps);
+    return SIMT_LAUNCH(norm_rows, (unsigned)args->n_tokens, THREADS, bytes, stream, args->x, args->weight, args->y, args->x_stride, args->y_stride, args->width, args->eps);
 }
