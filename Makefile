@@ -33,6 +33,7 @@ AR := $(CROSS)-linux-gnu-ar
 export PKG_CONFIG_SYSROOT_DIR := $(SYSROOT)
 export PKG_CONFIG_LIBDIR := $(SYSROOT)/usr/lib/$(CROSS)-linux-gnu/pkgconfig:$(SYSROOT)/usr/share/pkgconfig
 endif
+CXX := $(if $(filter default undefined,$(origin CXX)),g++,$(CXX))
 MACHINE := $(or $(shell $(CC) -dumpmachine 2>/dev/null),$(shell uname -m))
 
 # Parallel by default; a job server of a make above us is used as it is.
@@ -59,6 +60,10 @@ LIB_SOURCES   := $(filter-out launcher/main.c,$(SOURCES))
 T := %
 TEST_SOURCES  := $(filter $(T:%=tests/%.c),$(sort $(wildcard tests/*_test.c)))
 TEST_SCRIPTS  := $(filter $(T:%=tests/%.sh),$(sort $(wildcard tests/*_test.sh)))
+# The harness for CUDA kernels moves stacks under the feet of sanitizers, and is C++, for which there is no cross compiler here.
+ifneq ($(SAN)$(CROSS),)
+TEST_SOURCES  := $(filter-out tests/kernels_simt_test.c,$(TEST_SOURCES))
+endif
 # Programs that test scripts call.
 TEST_TOOLS    := $(BUILD)/tests/compare_logits
 # Helpers for tests: tests/t.c and, where a room needs some of its own, tests/t_*.c
@@ -71,10 +76,16 @@ ifneq ($(shell pkg-config --exists mpich && echo yes),yes)
 BENCH_SOURCES := $(filter-out bench/%_mpi.c,$(BENCH_SOURCES))
 endif
 endif
+# CUDA kernels: by nvcc for a GPU (`make cuda`), by g++ for the harness that runs them here (docs/simt.md).
+SIMT_SOURCES  := $(sort $(wildcard kernels/simt/*.cpp))
+SIMT_HEADERS  := $(sort $(wildcard kernels/simt/*.h))
+CUDA_SOURCES  := $(sort $(wildcard kernels/cuda/*.cu))
+SIMT_CASES    := $(sort $(wildcard tests/simt/*.cu))
 SCRIPTS       := $(sort $(wildcard .ci/run tests/*.sh bench/*.sh launcher/*.sh))
 
 LIB    := $(BUILD)/libtandem.a
 LIBT   := $(BUILD)/libt.a
+LIBSIMT := $(BUILD)/libsimt.a
 BINARY := $(if $(filter launcher/main.c,$(SOURCES)),$(BUILD)/tandem)
 
 TESTS  := $(TEST_SOURCES:tests/%.c=$(BUILD)/tests/%)
@@ -113,6 +124,8 @@ CMOCKA_FLAGS = $(eval CMOCKA_FLAGS := $$(shell pkg-config --cflags cmocka))$(CMO
 CMOCKA_LIBS  = $(eval CMOCKA_LIBS := $$(shell pkg-config --libs cmocka))$(CMOCKA_LIBS)
 MPI_FLAGS    = $(eval MPI_FLAGS := $$(shell pkg-config --cflags mpich 2>/dev/null))$(MPI_FLAGS)
 MPI_LIBS     = $(eval MPI_LIBS := $$(shell pkg-config --libs mpich))$(MPI_LIBS)
+
+CXX_FLAGS := -std=c++17 -g -O2 -ffp-contract=off -Wall -Wextra -Wshadow $(if $(DEV),-Werror) -I. -pthread
 
 # $(call file_flags,SOURCE): what this file needs beyond COMMON.
 file_flags = $(if $(filter kernels/%,$1),$(OPT_KERN),$(OPT)) \
@@ -193,12 +206,48 @@ $(BUILD)/tandem: $(OBJ)/launcher/main.o $(LIB)
 $(TESTS): $(BUILD)/tests/%: $(OBJ)/tests/%.o $(LIBT) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LINK  $@")
-	$(Q)$(LINK) $^ -o $@ $(CMOCKA_LIBS) $(LIBS)
+	$(Q)$(LINK) $(filter-out %.a,$^) $(filter %.a,$^) -o $@ $(CMOCKA_LIBS) $(LIBS)
 
 $(TEST_TOOLS): $(BUILD)/tests/%: $(OBJ)/tests/%.o
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LINK  $@")
 	$(Q)$(LINK) $^ -o $@ -lm
+
+# The harness, the CUDA kernels as it runs them, and its test.
+SIMT_OBJECTS := $(SIMT_SOURCES:%.cpp=$(OBJ)/%.o) $(CUDA_SOURCES:%=$(OBJ)/%.o)
+SIMT_TESTS   := $(filter %_simt_test,$(TESTS))
+$(OBJ)/kernels/simt/%.o: kernels/simt/%.cpp $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CXX   $<")
+	$(Q)$(CXX) $(CXX_FLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
+$(OBJ)/%.cu.o: %.cu $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CXX   $<")
+	$(Q)$(CXX) $(CXX_FLAGS) $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
+$(LIBSIMT): $(SIMT_OBJECTS)
+	$(if $(V),,@echo "  AR    $@")
+	$(Q)rm -f $@ && $(AR) rcsD $@ $^
+$(SIMT_TESTS): $(LIBSIMT) $(SIMT_CASES:%=$(OBJ)/%.o)
+$(SIMT_TESTS): private LIBS += -lstdc++
+
+# For GPUs: what Tandem is for (GB10, RTX 5090) and Hopper. A kernel that spills registers is a fault. CUDA=0, or no nvcc: nothing is done.
+NVCC       := $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_ARCHS := 120a 121a 90
+CUDA       := 1
+NVCC_FLAGS := -std=c++17 -O3 -fmad=false -I. -Werror all-warnings -Xptxas -v $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a,code=sm_$a)
+.PHONY: cuda
+ifneq ($(and $(NVCC),$(filter-out 0,$(CUDA))),)
+cuda: $(CUDA_SOURCES:%=$(OBJ)/%.gpu.o)
+	@echo "cuda: $(words $^) files for $(CUDA_ARCHS:%=sm_%), no spills"
+else
+cuda:
+	@echo "cuda: skipped, $(if $(NVCC),CUDA=0,there is no nvcc)"
+endif
+$(OBJ)/%.cu.gpu.o: %.cu $(SIMT_HEADERS) $(wildcard kernels/cuda/*.h kernels/*.h base/*.h) Makefile
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  NVCC  $<")
+	$(Q)$(NVCC) $(NVCC_FLAGS) -c $< -o $@ 2>$@.log || { cat $@.log >&2; rm -f $@; exit 1; }
+	@if grep -E '[1-9][0-9]* bytes spill' $@.log >&2; then echo "$<: registers are spilled" >&2; rm -f $@; exit 1; fi
 
 # A fuzzer is a function LLVMFuzzerTestOneInput; tests/fuzz/driver.c feeds it with mutated seeds, so that any compiler will do.
 $(FUZZES): $(BUILD)/fuzz/%: $(OBJ)/tests/fuzz/%.o $(OBJ)/tests/fuzz/driver.o $(LIB)
@@ -211,11 +260,11 @@ $(BENCHES): $(BUILD)/bench/%: $(OBJ)/bench/%.o $(LIB)
 	$(if $(V),,@echo "  LINK  $@")
 	$(Q)$(LINK) $^ -o $@ $(LIBS) $(if $(filter %_mpi,$@),$(MPI_LIBS))
 
--include $(wildcard $(addsuffix /*.d,$(addprefix $(OBJ)/,$(SOURCE_DIRS) tests tests/fuzz bench)))
+-include $(wildcard $(addsuffix /*.d,$(addprefix $(OBJ)/,$(SOURCE_DIRS) kernels/simt kernels/cuda tests tests/simt tests/fuzz bench)))
 
 # --- Packages --------------------------------------------------------------------------------------------------------------
 
-DEPS      := gcc libc6-dev make pkg-config libhwloc-dev libjansson-dev libxxhash-dev libsodium-dev libpcre2-dev libcmocka-dev libmpich-dev mpich libucx-dev \
+DEPS      := gcc g++ libc6-dev make pkg-config libhwloc-dev libjansson-dev libxxhash-dev libsodium-dev libpcre2-dev libcmocka-dev libmpich-dev mpich libucx-dev \
              python3 python3-pip ca-certificates iproute2 procps
 DEPS_CROSS := gcc-$(CROSS)-linux-gnu qemu-user-static
 DEPS_SYSROOT := libc6-dev libhwloc-dev libjansson-dev libxxhash-dev libsodium-dev libpcre2-dev libcmocka-dev
@@ -347,7 +396,7 @@ clean:
 	rm -rf build build-aarch64 build-address build-undefined build-address-undefined build-thread $(BUILD)
 
 help:
-	@echo 'targets: all (default) deps deps-lint demo test test-long test-aarch64 bench bench-peers lint analyze check-headers check-layers format fuzz'
+	@echo 'targets: all (default) cuda deps deps-lint demo test test-long test-aarch64 bench bench-peers lint analyze check-headers check-layers format fuzz'
 	@echo '         install uninstall (PREFIX, DESTDIR) clean; lib tests benches fuzzers; $(BUILD)/tests/NAME for one program'
-	@echo 'settings: DEV=1 (warnings are errors) SAN=address,undefined|thread V=1 (show commands) BUILD=DIR ARCH=aarch64'
+	@echo 'settings: DEV=1 (warnings are errors) SAN=address,undefined|thread CUDA=0 V=1 (show commands) BUILD=DIR ARCH=aarch64'
 	@echo '          ONLY="base kernels" (library of these rooms) T="base_%" (tests of these names) FUZZ_S=10'

@@ -10,7 +10,7 @@ rooms=()
 for room in base topologies kernels comm partition runtime launcher; do [ -d "$room" ] && rooms+=("$room"); done
 
 # shellcheck disable=SC2016  # the dollars are awk's
-find "${rooms[@]}" \( -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc' \) -print0 | sort -z | xargs -0 awk '
+find "${rooms[@]}" \( -name '*.c' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc' \) -print0 | sort -z | xargs -0 awk '
 BEGIN {
     may["base"] = " base "
     may["topologies"] = " base topologies "

@@ -1,0 +1,31 @@
+/* CUDA kernels, one op a file, for those who launch them. Arguments are those of kernels.h with device pointers (ids, x, y, weight, cos_sin, a matrix's data); the structs
+ * themselves, and a matrix's columns, are the host's and are read at the call. Each returns the launch's cudaError_t (0: it is in the stream).
+ *
+ * A matrix of BF16 lies row-major for cuda_embed, and for cuda_matmul in pieces of 8 columns: leaf after leaf, piece after piece (a leaf's last one filled up with
+ * zeroes), in a piece all rows (filled up to a multiple of 32), in a row 8 numbers: lanes of a warp that hold neighbouring rows read 512 bytes on end.
+ *
+ * Order of sums: that of `ref`, to the bit. */
+#ifndef KERNELS_CUDA_CUDA_H
+#define KERNELS_CUDA_CUDA_H
+
+#include "kernels/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+int cuda_norm(const struct kern_norm *args, void *stream); /* width ≤ 25,000 */
+int cuda_gate(const struct kern_gate *args, void *stream);
+int cuda_rope(const struct kern_rope *args, void *stream);
+int cuda_embed(const struct kern_embed *args, void *stream); /* FMT_BF16, columns from 0 on */
+
+/* FMT_BF16, any number of tokens and leaves; args->scratch is not used. */
+int cuda_matmul(const struct kern_matmul *args, void *stream);
+size_t cuda_matrix_bytes(uint64_t n_rows, const struct kern_columns *columns);
+/* rows: [n_rows, columns] BF16, host memory; packed: host memory of cuda_matrix_bytes(), to be copied to the device. */
+void cuda_matrix_pack(uint64_t n_rows, const struct kern_columns *columns, const uint16_t *rows, uint16_t *packed);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,131 @@
+/* Products with BF16 weights by plain fused multiply-adds, in the order of leaves.
+ *
+ * A block takes 32 rows, a warp of it one leaf, a lane one row: a lane's sum runs through its leaf's columns in order, and nobody else adds to it, so the bits are
+ * those of `ref` for any number of tokens. Weights come as 16 bytes a lane, 512 a warp, each read once for up to TOKENS tokens. x comes as one number a lane and
+ * goes round by shuffles. The leaves' sums meet in shared memory, where the first warp folds them as struct kern_columns says. */
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/math.h"
+
+constexpr int ROWS = 32, PIECE = 8, TOKENS = 4;
+
+/* What the kernel needs of struct kern_columns; in units of columns, from the first local one. */
+struct leaves {
+    uint32_t n, begin[KERN_MAX_LEAVES + 1];
+    uint32_t first_piece[KERN_MAX_LEAVES];
+    uint8_t n_folds[KERN_MAX_LEAVES], emit[KERN_MAX_LEAVES];
+};
+
+template <int n_tokens>
+__global__ void __launch_bounds__(KERN_MAX_LEAVES * 32)
+    matmul(global<const uint16_t> w, global<const float> x, size_t x_stride, global<const float> bias, global<float> y, size_t y_stride, size_t vector_stride, uint32_t n_rows,
+           uint32_t padded_rows, leaves l) {
+    SIMT_SHARED_DYNAMIC(float, sums); /* [leaves][n_tokens][ROWS] */
+    uint32_t lane = threadIdx.x % 32, leaf = threadIdx.x / 32, row = blockIdx.x * ROWS + lane;
+    float acc[n_tokens] = {};
+
+    /* ---- the leaf's sums */
+    size_t piece = l.first_piece[leaf];
+    for (uint32_t c = l.begin[leaf]; c < l.begin[leaf + 1]; c += 32) {
+        uint32_t n = l.begin[leaf + 1] - c < 32 ? l.begin[leaf + 1] - c : 32;
+        float mine[n_tokens];
+        for (int t = 0; t < n_tokens; t++)
+            mine[t] = lane < n ? x.load((size_t)t * x_stride + c + lane) : 0.0f;
+        for (uint32_t k = 0; k < n; k += PIECE, piece++) {
+            uint4 v = w.load_as<uint4>((piece * padded_rows + row) * PIECE);
+            uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+            SIMT_UNROLL for (uint32_t i = 0; i < PIECE; i++) {
+                float weight = cuda_bf16(i % 2 ? pairs[i / 2] >> 16 : pairs[i / 2] & 0xffffu);
+                for (int t = 0; t < n_tokens; t++) {
+                    float other = __shfl_sync(0xffffffffu, mine[t], (int)(k + i));
+                    acc[t] = k + i < n ? fma_rn(weight, other, acc[t]) : acc[t];
+                }
+            }
+        }
+    }
+    for (int t = 0; t < n_tokens; t++)
+        sums.store((leaf * n_tokens + (uint32_t)t) * ROWS + lane, acc[t]);
+    __syncthreads();
+
+    /* ---- fold: the stack grows in the array itself, never beyond the leaf that is pushed next */
+    if (leaf != 0 || row >= n_rows)
+        return;
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        uint32_t depth = 0, vector = 0;
+        for (uint32_t i = 0; i < l.n; i++) {
+            float top = sums.load((i * n_tokens + t) * ROWS + lane);
+            for (uint32_t f = 0; f < l.n_folds[i]; f++)
+                top = add_rn(sums.load((--depth * n_tokens + t) * ROWS + lane), top);
+            if (l.emit[i])
+                y.store(vector++ * vector_stride + t * y_stride + row, bias.p ? add_rn(top, bias.load(row)) : top);
+            else
+                sums.store((depth++ * n_tokens + t) * ROWS + lane, top);
+        }
+    }
+}
+
+static uint32_t padded(uint64_t n_rows) { return (uint32_t)((n_rows + ROWS - 1) / ROWS * ROWS); }
+
+static leaves leaves_of(const struct kern_columns *c, uint32_t *n_pieces) {
+    leaves l = {};
+    l.n = c->n_leaves;
+    *n_pieces = 0;
+    for (uint32_t i = 0; i < c->n_leaves; i++) {
+        uint32_t last = c->leaf_segment[i + 1] - 1;
+        l.begin[i] = c->segment_begin[c->leaf_segment[i]];
+        l.begin[i + 1] = c->segment_begin[last] + c->segment_columns[last];
+        l.first_piece[i] = *n_pieces;
+        *n_pieces += (l.begin[i + 1] - l.begin[i] + PIECE - 1) / PIECE;
+        l.n_folds[i] = c->n_folds[i];
+        l.emit[i] = c->emit[i];
+    }
+    return l;
+}
+
+size_t cuda_matrix_bytes(uint64_t n_rows, const struct kern_columns *columns) {
+    uint32_t n_pieces;
+    leaves_of(columns, &n_pieces);
+    return (size_t)n_pieces * padded(n_rows) * PIECE * sizeof(uint16_t);
+}
+
+void cuda_matrix_pack(uint64_t n_rows, const struct kern_columns *columns, const uint16_t *rows, uint16_t *packed) {
+    uint32_t n_pieces;
+    leaves l = leaves_of(columns, &n_pieces);
+    size_t width = (size_t)(columns->end - columns->begin), rows_there = padded(n_rows);
+    memset(packed, 0, (size_t)n_pieces * rows_there * PIECE * sizeof *packed);
+    for (uint32_t i = 0; i < l.n; i++)
+        for (size_t c = l.begin[i]; c < l.begin[i + 1]; c++) {
+            size_t piece = l.first_piece[i] + (c - l.begin[i]) / PIECE, at = (c - l.begin[i]) % PIECE;
+            for (size_t r = 0; r < n_rows; r++)
+                packed[(piece * rows_there + r) * PIECE + at] = rows[r * width + c];
+        }
+}
+
+template <int n_tokens> static int launch(const struct kern_matmul *args, const kern_matmul::kern_matmul_part *part, const leaves &l, int t, void *stream) {
+    const struct kern_matrix *m = part->matrix;
+    uint32_t rows_there = padded(m->n_rows);
+    return SIMT_LAUNCH(matmul<n_tokens>, rows_there / ROWS, l.n * 32, l.n * n_tokens * ROWS * sizeof(float), stream, (const uint16_t *)m->data,
+                       args->x + (size_t)t * args->x_stride, args->x_stride, part->bias, part->y + (size_t)t * part->y_stride, part->y_stride, part->vector_stride,
+                       (uint32_t)m->n_rows, rows_there, l);
+}
+
+int cuda_matmul(const struct kern_matmul *args, void *stream) {
+    for (int p = 0; p < args->n_parts; p++) {
+        const auto *part = &args->parts[p];
+        const struct kern_matrix *m = part->matrix;
+        uint32_t n_pieces;
+        if (m->format != FMT_BF16 || m->n_rows > UINT32_MAX - ROWS)
+            return cudaErrorInvalidValue;
+        leaves l = leaves_of(&m->columns, &n_pieces);
+        if (m->n_rows == 0 || l.n == 0)
+            continue;
+        for (int t = 0; t < args->n_tokens; t += TOKENS) {
+            int n = args->n_tokens - t, e = n >= 4   ? launch<4>(args, part, l, t, stream)
+                                            : n == 3 ? launch<3>(args, part, l, t, stream)
+                                            : n == 2 ? launch<2>(args, part, l, t, stream)
+                                                     : launch<1>(args, part, l, t, stream);
+            if (e != cudaSuccess)
+                return e;
+        }
+    }
+    return cudaSuccess;
+}

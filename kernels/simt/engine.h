@@ -1,0 +1,196 @@
+/* Inside the harness: what engine.cpp (threads, barriers, warps), memory.cpp (buffers, races), runtime.cpp (streams) and counts.cpp share.
+ *
+ * One process thread does everything. A launch is an operation of a stream; while it runs, `self` is the CUDA thread whose fiber has the processor. */
+#ifndef KERNELS_SIMT_ENGINE_H
+#define KERNELS_SIMT_ENGINE_H
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/simt/on_cpu.h"
+#include "kernels/simt/runtime.h"
+#include "kernels/simt/simt_host.h"
+
+namespace simt {
+
+/* ---- settings and chance -------------------------------------------------------------------------------------------------------------------------- */
+
+struct device_info {
+    const char *name;
+    int major, minor, n_sms, threads_per_sm;
+    size_t memory_bytes, l2_bytes;
+    bool integrated;
+};
+constexpr size_t shared_limit = 101376, static_shared_limit = 49152;
+
+struct settings {
+    uint64_t seed = 1;
+    bool check = true;
+    const device_info *device = nullptr;
+};
+settings &config(); /* from the environment on first use */
+uint32_t chance(uint32_t n); /* 0 … n − 1, drawn from the seed */
+
+/* One line; exit status 4, or back to simt_catch. Never returns. */
+[[noreturn]] void finding(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* In the scheduler, after a fiber has found something. */
+[[noreturn]] void raise_finding();
+
+/* ---- happens-before --------------------------------------------------------------------------------------------------------------------------------
+ * A view says, for each block of the launch, up to which of its clocks each thread's accesses are known to have happened. Views are immutable and shared: all
+ * threads that leave a barrier hold the same one. A thread's own clock moves on whenever it gives its view away. */
+
+using dense = std::shared_ptr<const std::vector<uint32_t>>;
+struct view_data {
+    std::vector<std::pair<uint32_t, dense>> blocks; /* ascending */
+};
+using view = std::shared_ptr<const view_data>;
+bool view_knows(const view &v, uint32_t block, uint32_t thread, uint32_t clock);
+view view_join(const view &a, const view &b);
+
+/* ---- threads, warps, blocks ------------------------------------------------------------------------------------------------------------------------ */
+
+enum class state : uint8_t { runnable, at_barrier, at_warp, exited };
+
+struct warp;
+struct block;
+struct launch;
+
+struct thread : lane_ids {
+    block *in_block = nullptr;
+    warp *in_warp = nullptr;
+    uint32_t index = 0; /* in the block */
+    uint32_t lane = 0;
+    state is = state::runnable;
+    void *sp = nullptr;
+    void *stack = nullptr;
+    uint32_t clock = 1;
+    view knows, fenced, pending; /* fenced: what a relaxed store gives away; pending: what the next fence takes */
+    site at{};                   /* where it waits */
+    uint32_t barrier = 0;
+    uint32_t mask = 0; /* of the warp operation it waits in */
+    const char *operation = nullptr;
+    void *payload = nullptr;
+    struct {
+        site at;
+        access_kind kind;
+        scope of;
+        uint32_t clock, record;
+    } recent[4] = {};
+    unsigned next_recent = 0;
+    std::vector<std::pair<site, uint32_t>> executed; /* counting: how often each place was executed */
+};
+
+struct counted_request {
+    const void *address[32];
+    uint32_t lanes;
+    uint16_t bytes;
+    bool shared, store;
+};
+
+struct warp {
+    std::vector<thread *> lanes;
+    uint32_t priority = 0;
+    std::map<std::pair<site, uint32_t>, counted_request> requests; /* counting: of which some lanes have not executed yet */
+};
+
+extern thread *self; /* NULL outside of kernels */
+
+struct barrier {
+    uint32_t expected = 0, n_arrived = 0; /* expected 0: nobody there */
+    bool whole_block = false;
+    site at{};
+    std::vector<thread *> arrived;         /* those that wait */
+    std::vector<std::pair<uint32_t, uint32_t>> clocks; /* of all */
+    view joined;
+};
+
+struct cell {
+    uint32_t write, read; /* index of the last write's record (0: never written), of the list of reads since */
+};
+
+struct shared_piece {
+    const void *key;
+    uint32_t offset, bytes;
+};
+
+struct block {
+    launch *of = nullptr;
+    uint32_t index = 0;
+    std::vector<thread> threads;
+    std::vector<warp> warps;
+    barrier barriers[16];
+    uint32_t n_exited = 0;
+    std::vector<unsigned char> shared_bytes; /* with 16 bytes of slack for a base that is aligned to 16 and not to 32 */
+    unsigned char *shared = nullptr;
+    uint32_t shared_used = 0;
+    std::vector<cell> shared_cells;
+    std::vector<shared_piece> pieces;
+};
+
+/* ---- operations of streams -------------------------------------------------------------------------------------------------------------------------- */
+
+struct launch_counts {
+    std::string kernel;
+    dim3 grid, block_dim;
+    size_t shared_bytes = 0;
+    uint64_t barriers = 0, fma = 0, mma = 0, shared_requests = 0, bank_conflicts = 0;
+    struct buffer {
+        uint64_t load_bytes = 0, load_sectors = 0, store_bytes = 0, store_sectors = 0;
+    };
+    std::map<uint32_t, buffer> buffers; /* by number */
+};
+
+struct operation {
+    uint32_t number = 0, stream = 0, index = 0; /* the index-th of its stream, from 1 on */
+    std::vector<uint32_t> seen;                 /* by stream: operations that come before */
+    const char *what = "";                      /* the kernel's name, or "copy" */
+    dim3 grid, block_dim;
+};
+/* Does a happen before b, by streams, events and what the host waited for? */
+bool operation_ordered(uint32_t a, uint32_t b);
+const operation &operation_at(uint32_t number);
+
+struct launch : operation {
+    kernel_call *call = nullptr;
+    size_t shared_bytes = 0;
+    bool cooperative = false;
+    std::vector<block *> resident;
+    uint64_t n_spins = 0;
+    uint32_t static_shared = 0;
+    launch_counts counts;
+};
+void launch_run(launch &l);
+
+/* One call for all lanes of the mask: each leaves its payload, the last one to come computes for all. */
+void collective(const char *operation, uint32_t mask, void *payload, void (*complete)(thread *const *lanes, uint32_t mask), site at);
+
+/* ---- memory ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+struct region {
+    unsigned char *base;
+    size_t bytes;
+    cell *cells; /* one a byte */
+    uint32_t number;
+    std::string name;
+};
+region *region_create(size_t bytes, bool initialised);
+bool region_destroy(void *base);
+region *region_find(const void *p);
+size_t regions_bytes();
+/* By a copy or a fill: who is the operation itself. Finds races with other operations. p outside of every buffer: plain host memory, not looked at. */
+void region_touch(const operation &o, const void *p, size_t bytes, bool write, bool needs_value);
+void shadow_forget_history(); /* everything done so far happened before everything to come */
+bool shadow_is_long();
+
+/* ---- counting ----------------------------------------------------------------------------------------------------------------------------------------- */
+
+bool counting();
+void count_access(thread &t, const void *p, size_t bytes, bool shared, bool store, site at);
+void count_warp_done(warp &w, launch &l);
+void count_launch_done(const launch_counts &c);
+
+} // namespace simt
+#endif

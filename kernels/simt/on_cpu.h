@@ -1,0 +1,243 @@
+/* CUDA's device side for a host compiler: types, built-in variables, barriers, warp operations, memory. See simt.h. What is declared here is defined in engine.cpp
+ * and memory.cpp. A function's last argument, the site, is filled in by the compiler: the line in the kernel that a finding names. */
+#ifndef KERNELS_SIMT_ON_CPU_H
+#define KERNELS_SIMT_ON_CPU_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <tuple>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define SIMT_UNROLL
+
+struct uint3 {
+    unsigned x, y, z;
+};
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+
+enum class scope : uint8_t { block, device, system };
+
+namespace simt {
+
+struct site {
+    const char *file;
+    int line;
+    bool operator<(const site &o) const { return line != o.line ? line < o.line : file < o.file; }
+    bool operator==(const site &o) const { return line == o.line && file == o.file; }
+};
+#define SIMT_SITE const char *file_ = __builtin_FILE(), int line_ = __builtin_LINE()
+#define SIMT_HERE                                                                                                                                              \
+    simt::site { file_, line_ }
+
+enum class access_kind : uint8_t { load, store, atomic_load, atomic_store, atomic_update };
+
+struct lane_ids {
+    uint3 thread_idx, block_idx;
+    dim3 block_dim, grid_dim;
+};
+extern lane_ids *self_ids; /* of the thread whose fiber runs */
+inline lane_ids &ids() { return *self_ids; }
+
+void global_access(const void *p, size_t bytes, size_t align, access_kind kind, scope s, site at);
+/* Where byte `offset` of a shared array lies. */
+unsigned char *shared_access(uint32_t array_offset, uint32_t array_bytes, size_t offset, size_t bytes, size_t align, access_kind kind, site at);
+uint32_t shared_find(const void *key, size_t bytes); /* its offset, the same for all threads of a block */
+uint32_t shared_dynamic_bytes();
+
+enum class order : uint8_t { relaxed, acquire, release, acquire_release };
+enum class update : uint8_t { read, write, add, exchange, compare_exchange };
+uint32_t atomic(uint32_t *p, update u, uint32_t value, uint32_t compare, order o, scope s, site at);
+void fence(scope s);
+
+void barrier_wait(uint32_t id, uint32_t n_threads, bool whole_block, site at);
+void barrier_arrive(uint32_t id, uint32_t n_threads, site at);
+void warp_sync(uint32_t mask, site at);
+enum class pick : uint8_t { index, up, down, exclusive_or };
+uint64_t shuffle(uint32_t mask, uint64_t bits, pick how, int value, int width, site at);
+enum class reduce : uint8_t { ballot, all, any, add, min_signed, max_signed, min_unsigned, max_unsigned, bit_and, bit_or, bit_xor, match };
+uint32_t warp_reduce(uint32_t mask, reduce how, uint32_t value, site at);
+void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4], site at);
+void count_fma();
+
+template <class T> struct bare {
+    typedef T type;
+};
+template <class T> struct bare<const T> {
+    typedef T type;
+};
+
+template <class To, class From> inline To bits(From x) {
+    static_assert(sizeof(To) >= sizeof(From), "bits");
+    To to = 0;
+    memcpy(&to, &x, sizeof x);
+    return to;
+}
+template <class T> inline T from_bits(uint64_t x) {
+    T to;
+    static_assert(sizeof to <= sizeof x, "bits");
+    memcpy(&to, &x, sizeof to);
+    return to;
+}
+
+/* A launch's function and the copies of its arguments. */
+struct kernel_call {
+    virtual void run() = 0;
+    virtual ~kernel_call() {}
+};
+template <class... P> struct kernel_call_of : kernel_call {
+    void (*kernel)(P...);
+    std::tuple<P...> arguments;
+    kernel_call_of(void (*kernel_)(P...), P... arguments_) : kernel(kernel_), arguments(arguments_...) {}
+    void run() override { std::apply(kernel, arguments); }
+};
+int launch_add(kernel_call *call, const void *function, const char *name, dim3 grid, dim3 block, size_t shared_bytes, void *stream, bool cooperative);
+template <class... P, class... A>
+int launch_with(void (*kernel)(P...), const char *name, dim3 grid, dim3 block, size_t shared_bytes, void *stream, bool cooperative, A... arguments) {
+    return launch_add(new kernel_call_of<P...>(kernel, P(arguments)...), (const void *)kernel, name, grid, block, shared_bytes, stream, cooperative);
+}
+
+} // namespace simt
+
+#define threadIdx (simt::ids().thread_idx)
+#define blockIdx (simt::ids().block_idx)
+#define blockDim (simt::ids().block_dim)
+#define gridDim (simt::ids().grid_dim)
+#define warpSize 32
+
+template <class T> struct global {
+    typedef typename simt::bare<T>::type value;
+    T *p;
+    global(T *p_ = nullptr) : p(p_) {}
+    template <class U> global(const global<U> &o) : p(o.p) {}
+    global at(size_t i) const { return global(p + i); }
+    template <class V> V load_as(size_t i, SIMT_SITE) const {
+        V v;
+        simt::global_access(p + i, sizeof v, alignof(V), simt::access_kind::load, scope::block, SIMT_HERE);
+        memcpy(&v, p + i, sizeof v);
+        return v;
+    }
+    template <class V> void store_as(size_t i, const V &v, SIMT_SITE) const {
+        simt::global_access(p + i, sizeof v, alignof(V), simt::access_kind::store, scope::block, SIMT_HERE);
+        memcpy(p + i, &v, sizeof v);
+    }
+    value load(size_t i, SIMT_SITE) const { return load_as<value>(i, file_, line_); }
+    void store(size_t i, value v, SIMT_SITE) const { store_as<value>(i, v, file_, line_); }
+
+    template <scope S> value load_relaxed(size_t i, SIMT_SITE) const { return atomic<S>(i, simt::update::read, 0, 0, simt::order::relaxed, SIMT_HERE); }
+    template <scope S> value load_acquire(size_t i, SIMT_SITE) const { return atomic<S>(i, simt::update::read, 0, 0, simt::order::acquire, SIMT_HERE); }
+    template <scope S> void store_relaxed(size_t i, value v, SIMT_SITE) const { atomic<S>(i, simt::update::write, v, 0, simt::order::relaxed, SIMT_HERE); }
+    template <scope S> void store_release(size_t i, value v, SIMT_SITE) const { atomic<S>(i, simt::update::write, v, 0, simt::order::release, SIMT_HERE); }
+    template <scope S> value add(size_t i, value v, SIMT_SITE) const { return atomic<S>(i, simt::update::add, v, 0, simt::order::acquire_release, SIMT_HERE); }
+    template <scope S> value add_relaxed(size_t i, value v, SIMT_SITE) const { return atomic<S>(i, simt::update::add, v, 0, simt::order::relaxed, SIMT_HERE); }
+    template <scope S> value exchange(size_t i, value v, SIMT_SITE) const {
+        return atomic<S>(i, simt::update::exchange, v, 0, simt::order::acquire_release, SIMT_HERE);
+    }
+    template <scope S> value compare_exchange(size_t i, value compare, value v, SIMT_SITE) const {
+        return atomic<S>(i, simt::update::compare_exchange, v, compare, simt::order::acquire_release, SIMT_HERE);
+    }
+
+  private:
+    template <scope S> value atomic(size_t i, simt::update u, value v, value compare, simt::order o, simt::site at) const {
+        static_assert(sizeof(value) == 4 && value(1) / 2 == 0, "atomics are of 32-bit integers");
+        return (value)simt::atomic((uint32_t *)(p + i), u, (uint32_t)v, (uint32_t)compare, o, S, at);
+    }
+};
+
+template <class T> struct shared {
+    uint32_t offset, bytes;
+    shared at(size_t i) const { return shared{(uint32_t)(offset + i * sizeof(T)), (uint32_t)(i * sizeof(T) < bytes ? bytes - i * sizeof(T) : 0)}; }
+    template <class V> V load_as(size_t i, SIMT_SITE) const {
+        V v;
+        memcpy(&v, simt::shared_access(offset, bytes, i * sizeof(T), sizeof v, alignof(V), simt::access_kind::load, SIMT_HERE), sizeof v);
+        return v;
+    }
+    template <class V> void store_as(size_t i, const V &v, SIMT_SITE) const {
+        memcpy(simt::shared_access(offset, bytes, i * sizeof(T), sizeof v, alignof(V), simt::access_kind::store, SIMT_HERE), &v, sizeof v);
+    }
+    T load(size_t i, SIMT_SITE) const { return load_as<T>(i, file_, line_); }
+    void store(size_t i, T v, SIMT_SITE) const { store_as<T>(i, v, file_, line_); }
+};
+#define SIMT_SHARED(type, name, n)                                                                                                                             \
+    static const char name##_key = 0;                                                                                                                          \
+    const shared<type> name = {simt::shared_find(&name##_key, sizeof(type) * (n)), (uint32_t)(sizeof(type) * (n))}
+#define SIMT_SHARED_DYNAMIC(type, name) const shared<type> name = {0, simt::shared_dynamic_bytes()}
+
+#define SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                                                            \
+    simt::launch_with(kernel, #kernel, grid, block, shared_bytes, stream, false __VA_OPT__(, ) __VA_ARGS__)
+/* All blocks resident together, so that they may wait for each other. */
+#define SIMT_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, ...)                                                                                \
+    simt::launch_with(kernel, #kernel, grid, block, shared_bytes, stream, true __VA_OPT__(, ) __VA_ARGS__)
+
+inline void __syncthreads(SIMT_SITE) { simt::barrier_wait(0, 0, true, SIMT_HERE); }
+inline void barrier_sync(uint32_t id, uint32_t n_threads, SIMT_SITE) { simt::barrier_wait(id, n_threads, false, SIMT_HERE); }
+inline void barrier_arrive(uint32_t id, uint32_t n_threads, SIMT_SITE) { simt::barrier_arrive(id, n_threads, SIMT_HERE); }
+inline void __syncwarp(uint32_t mask = 0xffffffffu, SIMT_SITE) { simt::warp_sync(mask, SIMT_HERE); }
+inline void __threadfence_block() { simt::fence(scope::block); }
+inline void __threadfence() { simt::fence(scope::device); }
+inline void __threadfence_system() { simt::fence(scope::system); }
+
+template <class T> inline T __shfl_sync(uint32_t mask, T x, int lane, int width = 32, SIMT_SITE) {
+    return simt::from_bits<T>(simt::shuffle(mask, simt::bits<uint64_t>(x), simt::pick::index, lane, width, SIMT_HERE));
+}
+template <class T> inline T __shfl_up_sync(uint32_t mask, T x, unsigned by, int width = 32, SIMT_SITE) {
+    return simt::from_bits<T>(simt::shuffle(mask, simt::bits<uint64_t>(x), simt::pick::up, (int)by, width, SIMT_HERE));
+}
+template <class T> inline T __shfl_down_sync(uint32_t mask, T x, unsigned by, int width = 32, SIMT_SITE) {
+    return simt::from_bits<T>(simt::shuffle(mask, simt::bits<uint64_t>(x), simt::pick::down, (int)by, width, SIMT_HERE));
+}
+template <class T> inline T __shfl_xor_sync(uint32_t mask, T x, int lanes, int width = 32, SIMT_SITE) {
+    return simt::from_bits<T>(simt::shuffle(mask, simt::bits<uint64_t>(x), simt::pick::exclusive_or, lanes, width, SIMT_HERE));
+}
+inline uint32_t __ballot_sync(uint32_t mask, int x, SIMT_SITE) { return simt::warp_reduce(mask, simt::reduce::ballot, x != 0, SIMT_HERE); }
+inline int __all_sync(uint32_t mask, int x, SIMT_SITE) { return (int)simt::warp_reduce(mask, simt::reduce::all, x != 0, SIMT_HERE); }
+inline int __any_sync(uint32_t mask, int x, SIMT_SITE) { return (int)simt::warp_reduce(mask, simt::reduce::any, x != 0, SIMT_HERE); }
+inline uint32_t __match_any_sync(uint32_t mask, uint32_t x, SIMT_SITE) { return simt::warp_reduce(mask, simt::reduce::match, x, SIMT_HERE); }
+inline uint32_t __reduce_add_sync(uint32_t mask, uint32_t x, SIMT_SITE) { return simt::warp_reduce(mask, simt::reduce::add, x, SIMT_HERE); }
+inline int32_t __reduce_add_sync(uint32_t mask, int32_t x, SIMT_SITE) { return (int32_t)simt::warp_reduce(mask, simt::reduce::add, (uint32_t)x, SIMT_HERE); }
+inline uint32_t __reduce_min_sync(uint32_t mask, uint32_t x, SIMT_SITE) { return simt::warp_reduce(mask, simt::reduce::min_unsigned, x, SIMT_HERE); }
+inline int32_t __reduce_min_sync(uint32_t mask, int32_t x, SIMT_SITE) { return (int32_t)simt::warp_reduce(mask, simt::reduce::min_signed, (uint32_t)x, SIMT_HERE); }
+inline uint32_t __reduce_max_sync(uint32_t mask, uint32_t x, SIMT_SITE) { return simt::warp_reduce(mask, simt::reduce::max_unsigned, x, SIMT_HERE); }
+inline int32_t __reduce_max_sync(uint32_t mask, int32_t x, SIMT_SITE) { return (int32_t)simt::warp_reduce(mask, simt::reduce::max_signed, (uint32_t)x, SIMT_HERE); }
+inline uint32_t __reduce_and_sync(uint32_t mask, uint32_t x, SIMT_SITE) { return simt::warp_reduce(mask, simt::reduce::bit_and, x, SIMT_HERE); }
+inline uint32_t __reduce_or_sync(uint32_t mask, uint32_t x, SIMT_SITE) { return simt::warp_reduce(mask, simt::reduce::bit_or, x, SIMT_HERE); }
+inline uint32_t __reduce_xor_sync(uint32_t mask, uint32_t x, SIMT_SITE) { return simt::warp_reduce(mask, simt::reduce::bit_xor, x, SIMT_HERE); }
+
+inline float fma_rn(float a, float b, float c) {
+    simt::count_fma();
+    return fmaf(a, b, c);
+}
+inline float mul_rn(float a, float b) { return a * b; }
+inline float add_rn(float a, float b) { return a + b; }
+inline float div_rn(float a, float b) { return a / b; }
+inline float sqrt_rn(float a) { return sqrtf(a); }
+inline float float_of_bits(uint32_t x) { return simt::from_bits<float>(x); }
+inline uint32_t bits_of_float(float x) { return simt::bits<uint32_t>(x); }
+
+/* d = a·b + c: a is 16 × 16 (rows), b 16 × 8 (columns), two BF16 a register; which lane holds what: see mma.cpp. All 32 lanes call it. */
+inline void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4], SIMT_SITE) {
+    simt::mma_m16n8k16_bf16(d, a, b, c, SIMT_HERE);
+}
+
+#endif

@@ -1,0 +1,142 @@
+/* The same names for nvcc: bare pointers and instructions. See simt.h. All inline PTX of the tree stands here. */
+#ifndef KERNELS_SIMT_ON_GPU_H
+#define KERNELS_SIMT_ON_GPU_H
+
+#include <cuda_runtime.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SIMT_UNROLL _Pragma("unroll")
+
+enum class scope : uint8_t { block, device, system };
+
+namespace simt {
+
+template <class T> struct bare {
+    typedef T type;
+};
+template <class T> struct bare<const T> {
+    typedef T type;
+};
+
+/* The scope is a word of the instruction, so each of the three is written out. */
+#define SIMT_PTX_LOAD(name, op)                                                                                                                                \
+    template <scope S> __device__ inline uint32_t name(const uint32_t *p) {                                                                                    \
+        uint32_t v;                                                                                                                                            \
+        if (S == scope::block)                                                                                                                                 \
+            asm volatile("ld." op ".cta.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");                                                                  \
+        else if (S == scope::device)                                                                                                                           \
+            asm volatile("ld." op ".gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");                                                                  \
+        else                                                                                                                                                   \
+            asm volatile("ld." op ".sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");                                                                  \
+        return v;                                                                                                                                              \
+    }
+#define SIMT_PTX_STORE(name, op)                                                                                                                               \
+    template <scope S> __device__ inline void name(uint32_t *p, uint32_t v) {                                                                                  \
+        if (S == scope::block)                                                                                                                                 \
+            asm volatile("st." op ".cta.global.u32 [%0], %1;" : : "l"(p), "r"(v) : "memory");                                                                  \
+        else if (S == scope::device)                                                                                                                           \
+            asm volatile("st." op ".gpu.global.u32 [%0], %1;" : : "l"(p), "r"(v) : "memory");                                                                  \
+        else                                                                                                                                                   \
+            asm volatile("st." op ".sys.global.u32 [%0], %1;" : : "l"(p), "r"(v) : "memory");                                                                  \
+    }
+#define SIMT_PTX_UPDATE(name, order, op)                                                                                                                       \
+    template <scope S> __device__ inline uint32_t name(uint32_t *p, uint32_t v) {                                                                              \
+        uint32_t old;                                                                                                                                          \
+        if (S == scope::block)                                                                                                                                 \
+            asm volatile("atom." order ".cta.global." op " %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");                                            \
+        else if (S == scope::device)                                                                                                                           \
+            asm volatile("atom." order ".gpu.global." op " %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");                                            \
+        else                                                                                                                                                   \
+            asm volatile("atom." order ".sys.global." op " %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");                                            \
+        return old;                                                                                                                                            \
+    }
+SIMT_PTX_LOAD(load_relaxed, "relaxed")
+SIMT_PTX_LOAD(load_acquire, "acquire")
+SIMT_PTX_STORE(store_relaxed, "relaxed")
+SIMT_PTX_STORE(store_release, "release")
+SIMT_PTX_UPDATE(add, "acq_rel", "add.u32")
+SIMT_PTX_UPDATE(add_relaxed, "relaxed", "add.u32")
+SIMT_PTX_UPDATE(exchange, "acq_rel", "exch.b32")
+
+template <scope S> __device__ inline uint32_t compare_exchange(uint32_t *p, uint32_t compare, uint32_t v) {
+    uint32_t old;
+    if (S == scope::block)
+        asm volatile("atom.acq_rel.cta.global.cas.b32 %0, [%1], %2, %3;" : "=r"(old) : "l"(p), "r"(compare), "r"(v) : "memory");
+    else if (S == scope::device)
+        asm volatile("atom.acq_rel.gpu.global.cas.b32 %0, [%1], %2, %3;" : "=r"(old) : "l"(p), "r"(compare), "r"(v) : "memory");
+    else
+        asm volatile("atom.acq_rel.sys.global.cas.b32 %0, [%1], %2, %3;" : "=r"(old) : "l"(p), "r"(compare), "r"(v) : "memory");
+    return old;
+}
+
+template <class... P, class... A>
+inline cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, void *stream, A... arguments) {
+    void *pointers[] = {(void *)&arguments...}; /* of the kernel's own types: the caller's business */
+    static_assert(sizeof...(P) == sizeof...(A), "arguments");
+    return cudaLaunchCooperativeKernel((const void *)kernel, grid, block, pointers, shared_bytes, (cudaStream_t)stream);
+}
+
+} // namespace simt
+
+template <class T> struct global {
+    typedef typename simt::bare<T>::type value;
+    T *p;
+    __host__ __device__ global(T *p_ = nullptr) : p(p_) {}
+    template <class U> __host__ __device__ global(const global<U> &o) : p(o.p) {}
+    __host__ __device__ global at(size_t i) const { return global(p + i); }
+    template <class V> __device__ V load_as(size_t i) const { return *(const V *)(p + i); }
+    template <class V> __device__ void store_as(size_t i, const V &v) const { *(V *)(p + i) = v; }
+    __device__ value load(size_t i) const { return p[i]; }
+    __device__ void store(size_t i, value v) const { p[i] = v; }
+
+    template <scope S> __device__ value load_relaxed(size_t i) const { return simt::load_relaxed<S>((const uint32_t *)(p + i)); }
+    template <scope S> __device__ value load_acquire(size_t i) const { return simt::load_acquire<S>((const uint32_t *)(p + i)); }
+    template <scope S> __device__ void store_relaxed(size_t i, value v) const { simt::store_relaxed<S>((uint32_t *)(p + i), v); }
+    template <scope S> __device__ void store_release(size_t i, value v) const { simt::store_release<S>((uint32_t *)(p + i), v); }
+    template <scope S> __device__ value add(size_t i, value v) const { return simt::add<S>((uint32_t *)(p + i), v); }
+    template <scope S> __device__ value add_relaxed(size_t i, value v) const { return simt::add_relaxed<S>((uint32_t *)(p + i), v); }
+    template <scope S> __device__ value exchange(size_t i, value v) const { return simt::exchange<S>((uint32_t *)(p + i), v); }
+    template <scope S> __device__ value compare_exchange(size_t i, value compare, value v) const {
+        return simt::compare_exchange<S>((uint32_t *)(p + i), compare, v);
+    }
+};
+
+template <class T> struct shared {
+    T *p;
+    __device__ shared at(size_t i) const { return shared{p + i}; }
+    template <class V> __device__ V load_as(size_t i) const { return *(const V *)(p + i); }
+    template <class V> __device__ void store_as(size_t i, const V &v) const { *(V *)(p + i) = v; }
+    __device__ T load(size_t i) const { return p[i]; }
+    __device__ void store(size_t i, T v) const { p[i] = v; }
+};
+#define SIMT_SHARED(type, name, n)                                                                                                                             \
+    __shared__ __align__(16) type name##_array[n];                                                                                                             \
+    const shared<type> name = {name##_array}
+#define SIMT_SHARED_DYNAMIC(type, name)                                                                                                                        \
+    extern __shared__ __align__(16) unsigned char simt_dynamic[];                                                                                              \
+    const shared<type> name = {(type *)simt_dynamic}
+
+#define SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                                                            \
+    (kernel<<<(grid), (block), (shared_bytes), (cudaStream_t)(stream)>>>(__VA_ARGS__), cudaGetLastError())
+
+#define SIMT_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, ...) simt::launch_cooperative(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+
+__device__ inline void barrier_sync(uint32_t id, uint32_t n_threads) { asm volatile("barrier.sync %0, %1;" : : "r"(id), "r"(n_threads) : "memory"); }
+__device__ inline void barrier_arrive(uint32_t id, uint32_t n_threads) { asm volatile("barrier.arrive %0, %1;" : : "r"(id), "r"(n_threads) : "memory"); }
+
+__device__ inline float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ inline float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline float add_rn(float a, float b) { return __fadd_rn(a, b); }
+__device__ inline float div_rn(float a, float b) { return __fdiv_rn(a, b); }
+__device__ inline float sqrt_rn(float a) { return __fsqrt_rn(a); }
+__device__ inline float float_of_bits(uint32_t x) { return __uint_as_float(x); }
+__device__ inline uint32_t bits_of_float(float x) { return __float_as_uint(x); }
+
+__device__ inline void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+#endif

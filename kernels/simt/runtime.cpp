@@ -1,0 +1,452 @@
+/* Streams, events, copies: see runtime.h.
+ *
+ * What comes before what is a vector clock over streams: operation number i of stream s has seen the first seen[k] operations of each stream k. The host is like a
+ * stream that never runs anything. Operations start when all that they have seen is done, in an order drawn from the seed among those that may start. */
+#include "kernels/simt/runtime.h"
+
+#include <algorithm>
+#include <deque>
+#include <set>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "kernels/simt/engine.h"
+
+using namespace simt;
+
+namespace simt {
+void regions_reset();
+void runtime_reset();
+} // namespace simt
+
+struct simt_stream {
+    uint32_t number;
+    bool blocking;
+};
+struct simt_event {
+    std::vector<uint32_t> seen;
+};
+
+namespace {
+
+typedef std::vector<uint32_t> clocks;
+
+uint32_t at(const clocks &c, uint32_t i) { return i < c.size() ? c[i] : 0; }
+void join(clocks &to, const clocks &from) {
+    if (to.size() < from.size())
+        to.resize(from.size());
+    for (size_t i = 0; i < from.size(); i++)
+        to[i] = std::max(to[i], from[i]);
+}
+
+struct copy_operation {
+    void *to;
+    const void *from; /* NULL: a fill */
+    int value;
+    size_t bytes;
+};
+struct queued {
+    launch launched; /* its call is NULL for a copy */
+    copy_operation copy;
+};
+struct stream_state {
+    simt_stream handle;
+    std::deque<queued *> waiting;
+    uint32_t n_added = 0, n_done = 0;
+    clocks seen;
+    bool destroyed = false;
+};
+
+std::vector<stream_state *> streams; /* 0: the default stream */
+std::vector<operation> operations;   /* by number, for who may ask later */
+clocks host_seen;
+std::map<const void *, int> dynamic_limit; /* by kernel */
+std::set<simt_event *> events;
+cudaError_t last_error;
+
+cudaError_t failed(cudaError_t e) {
+    if (e != cudaSuccess)
+        last_error = e;
+    return e;
+}
+
+stream_state *stream_of(cudaStream_t s) {
+    if (streams.empty()) {
+        auto *d = new stream_state;
+        d->handle = {0, true};
+        streams.push_back(d);
+    }
+    if (!s)
+        return streams[0];
+    for (stream_state *k : streams)
+        if (&k->handle == s && !k->destroyed)
+            return k;
+    return nullptr;
+}
+
+void add(stream_state *s, queued *q, const char *what) {
+    operation &o = q->launched;
+    o.what = what;
+    o.stream = s->handle.number;
+    o.index = ++s->n_added;
+    join(s->seen, host_seen);
+    if (s->handle.number == 0) { /* the default stream waits for the blocking ones, and they for it */
+        for (const stream_state *k : streams)
+            if (k->handle.blocking)
+                join(s->seen, k->seen);
+    } else if (s->handle.blocking) {
+        join(s->seen, streams[0]->seen);
+    }
+    o.seen = s->seen;
+    if (s->seen.size() <= o.stream)
+        s->seen.resize(o.stream + 1);
+    s->seen[o.stream] = o.index;
+    o.number = (uint32_t)operations.size();
+    operations.push_back(o);
+    s->waiting.push_back(q);
+}
+
+bool may_start(const operation &o) {
+    for (uint32_t k = 0; k < o.seen.size(); k++)
+        if (streams[k]->n_done < o.seen[k])
+            return false;
+    return true;
+}
+
+void run_one(stream_state *s) {
+    queued *q = s->waiting.front();
+    s->waiting.pop_front();
+    std::unique_ptr<queued> owner(q);
+    std::unique_ptr<kernel_call> call(q->launched.call);
+    if (call) {
+        launch_run(q->launched);
+    } else {
+        const copy_operation &c = q->copy;
+        if (c.from)
+            region_touch(q->launched, c.from, c.bytes, false, true);
+        region_touch(q->launched, c.to, c.bytes, true, false);
+        if (c.from)
+            memmove(c.to, c.from, c.bytes);
+        else
+            memset(c.to, c.value, c.bytes);
+    }
+    s->n_done++;
+}
+
+/* Runs whatever may run, in some order, until `wanted` is done. */
+void run_until(const clocks &wanted) {
+    for (;;) {
+        bool done = true;
+        for (uint32_t k = 0; k < wanted.size(); k++)
+            done = done && streams[k]->n_done >= wanted[k];
+        if (done)
+            break;
+        std::vector<stream_state *> ready;
+        for (stream_state *s : streams)
+            if (!s->waiting.empty() && may_start(s->waiting.front()->launched))
+                ready.push_back(s);
+        run_one(ready[chance((uint32_t)ready.size())]); /* never empty: nobody can wait for what comes later */
+    }
+    join(host_seen, wanted);
+}
+
+void run_all() {
+    clocks all;
+    for (const stream_state *s : streams) {
+        join(all, s->seen);
+        if (all.size() <= s->handle.number)
+            all.resize(s->handle.number + 1);
+    }
+    run_until(all);
+    if (shadow_is_long()) {
+        shadow_forget_history();
+        operations.clear();
+    }
+}
+
+cudaError_t add_copy(void *to, const void *from, int value, size_t bytes, cudaStream_t stream, const char *what) {
+    stream_state *s = stream_of(stream);
+    if (!s)
+        return failed(cudaErrorInvalidResourceHandle);
+    if (bytes == 0)
+        return cudaSuccess;
+    auto *q = new queued;
+    q->copy = {to, from, value, bytes};
+    add(s, q, what);
+    return cudaSuccess;
+}
+
+} // namespace
+
+namespace simt {
+
+bool operation_ordered(uint32_t a, uint32_t b) {
+    const operation &x = operations[a], &y = operations[b];
+    return (x.stream == y.stream && x.index <= y.index) || at(y.seen, x.stream) >= x.index;
+}
+
+const operation &operation_at(uint32_t number) { return operations[number]; }
+
+int launch_add(kernel_call *call, const void *function, const char *name, dim3 grid, dim3 block, size_t shared_bytes, void *stream, bool cooperative) {
+    std::unique_ptr<kernel_call> owner(call);
+    stream_state *s = stream_of((cudaStream_t)stream);
+    if (!s)
+        return failed(cudaErrorInvalidResourceHandle);
+    uint64_t threads = (uint64_t)block.x * block.y * block.z, blocks = (uint64_t)grid.x * grid.y * grid.z;
+    if (threads == 0 || threads > 1024 || block.z > 64 || blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || blocks > 0x7fffffffu)
+        return failed(cudaErrorInvalidConfiguration);
+    auto limit = dynamic_limit.find(function);
+    if (shared_bytes > (limit == dynamic_limit.end() ? static_shared_limit : (size_t)limit->second))
+        return failed(cudaErrorInvalidValue);
+    const device_info &d = *config().device;
+    if (cooperative && blocks > (uint64_t)d.n_sms * ((uint64_t)d.threads_per_sm / threads))
+        return failed(cudaErrorCooperativeLaunchTooLarge);
+    auto *q = new queued;
+    q->launched.call = owner.release();
+    q->launched.grid = grid;
+    q->launched.block_dim = block;
+    q->launched.shared_bytes = shared_bytes;
+    q->launched.cooperative = cooperative;
+    add(s, q, name);
+    return cudaSuccess;
+}
+
+/* After a finding nothing on the device can be trusted. */
+void runtime_reset() {
+    for (stream_state *s : streams) {
+        for (queued *q : s->waiting) {
+            delete q->launched.call;
+            delete q;
+        }
+        delete s;
+    }
+    streams.clear();
+    for (simt_event *e : events)
+        delete e;
+    events.clear();
+    operations.clear();
+    host_seen.clear();
+    last_error = cudaSuccess;
+    regions_reset();
+}
+
+} // namespace simt
+
+/* ---- device ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+const char *cudaGetErrorString(cudaError_t e) {
+    switch (e) {
+    case cudaSuccess:
+        return "no error";
+    case cudaErrorInvalidValue:
+        return "invalid argument";
+    case cudaErrorMemoryAllocation:
+        return "out of memory";
+    case cudaErrorInvalidConfiguration:
+        return "invalid configuration argument";
+    case cudaErrorInvalidMemcpyDirection:
+        return "invalid copy direction for memcpy";
+    case cudaErrorInvalidResourceHandle:
+        return "invalid resource handle";
+    case cudaErrorNotReady:
+        return "device not ready";
+    case cudaErrorCooperativeLaunchTooLarge:
+        return "too many blocks in cooperative launch";
+    default:
+        return "unrecognized error code";
+    }
+}
+cudaError_t cudaPeekAtLastError(void) { return last_error; }
+cudaError_t cudaGetLastError(void) {
+    cudaError_t e = last_error;
+    last_error = cudaSuccess;
+    return e;
+}
+cudaError_t cudaGetDeviceCount(int *n) {
+    *n = 1;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr which, int device) {
+    const device_info &d = *config().device;
+    if (device != 0)
+        return failed(cudaErrorInvalidValue);
+    switch (which) {
+    case cudaDevAttrMaxThreadsPerBlock:
+        *value = 1024;
+        break;
+    case cudaDevAttrMultiProcessorCount:
+        *value = d.n_sms;
+        break;
+    case cudaDevAttrIntegrated:
+        *value = d.integrated;
+        break;
+    case cudaDevAttrL2CacheSize:
+        *value = (int)d.l2_bytes;
+        break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+        *value = d.threads_per_sm;
+        break;
+    case cudaDevAttrComputeCapabilityMajor:
+        *value = d.major;
+        break;
+    case cudaDevAttrComputeCapabilityMinor:
+        *value = d.minor;
+        break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+        *value = (int)shared_limit;
+        break;
+    default:
+        return failed(cudaErrorInvalidValue);
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
+    *total_bytes = config().device->memory_bytes;
+    *free_bytes = *total_bytes - regions_bytes();
+    return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void *function, enum cudaFuncAttribute which, int value) {
+    if (which != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || (size_t)value > shared_limit)
+        return failed(cudaErrorInvalidValue);
+    dynamic_limit[function] = value;
+    return cudaSuccess;
+}
+
+/* ---- memory ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+static cudaError_t allocate(void **p, size_t bytes, bool initialised) {
+    if (!p)
+        return failed(cudaErrorInvalidValue);
+    *p = nullptr;
+    if (bytes == 0)
+        return cudaSuccess;
+    if (bytes > config().device->memory_bytes - regions_bytes())
+        return failed(cudaErrorMemoryAllocation);
+    region *r = region_create(bytes, initialised);
+    if (!r)
+        return failed(cudaErrorMemoryAllocation);
+    *p = r->base;
+    return cudaSuccess;
+}
+
+static cudaError_t release(void *p) {
+    if (!p)
+        return cudaSuccess;
+    run_all(); /* as cudaFree does: what is in flight may still use it */
+    return region_destroy(p) ? cudaSuccess : failed(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaMalloc(void **p, size_t bytes) { return allocate(p, bytes, false); }
+cudaError_t cudaFree(void *p) { return release(p); }
+/* The host's own writes are not seen, so pinned memory counts as written. */
+cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags) {
+    (void)flags;
+    return allocate(p, bytes, true);
+}
+cudaError_t cudaFreeHost(void *p) { return release(p); }
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream) {
+    if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault || (kind == cudaMemcpyHostToDevice && bytes && !region_find(to)) ||
+        (kind == cudaMemcpyDeviceToHost && bytes && !region_find(from)))
+        return failed(kind > cudaMemcpyDefault ? cudaErrorInvalidMemcpyDirection : cudaErrorInvalidValue);
+    return add_copy(to, from, 0, bytes, stream, "copy");
+}
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
+    cudaError_t e = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+    return e != cudaSuccess ? e : cudaStreamSynchronize(nullptr);
+}
+cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream) { return add_copy(to, nullptr, value, bytes, stream, "fill"); }
+cudaError_t cudaMemset(void *to, int value, size_t bytes) { return cudaMemsetAsync(to, value, bytes, nullptr); }
+
+/* ---- streams, events ---------------------------------------------------------------------------------------------------------------------------------- */
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags) {
+    stream_of(nullptr);
+    auto *s = new stream_state;
+    s->handle = {(uint32_t)streams.size(), !(flags & cudaStreamNonBlocking)};
+    streams.push_back(s);
+    *out = &s->handle;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamCreate(cudaStream_t *s) { return cudaStreamCreateWithFlags(s, cudaStreamDefault); }
+
+/* Its work is still done, by the next wait for the device. */
+cudaError_t cudaStreamDestroy(cudaStream_t h) {
+    stream_state *s = h ? stream_of(h) : nullptr;
+    if (!s)
+        return failed(cudaErrorInvalidResourceHandle);
+    s->destroyed = true;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t h) {
+    stream_state *s = stream_of(h);
+    if (!s)
+        return failed(cudaErrorInvalidResourceHandle);
+    run_until(s->seen);
+    return cudaSuccess;
+}
+
+/* Time passes for who asks: something may get done. */
+cudaError_t cudaStreamQuery(cudaStream_t h) {
+    stream_state *s = stream_of(h);
+    if (!s)
+        return failed(cudaErrorInvalidResourceHandle);
+    if (s->n_done < s->n_added && chance(2))
+        return cudaErrorNotReady;
+    return cudaStreamSynchronize(h);
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) {
+    (void)flags;
+    *e = new simt_event;
+    events.insert(*e);
+    return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    if (events.erase(e) == 0)
+        return failed(cudaErrorInvalidResourceHandle);
+    delete e;
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t h) {
+    stream_state *s = stream_of(h);
+    if (!s || !events.count(e))
+        return failed(cudaErrorInvalidResourceHandle);
+    e->seen = s->seen;
+    if (!h)
+        for (const stream_state *k : streams)
+            if (k->handle.blocking)
+                join(e->seen, k->seen);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t h, cudaEvent_t e, unsigned flags) {
+    stream_state *s = stream_of(h);
+    (void)flags;
+    if (!s || !events.count(e))
+        return failed(cudaErrorInvalidResourceHandle);
+    join(s->seen, e->seen);
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    if (!events.count(e))
+        return failed(cudaErrorInvalidResourceHandle);
+    run_until(e->seen);
+    return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t e) {
+    if (!events.count(e))
+        return failed(cudaErrorInvalidResourceHandle);
+    for (uint32_t k = 0; k < e->seen.size(); k++)
+        if (streams[k]->n_done < e->seen[k])
+            return chance(2) ? failed(cudaErrorNotReady) : cudaEventSynchronize(e);
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize(void) {
+    stream_of(nullptr);
+    run_all();
+    return cudaSuccess;
+}

@@ -1,0 +1,23 @@
+/* What a .cu of Tandem includes, and nothing else of CUDA: the same source is compiled by nvcc for a GPU and by `g++ -x c++` for the harness.
+ *
+ * Memory is touched only through global<T> and shared<T>, which have no operator*: so there is no access that the harness does not see. On a GPU they are bare
+ * pointers. Indices count elements of T. Both have
+ *   load(i), store(i, v)        one element
+ *   load_as<V>(i), store_as(i, v)   a vector (float4, uint4 …) that begins at element i, aligned to its own size
+ * and global<T> of 32-bit elements atomics: load_relaxed, load_acquire, store_relaxed, store_release, add (acquire and release in one), exchange, compare_exchange,
+ * each <scope::block|device|system>.
+ * Shared memory: SIMT_SHARED(type, name, n) for n elements known to the compiler (not in a template), SIMT_SHARED_DYNAMIC(type, name) for what the launch asked for.
+ * Launch: SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments…); chevrons are no C++. Arguments are copied at the call.
+ * SIMT_UNROLL before a loop that must be unrolled.
+ * fma_rn, mul_rn, add_rn: rounded once each, never contracted; fma_rn is counted. */
+#ifndef KERNELS_SIMT_SIMT_H
+#define KERNELS_SIMT_SIMT_H
+
+#ifdef __CUDACC__
+#include "kernels/simt/on_gpu.h"
+#else
+#include "kernels/simt/on_cpu.h"
+#include "kernels/simt/runtime.h"
+#endif
+
+#endif

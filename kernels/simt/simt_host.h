@@ -1,0 +1,30 @@
+/* For tests, in C as in C++: seeds, findings as text instead of exit status 4, counts. */
+#ifndef KERNELS_SIMT_SIMT_HOST_H
+#define KERNELS_SIMT_SIMT_HOST_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Runs fn(arg), then all work that it left in streams. Returns NULL, or the first finding's line (valid until the next call); what the device held is then
+ * gone: every buffer, stream and event is released. Seed and checks as in TANDEM_SIMT_SEED and TANDEM_SIMT_CHECK. */
+const char *simt_catch(void (*fn)(void *), void *arg, uint64_t seed);
+void simt_set_check(int check);
+/* "gb10", "rtx5090", "tiny"; −1: unknown. */
+int simt_set_device(const char *name);
+/* exact, truncating or permuted: how an emulated mma adds up. −1: unknown. */
+int simt_set_accumulation(const char *model);
+
+/* Counting, as TANDEM_SIMT_COUNTS turns it on. The text is JSON, valid until the next call; counts begin anew with simt_counts_start. */
+void simt_counts_start(void);
+const char *simt_counts_json(void);
+/* Names a buffer in findings and counts. */
+void simt_name(const void *device_pointer, const char *name);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,351 @@
+/* The harness for CUDA kernels: every planted fault is found, whatever the seed; right kernels raise no alarm; counts are what can be reckoned by hand. And the kernels of
+ * kernels/cuda on it, against `ref`, to the bit. */
+#include "tests/t.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/rng.h"
+#include "kernels/cuda/cuda.h"
+#include "kernels/ref/ref.h"
+#include "kernels/simt/runtime.h"
+#include "kernels/simt/simt_host.h"
+#include "tests/simt/cases.h"
+#include "tests/t_kernels.h"
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* One of the beginnings "a|b". */
+static bool begins(const char *line, const char *beginnings) {
+    if (strncmp(line, "tandem simt: ", 13) != 0)
+        return false;
+    for (line += 13;; beginnings++) {
+        size_t n = strcspn(beginnings, "|");
+        if (strncmp(line, beginnings, n) == 0)
+            return true;
+        beginnings += n;
+        if (!*beginnings)
+            return false;
+    }
+}
+
+static void planted_faults_and_right_kernels(void **state) {
+    (void)state;
+    uint64_t n_seeds = t_long() ? 1000 : 100;
+    for (const struct simt_case *c = simt_cases; c->name; c++) {
+        double begin = seconds();
+        for (uint64_t seed = 1; seed <= n_seeds; seed++) {
+            const char *line = simt_catch(c->run, NULL, seed);
+            if (!c->finding && line)
+                fail_msg("%s: an alarm where nothing is wrong: %s", c->name, line);
+            if (c->finding && !line)
+                fail_msg("%s: not found with seed %d", c->name, (int)seed);
+            if (c->finding && (!begins(line, c->finding) || !strstr(line, c->also)))
+                fail_msg("%s: with seed %d: %s", c->name, (int)seed, line);
+            if (c->finding && seed == 1)
+                print_message("%s\n", line);
+        }
+        print_message("%-44s %d seeds, %.2f ms each\n", c->name, (int)n_seeds, 1e3 * (seconds() - begin) / (double)n_seeds);
+    }
+}
+
+/* ---- kernels/cuda against ref --------------------------------------------------------------------------------------------------------------------------- */
+
+static const struct kern_queue whole = {0, 1};
+
+static void *to_device(const void *host, size_t bytes) {
+    void *p;
+    assert_int_equal(cudaMalloc(&p, bytes), cudaSuccess);
+    assert_int_equal(cudaMemcpy(p, host, bytes, cudaMemcpyHostToDevice), cudaSuccess);
+    return p;
+}
+
+/* got (on the device) is want, to the bit, gaps between rows included; frees got. */
+static void expect_same(const char *what, void *got, const float *want, size_t n) {
+    float *host = malloc(n * sizeof *host);
+    assert_non_null(host);
+    assert_int_equal(cudaMemcpy(host, got, n * sizeof *host, cudaMemcpyDeviceToHost), cudaSuccess);
+    for (size_t i = 0; i < n; i++)
+        if (memcmp(host + i, want + i, sizeof *host) != 0)
+            fail_msg("%s: element %d is %.9g, ref has %.9g", what, (int)i, (double)host[i], (double)want[i]);
+    free(host);
+    assert_int_equal(cudaFree(got), cudaSuccess);
+}
+
+static float *copy_of(const float *x, size_t n) {
+    float *y = malloc(n * sizeof *y);
+    assert_non_null(y);
+    memcpy(y, x, n * sizeof *y);
+    return y;
+}
+
+static void norm_case(void *rng) {
+    static const int widths[] = {1, 15, 17, 576, 1030};
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
+        for (int in_place = 0; in_place < 2; in_place++) {
+            int width = widths[w], n_tokens = 3;
+            size_t stride = (size_t)width + 3, n = stride * (size_t)n_tokens;
+            float *x = random_floats(rng, n, 3), *weight = random_floats(rng, (size_t)width, 1), *want = copy_of(x, n);
+            struct kern_norm args = {x, weight, want, stride, stride, n_tokens, width, 1e-5f};
+            kern_ref.norm(whole, &args);
+            float *d_x = to_device(x, n * sizeof *x), *d_weight = to_device(weight, (size_t)width * sizeof *x), *d_y = in_place ? d_x : to_device(x, n * sizeof *x);
+            args.x = d_x;
+            args.weight = d_weight;
+            args.y = d_y;
+            assert_int_equal(cuda_norm(&args, NULL), cudaSuccess);
+            expect_same("norm", d_y, want, n);
+            if (!in_place)
+                cudaFree(d_x);
+            cudaFree(d_weight);
+            free(x);
+            free(weight);
+            free(want);
+        }
+}
+
+static void gate_case(void *rng) {
+    static const int widths[] = {1, 255, 576};
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
+        size_t width = (size_t)widths[w], stride = width + 5, n = stride * 3;
+        float *gate = random_floats(rng, n, 30), *up = random_floats(rng, n, 1), *want = copy_of(up, n);
+        static const float special[] = {0.0f, -0.0f, 88.0f, -88.0f, 89.0f, -89.0f, 1e30f, -1e30f};
+        memcpy(gate, special, width > 8 ? sizeof special : sizeof *special);
+        struct kern_gate args = {gate, up, want, stride, stride, stride, 3, (int)width};
+        kern_ref.gate(whole, &args);
+        float *d_gate = to_device(gate, n * sizeof *gate), *d_up = to_device(up, n * sizeof *up), *d_y = to_device(up, n * sizeof *up);
+        args.gate = d_gate;
+        args.up = d_up;
+        args.y = d_y;
+        assert_int_equal(cuda_gate(&args, NULL), cudaSuccess);
+        expect_same("gate", d_y, want, n);
+        cudaFree(d_gate);
+        cudaFree(d_up);
+        free(gate);
+        free(up);
+        free(want);
+    }
+}
+
+static void rope_case(void *rng) {
+    static const int dims[] = {2, 24, 64, 128};
+    for (size_t k = 0; k < sizeof dims / sizeof *dims; k++)
+        for (int variant = 0; variant < 4; variant++) {
+            int dim = dims[k], n_frequencies = variant & 1 ? (dim + 3) / 4 : dim / 2, heads = 5;
+            size_t stride = (size_t)(heads * dim) + 7, n = 3 * stride, n_table = (size_t)(3 * 2 * n_frequencies);
+            float *x = random_floats(rng, n, 1), *table = random_floats(rng, n_table, 1), *want = copy_of(x, n);
+            struct kern_rope args = {want, stride, 3, heads, dim, n_frequencies, variant >= 2, table};
+            kern_ref.rope(whole, &args);
+            float *d_x = to_device(x, n * sizeof *x), *d_table = to_device(table, n_table * sizeof *table);
+            args.x = d_x;
+            args.cos_sin = d_table;
+            assert_int_equal(cuda_rope(&args, NULL), cudaSuccess);
+            expect_same("rope", d_x, want, n);
+            cudaFree(d_table);
+            free(x);
+            free(table);
+            free(want);
+        }
+}
+
+static uint16_t *random_bf16(struct base_rng *r, size_t n) {
+    uint16_t *w = malloc(n * sizeof *w);
+    assert_non_null(w);
+    for (size_t i = 0; i < n; i++)
+        w[i] = kern_f32_to_bf16(base_rng_normal(r));
+    return w;
+}
+
+/* One leaf per entry of ends; storage of the arrays: the caller's. */
+static struct kern_matrix matrix_of(uint64_t n_rows, const uint64_t *ends, uint32_t lo, uint32_t n, uint32_t n_total, uint64_t begin, uint32_t *segment_begin, uint8_t *columns) {
+    struct kern_matrix m = {.format = FMT_BF16, .activation = KERN_ACT_F32, .n_rows = n_rows};
+    kern_columns_init(&m.columns, begin, ends, lo, lo + n, n_total, segment_begin, columns);
+    return m;
+}
+
+static void embed_case(void *rng) {
+    static const uint64_t end = 300;
+    uint32_t segment_begin[64];
+    uint8_t segment_columns[64];
+    enum { ROWS = 20, TOKENS = 4 };
+    static const int32_t ids[TOKENS] = {107, 99, 119, 120}; /* rows 100 … 119 are here */
+    uint16_t *w = random_bf16(rng, ROWS * end);
+    struct kern_matrix m = matrix_of(ROWS, &end, 0, 1, 1, 0, segment_begin, segment_columns);
+    size_t stride = end + 2, n = stride * TOKENS;
+    float *before = random_floats(rng, n, 1), *want = copy_of(before, n);
+    m.data = w;
+    struct kern_embed args = {&m, 100, ids, TOKENS, want, stride, 1.5f};
+    kern_ref.embed(whole, &args);
+    void *d_w = to_device(w, ROWS * end * sizeof *w), *d_ids = to_device(ids, sizeof ids);
+    float *d_y = to_device(before, n * sizeof *before);
+    m.data = d_w;
+    args.ids = d_ids;
+    args.y = d_y;
+    assert_int_equal(cuda_embed(&args, NULL), cudaSuccess);
+    expect_same("embed", d_y, want, n);
+    cudaFree(d_w);
+    cudaFree(d_ids);
+    free(w);
+    free(before);
+    free(want);
+}
+
+static void matmul_once(struct base_rng *rng, uint64_t n_rows, const uint64_t *ends, uint32_t lo, uint32_t n_leaves, uint32_t n_total, uint64_t begin, int n_tokens, bool bias) {
+    uint32_t segment_begin[64];
+    uint8_t segment_columns[64];
+    struct kern_matrix m = matrix_of(n_rows, ends, lo, n_leaves, n_total, begin, segment_begin, segment_columns);
+    size_t width = (size_t)(m.columns.end - begin), x_stride = width + 1, y_stride = n_rows + 2, vector_stride = y_stride * (size_t)n_tokens;
+    size_t n_y = vector_stride * m.columns.n_vectors, bytes = cuda_matrix_bytes(n_rows, &m.columns);
+    uint16_t *w = random_bf16(rng, n_rows * width), *packed = malloc(bytes);
+    float *x = random_floats(rng, x_stride * (size_t)n_tokens, 1), *b = random_floats(rng, n_rows, 1), *before = random_floats(rng, n_y, 1), *want = copy_of(before, n_y);
+    cuda_matrix_pack(n_rows, &m.columns, w, packed);
+    m.data = w; /* ref keeps the file's rows */
+    struct kern_matmul args = {.x = x, .x_stride = x_stride, .n_tokens = n_tokens, .n_parts = 1};
+    args.parts[0] = (struct kern_matmul_part){&m, bias ? b : NULL, want, y_stride, vector_stride};
+    kern_ref.matmul(whole, &args);
+
+    float *d_x = to_device(x, x_stride * (size_t)n_tokens * sizeof *x), *d_b = to_device(b, n_rows * sizeof *b), *d_y = to_device(before, n_y * sizeof *before);
+    m.data = to_device(packed, bytes);
+    simt_name(m.data, "weights");
+    simt_name(d_x, "x");
+    simt_name(d_y, "y");
+    args.x = d_x;
+    args.parts[0].bias = bias ? d_b : NULL;
+    args.parts[0].y = d_y;
+    assert_int_equal(cuda_matmul(&args, NULL), cudaSuccess);
+    expect_same("matmul", d_y, want, n_y);
+    cudaFree(d_x);
+    cudaFree(d_b);
+    cudaFree(m.data);
+    free(w);
+    free(packed);
+    free(x);
+    free(b);
+    free(before);
+    free(want);
+}
+
+static void matmul_case(void *rng) {
+    static const uint64_t one[] = {70}, five[] = {64, 96, 160, 161, 200}, inner[] = {96, 160, 200};
+    matmul_once(rng, 33, one, 0, 1, 1, 0, 1, true);
+    matmul_once(rng, 64, five, 0, 5, 5, 0, 3, true);
+    matmul_once(rng, 5, inner, 1, 3, 7, 64, 6, false); /* leaves 1 to 3 of 7: several vectors */
+}
+
+static void same_bits_as_ref(void **state) {
+    (void)state;
+    static void (*const cases[])(void *) = {norm_case, gate_case, rope_case, embed_case, matmul_case};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (uint64_t seed = 1; seed <= (t_long() ? 20 : 1); seed++) {
+            struct base_rng r;
+            base_rng_init(&r, t_seed());
+            double begin = seconds();
+            const char *line = simt_catch(cases[i], &r, seed);
+            if (line)
+                fail_msg("case %d: %s", (int)i, line);
+            if (seed == 1)
+                print_message("case %d: %.0f ms\n", (int)i, 1e3 * (seconds() - begin));
+        }
+}
+
+/* ---- counts --------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static void counted(void *rng) {
+    static const uint64_t ends[] = {64, 128};
+    matmul_once(rng, 64, ends, 0, 2, 2, 0, 1, false);
+}
+
+/* 64 rows × 128 columns of BF16, once: 16,384 bytes in 512 sectors. x by two blocks of rows: 2 × 512 bytes. 8,192 multiply-adds. */
+static void counts_by_hand(void **state) {
+    (void)state;
+    char *first = NULL;
+    for (uint64_t seed = 1; seed <= 5; seed++) {
+        struct base_rng r;
+        base_rng_init(&r, t_seed());
+        simt_counts_start();
+        assert_null(simt_catch(counted, &r, seed));
+        const char *json = simt_counts_json();
+        if (seed == 1) {
+            print_message("%s", json);
+            assert_non_null(strstr(json, "{\"buffer\": \"weights\", \"load_bytes\": 16384, \"load_sectors\": 512, \"store_bytes\": 0, \"store_sectors\": 0}"));
+            assert_non_null(strstr(json, "{\"buffer\": \"x\", \"load_bytes\": 1024, \"load_sectors\": 32,"));
+            assert_non_null(strstr(json, "\"kernel\": \"matmul<n_tokens>\", \"grid\": [2, 1, 1], \"block\": [64, 1, 1]"));
+            assert_non_null(strstr(json, "\"barriers\": 2, \"fma\": 8192, \"mma\": 0,"));
+            assert_non_null(strstr(json, "\"bank_conflicts\": 0,"));
+            first = strdup(json);
+        }
+        assert_string_equal(json, first);
+    }
+    free(first);
+}
+
+/* ---- the rest ------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static void refused_calls(void **state) {
+    (void)state;
+    void *p, *q;
+    int value;
+    assert_int_equal(simt_set_device("tiny"), 0);
+    assert_int_equal(simt_set_device("h100"), -1);
+    assert_int_equal(cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0), cudaSuccess);
+    assert_int_equal(value, 101376);
+    assert_int_equal(cudaMalloc(&p, 12 << 20), cudaSuccess);
+    assert_int_equal(cudaMalloc(&q, 5 << 20), cudaErrorMemoryAllocation);
+    assert_null(q);
+    assert_int_equal(cudaGetLastError(), cudaErrorMemoryAllocation);
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+    assert_int_equal(cudaFree(p), cudaSuccess);
+    assert_int_equal(cudaFree(p), cudaErrorInvalidValue);
+    struct kern_norm wide = {NULL, NULL, NULL, 0, 0, 1, 25001, 1e-5f};
+    assert_int_equal(cuda_norm(&wide, NULL), cudaErrorInvalidValue);
+    assert_int_equal(simt_set_device("gb10"), 0);
+    assert_int_equal(cudaFuncSetAttribute((const void *)&value, cudaFuncAttributeMaxDynamicSharedMemorySize, 101377), cudaErrorInvalidValue);
+    (void)cudaGetLastError();
+}
+
+static void models_of_accumulation(void **state) {
+    (void)state;
+    static const char *const models[] = {"exact", "truncating", "permuted"};
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(simt_set_accumulation(models[i]), 0);
+        for (const struct simt_case *c = simt_cases; c->name; c++)
+            if (strncmp(c->name, "mma", 3) == 0)
+                assert_null(simt_catch(c->run, NULL, i));
+    }
+    assert_int_equal(simt_set_accumulation("lucky"), -1);
+    assert_int_equal(simt_set_accumulation("exact"), 0);
+}
+
+static void exits(void *unused) {
+    simt_cases[0].run(unused);
+    cudaDeviceSynchronize();
+}
+
+/* Without somebody to catch it a finding ends the program with status 4. */
+static void status_4(void **state) {
+    (void)state;
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        exits(NULL);
+        _exit(0);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 4);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(planted_faults_and_right_kernels), cmocka_unit_test(same_bits_as_ref),       cmocka_unit_test(counts_by_hand),
+        cmocka_unit_test(refused_calls),                    cmocka_unit_test(models_of_accumulation), cmocka_unit_test(status_4),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,433 @@
+/* See cases.h. Each case leaves its work in streams; simt_catch waits for it. A right case compares its results itself. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "kernels/simt/simt.h"
+#include "tests/simt/cases.h"
+
+static void *device(size_t bytes) {
+    void *p = NULL;
+    if (cudaMalloc(&p, bytes) != cudaSuccess)
+        abort();
+    return p;
+}
+static uint32_t *device_zeroes(size_t n) {
+    auto *p = (uint32_t *)device(n * sizeof(uint32_t));
+    cudaMemsetAsync(p, 0, n * sizeof(uint32_t), NULL);
+    return p;
+}
+static void expect(const uint32_t *p, size_t n, uint32_t (*want)(size_t i)) {
+    uint32_t got[256];
+    cudaMemcpy(got, p, n * sizeof *got, cudaMemcpyDeviceToHost);
+    for (size_t i = 0; i < n; i++)
+        if (got[i] != want(i)) {
+            fprintf(stderr, "element %zu is %u, expected %u\n", i, got[i], want(i));
+            abort();
+        }
+}
+
+/* ---- barriers and shared memory ------------------------------------------------------------------------------------------------------------------------ */
+
+template <bool waits> __global__ void reverse(global<uint32_t> out) {
+    SIMT_SHARED(uint32_t, s, 64);
+    s.store(threadIdx.x, threadIdx.x);
+    if (waits)
+        __syncthreads();
+    out.store(blockIdx.x * 64 + threadIdx.x, s.load(63 - threadIdx.x));
+}
+template <bool waits> static void run_reverse(void *) {
+    uint32_t *out = device_zeroes(192);
+    SIMT_LAUNCH(reverse<waits>, 3, 64, 0, NULL, out);
+    if (waits)
+        expect(out, 192, [](size_t i) { return (uint32_t)(63 - i % 64); });
+}
+
+/* Σ over the block, twice with one array: the second round may not overwrite what somebody still reads. */
+template <bool waits> __global__ void sum_twice(global<uint32_t> out) {
+    SIMT_SHARED(uint32_t, s, 4);
+    uint32_t total = 0;
+    for (int round = 0; round < 2; round++) {
+        uint32_t x = __reduce_add_sync(0xffffffffu, threadIdx.x);
+        if (threadIdx.x % 32 == 0)
+            s.store(threadIdx.x / 32, x);
+        __syncthreads();
+        for (int i = 0; i < 4; i++)
+            total += s.load(i);
+        if (waits)
+            __syncthreads();
+    }
+    out.store(threadIdx.x, total);
+}
+template <bool waits> static void run_sum_twice(void *) {
+    uint32_t *out = device_zeroes(128);
+    SIMT_LAUNCH(sum_twice<waits>, 1, 128, 0, NULL, out);
+    if (waits)
+        expect(out, 128, [](size_t) { return 2u * 127 * 128 / 2; });
+}
+
+template <bool waits> __global__ void warp_exchange(global<uint32_t> out) {
+    SIMT_SHARED(uint32_t, s, 32);
+    s.store(threadIdx.x, threadIdx.x);
+    if (waits)
+        __syncwarp();
+    out.store(threadIdx.x, s.load(threadIdx.x ^ 1));
+}
+template <bool waits> static void run_warp_exchange(void *) {
+    uint32_t *out = device_zeroes(32);
+    SIMT_LAUNCH(warp_exchange<waits>, 1, 32, 0, NULL, out);
+    if (waits)
+        expect(out, 32, [](size_t i) { return (uint32_t)i ^ 1; });
+}
+
+/* A shuffle hands over a value and orders no memory. */
+__global__ void shuffle_is_no_fence(global<uint32_t> out) {
+    SIMT_SHARED(uint32_t, s, 32);
+    s.store(threadIdx.x, threadIdx.x);
+    uint32_t other = __shfl_xor_sync(0xffffffffu, threadIdx.x, 1);
+    out.store(threadIdx.x, s.load(other));
+}
+static void run_shuffle_is_no_fence(void *) { SIMT_LAUNCH(shuffle_is_no_fence, 1, 32, 0, NULL, device_zeroes(32)); }
+
+__global__ void half_waits(global<uint32_t> out) {
+    if (threadIdx.x < 32)
+        __syncthreads();
+    out.store(threadIdx.x, 1);
+}
+static void run_half_waits(void *) { SIMT_LAUNCH(half_waits, 1, 64, 0, NULL, device_zeroes(64)); }
+
+__global__ void two_places(global<uint32_t> out) {
+    if (threadIdx.x < 32)
+        __syncthreads();
+    else
+        __syncthreads();
+    out.store(threadIdx.x, 1);
+}
+static void run_two_places(void *) { SIMT_LAUNCH(two_places, 1, 64, 0, NULL, device_zeroes(64)); }
+
+/* One warp makes, one takes; two named barriers, of which each side waits at one. */
+template <bool right> __global__ void make_and_take(global<uint32_t> out) {
+    SIMT_SHARED(uint32_t, s, 32);
+    uint32_t lane = threadIdx.x % 32;
+    for (uint32_t round = 0; round < 3; round++)
+        if (threadIdx.x < 32) {
+            if (round && right)
+                barrier_sync(2, 64); /* it was taken */
+            s.store(lane, lane + round);
+            barrier_arrive(1, 64);
+        } else {
+            barrier_sync(1, 64); /* it was made */
+            out.store(round * 32 + lane, s.load(31 - lane));
+            if (round < 2 && right)
+                barrier_arrive(2, 64);
+        }
+}
+template <bool right> static void run_make_and_take(void *) {
+    uint32_t *out = device_zeroes(96);
+    SIMT_LAUNCH(make_and_take<right>, 1, 64, 0, NULL, out);
+    if (right)
+        expect(out, 96, [](size_t i) { return (uint32_t)(31 - i % 32 + i / 32); });
+}
+
+__global__ void too_few_come() {
+    if (threadIdx.x < 32)
+        barrier_sync(3, 64);
+}
+static void run_too_few_come(void *) { SIMT_LAUNCH(too_few_come, 1, 64, 0, NULL, ); }
+
+/* ---- warp operations ------------------------------------------------------------------------------------------------------------------------------------ */
+
+__global__ void reads_absent_lane(global<uint32_t> out) {
+    if (threadIdx.x < 16)
+        out.store(threadIdx.x, __shfl_down_sync(0x0000ffffu, threadIdx.x, 1));
+}
+static void run_reads_absent_lane(void *) { SIMT_LAUNCH(reads_absent_lane, 1, 32, 0, NULL, device_zeroes(32)); }
+
+__global__ void lane_has_ended(global<uint32_t> out) {
+    if (threadIdx.x == 7)
+        return;
+    out.store(threadIdx.x, __shfl_sync(0xffffffffu, threadIdx.x, 0));
+}
+static void run_lane_has_ended(void *) { SIMT_LAUNCH(lane_has_ended, 1, 32, 0, NULL, device_zeroes(32)); }
+
+__global__ void not_in_mask(global<uint32_t> out) { out.store(threadIdx.x, __ballot_sync(0x7fffffffu, 1)); }
+static void run_not_in_mask(void *) { SIMT_LAUNCH(not_in_mask, 1, 32, 0, NULL, device_zeroes(32)); }
+
+__global__ void different_operations(global<uint32_t> out) {
+    if (threadIdx.x < 16)
+        out.store(threadIdx.x, __ballot_sync(0xffffffffu, 1));
+    else
+        out.store(threadIdx.x, (uint32_t)__any_sync(0xffffffffu, 1));
+}
+static void run_different_operations(void *) { SIMT_LAUNCH(different_operations, 1, 32, 0, NULL, device_zeroes(32)); }
+
+__global__ void all_warp_operations(global<uint32_t> bad) {
+    uint32_t lane = threadIdx.x % 32, n = 0, half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
+    n += __shfl_sync(~0u, lane, 5) != 5;
+    n += __shfl_sync(~0u, lane, 3, 8) != lane / 8 * 8 + 3;
+    n += __shfl_up_sync(~0u, lane, 3) != (lane < 3 ? lane : lane - 3);
+    n += __shfl_down_sync(~0u, lane, 3, 16) != (lane % 16 > 12 ? lane : lane + 3);
+    n += __shfl_xor_sync(~0u, (double)lane, 16) != (double)(lane ^ 16);
+    n += __ballot_sync(~0u, lane % 3 == 0) != 0x49249249u;
+    n += __ballot_sync(half, 1) != half;
+    n += __all_sync(~0u, lane < 32) != 1;
+    n += __all_sync(half, lane < 16) != (lane < 16);
+    n += __any_sync(half, lane == 20) != (lane >= 16);
+    n += __match_any_sync(~0u, lane / 4) != 15u << (lane / 4 * 4);
+    n += __reduce_add_sync(~0u, lane) != 496;
+    n += __reduce_min_sync(~0u, (int)lane - 9) != -9;
+    n += __reduce_max_sync(~0u, lane) != 31;
+    n += __reduce_xor_sync(half, 1u << lane) != half;
+    n += __reduce_or_sync(~0u, 1u << lane) != ~0u;
+    n += __reduce_and_sync(~0u, ~(1u << lane)) != 0;
+    bad.store(threadIdx.x, n);
+}
+static void run_all_warp_operations(void *) {
+    uint32_t *bad = device_zeroes(64);
+    SIMT_LAUNCH(all_warp_operations, 1, 64, 0, NULL, bad);
+    expect(bad, 64, [](size_t) { return 0u; });
+}
+
+/* A is a number a row, B a number a column: every element is told apart. All products and sums are small whole numbers, so any order gives the same. */
+__global__ void multiply(global<uint32_t> bad) {
+    uint32_t g = threadIdx.x / 4, q = threadIdx.x % 4, a[4], b[2], n = 0;
+    float c[4] = {1, 2, 3, 4}, d[4];
+    auto bf16 = [](int x) { return bits_of_float((float)x) >> 16; };
+    auto at_a = [](uint32_t row, uint32_t k) { return (int)(row * 3 + k) % 7 - 3; };
+    auto at_b = [](uint32_t k, uint32_t column) { return (int)(k * 5 + column) % 9 - 4; };
+    for (uint32_t i = 0; i < 4; i++) {
+        uint32_t row = g + (i & 1 ? 8 : 0), k = 2 * q + (i & 2 ? 8 : 0);
+        a[i] = bf16(at_a(row, k)) | bf16(at_a(row, k + 1)) << 16;
+    }
+    for (uint32_t i = 0; i < 2; i++)
+        b[i] = bf16(at_b(2 * q + 8 * i, g)) | bf16(at_b(2 * q + 8 * i + 1, g)) << 16;
+    mma_m16n8k16_bf16(d, a, b, c);
+    for (uint32_t i = 0; i < 4; i++) {
+        int sum = (int)i + 1;
+        for (uint32_t k = 0; k < 16; k++)
+            sum += at_a(g + (i & 2 ? 8 : 0), k) * at_b(k, 2 * q + (i & 1));
+        n += d[i] != (float)sum;
+    }
+    bad.store(threadIdx.x, n);
+}
+static void run_multiply(void *) {
+    uint32_t *bad = device_zeroes(32);
+    SIMT_LAUNCH(multiply, 1, 32, 0, NULL, bad);
+    expect(bad, 32, [](size_t) { return 0u; });
+}
+
+/* ---- between blocks --------------------------------------------------------------------------------------------------------------------------------------- */
+
+__global__ void same_word(global<uint32_t> out) { out.store(threadIdx.x / 2 + blockIdx.x * 16, threadIdx.x); }
+static void run_same_word(void *) { SIMT_LAUNCH(same_word, 2, 32, 0, NULL, device_zeroes(64)); }
+
+__global__ void overlapping_blocks(global<uint32_t> out) { out.store(blockIdx.x * 31 + threadIdx.x, 1); }
+static void run_overlapping_blocks(void *) { SIMT_LAUNCH(overlapping_blocks, 2, 32, 0, NULL, device_zeroes(64)); }
+
+/* Block 0 writes a value, then a flag; block 1 waits for the flag. */
+enum how { RELEASE, FENCES, RELAXED, BLOCK_SCOPE, NO_ACQUIRE };
+template <how h> __global__ void message(global<uint32_t> data, global<uint32_t> flag, global<uint32_t> out) {
+    if (blockIdx.x == 0) {
+        data.store(threadIdx.x, 7);
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            if (h == FENCES)
+                __threadfence();
+            if (h == RELEASE || h == NO_ACQUIRE)
+                flag.store_release<scope::device>(0, 1);
+            else if (h == BLOCK_SCOPE)
+                flag.store_release<scope::block>(0, 1);
+            else
+                flag.store_relaxed<scope::device>(0, 1);
+        }
+        return;
+    }
+    if (threadIdx.x == 0) {
+        if (h == RELEASE || h == BLOCK_SCOPE)
+            while (flag.load_acquire<scope::device>(0) == 0) {
+            }
+        else
+            while (flag.load_relaxed<scope::device>(0) == 0) {
+            }
+        if (h == FENCES)
+            __threadfence();
+    }
+    __syncthreads();
+    out.store(threadIdx.x, data.load(threadIdx.x));
+}
+template <how h> static void run_message(void *) {
+    uint32_t *data = device_zeroes(64), *flag = device_zeroes(1), *out = device_zeroes(64);
+    SIMT_LAUNCH_COOPERATIVE(message<h>, 2, 64, 0, NULL, data, flag, out);
+    if (h == RELEASE || h == FENCES)
+        expect(out, 64, [](size_t) { return 7u; });
+}
+
+/* The last block to arrive adds up what all have left: the usual way to end a split sum in one launch. */
+template <bool right> __global__ void last_block_adds(global<uint32_t> parts, global<uint32_t> count, global<uint32_t> out) {
+    SIMT_SHARED(uint32_t, last, 1);
+    if (threadIdx.x == 0) {
+        parts.store(blockIdx.x, blockIdx.x + 1);
+        last.store(0, (right ? count.add<scope::device>(0, 1) : count.add_relaxed<scope::device>(0, 1)) == gridDim.x - 1);
+    }
+    __syncthreads();
+    if (last.load(0) && threadIdx.x == 0) {
+        uint32_t sum = 0;
+        for (uint32_t i = 0; i < gridDim.x; i++)
+            sum += parts.load(i);
+        out.store(0, sum);
+    }
+}
+template <bool right> static void run_last_block_adds(void *) {
+    uint32_t *parts = device_zeroes(6), *count = device_zeroes(1), *out = device_zeroes(1);
+    SIMT_LAUNCH(last_block_adds<right>, 6, 32, 0, NULL, parts, count, out);
+    if (right)
+        expect(out, 1, [](size_t) { return 21u; });
+}
+
+__global__ void waits_for_ever(global<uint32_t> flag) {
+    while (flag.load_acquire<scope::device>(0) == 0) {
+    }
+}
+static void run_waits_for_ever(void *) { SIMT_LAUNCH(waits_for_ever, 1, 32, 0, NULL, device_zeroes(1)); }
+
+/* All blocks meet: right as a cooperative launch. */
+__global__ void grid_barrier(global<uint32_t> count, global<uint32_t> data, global<uint32_t> out) {
+    if (threadIdx.x == 0) {
+        data.store(blockIdx.x, blockIdx.x);
+        count.add<scope::device>(0, 1);
+        while (count.load_acquire<scope::device>(0) < gridDim.x) {
+        }
+        out.store(blockIdx.x, data.load(gridDim.x - 1 - blockIdx.x));
+    }
+}
+static void run_grid_barrier(void *) {
+    uint32_t *count = device_zeroes(1), *data = device_zeroes(8), *out = device_zeroes(8);
+    SIMT_LAUNCH_COOPERATIVE(grid_barrier, 8, 32, 0, NULL, count, data, out);
+    expect(out, 8, [](size_t i) { return (uint32_t)(7 - i); });
+}
+
+/* ---- memory -------------------------------------------------------------------------------------------------------------------------------------------- */
+
+__global__ void unwritten_shared(global<uint32_t> out) {
+    SIMT_SHARED(uint32_t, s, 33);
+    s.store(threadIdx.x, 0);
+    __syncthreads();
+    out.store(threadIdx.x, s.load(threadIdx.x + 1));
+}
+static void run_unwritten_shared(void *) { SIMT_LAUNCH(unwritten_shared, 1, 32, 0, NULL, device_zeroes(32)); }
+
+__global__ void copy_words(global<const uint32_t> in, global<uint32_t> out) {
+    uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    out.store(i, in.load(i));
+}
+static void run_unwritten_buffer(void *) { SIMT_LAUNCH(copy_words, 1, 32, 0, NULL, (const uint32_t *)device(128), device_zeroes(32)); }
+static void run_beyond_buffer(void *) { SIMT_LAUNCH(copy_words, 2, 32, 0, NULL, device_zeroes(63), device_zeroes(64)); }
+static void run_store_beyond_buffer(void *) { SIMT_LAUNCH(copy_words, 2, 32, 0, NULL, device_zeroes(64), device_zeroes(63)); }
+static void run_freed_buffer(void *) {
+    uint32_t *in = device_zeroes(32), *out = device_zeroes(32);
+    cudaFree(in);
+    SIMT_LAUNCH(copy_words, 1, 32, 0, NULL, in, out);
+}
+
+__global__ void beyond_shared(global<uint32_t> out) {
+    SIMT_SHARED(uint32_t, s, 32);
+    SIMT_SHARED(uint32_t, neighbour, 32);
+    neighbour.store(threadIdx.x, 0);
+    s.store(threadIdx.x + 1, 0);
+    out.store(threadIdx.x, neighbour.load(threadIdx.x));
+}
+static void run_beyond_shared(void *) { SIMT_LAUNCH(beyond_shared, 1, 32, 0, NULL, device_zeroes(32)); }
+
+__global__ void beyond_dynamic(global<uint32_t> out) {
+    SIMT_SHARED_DYNAMIC(uint32_t, s);
+    s.store(threadIdx.x, 0);
+    out.store(threadIdx.x, s.load(threadIdx.x));
+}
+static void run_beyond_dynamic(void *) { SIMT_LAUNCH(beyond_dynamic, 1, 32, 31 * 4, NULL, device_zeroes(32)); }
+static void run_within_dynamic(void *) { SIMT_LAUNCH(beyond_dynamic, 1, 32, 32 * 4, NULL, device_zeroes(32)); }
+
+__global__ void misaligned(global<const float> in, global<float> out) { out.store_as<float4>(4 * threadIdx.x, in.load_as<float4>(4 * threadIdx.x + 1)); }
+static void run_misaligned(void *) { SIMT_LAUNCH(misaligned, 1, 4, 0, NULL, (const float *)device_zeroes(32), (float *)device_zeroes(16)); }
+
+__global__ void too_much_shared() {
+    SIMT_SHARED(float, s, 12289);
+    s.store(threadIdx.x, 0);
+}
+static void run_too_much_shared(void *) { SIMT_LAUNCH(too_much_shared, 1, 32, 0, NULL, ); }
+
+/* ---- streams ------------------------------------------------------------------------------------------------------------------------------------------- */
+
+template <bool waits> static void run_two_streams(void *) {
+    cudaStream_t a, b;
+    cudaEvent_t e;
+    uint32_t *first = device_zeroes(64), *second = device_zeroes(64);
+    cudaDeviceSynchronize();
+    cudaStreamCreateWithFlags(&a, cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&b, cudaStreamNonBlocking);
+    cudaEventCreateWithFlags(&e, cudaEventDisableTiming);
+    cudaMemsetAsync(first, 1, 256, a);
+    cudaEventRecord(e, a);
+    if (waits)
+        cudaStreamWaitEvent(b, e, 0);
+    SIMT_LAUNCH(copy_words, 2, 32, 0, b, first, second);
+    cudaStreamSynchronize(b);
+    if (waits)
+        expect(second, 64, [](size_t) { return 0x01010101u; });
+}
+
+/* The default stream waits for blocking streams, and they for it. */
+static void run_default_stream(void *) {
+    cudaStream_t a;
+    uint32_t *first = device_zeroes(64), *second = device_zeroes(64);
+    cudaStreamCreate(&a);
+    cudaMemsetAsync(first, 1, 256, a);
+    SIMT_LAUNCH(copy_words, 2, 32, 0, NULL, first, second);
+    cudaMemsetAsync(first, 2, 256, a);
+    expect(second, 64, [](size_t) { return 0x01010101u; });
+}
+
+const struct simt_case simt_cases[] = {
+    {"no barrier between store and load", run_reverse<false>, "race on shared memory|uninitialised", "cases.cu:"},
+    {"no barrier before the next round", run_sum_twice<false>, "race on shared memory", "cases.cu:"},
+    {"no __syncwarp between store and load", run_warp_exchange<false>, "race on shared memory|uninitialised", "cases.cu:"},
+    {"a shuffle taken for a fence", run_shuffle_is_no_fence, "race on shared memory|uninitialised", "cases.cu:"},
+    {"half of a block waits", run_half_waits, "divergent barrier", "half_waits"},
+    {"two halves wait at two barriers", run_two_places, "divergent barrier", "two_places"},
+    {"overwritten before it was taken", run_make_and_take<false>, "race on shared memory|uninitialised|deadlock", "make_and_take"},
+    {"too few come to a named barrier", run_too_few_come, "deadlock", "too_few_come"},
+    {"a shuffle reads a lane outside of its mask", run_reads_absent_lane, "__shfl_down_sync reads lane 16, which takes no part", "lane 15"},
+    {"a lane of the mask has ended", run_lane_has_ended, "__shfl_sync waits for a lane that has ended", "of which 7"},
+    {"a lane is not in its own mask", run_not_in_mask, "__ballot_sync by a lane outside of its own mask", "lane 31"},
+    {"lanes in different operations", run_different_operations, "lanes of one warp wait for each other in different operations", "__any_sync"},
+    {"two threads store to one word", run_same_word, "race on buffer", "store"},
+    {"two blocks store to one word", run_overlapping_blocks, "race on buffer", "block (1,0,0)"},
+    {"a flag that is relaxed", run_message<RELAXED>, "race on buffer", "message"},
+    {"a flag of the block's scope between blocks", run_message<BLOCK_SCOPE>, "race on buffer", "message"},
+    {"a release without an acquire", run_message<NO_ACQUIRE>, "race on buffer", "message"},
+    {"a relaxed count before the last block", run_last_block_adds<false>, "race on buffer", "last_block_adds"},
+    {"a flag that nobody writes", run_waits_for_ever, "deadlock", "waits_for_ever"},
+    {"shared memory that nobody wrote", run_unwritten_shared, "uninitialised", "unwritten_shared"},
+    {"a buffer that nobody wrote", run_unwritten_buffer, "uninitialised", "copy_words"},
+    {"a load beyond a buffer", run_beyond_buffer, "out of bounds", "byte 252"},
+    {"a store beyond a buffer", run_store_beyond_buffer, "out of bounds", "byte 252"},
+    {"a buffer after free", run_freed_buffer, "out of bounds", "copy_words"},
+    {"a store beyond a shared array", run_beyond_shared, "out of bounds", "shared array of 128 bytes"},
+    {"a store beyond what the launch asked for", run_beyond_dynamic, "out of bounds", "shared array of 124 bytes"},
+    {"a vector at no multiple of its size", run_misaligned, "misaligned", "load of 16 bytes"},
+    {"more fixed shared memory than there is", run_too_much_shared, "too much shared memory", "49152"},
+    {"two streams and no event", run_two_streams<false>, "race on buffer", "copy_words"},
+
+    {"barrier", run_reverse<true>, NULL, NULL},
+    {"barrier before the next round", run_sum_twice<true>, NULL, NULL},
+    {"__syncwarp", run_warp_exchange<true>, NULL, NULL},
+    {"named barriers", run_make_and_take<true>, NULL, NULL},
+    {"warp operations", run_all_warp_operations, NULL, NULL},
+    {"mma m16n8k16", run_multiply, NULL, NULL},
+    {"release and acquire", run_message<RELEASE>, NULL, NULL},
+    {"fences around relaxed accesses", run_message<FENCES>, NULL, NULL},
+    {"the last block adds up", run_last_block_adds<true>, NULL, NULL},
+    {"all blocks meet", run_grid_barrier, NULL, NULL},
+    {"dynamic shared memory", run_within_dynamic, NULL, NULL},
+    {"two streams and an event", run_two_streams<true>, NULL, NULL},
+    {"the default stream", run_default_stream, NULL, NULL},
+    {NULL, NULL, NULL, NULL},
+};
