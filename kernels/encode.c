@@ -32,21 +32,6 @@ float kern_encode_amax(const float *x, size_t n)
     return from_bits(most < 0x7f800000u ? most : 0x7f800000u);
 }
 
-uint8_t kern_f32_to_e4m3(float x)
-{
-    const uint32_t bits = to_bits(x), sign = bits >> 24 & 0x80u, magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u)
-        return 0x7f;
-    if (magnitude >= 0x43e00000u) /* 448 */
-        return (uint8_t)(sign | 0x7eu);
-    if (magnitude >= 0x3c800000u) { /* normal: from 2^-6. A carry runs into the exponent, as it should */
-        const uint32_t rounded = magnitude + 0x7ffffu + (magnitude >> 20 & 1u);
-        return (uint8_t)(sign | ((rounded - 0x3c000000u) >> 20));
-    }
-    /* Subnormal: units of 2^-9, which is the last place of 2^14: the adder rounds. */
-    return (uint8_t)(sign | (to_bits(from_bits(magnitude) + 0x1p14f) - to_bits(0x1p14f)));
-}
-
 uint8_t kern_f32_to_e2m1(float x)
 {
     const float a = x < 0 ? -x : x;

@@ -13,8 +13,6 @@
 /* Largest magnitude; +infinity where a value is infinite or NaN. 0 for no values. */
 float kern_encode_amax(const float *x, size_t n);
 
-/* Nearest E4M3, ties to even; beyond ±448: ±448. The sign of zero stays. NaN: 0x7f. */
-uint8_t kern_f32_to_e4m3(float x);
 /* Nearest E2M1 code (0 … 15), ties to the even code; beyond ±6: ±6. A negative number that rounds to zero is code 8, −0 is code 0. */
 uint8_t kern_f32_to_e2m1(float x);
 
