@@ -77,6 +77,7 @@ struct comm_setup {
     void *memory;        /* shm between threads of one process: the mapping itself, instead of memory_fd; else NULL */
     const struct comm_boot *boot; /* tcp, ucx, mpi, and shm where no segment was inherited (rank 0 then makes one, still without a name: shm.c); NULL: none */
     const char *address;          /* tcp, ucx: our own numeric address, as the launcher decided; NULL: loopback */
+    int port;                     /* tcp: at which we listen there; 0: any */
     const struct comm_link *link; /* wraps the backend; NULL: none */
     uint64_t deadline_ns;         /* for opening; 0: 60 s from now */
 };

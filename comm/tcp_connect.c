@@ -181,6 +181,11 @@ static enum st start_listening(struct meeting *m, struct err *e) {
     if (code != ST_OK) return code;
     m->listener = socket(m->own.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (m->listener < 0) return err_set(e, ST_IO, "tcp: a socket for %s: %s", address_text(&m->own, text), strerror(errno));
+    if (m->own.any.sa_family == AF_INET6)
+        m->own.v6.sin6_port = htons((uint16_t)m->setup->port);
+    else
+        m->own.v4.sin_port = htons((uint16_t)m->setup->port);
+    set_option(m->listener, SOL_SOCKET, SO_REUSEADDR, 1); /* connections of an earlier job may linger at a port that is fixed */
     socklen_t n = sizeof m->own.storage;
     if (bind(m->listener, &m->own.any, address_bytes(&m->own)) != 0 || listen(m->listener, SOMAXCONN) != 0 ||
         getsockname(m->listener, &m->own.any, &n) != 0) {

@@ -74,6 +74,7 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
         {"--first-rank", h ? number(a, h->first_rank) : NULL},
         {"--host-ranks", h ? number(a, h->n_ranks) : NULL},
         {"--address", h && h->address[0] ? base_arena_strdup(a, h->address) : NULL},
+        {"--port", s->port ? number(a, s->port) : NULL},
         {"--bind", h && s->bind ? base_arena_strdup(a, s->bind) : NULL},
         {"--exchange-bytes", number(a, (int64_t)s->exchange_bytes)},
         {"--ranks", number(a, s->n_ranks)},

@@ -11,6 +11,7 @@
 #include "launcher/commands.h"
 #include "launcher/foreign.h"
 #include "launcher/rank_options.h"
+#include "launcher/ways.h"
 #include "runtime/exchanges.h"
 #include "runtime/rank.h"
 
@@ -66,6 +67,7 @@ int cmd_rank(int argc, char **argv)
         }
         o.backend = v.backend;
         o.address = v.address;
+        o.port = launch_ways_rank_port((int)v.port, o.rank);
         st = kern_format_from_safetensors(v.kv ? v.kv : "F32", &o.settings.kv_format, &e);
     }
     if (!st && v.link) {

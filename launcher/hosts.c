@@ -3,10 +3,11 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+#include <sodium.h>
 
 #include "base/build_id.h"
 #include "base/clock.h"
@@ -15,6 +16,7 @@
 #include "launcher/interrupt.h"
 #include "launcher/meeting.h"
 #include "launcher/setup.h"
+#include "launcher/ways.h"
 
 #define ANSWER_MS 20000
 #define RESOLVE_MS 2000
@@ -85,6 +87,7 @@ void launch_hosts_destroy(struct launch_hosts *hosts)
         launch_bundle_destroy(hosts->bundle);
         launch_decision_release(&hosts->decision);
         free(hosts->interfaces);
+        explicit_bzero(hosts->key, sizeof hosts->key);
     }
     free(hosts);
 }
@@ -177,9 +180,8 @@ static enum st hear_host(struct launch_hosts_entry *h, struct launch_interfaces 
 
 static enum st order_probes(struct launch_hosts *hosts, struct err *e)
 {
-    struct launch_probe_order order = {.port = 0};
-    if (getrandom(order.key, sizeof order.key, 0) != sizeof order.key)
-        return err_set(e, ST_IO, "no random numbers: %s", strerror(errno));
+    struct launch_probe_order order = {.port = (uint32_t)hosts->port};
+    memcpy(order.key, hosts->key, sizeof order.key);
     enum st st = ST_OK;
     for (int i = 0; i < hosts->n && !st; i++) {
         order.host = (uint32_t)i;
@@ -244,6 +246,100 @@ static enum st find_ways(struct launch_hosts *hosts, uint64_t until, struct laun
     return st;
 }
 
+/* ---- what was decided, opened and tried ----------------------------------------------------------------------------------------------------------------- */
+
+static void describe_ways(const struct launch_hosts *hosts, int from, struct launch_ways *w)
+{
+    const struct launch_hosts_entry *h = &hosts->h[from];
+    *w = (struct launch_ways){.host = (uint32_t)from, .first_rank = (uint32_t)h->first_rank, .n_ranks = (uint32_t)h->n_ranks, .port = (uint32_t)hosts->port};
+    memcpy(w->key, hosts->key, sizeof w->key);
+    snprintf(w->name, sizeof w->name, "%.63s", h->typed);
+    for (int to = 0; to < hosts->n; to++) {
+        if (to == from)
+            continue;
+        const struct launch_hosts_entry *other = &hosts->h[to];
+        const struct launch_pair *pair = launch_decision_pair(&hosts->decision, from, to);
+        const struct launch_rail *rail = &pair->rails[0];
+        const int own = pair->host[0] == from ? 0 : 1;
+        struct launch_way *way = &w->list[w->n++];
+        *way = (struct launch_way){.host = (uint32_t)to,
+                                   .first_rank = (uint32_t)other->first_rank,
+                                   .n_ranks = (uint32_t)other->n_ranks,
+                                   .index = (uint32_t)rail->index[own],
+                                   .tcp = pair->transport != LAUNCH_RDMA,
+                                   .own = rail->address[own],
+                                   .address = rail->address[1 - own]};
+        snprintf(way->name, sizeof way->name, "%.63s", other->typed);
+        memcpy(way->interface, rail->interface[own], sizeof way->interface);
+        memcpy(way->peer_interface, rail->interface[1 - own], sizeof way->peer_interface);
+    }
+}
+
+/* told [n, n]: what host i told of its end of the way to host k. */
+static enum st hear_ports(struct launch_hosts *hosts, int i, struct launch_port *told, uint64_t until, struct err *e)
+{
+    const void *payload;
+    size_t bytes;
+    const enum st st = hear(&hosts->h[i], RT_PORTS, until, &payload, &bytes, e);
+    if (st)
+        return st;
+    const size_t n = bytes / sizeof *told;
+    if (n != (size_t)hosts->n - 1 || bytes % sizeof *told)
+        return err_set(e, ST_INVALID, "host %s: tells %zu bytes of ports", hosts->h[i].typed, bytes);
+    for (size_t k = 0; k < n; k++) {
+        struct launch_port port;
+        memcpy(&port, (const char *)payload + k * sizeof port, sizeof port);
+        if (port.host >= (uint32_t)hosts->n)
+            return err_set(e, ST_INVALID, "host %s: tells of a host that was not asked about", hosts->h[i].typed);
+        told[i * hosts->n + (int)port.host] = port;
+    }
+    return ST_OK;
+}
+
+static enum st pass_ports(struct launch_hosts *hosts, int to, const struct launch_port *told, struct err *e)
+{
+    struct launch_port ports[LAUNCH_MAX_HOSTS];
+    size_t n = 0;
+    for (int from = 0; from < hosts->n; from++)
+        if (from != to) {
+            ports[n] = told[from * hosts->n + to];
+            ports[n++].host = (uint32_t)from;
+        }
+    return rt_frame_send(hosts->h[to].end.out_fd, RT_PORTS, ports, n * sizeof *ports, e);
+}
+
+static enum st hear_reached(struct launch_hosts *hosts, int i, uint64_t until, struct err *e)
+{
+    const void *payload;
+    size_t bytes;
+    uint32_t code = ST_INVALID;
+    const enum st st = hear(&hosts->h[i], RT_REACHED, until, &payload, &bytes, e);
+    if (st)
+        return st;
+    if (bytes >= sizeof code)
+        memcpy(&code, payload, sizeof code);
+    return code ? err_set(e, ST_PEER_LOST, "%.*s", (int)(bytes > 504 ? 500 : bytes - sizeof code), (const char *)payload + sizeof code) : ST_OK;
+}
+
+static enum st open_ways(struct launch_hosts *hosts, uint64_t until, struct err *e)
+{
+    struct launch_port told[LAUNCH_MAX_HOSTS * LAUNCH_MAX_HOSTS] = {{0}};
+    enum st st = ST_OK;
+    for (int i = 0; i < hosts->n && !st; i++) {
+        struct launch_ways ways;
+        describe_ways(hosts, i, &ways);
+        st = rt_frame_send(hosts->h[i].end.out_fd, RT_WAYS, &ways, sizeof ways, e);
+        explicit_bzero(ways.key, sizeof ways.key);
+    }
+    for (int i = 0; i < hosts->n && !st; i++)
+        st = hear_ports(hosts, i, told, until, e);
+    for (int i = 0; i < hosts->n && !st; i++)
+        st = pass_ports(hosts, i, told, e);
+    for (int i = 0; i < hosts->n && !st; i++)
+        st = hear_reached(hosts, i, until, e);
+    return st;
+}
+
 /* The one address decision. */
 static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
 {
@@ -257,7 +353,7 @@ static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
     enum st st = found && merged ? find_ways(hosts, until, found, merged, &n_merged, e) : err_set(e, ST_NO_MEMORY, "no memory for the ways between hosts");
     for (int i = 0; i < hosts->n; i++)
         named[i] = (struct launch_host){hosts->h[i].typed, &hosts->interfaces[i]};
-    const struct launch_wishes wishes = {.transport = LAUNCH_ANY_TRANSPORT};
+    const struct launch_wishes wishes = {.transport = LAUNCH_ANY_TRANSPORT, .port = hosts->port};
     if (!st)
         st = launch_decide(named, hosts->n, merged, n_merged, &wishes, &hosts->decision, e);
     for (int i = 0; i < hosts->n && !st; i++) {
@@ -290,6 +386,18 @@ void launch_hosts_print(const struct launch_hosts *hosts, FILE *out)
     for (int i = 0; i < hosts->n; i++)
         named[i] = (struct launch_host){hosts->h[i].typed, &hosts->interfaces[i]};
     launch_decision_print(&hosts->decision, named, out);
+    for (int i = 0; i < hosts->n; i++) /* what open_ways has tried */
+        for (int k = i + 1; k < hosts->n; k++) {
+            if (launch_decision_pair(&hosts->decision, i, k)->transport == LAUNCH_RDMA)
+                continue;
+            fprintf(out, "tried: %s reaches %s by TCP at ", hosts->h[k].typed, hosts->h[i].typed);
+            const int first = launch_ways_rank_port(hosts->port, hosts->h[i].first_rank);
+            if (first)
+                fprintf(out, "port%s %d", hosts->h[i].n_ranks > 1 ? "s" : "", first);
+            if (first && hosts->h[i].n_ranks > 1)
+                fprintf(out, "-%d", first + hosts->h[i].n_ranks - 1);
+            fprintf(out, first ? "\n" : "any port (--port fixes them)\n");
+        }
 }
 
 enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
@@ -305,8 +413,14 @@ enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
         st = err_set(e, ST_NO_MEMORY, "no memory for the hosts' interfaces");
     for (int i = 0; i < hosts->n && !st; i++)
         st = hear_host(&hosts->h[i], &hosts->interfaces[i], until, e);
-    if (!st)
+    if (!st && sodium_init() < 0)
+        st = err_set(e, ST_IO, "libsodium cannot be initialised");
+    if (!st) {
+        randombytes_buf(hosts->key, sizeof hosts->key);
         st = decide(hosts, until, e);
+    }
+    if (!st && hosts->n > 1)
+        st = open_ways(hosts, until, e);
     hosts->is_open = !st;
     return st;
 }

@@ -47,16 +47,23 @@ static enum st code_of(int error) { return error == ETIMEDOUT ? ST_TIMEOUT : err
 
 enum st launch_reach_explain(const struct launch_reach_ends *n, int error, struct err *e)
 {
-    char from[LAUNCH_ADDRESS_TEXT], to[LAUNCH_ADDRESS_TEXT], rule[160];
+    char from[LAUNCH_ADDRESS_TEXT], to[LAUNCH_ADDRESS_TEXT], rule[320], ports[32], range[32];
+    const bool is_range = n->first_port && n->last_port > n->first_port;
     launch_address_text(n->from, NULL, from);
     launch_address_text(n->to, NULL, to);
+    if (is_range) {
+        snprintf(ports, sizeof ports, "%d:%d", n->first_port, n->last_port);
+        snprintf(range, sizeof range, "%d-%d", n->first_port, n->last_port);
+    } else {
+        snprintf(ports, sizeof ports, "%d", n->port);
+        snprintf(range, sizeof range, "%d", n->port);
+    }
     /* Link-local addresses belong to a link: the rule names it. */
-    if (launch_address_is_link_local(n->to))
-        snprintf(rule, sizeof rule, "sudo ufw allow in on %.15s from %s to any port %d proto tcp", n->to_interface, from, n->port);
-    else
-        snprintf(rule, sizeof rule, "sudo ufw allow from %s to any port %d proto tcp", from, n->port);
+    const bool is_local = launch_address_is_link_local(n->to);
+    snprintf(rule, sizeof rule, "sudo ufw allow %s%.15s%sfrom %s to any port %s proto tcp (or: sudo nft insert rule inet filter input %s saddr %s tcp dport %s accept)", is_local ? "in on " : "",
+             is_local ? n->to_interface : "", is_local ? " " : "", from, ports, n->to->family == AF_INET6 ? "ip6" : "ip", from, range);
     return err_set(e, code_of(error), "%.40s (%s, %.15s) cannot reach %.40s (%s, %.15s) port %d by TCP: %s; a firewall? on %.40s: %s%s", n->from_name, from, n->from_interface, n->to_name, to,
-                   n->to_interface, n->port, error == ETIMEDOUT ? "connection timed out" : strerror(error), n->to_name, rule, n->is_port_fixed ? "" : " (the port stays the same with --port)");
+                   n->to_interface, n->port, error == ETIMEDOUT ? "connection timed out" : strerror(error), n->to_name, rule, n->is_port_fixed ? "" : "; with --port the port stays the same");
 }
 
 /* ---- opening --------------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -140,7 +147,7 @@ enum st launch_reach_connect(const struct launch_reach_options *o, const char *i
     struct sockaddr_storage s;
     const socklen_t n = launch_address_socket(to, index, port, &s);
     if (connect(r->fd, (const struct sockaddr *)&s, n) && errno != EINPROGRESS) {
-        const struct launch_reach_ends ends = {r->from_name, r->interface, r->to_name, r->to_interface, &r->from, &r->to, port, o->is_port_fixed};
+        const struct launch_reach_ends ends = {r->from_name, r->interface, r->to_name, r->to_interface, &r->from, &r->to, port, o->is_port_fixed, o->first_port, o->last_port};
         st = launch_reach_explain(&ends, errno, e);
         launch_reach_close(r);
         return st;
@@ -172,7 +179,7 @@ void launch_reach_close(struct launch_reach *r)
 
 static enum st end_with(struct launch_reach *r, int error, struct err *e)
 {
-    const struct launch_reach_ends ends = {r->from_name, r->interface, r->to_name, r->to_interface, &r->from, &r->to, r->port, r->o.is_port_fixed};
+    const struct launch_reach_ends ends = {r->from_name, r->interface, r->to_name, r->to_interface, &r->from, &r->to, r->port, r->o.is_port_fixed, r->o.first_port, r->o.last_port};
     r->result = launch_reach_explain(&ends, error, &r->why);
     if (e)
         *e = r->why;

@@ -173,6 +173,7 @@ static enum st meet(struct rank *r, struct err *e)
         .memory = r->o->memory,
         .backend = r->o->backend,
         .address = r->o->address,
+        .port = r->o->port,
         .boot = r->o->boot,
         .link = r->o->link,
     };
