@@ -15,6 +15,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <sodium.h>
+
 #include "base/clock.h"
 #include "base/log.h"
 #include "comm/comm.h"
@@ -232,6 +234,7 @@ struct agent {
     bool is_paused; /* by the launcher's user */
     struct launch_pmi *pmi; /* NULL: nobody here needs it, or we relay it */
     int pmi_fds[COMM_MAX_RANKS]; /* −1: none, or closed */
+    uint8_t key[COMM_KEY_BYTES]; /* the job's, for our ranks: the launcher's, or drawn here where there is no other host */
     struct err story; /* why the job ends */
     int story_worth;  /* a better one replaces it */
 };
@@ -260,12 +263,32 @@ static void name_pmi(struct arena *arena, int fd, int rank, int n_ranks)
             unsetenv(pairs[i].name);
 }
 
+/* A pipe with the key in it, for one rank to read once: no command line and no environment has it. */
+static enum st offer_key(const struct agent *a, int *fd, struct err *e)
+{
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC))
+        return err_set(e, ST_IO, "cannot make a pipe: %s", strerror(errno));
+    const bool is_in = write(ends[1], a->key, sizeof a->key) == (ssize_t)sizeof a->key;
+    close(ends[1]);
+    *fd = ends[0];
+    if (is_in)
+        return ST_OK;
+    close(ends[0]);
+    return err_set(e, ST_IO, "cannot write to a pipe: %s", strerror(errno));
+}
+
 static enum st start_rank(struct agent *a, int rank, int argc, char **argv, struct err *e)
 {
     struct arena arena = {0};
     enum st st = base_arena_init(&arena, "rank", 0, e);
-    if (st)
+    int key_fd = -1;
+    if (!st)
+        st = offer_key(a, &key_fd, e);
+    if (st) {
+        base_arena_release(&arena);
         return st;
+    }
     char *args[MAX_ARGS];
     int n = 0;
     args[n++] = base_arena_strdup(&arena, "tandem");
@@ -273,7 +296,7 @@ static enum st start_rank(struct agent *a, int rank, int argc, char **argv, stru
     const struct {
         const char *name;
         int64_t value;
-    } numbers[] = {{"--rank", rank}, {"--memory-fd", a->memory_fd}, {"--vitals-fd", a->vitals_fd}, {"--front-fd", a->v.front_fd}};
+    } numbers[] = {{"--rank", rank}, {"--memory-fd", a->memory_fd}, {"--vitals-fd", a->vitals_fd}, {"--front-fd", a->v.front_fd}, {"--key-fd", key_fd}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         args[n++] = base_arena_strdup(&arena, numbers[i].name);
         args[n++] = number(&arena, numbers[i].value);
@@ -288,15 +311,17 @@ static enum st start_rank(struct agent *a, int rank, int argc, char **argv, stru
     args[n] = NULL;
     int pmi[2] = {-1, -1};
     if ((a->pmi || a->relays) && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pmi)) {
+        close(key_fd);
         base_arena_release(&arena);
         return err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
     }
     name_pmi(&arena, pmi[1], rank, (int)a->v.n_ranks);
-    const int keep[] = {a->memory_fd, a->vitals_fd, rank == 0 ? (int)a->v.front_fd : -1, pmi[1]};
+    const int keep[] = {a->memory_fd, a->vitals_fd, rank == 0 ? (int)a->v.front_fd : -1, pmi[1], key_fd};
     const pid_t parent = getpid(), child = fork();
     if (child == 0)
-        become(parent, keep, 4, args);
+        become(parent, keep, 5, args);
     base_arena_release(&arena);
+    close(key_fd);
     if (pmi[1] >= 0)
         close(pmi[1]);
     a->pmi_fds[rank] = pmi[0];
@@ -661,6 +686,14 @@ static void say_last(struct agent *a)
         LOG_ERR("agent", "%s", a->story.text); /* started by hand, or the launcher is gone */
 }
 
+static enum st draw_key(struct agent *a, struct err *e)
+{
+    if (sodium_init() < 0)
+        return err_set(e, ST_IO, "libsodium cannot be initialised");
+    randombytes_buf(a->key, sizeof a->key);
+    return ST_OK;
+}
+
 /* Ranks from first to end − 1 of those that v tells, until all is over. */
 static int lead(struct agent *a, int argc, char **argv)
 {
@@ -677,6 +710,7 @@ static int lead(struct agent *a, int argc, char **argv)
         a->story = e;
     say_last(a);
     kill_all(a);
+    explicit_bzero(a->key, sizeof a->key);
     rt_inbox_release(&a->control);
     launch_outbox_release(&a->out);
     launch_outbox_release(&a->front_out);
@@ -692,6 +726,8 @@ static int lead_alone(struct agent *a, int argc, char **argv)
     const enum st st = launch_rank_options_parse("agent", argc, argv, &a->v, &model, &e);
     if (st)
         return launch_misuse("agent", &e);
+    if (draw_key(a, &e))
+        return launch_fail("agent", &e);
     a->in_fd = a->out_fd = (int)a->v.control_fd;
     a->end = (int)a->v.n_ranks;
     a->launcher = a->in_fd >= 0 ? getppid() : 0;
@@ -809,6 +845,10 @@ static int lead_host(struct agent *a)
             st = launch_meeting_frame(meeting, kind, payload, bytes, &a->out, &e);
         beat(a, base_now_ns(base_clock_real()));
     }
+    if (!st && launch_meeting_ways(meeting)) /* else there is no other host */
+        memcpy(a->key, launch_meeting_ways(meeting)->key, sizeof a->key);
+    else if (!st)
+        st = draw_key(a, &e);
     launch_meeting_close(meeting);
     if (!st)
         st = open_front(a, &e);

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "launcher/ways.h"
 
 struct launch_meeting {
     struct launch_interfaces own, theirs;
@@ -99,6 +98,8 @@ static enum st take_ways(struct launch_meeting *m, const void *payload, size_t b
         st = launch_tries_open(&m->ways, ports, &m->tries, e);
     return st ? st : launch_outbox_frame(out, RT_PORTS, ports, m->ways.n * sizeof *ports, NULL, 0, e);
 }
+
+const struct launch_ways *launch_meeting_ways(const struct launch_meeting *m) { return m->tries ? &m->ways : NULL; }
 
 static enum st take_ports(struct launch_meeting *m, const void *payload, size_t bytes, struct err *e)
 {

@@ -7,7 +7,7 @@
 #define LAUNCHER_MEETING_H
 
 #include "launcher/outbox.h"
-#include "launcher/probe.h"
+#include "launcher/ways.h"
 
 /* Wire: RT_PROBE. */
 struct launch_probe_order {
@@ -26,6 +26,8 @@ enum st launch_meeting_open(struct launch_outbox *out, struct launch_meeting **m
 void launch_meeting_close(struct launch_meeting *m);
 /* A frame of the launcher's; others than RT_PROBE, RT_PEER, RT_WAYS and RT_PORTS are passed over. */
 enum st launch_meeting_frame(struct launch_meeting *m, enum rt_frame_kind kind, const void *payload, size_t bytes, struct launch_outbox *out, struct err *e);
+/* Of RT_WAYS, borrowed; NULL: there were none. */
+const struct launch_ways *launch_meeting_ways(const struct launch_meeting *m);
 /* Waits for in_fd, or what the exchange needs, at most timeout_ms; then moves the exchange, and tells what is known. */
 enum st launch_meeting_step(struct launch_meeting *m, int in_fd, int timeout_ms, struct launch_outbox *out, struct err *e);
 

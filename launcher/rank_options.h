@@ -22,6 +22,7 @@ struct rank_values {
     bool accurate, ledger;
     /* rank */
     int64_t rank, memory_fd, vitals_fd;
+    int64_t key_fd; /* a pipe with the job's key; −1: there is none */
     const char *cpus; /* one of seats */
 };
 

@@ -204,6 +204,7 @@ static enum st open_all(struct bench *b, size_t max_bytes, struct err *e)
         .backend = o->backend,
         .address = o->address,
         .port = o->port,
+        .key = o->key,
         .link = o->link,
     };
     if (!st)

@@ -174,6 +174,7 @@ static enum st meet(struct rank *r, struct err *e)
         .backend = r->o->backend,
         .address = r->o->address,
         .port = r->o->port,
+        .key = r->o->key,
         .boot = r->o->boot,
         .link = r->o->link,
     };

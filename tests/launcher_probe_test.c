@@ -509,6 +509,7 @@ static enum st try_port(const struct launch_reach_options *o, int port, struct l
 static void ports_are_reached_or_explained(void **state)
 {
     (void)state;
+    t_declare_warnings();
     const struct launch_interfaces in = half("127.0.0.1", 65536);
     const struct launch_address *own = &in.list[0].addresses[0];
     const struct launch_reach_options ours = reach_options(key), theirs = reach_options(other_key);
