@@ -34,6 +34,7 @@
 #define GRACE_MS 200   /* after the first failure: others may have a better story */
 #define LAST_MS 300    /* for last words */
 #define PEACE_MS 20000 /* for what the ranks said before they left in peace: a launcher may be slow to take it */
+#define LAUNCHER_MS 10000 /* silence of a launcher that may be on another host, as ours is not in the kernel's hands */
 #define MAX_ARGS 64
 
 extern char **environ;
@@ -225,7 +226,7 @@ struct agent {
     int first, end; /* our ranks: first … end − 1 */
     int front_fd;   /* our end of rank 0's connection to the front end, where we relay it; −1 */
     struct launch_outbox front_out;
-    uint64_t told_ns; /* progress, last */
+    struct launch_pulse *pulse; /* between hosts; NULL: there is no other */
     struct launch_life life[COMM_MAX_RANKS], launcher_life;
     struct rt_inbox control;
     pid_t launcher;
@@ -430,7 +431,11 @@ static bool find_frozen(struct agent *a, uint64_t now)
 static bool is_launcher_silent(struct agent *a, uint64_t now)
 {
     struct launch_life_sample sample;
-    uint64_t silent_ms;
+    uint64_t silent_ms = (now - a->heard_ns) / BASE_NS_PER_MS;
+    if (a->relays && silent_ms >= LAUNCHER_MS && !a->is_paused) {
+        err_set(&a->story, ST_PEER_LOST, "the launcher gave no sign of life for %.1f s; its ranks were killed", (double)silent_ms / 1000);
+        return true;
+    }
     if (a->launcher <= 0 || !launch_life_read(a->launcher, &sample))
         return false;
     const enum launch_verdict verdict = launch_life_judge(&a->launcher_life, a->heard_ns, a->is_paused, &sample, now, &silent_ms);
@@ -459,14 +464,6 @@ static void take_relayed(struct agent *a, enum rt_frame_kind kind, const void *p
         memcpy(head, payload, sizeof head[0]);
         if (head[0] < COMM_MAX_RANKS && a->pmi_fds[head[0]] >= 0) /* answers are short: a socket that has no room for one is not read */
             (void)!send(a->pmi_fds[head[0]], (const char *)payload + sizeof head[0], bytes - sizeof head[0], MSG_DONTWAIT | MSG_NOSIGNAL);
-    } else if (kind == RT_PROGRESS && bytes >= sizeof head) {
-        memcpy(head, payload, sizeof head);
-        for (uint32_t i = 0; i < head[1] && head[0] + i < (uint32_t)a->v.n_ranks && bytes >= sizeof head + (i + 1) * sizeof(uint64_t); i++) {
-            uint64_t progress;
-            memcpy(&progress, (const char *)payload + sizeof head + i * sizeof progress, sizeof progress);
-            if ((int)(head[0] + i) < a->first || (int)(head[0] + i) >= a->end)
-                atomic_store(&a->vitals[head[0] + i].tick, progress);
-        }
     }
 }
 
@@ -497,17 +494,17 @@ static void relay_front(struct agent *a)
     }
 }
 
-/* How far our ranks are, for those on other hosts that wait for them. */
-static void tell_progress(struct agent *a, uint64_t now)
+/* What the packets between hosts have told. True: one is lost; the launcher says how the job ended, so this is no story of our own. */
+static bool take_news(struct agent *a, struct launch_pulse *pulse)
 {
-    if (!a->relays || now - a->told_ns < LAUNCH_BEAT_MS * BASE_NS_PER_MS)
-        return;
-    a->told_ns = now;
-    uint64_t progress[COMM_MAX_RANKS];
-    const uint32_t head[2] = {(uint32_t)a->first, (uint32_t)(a->end - a->first)};
-    for (int r = a->first; r < a->end; r++)
-        progress[r - a->first] = rt_vitals_progress(&a->vitals[r]);
-    (void)launch_outbox_frame(&a->out, RT_PROGRESS, head, sizeof head, progress, head[1] * sizeof *progress, NULL);
+    struct launch_pulse_news news;
+    bool is_lost = false;
+    while (pulse && launch_pulse_next(pulse, &news)) {
+        const uint32_t host = (uint32_t)news.host;
+        (void)launch_outbox_frame(&a->out, news.is_lost ? RT_LOST : RT_NOTE, &host, news.is_lost ? sizeof host : 0, news.text, strlen(news.text), NULL);
+        is_lost |= news.is_lost;
+    }
+    return is_lost;
 }
 
 /* False: it closed its end. */
@@ -615,13 +612,14 @@ static int watch(struct agent *a)
     a->looked_ns = base_now_ns(base_clock_real());
     forget_silence(a, a->looked_ns);
     while (a->n_alive > 0) {
-        enum { SIGNAL, LAUNCHER_IN, LAUNCHER_OUT, FRONT_IN, FRONT_OUT, N_OWN };
+        enum { SIGNAL, LAUNCHER_IN, LAUNCHER_OUT, FRONT_IN, FRONT_OUT, PULSE, N_OWN };
         struct pollfd p[N_OWN + COMM_MAX_RANKS] = {
             [SIGNAL] = {.fd = a->signal_fd, .events = POLLIN},
             [LAUNCHER_IN] = {.fd = a->in_fd, .events = POLLIN},
             [LAUNCHER_OUT] = {.fd = launch_outbox_waiting(&a->out) ? a->out_fd : -1, .events = POLLOUT},
             [FRONT_IN] = {.fd = launch_outbox_waiting(&a->out) < FRONT_LIMIT ? a->front_fd : -1, .events = POLLIN},
             [FRONT_OUT] = {.fd = launch_outbox_waiting(&a->front_out) ? a->front_fd : -1, .events = POLLOUT},
+            [PULSE] = {.fd = a->pulse ? launch_pulse_fd(a->pulse) : -1, .events = POLLIN},
         };
         poll_for_pmi(a, p + N_OWN);
         uint64_t now = base_now_ns(base_clock_real());
@@ -644,9 +642,12 @@ static int watch(struct agent *a)
         }
         if (p[LAUNCHER_IN].revents && !listen_launcher(a, now))
             return 1;
+        if (p[PULSE].revents && take_news(a, a->pulse)) {
+            a->story_worth = LAUNCH_WORTH_KILLED;
+            return 1;
+        }
         serve_pmi(a, p + N_OWN);
         beat(a, now);
-        tell_progress(a, now);
         if (a->front_fd >= 0)
             (void)launch_outbox_flush(&a->front_out, a->front_fd);
         (void)launch_outbox_flush(&a->out, a->out_fd);
@@ -704,12 +705,15 @@ static int lead(struct agent *a, int argc, char **argv)
     if (a->v.front_fd >= 0)
         close((int)a->v.front_fd);
     int status = 1;
+    if (!st && a->pulse)
+        launch_pulse_watch(a->pulse, a->vitals, (int)a->v.n_ranks, !a->v.shares);
     if (!st)
         status = watch(a);
     else
         a->story = e;
     say_last(a);
     kill_all(a);
+    launch_pulse_stop(a->pulse, status ? LAUNCH_BEAT_FAILED : LAUNCH_BEAT_LEFT);
     explicit_bzero(a->key, sizeof a->key);
     rt_inbox_release(&a->control);
     launch_outbox_release(&a->out);
@@ -843,17 +847,21 @@ static int lead_host(struct agent *a)
             st = take_start(a, start, bytes, &argc, argv, &e);
         } else if (!st)
             st = launch_meeting_frame(meeting, kind, payload, bytes, &a->out, &e);
+        if ((!st || st == ST_AGAIN) && take_news(a, launch_meeting_pulse(meeting)))
+            st = ST_CANCELLED;
         beat(a, base_now_ns(base_clock_real()));
     }
     if (!st && launch_meeting_ways(meeting)) /* else there is no other host */
         memcpy(a->key, launch_meeting_ways(meeting)->key, sizeof a->key);
     else if (!st)
         st = draw_key(a, &e);
+    a->pulse = st ? NULL : launch_meeting_take_pulse(meeting);
     launch_meeting_close(meeting);
     if (!st)
         st = open_front(a, &e);
     if (!st)
         return lead(a, argc, argv);
+    launch_pulse_stop(a->pulse, LAUNCH_BEAT_FAILED);
     if (st != ST_PEER_LOST) { /* a launcher that left before the start changed its mind */
         a->story = e;
         say_last(a);

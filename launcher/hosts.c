@@ -20,6 +20,8 @@
 
 #define ANSWER_MS 20000
 #define RESOLVE_MS 2000
+#define SILENCE_MS 2500
+#define LOOK_MS 100
 
 /* ---- the list ----------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -138,13 +140,15 @@ static enum st open_end(struct launch_hosts_entry *h, struct err *e)
 }
 
 /* The next frame of that kind; payload is borrowed until the host is heard again. */
-static enum st hear(struct launch_hosts_entry *h, enum rt_frame_kind wanted, uint64_t until, const void **payload, size_t *bytes, struct err *e)
+static enum st hear(struct launch_hosts *hosts, int from, enum rt_frame_kind wanted, uint64_t until, const void **payload, size_t *bytes, struct err *e)
 {
+    struct launch_hosts_entry *h = &hosts->h[from];
+    uint64_t heard = base_now_ns(base_clock_real()); /* agents beat from their first word on */
     for (;;) {
         enum rt_frame_kind kind;
         struct err why = {""};
         const uint64_t now = base_now_ns(base_clock_real());
-        const enum st st = rt_inbox_next(h->end.inbox, now < until ? (int)((until - now) / BASE_NS_PER_MS) + 1 : 0, &kind, payload, bytes, &why);
+        const enum st st = rt_inbox_next(h->end.inbox, now < until ? LOOK_MS : 0, &kind, payload, bytes, &why);
         if (st == ST_AGAIN && launch_interrupted())
             return err_set(e, ST_CANCELLED, "interrupted");
         if (st == ST_AGAIN && now >= until)
@@ -155,24 +159,34 @@ static enum st hear(struct launch_hosts_entry *h, enum rt_frame_kind wanted, uin
             return err_set(e, st, "host %s: %s", h->typed, why.text);
         if (!st && kind == RT_STORY && *bytes >= sizeof(uint32_t))
             return err_set(e, ST_PEER_LOST, "host %s: %.*s", h->typed, (int)(*bytes > 404 ? 400 : *bytes - 4), (const char *)*payload + sizeof(uint32_t));
+        if (!st && kind == RT_LOST && *bytes >= sizeof(uint32_t)) {
+            uint32_t lost;
+            memcpy(&lost, *payload, sizeof lost);
+            return err_set(e, ST_PEER_LOST, "host %s: %.*s", lost < (uint32_t)hosts->n ? hosts->h[lost].typed : "?", (int)(*bytes > 404 ? 400 : *bytes - sizeof lost),
+                           (const char *)*payload + sizeof lost);
+        }
         if (!st && kind == wanted)
             return ST_OK;
+        heard = st ? heard : now;
+        if (st == ST_AGAIN && wanted != RT_HOST && now - heard >= SILENCE_MS * BASE_NS_PER_MS)
+            return err_set(e, ST_TIMEOUT, "host %s: its agent gave no sign of life for %.1f s", h->typed, (double)(now - heard) / (double)BASE_NS_PER_S);
     }
 }
 
-static enum st hear_host(struct launch_hosts_entry *h, struct launch_interfaces *interfaces, uint64_t until, struct err *e)
+static enum st hear_host(struct launch_hosts *hosts, int from, struct launch_interfaces *interfaces, uint64_t until, struct err *e)
 {
+    struct launch_hosts_entry *h = &hosts->h[from];
     const void *payload;
     size_t bytes;
     struct err why = {""};
-    enum st st = hear(h, RT_HOST, until, &payload, &bytes, e);
+    enum st st = hear(hosts, from, RT_HOST, until, &payload, &bytes, e);
     if (st)
         return st;
     if (launch_host_parse(payload, bytes, &h->info, &why))
         return err_set(e, ST_INVALID, "host %s: %s", h->typed, why.text);
     if (strcmp(h->info.build, tandem_build_id))
         return err_set(e, ST_MISMATCH, "host %s: its tandem was built from other sources (%.12s, here %.12s)", h->typed, h->info.build, tandem_build_id);
-    st = hear(h, RT_INTERFACES, until, &payload, &bytes, e);
+    st = hear(hosts, from, RT_INTERFACES, until, &payload, &bytes, e);
     return st ? st : launch_interfaces_from_json(h->typed, payload, bytes, interfaces, e);
 }
 
@@ -215,7 +229,7 @@ static enum st hear_facings(struct launch_hosts *hosts, struct launch_facings *f
             const void *payload;
             size_t bytes;
             uint32_t peer = LAUNCH_MAX_HOSTS;
-            st = hear(&hosts->h[i], RT_FACINGS, until, &payload, &bytes, e);
+            st = hear(hosts, i, RT_FACINGS, until, &payload, &bytes, e);
             if (!st && bytes >= sizeof peer)
                 memcpy(&peer, payload, sizeof peer);
             if (!st && ((int)peer >= hosts->n || (int)peer == i || found[i * hosts->n + (int)peer].list))
@@ -232,7 +246,7 @@ static enum st find_ways(struct launch_hosts *hosts, uint64_t until, struct laun
     for (int i = 0; i < hosts->n && !st; i++) {
         const void *payload;
         size_t bytes;
-        st = hear(&hosts->h[i], RT_ENDPOINTS, until, &payload, &bytes, e);
+        st = hear(hosts, i, RT_ENDPOINTS, until, &payload, &bytes, e);
         if (!st)
             st = introduce(hosts, i, payload, bytes, e);
     }
@@ -280,7 +294,7 @@ static enum st hear_ports(struct launch_hosts *hosts, int i, struct launch_port 
 {
     const void *payload;
     size_t bytes;
-    const enum st st = hear(&hosts->h[i], RT_PORTS, until, &payload, &bytes, e);
+    const enum st st = hear(hosts, i, RT_PORTS, until, &payload, &bytes, e);
     if (st)
         return st;
     const size_t n = bytes / sizeof *told;
@@ -313,7 +327,7 @@ static enum st hear_reached(struct launch_hosts *hosts, int i, uint64_t until, s
     const void *payload;
     size_t bytes;
     uint32_t code = ST_INVALID;
-    const enum st st = hear(&hosts->h[i], RT_REACHED, until, &payload, &bytes, e);
+    const enum st st = hear(hosts, i, RT_REACHED, until, &payload, &bytes, e);
     if (st)
         return st;
     if (bytes >= sizeof code)
@@ -412,7 +426,7 @@ enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
     if (!st && !hosts->interfaces)
         st = err_set(e, ST_NO_MEMORY, "no memory for the hosts' interfaces");
     for (int i = 0; i < hosts->n && !st; i++)
-        st = hear_host(&hosts->h[i], &hosts->interfaces[i], until, e);
+        st = hear_host(hosts, i, &hosts->interfaces[i], until, e);
     if (!st && sodium_init() < 0)
         st = err_set(e, ST_IO, "libsodium cannot be initialised");
     if (!st) {

@@ -14,6 +14,7 @@ struct launch_meeting {
     struct launch_ways ways;
     struct launch_tries *tries; /* NULL: the ways are not decided yet */
     bool is_told;               /* how the tries ended */
+    struct launch_pulse *pulse; /* from then on; NULL: taken */
 };
 
 static enum st tell_text(struct launch_outbox *out, enum rt_frame_kind kind, const void *head, size_t head_bytes, char *text, struct err *e)
@@ -45,6 +46,7 @@ void launch_meeting_close(struct launch_meeting *m)
     if (m->probe)
         launch_probe_close(m->probe);
     launch_tries_close(m->tries);
+    launch_pulse_stop(m->pulse, LAUNCH_BEAT_FAILED);
     explicit_bzero(m->ways.key, sizeof m->ways.key);
     free(m);
 }
@@ -96,7 +98,18 @@ static enum st take_ways(struct launch_meeting *m, const void *payload, size_t b
     enum st st = launch_ways_check(payload, bytes, &m->ways, e);
     if (!st)
         st = launch_tries_open(&m->ways, ports, &m->tries, e);
+    if (!st)
+        st = launch_pulse_open(&m->ways, ports, &m->pulse, e);
     return st ? st : launch_outbox_frame(out, RT_PORTS, ports, m->ways.n * sizeof *ports, NULL, 0, e);
+}
+
+struct launch_pulse *launch_meeting_pulse(const struct launch_meeting *m) { return m->pulse; }
+
+struct launch_pulse *launch_meeting_take_pulse(struct launch_meeting *m)
+{
+    struct launch_pulse *p = m->pulse;
+    m->pulse = NULL;
+    return p;
 }
 
 const struct launch_ways *launch_meeting_ways(const struct launch_meeting *m) { return m->tries ? &m->ways : NULL; }
@@ -107,7 +120,8 @@ static enum st take_ports(struct launch_meeting *m, const void *payload, size_t 
     if (!m->tries || bytes > sizeof ports || bytes % sizeof *ports)
         return err_set(e, ST_INVALID, "ports of other hosts that make no sense");
     memcpy(ports, payload, bytes);
-    return launch_tries_connect(m->tries, ports, bytes / sizeof *ports, e);
+    enum st st = launch_tries_connect(m->tries, ports, bytes / sizeof *ports, e);
+    return st || !m->pulse ? st : launch_pulse_start(m->pulse, ports, bytes / sizeof *ports, e);
 }
 
 enum st launch_meeting_frame(struct launch_meeting *m, enum rt_frame_kind kind, const void *payload, size_t bytes, struct launch_outbox *out, struct err *e)

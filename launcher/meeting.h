@@ -7,6 +7,7 @@
 #define LAUNCHER_MEETING_H
 
 #include "launcher/outbox.h"
+#include "launcher/pulse.h"
 #include "launcher/ways.h"
 
 /* Wire: RT_PROBE. */
@@ -26,6 +27,9 @@ enum st launch_meeting_open(struct launch_outbox *out, struct launch_meeting **m
 void launch_meeting_close(struct launch_meeting *m);
 /* A frame of the launcher's; others than RT_PROBE, RT_PEER, RT_WAYS and RT_PORTS are passed over. */
 enum st launch_meeting_frame(struct launch_meeting *m, enum rt_frame_kind kind, const void *payload, size_t bytes, struct launch_outbox *out, struct err *e);
+/* The packets between hosts, which go on from RT_PORTS. Borrowed, and then the caller's to stop. NULL: there is no other host, or it was taken. */
+struct launch_pulse *launch_meeting_pulse(const struct launch_meeting *m);
+struct launch_pulse *launch_meeting_take_pulse(struct launch_meeting *m);
 /* Of RT_WAYS, borrowed; NULL: there were none. */
 const struct launch_ways *launch_meeting_ways(const struct launch_meeting *m);
 /* Waits for in_fd, or what the exchange needs, at most timeout_ms; then moves the exchange, and tells what is known. */

@@ -40,7 +40,8 @@ enum rt_frame_kind {
     RT_START,    /* launcher → agent: arguments of `tandem agent`, each with a NUL behind it */
     RT_PMI,      /* both ways: u32 rank, then bytes of that rank's PMI-1 connection; none: its end */
     RT_FRONT,    /* both ways: bytes of the front end's connection to rank 0; none: its end */
-    RT_PROGRESS  /* agent → launcher → the other agents: u32 first rank, u32 n, u64 counters of progress */
+    RT_LOST,     /* agent → launcher: u32 host, then text: it is silent on the way that was decided */
+    RT_NOTE      /* agent → launcher: text, for the user: all goes on */
 };
 
 #define RT_FRAME_MAX (64u << 20)
