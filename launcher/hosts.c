@@ -22,6 +22,7 @@
 #define RESOLVE_MS 2000
 #define SILENCE_MS 2500
 #define LOOK_MS 100
+#define LAST_WORDS_MS 500
 
 /* ---- the list ----------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -173,6 +174,23 @@ static enum st hear(struct launch_hosts *hosts, int from, enum rt_frame_kind wan
     }
 }
 
+/* An agent that is gone has said why, most likely. */
+static enum st say(struct launch_hosts *hosts, int to, enum rt_frame_kind kind, const struct iovec *pieces, int n, struct err *e)
+{
+    const void *payload;
+    size_t bytes;
+    const enum st st = rt_frame_sendv(hosts->h[to].end.out_fd, kind, pieces, n, NULL);
+    if (!st)
+        return ST_OK;
+    const enum st why = hear(hosts, to, RT_STORY, base_now_ns(base_clock_real()) + LAST_WORDS_MS * BASE_NS_PER_MS, &payload, &bytes, e);
+    return why == ST_TIMEOUT ? err_set(e, st, "host %s: its agent is gone without a word", hosts->h[to].typed) : why;
+}
+
+static enum st say_one(struct launch_hosts *hosts, int to, enum rt_frame_kind kind, const void *payload, size_t bytes, struct err *e)
+{
+    return say(hosts, to, kind, &(const struct iovec){(void *)(uintptr_t)payload, bytes}, 1, e);
+}
+
 static enum st hear_host(struct launch_hosts *hosts, int from, struct launch_interfaces *interfaces, uint64_t until, struct err *e)
 {
     struct launch_hosts_entry *h = &hosts->h[from];
@@ -192,6 +210,16 @@ static enum st hear_host(struct launch_hosts *hosts, int from, struct launch_int
 
 /* ---- addresses ---------------------------------------------------------------------------------------------------------------------------------------- */
 
+/* Agents of one machine would take each other's. */
+static enum st check_port(const struct launch_hosts *hosts, struct err *e)
+{
+    for (int i = 0; i < hosts->n; i++)
+        for (int k = 0; k < i; k++)
+            if (hosts->port && launch_interfaces_same_machine(&hosts->interfaces[i], &hosts->interfaces[k]))
+                return err_set(e, ST_INVALID, "--port %d: %s and %s are the same machine, and cannot both have it", hosts->port, hosts->h[k].typed, hosts->h[i].typed);
+    return ST_OK;
+}
+
 static enum st order_probes(struct launch_hosts *hosts, struct err *e)
 {
     struct launch_probe_order order = {.port = (uint32_t)hosts->port};
@@ -199,7 +227,7 @@ static enum st order_probes(struct launch_hosts *hosts, struct err *e)
     enum st st = ST_OK;
     for (int i = 0; i < hosts->n && !st; i++) {
         order.host = (uint32_t)i;
-        st = rt_frame_send(hosts->h[i].end.out_fd, RT_PROBE, &order, sizeof order, e);
+        st = say_one(hosts, i, RT_PROBE, &order, sizeof order, e);
     }
     return st;
 }
@@ -215,7 +243,7 @@ static enum st introduce(struct launch_hosts *hosts, int from, const void *endpo
     enum st st = ST_OK;
     for (int to = 0; to < hosts->n && !st; to++)
         if (to != from)
-            st = rt_frame_sendv(hosts->h[to].end.out_fd, RT_PEER, pieces, 3, e);
+            st = say(hosts, to, RT_PEER, pieces, 3, e);
     free(interfaces);
     return st;
 }
@@ -242,7 +270,9 @@ static enum st hear_facings(struct launch_hosts *hosts, struct launch_facings *f
 
 static enum st find_ways(struct launch_hosts *hosts, uint64_t until, struct launch_facings *found, struct launch_facings *merged, int *n_merged, struct err *e)
 {
-    enum st st = order_probes(hosts, e);
+    enum st st = check_port(hosts, e);
+    if (!st)
+        st = order_probes(hosts, e);
     for (int i = 0; i < hosts->n && !st; i++) {
         const void *payload;
         size_t bytes;
@@ -319,7 +349,7 @@ static enum st pass_ports(struct launch_hosts *hosts, int to, const struct launc
             ports[n] = told[from * hosts->n + to];
             ports[n++].host = (uint32_t)from;
         }
-    return rt_frame_send(hosts->h[to].end.out_fd, RT_PORTS, ports, n * sizeof *ports, e);
+    return say_one(hosts, to, RT_PORTS, ports, n * sizeof *ports, e);
 }
 
 static enum st hear_reached(struct launch_hosts *hosts, int i, uint64_t until, struct err *e)
@@ -342,7 +372,7 @@ static enum st open_ways(struct launch_hosts *hosts, uint64_t until, struct err 
     for (int i = 0; i < hosts->n && !st; i++) {
         struct launch_ways ways;
         describe_ways(hosts, i, &ways);
-        st = rt_frame_send(hosts->h[i].end.out_fd, RT_WAYS, &ways, sizeof ways, e);
+        st = say_one(hosts, i, RT_WAYS, &ways, sizeof ways, e);
         explicit_bzero(ways.key, sizeof ways.key);
     }
     for (int i = 0; i < hosts->n && !st; i++)

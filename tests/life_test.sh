@@ -96,12 +96,14 @@ plug() {
 }
 # deaf I: what comes in there is dropped in silence. Rules are asked before the table of our own addresses.
 deaf() {
-    local n=${hosts[$1]}
-    ip -n "$n" rule add pref 100 lookup local 2>/dev/null
-    ip -n "$n" rule del pref 0 lookup local 2>/dev/null
-    ip -n "$n" rule add pref 10 iif eth0 blackhole
+    local n=${hosts[$1]} f
+    for f in -4 -6; do
+        ip $f -n "$n" rule add pref 100 lookup local 2>/dev/null
+        ip $f -n "$n" rule del pref 0 lookup local 2>/dev/null
+        ip $f -n "$n" rule add pref 10 iif eth0 blackhole || return
+    done
 }
-hear() { ip -n "${hosts[$1]}" rule del pref 10; }
+hear() { for f in -4 -6; do ip $f -n "${hosts[$1]}" rule del pref 10; done; }
 
 # --- the wire is cut; ssh goes beside it ---
 
@@ -124,6 +126,10 @@ for t in ${moments:-0.3}; do
     start "${decode[@]}"
     ends "cut $t s after the start" "$h1" "after $t" unplug
     plug
+    [ -n "${LONG-}" ] || continue
+    start "${decode[@]}"
+    ends "packets are dropped $t s after the start" "$h1" "after $t" deaf 0
+    hear 0
 done
 again
 

@@ -65,6 +65,8 @@ out=$("$TANDEM" run "$model" --hosts "$hosts_list" -n 4 --port 41000 --dry-run 2
 contains "--dry-run tells the ports" "$out" "tried: $h1 reaches $h0 by TCP at ports 41000-41001"
 out=$("$TANDEM" run "$model" --hosts "$hosts_list" --port 65500 --dry-run 2>&1)
 contains "no room for all ranks" "$? $out" "2 tandem run: --port 65500: at most 65471"
+out=$("$TANDEM" run "$model" --hosts localhost,127.0.0.1 --port 41000 -p hi 2>&1)
+contains "one machine twice" "$? $out" "--port 41000: localhost and 127.0.0.1 are the same machine, and cannot both have it"
 # shellcheck disable=SC2016
 ip netns exec "$h0" python3 -c 'import socket, time
 s = socket.create_server(("10.77.0.1", 41001))
