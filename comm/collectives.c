@@ -265,6 +265,7 @@ enum st comm_split(struct comm *parent, int color, size_t max_bytes, uint64_t de
             .memory_fd = -1,
             .boot = &boot,
             .address = parent->address[0] ? parent->address : NULL,
+            .key = parent->has_key ? parent->key : NULL,
             .link = parent->has_link ? &parent->link : NULL,
             .deadline_ns = deadline_ns,
         };

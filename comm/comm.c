@@ -88,6 +88,8 @@ enum st comm_open(const struct comm_setup *setup, struct comm **c, struct err *e
     opened->broken = ST_OK;
     opened->backend_name = b->capabilities.name;
     if (setup->address) memcpy(opened->address, setup->address, strlen(setup->address) + 1);
+    opened->has_key = setup->key != NULL;
+    if (setup->key) memcpy(opened->key, setup->key, sizeof opened->key);
     opened->has_link = setup->link != NULL;
     if (setup->link) opened->link = *setup->link;
     /* A rank alone has no wire. */

@@ -66,6 +66,8 @@ struct comm_link_totals {
     uint64_t n_late;
 };
 
+#define COMM_KEY_BYTES 32
+
 /* How the ranks of a group find each other. */
 struct comm_setup {
     const char *backend; /* NULL: the best that fits */
@@ -77,6 +79,8 @@ struct comm_setup {
     void *memory;        /* shm between threads of one process: the mapping itself, instead of memory_fd; else NULL */
     const struct comm_boot *boot; /* tcp, ucx, mpi, and shm where no segment was inherited (rank 0 then makes one, still without a name: shm.c); NULL: none */
     const char *address;          /* tcp, ucx: our own numeric address, as the launcher decided; NULL: loopback */
+    int port;                     /* tcp: at which we listen there; 0: any */
+    const uint8_t *key;           /* [COMM_KEY_BYTES] tcp: the job's, for the proof that begins every connection; copied; NULL: the boot round has to be secret then */
     const struct comm_link *link; /* wraps the backend; NULL: none */
     uint64_t deadline_ns;         /* for opening; 0: 60 s from now */
 };

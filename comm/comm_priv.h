@@ -34,6 +34,8 @@ struct comm {
     char address[COMM_ADDRESS_BYTES]; /* "": none was given */
     bool has_link;
     struct comm_link link;
+    bool has_key;
+    uint8_t key[COMM_KEY_BYTES];
 };
 
 /* ST_OK where an exchange may begin, else what comm_allgather_start would say. */

@@ -1,14 +1,18 @@
 /* Setting up the tcp backend: every rank listens, all learn by one boot round where, then the higher rank of each pair connects to the lower one.
  *
- * A port is open to anybody who can reach the host, so neither side believes the other before it has proved that it belongs to the job: both say who they
- * are to whom, with a keyed digest. Who knows the key took part in the boot round (see derive_key, where a key of the launcher's will come in). A
- * stranger learns nothing, takes nobody's place and holds nobody up: connections that have not proved themselves wait beside each other, each for a short
- * time, and give way to newer ones. A rank that lost its place that way comes again.
+ * A port is open to anybody who can reach the host, so neither side believes the other before it has proved that it belongs to the job: both say who they are
+ * to whom, with a keyed digest over what the other has just drawn at random: nothing that was said on another connection, or to another rank, or in another
+ * job, serves again. A stranger learns nothing, takes nobody's place and holds nobody up: connections that have not proved themselves wait beside each other,
+ * each for a short time, and give way to newer ones (those from where no rank lives first). A rank that lost its place that way comes again. Who accepts
+ * believes first, so who connected never believes in a connection that is about to be dropped.
  *
  * Record in the boot round (64 bytes, little-endian; all zero: this rank is not there):
  *    0 magic 8 · 8 family 1 (4 or 6) · 9 zero 1 · 10 port 2 · 12 zero 4 · 16 address 16 · 32 token 16, random · 48 capacity 8 · 56 zero 8
- * Greeting (64 bytes), first by who connects, then by who accepts:
- *    0 magic 8 · 8 from rank 4 · 12 to rank 4 · 16 ranks 4 · 20 zero 12 · 32 proof 32: BLAKE2b of bytes 0 … 31 under the job's key */
+ * On a new connection:
+ *    challenge, by who accepts (32 bytes):   0 magic 8 · 8 nonce 24
+ *    claim, by who connected (80 bytes):     0 magic 8 · 8 from rank 4 · 12 to rank 4 · 16 ranks 4 · 20 zero 4 · 24 nonce 24 · 48 proof 32
+ *    answer, by who accepts (80 bytes):      the same with another magic and a nonce of zeroes
+ * A proof is BLAKE2b under the job's key of the message's bytes 0 … 47, the challenge, and, in the answer, the claim's nonce. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
@@ -21,13 +25,17 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "comm/tcp_priv.h"
 
-enum { RECORD_BYTES = 64, GREETING_BYTES = 64, KEY_BYTES = 32, MAX_HALVES = COMM_MAX_RANKS + 16, ADDRESS_TEXT = 80 };
+enum { RECORD_BYTES = 64, CHALLENGE_BYTES = 32, GREETING_BYTES = 80, PROVED_BYTES = 48, NONCE_BYTES = 24, MAX_HALVES = COMM_MAX_RANKS + 16, ADDRESS_TEXT = 80 };
 #define RECORD_MAGIC "tndmtcp1"
-#define GREETING_MAGIC "tndmhi01"
+#define CHALLENGE_MAGIC "tndmch01"
+#define CLAIM_MAGIC "tndmcl01"
+#define ANSWER_MAGIC "tndman01"
 #define STRANGER_NS (2 * BASE_NS_PER_S) /* a connection that says nothing for so long is closed */
 #define AGAIN_NS (20 * BASE_NS_PER_MS)  /* before a refused rank comes again */
+#define TELL_NS (10 * BASE_NS_PER_S)    /* between lines about strangers */
 
 union address {
     struct sockaddr any;
@@ -40,8 +48,12 @@ union address {
 struct half {
     int fd;
     bool connecting;
+    bool is_challenged; /* connected: it has the challenge, and has claimed */
     size_t n_got;
+    unsigned char challenge[CHALLENGE_BYTES], nonce[NONCE_BYTES]; /* of this connection: theirs and ours, or the other way round */
     unsigned char greeting[GREETING_BYTES];
+    union address from; /* accepted */
+    bool is_rank_host;  /* from where a rank of the job lives */
     uint64_t until_ns; /* accepted: when patience ends; to be connected: not before */
 };
 
@@ -50,12 +62,13 @@ struct meeting {
     const struct base_clock *clock;
     int rank, n_ranks, listener;
     union address own, addresses[COMM_MAX_RANKS];
-    uint8_t key[KEY_BYTES];
+    uint8_t key[COMM_KEY_BYTES];
     int *fds; /* [n_ranks]: proved; −1: not yet */
     int n_proved;
     struct half out[COMM_MAX_RANKS]; /* to lower ranks */
     struct half in[MAX_HALVES];      /* from whomever; the oldest first */
     int n_in;
+    uint64_t n_dropped, n_told, told_ns; /* strangers; of them counted in lines */
 };
 
 /* ---- addresses ----------------------------------------------------------------------------------------------------------------------------------- */
@@ -120,45 +133,70 @@ static enum st get_record(struct meeting *m, int r, const unsigned char record[R
     return ST_OK;
 }
 
-/* The job's key, the same on every rank: from all records, the random tokens among them. So it is as secret as the boot round. Where the launcher hands a key
- * to the ranks, that one goes in as the outer key, and a proof then needs both. */
-static enum st derive_key(const unsigned char *records, int n_ranks, uint8_t key[KEY_BYTES]) {
-    static const uint8_t launcher_key[KEY_BYTES] = {0};
-    return base_mac(launcher_key, records, (size_t)n_ranks * RECORD_BYTES, key);
+/* The key of this group, the same on every rank: from all records, the random tokens among them, under the key that the launcher gave: a proof needs both. Without
+ * the latter (ranks that somebody else started) it is as secret as the boot round. */
+static enum st derive_key(const struct comm_setup *setup, const unsigned char *records, uint8_t key[COMM_KEY_BYTES]) {
+    static const uint8_t none[COMM_KEY_BYTES] = {0};
+    return base_mac(setup->key ? setup->key : none, records, (size_t)setup->n_ranks * RECORD_BYTES, key);
 }
 
 /* ---- greetings ----------------------------------------------------------------------------------------------------------------------------------- */
 
-static void put_greeting(const struct meeting *m, int from, int to, unsigned char greeting[GREETING_BYTES]) {
+/* h has the challenge; for an answer the claim's nonce as well. */
+static void put_greeting(const struct meeting *m, const struct half *h, bool is_answer, int from, int to, const unsigned char *nonce,
+                         unsigned char greeting[GREETING_BYTES]) {
+    unsigned char proved[PROVED_BYTES + CHALLENGE_BYTES + NONCE_BYTES];
     memset(greeting, 0, GREETING_BYTES);
-    memcpy(greeting, GREETING_MAGIC, 8);
+    memcpy(greeting, is_answer ? ANSWER_MAGIC : CLAIM_MAGIC, 8);
     greeting[8] = (unsigned char)from; /* ranks are below 256: the other bytes stay zero */
     greeting[12] = (unsigned char)to;
     greeting[16] = (unsigned char)m->n_ranks;
-    base_mac(m->key, greeting, 32, greeting + 32);
+    if (!is_answer) memcpy(greeting + 24, nonce, NONCE_BYTES);
+    memcpy(proved, greeting, PROVED_BYTES);
+    memcpy(proved + PROVED_BYTES, h->challenge, CHALLENGE_BYTES);
+    memcpy(proved + PROVED_BYTES + CHALLENGE_BYTES, nonce, NONCE_BYTES);
+    base_mac(m->key, proved, is_answer ? sizeof proved : PROVED_BYTES + CHALLENGE_BYTES, greeting + PROVED_BYTES);
 }
 
-static bool is_greeting(const struct meeting *m, int from, int to, const unsigned char greeting[GREETING_BYTES]) {
+/* What h has received as a whole; the claim's nonce is in h->nonce for an answer, in the claim itself otherwise. */
+static bool is_greeting(const struct meeting *m, const struct half *h, bool is_answer, int from, int to) {
     unsigned char right[GREETING_BYTES], differs = 0;
-    put_greeting(m, from, to, right);
-    for (int i = 0; i < GREETING_BYTES; i++) differs |= (unsigned char)(right[i] ^ greeting[i]); /* the same time wherever it differs */
+    put_greeting(m, h, is_answer, from, to, is_answer ? h->nonce : h->greeting + 24, right);
+    for (int i = 0; i < GREETING_BYTES; i++) differs |= (unsigned char)(right[i] ^ h->greeting[i]); /* the same time wherever it differs */
     return differs == 0;
 }
 
-/* 64 bytes always fit into a fresh socket. */
-static bool send_greeting(const struct meeting *m, int fd, int to) {
+/* So few bytes always fit into a fresh socket. */
+static bool send_all(int fd, const unsigned char *bytes, size_t n) { return send(fd, bytes, n, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)n; }
+
+/* Drawn anew for each connection. */
+static bool send_challenge(struct half *h) {
+    memcpy(h->challenge, CHALLENGE_MAGIC, 8);
+    return getrandom(h->challenge + 8, NONCE_BYTES, 0) == NONCE_BYTES && send_all(h->fd, h->challenge, CHALLENGE_BYTES);
+}
+
+static bool send_claim(const struct meeting *m, struct half *h, int to) {
     unsigned char greeting[GREETING_BYTES];
-    put_greeting(m, m->rank, to, greeting);
-    return send(fd, greeting, sizeof greeting, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)sizeof greeting;
+    if (getrandom(h->nonce, NONCE_BYTES, 0) != NONCE_BYTES) return false;
+    put_greeting(m, h, false, m->rank, to, h->nonce, greeting);
+    return send_all(h->fd, greeting, sizeof greeting);
+}
+
+static bool send_answer(const struct meeting *m, const struct half *h, int to) {
+    unsigned char greeting[GREETING_BYTES];
+    put_greeting(m, h, true, m->rank, to, h->greeting + 24, greeting);
+    return send_all(h->fd, greeting, sizeof greeting);
 }
 
 enum reading { READ_MORE, READ_ALL, READ_FAILED };
-static enum reading read_greeting(struct half *h) {
-    ssize_t n = recv(h->fd, h->greeting + h->n_got, GREETING_BYTES - h->n_got, MSG_DONTWAIT);
+static enum reading read_piece(struct half *h, unsigned char *into, size_t bytes) {
+    ssize_t n = recv(h->fd, into + h->n_got, bytes - h->n_got, MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return READ_MORE;
     if (n <= 0) return READ_FAILED;
     h->n_got += (size_t)n;
-    return h->n_got == GREETING_BYTES ? READ_ALL : READ_MORE;
+    if (h->n_got < bytes) return READ_MORE;
+    h->n_got = 0;
+    return READ_ALL;
 }
 
 /* ---- sockets ------------------------------------------------------------------------------------------------------------------------------------- */
@@ -181,6 +219,11 @@ static enum st start_listening(struct meeting *m, struct err *e) {
     if (code != ST_OK) return code;
     m->listener = socket(m->own.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (m->listener < 0) return err_set(e, ST_IO, "tcp: a socket for %s: %s", address_text(&m->own, text), strerror(errno));
+    if (m->own.any.sa_family == AF_INET6)
+        m->own.v6.sin6_port = htons((uint16_t)m->setup->port);
+    else
+        m->own.v4.sin_port = htons((uint16_t)m->setup->port);
+    set_option(m->listener, SOL_SOCKET, SO_REUSEADDR, 1); /* connections of an earlier job may linger at a port that is fixed */
     socklen_t n = sizeof m->own.storage;
     if (bind(m->listener, &m->own.any, address_bytes(&m->own)) != 0 || listen(m->listener, SOMAXCONN) != 0 ||
         getsockname(m->listener, &m->own.any, &n) != 0) {
@@ -243,24 +286,52 @@ static enum st go_on_connecting(struct meeting *m, int r, struct err *e) {
         /* A peer listens before it tells its port, and until all are connected: a port that is closed was left for good. */
         if (error) return cannot_connect(m, r, error, e);
         h->connecting = false;
-        if (!send_greeting(m, h->fd, r)) come_again(m, h);
         return ST_OK;
     }
-    switch (read_greeting(h)) {
-    case READ_MORE: break;
-    case READ_FAILED: come_again(m, h); break; /* strangers took our place there, perhaps */
-    case READ_ALL:
-        if (is_greeting(m, r, m->rank, h->greeting)) {
-            prove(m, r, h);
-        } else {
-            char text[ADDRESS_TEXT];
-            return err_set(e, ST_MISMATCH, "tcp: what answers at %s is not rank %d of this job", address_text(&m->addresses[r], text), r);
-        }
+    switch (h->is_challenged ? read_piece(h, h->greeting, GREETING_BYTES) : read_piece(h, h->challenge, CHALLENGE_BYTES)) {
+    case READ_MORE: return ST_OK;
+    case READ_FAILED: come_again(m, h); return ST_OK; /* strangers took our place there, perhaps */
+    case READ_ALL: break;
+    }
+    if (!h->is_challenged && memcmp(h->challenge, CHALLENGE_MAGIC, 8) == 0) {
+        h->is_challenged = true;
+        if (!send_claim(m, h, r)) come_again(m, h);
+    } else if (h->is_challenged && is_greeting(m, h, true, r, m->rank)) {
+        prove(m, r, h);
+    } else {
+        char text[ADDRESS_TEXT];
+        return err_set(e, ST_MISMATCH, "tcp: what answers at %s is not rank %d of this job", address_text(&m->addresses[r], text), r);
     }
     return ST_OK;
 }
 
 /* ---- from higher ranks, and strangers ------------------------------------------------------------------------------------------------------------ */
+
+/* The first at once, then a line now and then for all of them. */
+static void tell_stranger(struct meeting *m, const struct half *h, const char *why) {
+    uint64_t now_ns = base_now_ns(m->clock);
+    char text[ADDRESS_TEXT];
+    m->n_dropped++;
+    if (m->n_told && now_ns - m->told_ns < TELL_NS) return;
+    LOG_WARNING("tcp", "rank %d: a connection from %s was dropped: it %s%s", m->rank, address_text(&h->from, text), why,
+                m->n_dropped - m->n_told > 1 ? "; others before it" : "");
+    m->told_ns = now_ns;
+    m->n_told = m->n_dropped;
+}
+
+static void tell_rest(struct meeting *m) {
+    if (m->n_dropped > m->n_told) LOG_WARNING("tcp", "rank %d: %llu more connections were dropped", m->rank, (unsigned long long)(m->n_dropped - m->n_told));
+}
+
+static bool is_rank_host(const struct meeting *m, const union address *from) {
+    for (int r = 0; r < m->n_ranks; r++) {
+        const union address *a = &m->addresses[r];
+        if (r == m->rank || a->any.sa_family != from->any.sa_family) continue;
+        if (from->any.sa_family == AF_INET6 ? memcmp(&a->v6.sin6_addr, &from->v6.sin6_addr, 16) == 0 : a->v4.sin_addr.s_addr == from->v4.sin_addr.s_addr)
+            return true;
+    }
+    return false;
+}
 
 static void remove_in(struct meeting *m, int i) {
     drop_half(&m->in[i]);
@@ -268,31 +339,54 @@ static void remove_in(struct meeting *m, int i) {
     m->n_in--;
 }
 
+/* The oldest goes: of those from elsewhere, if there are any. Returns the place behind the last. */
+static int make_room(struct meeting *m) {
+    int i = 0;
+    while (i < m->n_in && m->in[i].is_rank_host) i++;
+    if (i == m->n_in) i = 0;
+    tell_stranger(m, &m->in[i], "gave way to newer ones");
+    remove_in(m, i);
+    return m->n_in;
+}
+
 static enum st accept_some(struct meeting *m, struct err *e) {
     for (int i = 0; i < MAX_HALVES; i++) {
-        int fd = accept4(m->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        union address from = {.storage = {0}};
+        socklen_t n = sizeof from.storage;
+        int fd = accept4(m->listener, &from.any, &n, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
             if (!m->n_in) return err_set(e, ST_IO, "tcp: rank %d cannot accept its peers: %s", m->rank, strerror(errno));
             remove_in(m, 0);
             continue;
         }
         if (fd < 0) return ST_OK; /* nobody is left, or somebody has left again */
-        if (m->n_in == MAX_HALVES) remove_in(m, 0);
-        m->in[m->n_in++] = (struct half){.fd = fd, .until_ns = base_now_ns(m->clock) + STRANGER_NS};
+        struct half *h = &m->in[m->n_in == MAX_HALVES ? make_room(m) : m->n_in];
+        *h = (struct half){.fd = fd, .until_ns = base_now_ns(m->clock) + STRANGER_NS, .from = from};
+        h->is_rank_host = is_rank_host(m, &from);
+        m->n_in++;
+        if (!send_challenge(h)) remove_in(m, m->n_in - 1);
     }
     return ST_OK;
 }
 
 /* False: it is done with, and may be removed. */
 static bool go_on_accepting(struct meeting *m, struct half *h) {
-    switch (read_greeting(h)) {
+    bool is_begun = h->n_got > 0;
+    switch (read_piece(h, h->greeting, GREETING_BYTES)) {
     case READ_MORE: return true;
-    case READ_FAILED: return false;
+    case READ_FAILED: tell_stranger(m, h, is_begun ? "ended in the middle of its claim" : "ended without a word"); return false;
     case READ_ALL: break;
     }
     int r = h->greeting[8];
-    if (r <= m->rank || r >= m->n_ranks || m->fds[r] >= 0 || !is_greeting(m, r, m->rank, h->greeting)) return false;
-    if (send_greeting(m, h->fd, r)) prove(m, r, h);
+    if (r <= m->rank || r >= m->n_ranks || !is_greeting(m, h, false, r, m->rank)) {
+        tell_stranger(m, h, "did not prove that it belongs to this job");
+        return false;
+    }
+    if (m->fds[r] >= 0) {
+        tell_stranger(m, h, "claims to be a rank that is here already");
+        return false;
+    }
+    if (send_answer(m, h, r)) prove(m, r, h);
     return false;
 }
 
@@ -361,7 +455,10 @@ static enum st meet(struct meeting *m, struct err *e) {
     while (m->n_proved < m->n_ranks - 1) {
         uint64_t now_ns = base_now_ns(m->clock), wake_ns = m->setup->deadline_ns;
         if (now_ns >= m->setup->deadline_ns) return timed_out(m, begun_ns, now_ns, e);
-        while (m->n_in && m->in[0].until_ns <= now_ns) remove_in(m, 0);
+        while (m->n_in && m->in[0].until_ns <= now_ns) {
+            tell_stranger(m, &m->in[0], "did not prove in time that it belongs to this job");
+            remove_in(m, 0);
+        }
         if (m->n_in && m->in[0].until_ns < wake_ns) wake_ns = m->in[0].until_ns;
         for (int r = 0; r < m->rank; r++) {
             struct half *h = &m->out[r];
@@ -396,8 +493,10 @@ enum st comm_tcp_connect(const struct comm_setup *setup, bool able, int fds[COMM
     if (code == ST_OK) code = told;
     for (int r = 0; code == ST_OK && r < m.n_ranks; r++)
         if (r != m.rank) code = get_record(&m, r, records + (size_t)r * RECORD_BYTES, e);
-    if (code == ST_OK && derive_key(records, m.n_ranks, m.key) != ST_OK) code = err_set(e, ST_IO, "tcp: no key could be derived");
+    if (code == ST_OK && derive_key(setup, records, m.key) != ST_OK) code = err_set(e, ST_IO, "tcp: no key could be derived");
     if (code == ST_OK) code = meet(&m, e);
+    tell_rest(&m);
+    explicit_bzero(m.key, sizeof m.key);
 
     if (m.listener >= 0) close(m.listener);
     for (int r = 0; r < m.n_ranks; r++) drop_half(&m.out[r]);

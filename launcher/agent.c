@@ -15,6 +15,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <sodium.h>
+
 #include "base/clock.h"
 #include "base/log.h"
 #include "comm/comm.h"
@@ -32,6 +34,7 @@
 #define GRACE_MS 200   /* after the first failure: others may have a better story */
 #define LAST_MS 300    /* for last words */
 #define PEACE_MS 20000 /* for what the ranks said before they left in peace: a launcher may be slow to take it */
+#define LAUNCHER_MS 10000 /* silence of a launcher that may be on another host, as ours is not in the kernel's hands */
 #define MAX_ARGS 64
 
 extern char **environ;
@@ -74,6 +77,7 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
         {"--first-rank", h ? number(a, h->first_rank) : NULL},
         {"--host-ranks", h ? number(a, h->n_ranks) : NULL},
         {"--address", h && h->address[0] ? base_arena_strdup(a, h->address) : NULL},
+        {"--port", s->port ? number(a, s->port) : NULL},
         {"--bind", h && s->bind ? base_arena_strdup(a, s->bind) : NULL},
         {"--exchange-bytes", number(a, (int64_t)s->exchange_bytes)},
         {"--ranks", number(a, s->n_ranks)},
@@ -222,7 +226,7 @@ struct agent {
     int first, end; /* our ranks: first … end − 1 */
     int front_fd;   /* our end of rank 0's connection to the front end, where we relay it; −1 */
     struct launch_outbox front_out;
-    uint64_t told_ns; /* progress, last */
+    struct launch_pulse *pulse; /* between hosts; NULL: there is no other */
     struct launch_life life[COMM_MAX_RANKS], launcher_life;
     struct rt_inbox control;
     pid_t launcher;
@@ -231,6 +235,7 @@ struct agent {
     bool is_paused; /* by the launcher's user */
     struct launch_pmi *pmi; /* NULL: nobody here needs it, or we relay it */
     int pmi_fds[COMM_MAX_RANKS]; /* −1: none, or closed */
+    uint8_t key[COMM_KEY_BYTES]; /* the job's, for our ranks: the launcher's, or drawn here where there is no other host */
     struct err story; /* why the job ends */
     int story_worth;  /* a better one replaces it */
 };
@@ -259,12 +264,32 @@ static void name_pmi(struct arena *arena, int fd, int rank, int n_ranks)
             unsetenv(pairs[i].name);
 }
 
+/* A pipe with the key in it, for one rank to read once: no command line and no environment has it. */
+static enum st offer_key(const struct agent *a, int *fd, struct err *e)
+{
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC))
+        return err_set(e, ST_IO, "cannot make a pipe: %s", strerror(errno));
+    const bool is_in = write(ends[1], a->key, sizeof a->key) == (ssize_t)sizeof a->key;
+    close(ends[1]);
+    *fd = ends[0];
+    if (is_in)
+        return ST_OK;
+    close(ends[0]);
+    return err_set(e, ST_IO, "cannot write to a pipe: %s", strerror(errno));
+}
+
 static enum st start_rank(struct agent *a, int rank, int argc, char **argv, struct err *e)
 {
     struct arena arena = {0};
     enum st st = base_arena_init(&arena, "rank", 0, e);
-    if (st)
+    int key_fd = -1;
+    if (!st)
+        st = offer_key(a, &key_fd, e);
+    if (st) {
+        base_arena_release(&arena);
         return st;
+    }
     char *args[MAX_ARGS];
     int n = 0;
     args[n++] = base_arena_strdup(&arena, "tandem");
@@ -272,7 +297,7 @@ static enum st start_rank(struct agent *a, int rank, int argc, char **argv, stru
     const struct {
         const char *name;
         int64_t value;
-    } numbers[] = {{"--rank", rank}, {"--memory-fd", a->memory_fd}, {"--vitals-fd", a->vitals_fd}, {"--front-fd", a->v.front_fd}};
+    } numbers[] = {{"--rank", rank}, {"--memory-fd", a->memory_fd}, {"--vitals-fd", a->vitals_fd}, {"--front-fd", a->v.front_fd}, {"--key-fd", key_fd}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         args[n++] = base_arena_strdup(&arena, numbers[i].name);
         args[n++] = number(&arena, numbers[i].value);
@@ -287,15 +312,17 @@ static enum st start_rank(struct agent *a, int rank, int argc, char **argv, stru
     args[n] = NULL;
     int pmi[2] = {-1, -1};
     if ((a->pmi || a->relays) && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pmi)) {
+        close(key_fd);
         base_arena_release(&arena);
         return err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
     }
     name_pmi(&arena, pmi[1], rank, (int)a->v.n_ranks);
-    const int keep[] = {a->memory_fd, a->vitals_fd, rank == 0 ? (int)a->v.front_fd : -1, pmi[1]};
+    const int keep[] = {a->memory_fd, a->vitals_fd, rank == 0 ? (int)a->v.front_fd : -1, pmi[1], key_fd};
     const pid_t parent = getpid(), child = fork();
     if (child == 0)
-        become(parent, keep, 4, args);
+        become(parent, keep, 5, args);
     base_arena_release(&arena);
+    close(key_fd);
     if (pmi[1] >= 0)
         close(pmi[1]);
     a->pmi_fds[rank] = pmi[0];
@@ -404,7 +431,11 @@ static bool find_frozen(struct agent *a, uint64_t now)
 static bool is_launcher_silent(struct agent *a, uint64_t now)
 {
     struct launch_life_sample sample;
-    uint64_t silent_ms;
+    uint64_t silent_ms = (now - a->heard_ns) / BASE_NS_PER_MS;
+    if (a->relays && silent_ms >= LAUNCHER_MS && !a->is_paused) {
+        err_set(&a->story, ST_PEER_LOST, "the launcher gave no sign of life for %.1f s; its ranks were killed", (double)silent_ms / 1000);
+        return true;
+    }
     if (a->launcher <= 0 || !launch_life_read(a->launcher, &sample))
         return false;
     const enum launch_verdict verdict = launch_life_judge(&a->launcher_life, a->heard_ns, a->is_paused, &sample, now, &silent_ms);
@@ -433,14 +464,6 @@ static void take_relayed(struct agent *a, enum rt_frame_kind kind, const void *p
         memcpy(head, payload, sizeof head[0]);
         if (head[0] < COMM_MAX_RANKS && a->pmi_fds[head[0]] >= 0) /* answers are short: a socket that has no room for one is not read */
             (void)!send(a->pmi_fds[head[0]], (const char *)payload + sizeof head[0], bytes - sizeof head[0], MSG_DONTWAIT | MSG_NOSIGNAL);
-    } else if (kind == RT_PROGRESS && bytes >= sizeof head) {
-        memcpy(head, payload, sizeof head);
-        for (uint32_t i = 0; i < head[1] && head[0] + i < (uint32_t)a->v.n_ranks && bytes >= sizeof head + (i + 1) * sizeof(uint64_t); i++) {
-            uint64_t progress;
-            memcpy(&progress, (const char *)payload + sizeof head + i * sizeof progress, sizeof progress);
-            if ((int)(head[0] + i) < a->first || (int)(head[0] + i) >= a->end)
-                atomic_store(&a->vitals[head[0] + i].tick, progress);
-        }
     }
 }
 
@@ -471,17 +494,17 @@ static void relay_front(struct agent *a)
     }
 }
 
-/* How far our ranks are, for those on other hosts that wait for them. */
-static void tell_progress(struct agent *a, uint64_t now)
+/* What the packets between hosts have told. True: one is lost; the launcher says how the job ended, so this is no story of our own. */
+static bool take_news(struct agent *a, struct launch_pulse *pulse)
 {
-    if (!a->relays || now - a->told_ns < LAUNCH_BEAT_MS * BASE_NS_PER_MS)
-        return;
-    a->told_ns = now;
-    uint64_t progress[COMM_MAX_RANKS];
-    const uint32_t head[2] = {(uint32_t)a->first, (uint32_t)(a->end - a->first)};
-    for (int r = a->first; r < a->end; r++)
-        progress[r - a->first] = rt_vitals_progress(&a->vitals[r]);
-    (void)launch_outbox_frame(&a->out, RT_PROGRESS, head, sizeof head, progress, head[1] * sizeof *progress, NULL);
+    struct launch_pulse_news news;
+    bool is_lost = false;
+    while (pulse && launch_pulse_next(pulse, &news)) {
+        const uint32_t host = (uint32_t)news.host;
+        (void)launch_outbox_frame(&a->out, news.is_lost ? RT_LOST : RT_NOTE, &host, news.is_lost ? sizeof host : 0, news.text, strlen(news.text), NULL);
+        is_lost |= news.is_lost;
+    }
+    return is_lost;
 }
 
 /* False: it closed its end. */
@@ -589,13 +612,14 @@ static int watch(struct agent *a)
     a->looked_ns = base_now_ns(base_clock_real());
     forget_silence(a, a->looked_ns);
     while (a->n_alive > 0) {
-        enum { SIGNAL, LAUNCHER_IN, LAUNCHER_OUT, FRONT_IN, FRONT_OUT, N_OWN };
+        enum { SIGNAL, LAUNCHER_IN, LAUNCHER_OUT, FRONT_IN, FRONT_OUT, PULSE, N_OWN };
         struct pollfd p[N_OWN + COMM_MAX_RANKS] = {
             [SIGNAL] = {.fd = a->signal_fd, .events = POLLIN},
             [LAUNCHER_IN] = {.fd = a->in_fd, .events = POLLIN},
             [LAUNCHER_OUT] = {.fd = launch_outbox_waiting(&a->out) ? a->out_fd : -1, .events = POLLOUT},
             [FRONT_IN] = {.fd = launch_outbox_waiting(&a->out) < FRONT_LIMIT ? a->front_fd : -1, .events = POLLIN},
             [FRONT_OUT] = {.fd = launch_outbox_waiting(&a->front_out) ? a->front_fd : -1, .events = POLLOUT},
+            [PULSE] = {.fd = a->pulse ? launch_pulse_fd(a->pulse) : -1, .events = POLLIN},
         };
         poll_for_pmi(a, p + N_OWN);
         uint64_t now = base_now_ns(base_clock_real());
@@ -618,9 +642,12 @@ static int watch(struct agent *a)
         }
         if (p[LAUNCHER_IN].revents && !listen_launcher(a, now))
             return 1;
+        if (p[PULSE].revents && take_news(a, a->pulse)) {
+            a->story_worth = LAUNCH_WORTH_KILLED;
+            return 1;
+        }
         serve_pmi(a, p + N_OWN);
         beat(a, now);
-        tell_progress(a, now);
         if (a->front_fd >= 0)
             (void)launch_outbox_flush(&a->front_out, a->front_fd);
         (void)launch_outbox_flush(&a->out, a->out_fd);
@@ -660,6 +687,14 @@ static void say_last(struct agent *a)
         LOG_ERR("agent", "%s", a->story.text); /* started by hand, or the launcher is gone */
 }
 
+static enum st draw_key(struct agent *a, struct err *e)
+{
+    if (sodium_init() < 0)
+        return err_set(e, ST_IO, "libsodium cannot be initialised");
+    randombytes_buf(a->key, sizeof a->key);
+    return ST_OK;
+}
+
 /* Ranks from first to end − 1 of those that v tells, until all is over. */
 static int lead(struct agent *a, int argc, char **argv)
 {
@@ -670,12 +705,16 @@ static int lead(struct agent *a, int argc, char **argv)
     if (a->v.front_fd >= 0)
         close((int)a->v.front_fd);
     int status = 1;
+    if (!st && a->pulse)
+        launch_pulse_watch(a->pulse, a->vitals, (int)a->v.n_ranks, !a->v.shares);
     if (!st)
         status = watch(a);
     else
         a->story = e;
     say_last(a);
     kill_all(a);
+    launch_pulse_stop(a->pulse, status ? LAUNCH_BEAT_FAILED : LAUNCH_BEAT_LEFT);
+    explicit_bzero(a->key, sizeof a->key);
     rt_inbox_release(&a->control);
     launch_outbox_release(&a->out);
     launch_outbox_release(&a->front_out);
@@ -691,6 +730,8 @@ static int lead_alone(struct agent *a, int argc, char **argv)
     const enum st st = launch_rank_options_parse("agent", argc, argv, &a->v, &model, &e);
     if (st)
         return launch_misuse("agent", &e);
+    if (draw_key(a, &e))
+        return launch_fail("agent", &e);
     a->in_fd = a->out_fd = (int)a->v.control_fd;
     a->end = (int)a->v.n_ranks;
     a->launcher = a->in_fd >= 0 ? getppid() : 0;
@@ -806,13 +847,21 @@ static int lead_host(struct agent *a)
             st = take_start(a, start, bytes, &argc, argv, &e);
         } else if (!st)
             st = launch_meeting_frame(meeting, kind, payload, bytes, &a->out, &e);
+        if ((!st || st == ST_AGAIN) && take_news(a, launch_meeting_pulse(meeting)))
+            st = ST_CANCELLED;
         beat(a, base_now_ns(base_clock_real()));
     }
+    if (!st && launch_meeting_ways(meeting)) /* else there is no other host */
+        memcpy(a->key, launch_meeting_ways(meeting)->key, sizeof a->key);
+    else if (!st)
+        st = draw_key(a, &e);
+    a->pulse = st ? NULL : launch_meeting_take_pulse(meeting);
     launch_meeting_close(meeting);
     if (!st)
         st = open_front(a, &e);
     if (!st)
         return lead(a, argc, argv);
+    launch_pulse_stop(a->pulse, LAUNCH_BEAT_FAILED);
     if (st != ST_PEER_LOST) { /* a launcher that left before the start changed its mind */
         a->story = e;
         say_last(a);

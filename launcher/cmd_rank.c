@@ -11,6 +11,7 @@
 #include "launcher/commands.h"
 #include "launcher/foreign.h"
 #include "launcher/rank_options.h"
+#include "launcher/ways.h"
 #include "runtime/exchanges.h"
 #include "runtime/rank.h"
 
@@ -26,6 +27,16 @@ static int parse_numbers(const char **text, int *numbers, int max)
     }
     *text = *at == '@' ? at + 1 : at;
     return n;
+}
+
+/* Once: then nobody finds it in our descriptors. */
+static enum st read_key(int fd, uint8_t key[COMM_KEY_BYTES], struct err *e)
+{
+    size_t n = 0;
+    for (ssize_t got; n < COMM_KEY_BYTES && (got = read(fd, key + n, COMM_KEY_BYTES - n)) > 0;)
+        n += (size_t)got;
+    close(fd);
+    return n == COMM_KEY_BYTES ? ST_OK : err_set(e, ST_IO, "the job's key could not be read");
 }
 
 int cmd_rank(int argc, char **argv)
@@ -66,10 +77,16 @@ int cmd_rank(int argc, char **argv)
         }
         o.backend = v.backend;
         o.address = v.address;
+        o.port = launch_ways_rank_port((int)v.port, o.rank);
         if (v.kv && strcmp(v.kv, kern_format(FMT_E4M3)->name) == 0)
             o.settings.kv_format = FMT_E4M3; /* no dtype of files */
         else
             st = kern_format_from_safetensors(v.kv ? v.kv : "F32", &o.settings.kv_format, &e);
+    }
+    static uint8_t key[COMM_KEY_BYTES];
+    if (!st && v.key_fd >= 0) {
+        st = read_key((int)v.key_fd, key, &e);
+        o.key = key;
     }
     if (!st && v.link) {
         st = comm_link_parse(v.link, &link, &e);

@@ -3,10 +3,11 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+#include <sodium.h>
 
 #include "base/build_id.h"
 #include "base/clock.h"
@@ -15,9 +16,13 @@
 #include "launcher/interrupt.h"
 #include "launcher/meeting.h"
 #include "launcher/setup.h"
+#include "launcher/ways.h"
 
 #define ANSWER_MS 20000
 #define RESOLVE_MS 2000
+#define SILENCE_MS 2500
+#define LOOK_MS 100
+#define LAST_WORDS_MS 500
 
 /* ---- the list ----------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -85,6 +90,7 @@ void launch_hosts_destroy(struct launch_hosts *hosts)
         launch_bundle_destroy(hosts->bundle);
         launch_decision_release(&hosts->decision);
         free(hosts->interfaces);
+        explicit_bzero(hosts->key, sizeof hosts->key);
     }
     free(hosts);
 }
@@ -135,13 +141,15 @@ static enum st open_end(struct launch_hosts_entry *h, struct err *e)
 }
 
 /* The next frame of that kind; payload is borrowed until the host is heard again. */
-static enum st hear(struct launch_hosts_entry *h, enum rt_frame_kind wanted, uint64_t until, const void **payload, size_t *bytes, struct err *e)
+static enum st hear(struct launch_hosts *hosts, int from, enum rt_frame_kind wanted, uint64_t until, const void **payload, size_t *bytes, struct err *e)
 {
+    struct launch_hosts_entry *h = &hosts->h[from];
+    uint64_t heard = base_now_ns(base_clock_real()); /* agents beat from their first word on */
     for (;;) {
         enum rt_frame_kind kind;
         struct err why = {""};
         const uint64_t now = base_now_ns(base_clock_real());
-        const enum st st = rt_inbox_next(h->end.inbox, now < until ? (int)((until - now) / BASE_NS_PER_MS) + 1 : 0, &kind, payload, bytes, &why);
+        const enum st st = rt_inbox_next(h->end.inbox, now < until ? LOOK_MS : 0, &kind, payload, bytes, &why);
         if (st == ST_AGAIN && launch_interrupted())
             return err_set(e, ST_CANCELLED, "interrupted");
         if (st == ST_AGAIN && now >= until)
@@ -152,38 +160,74 @@ static enum st hear(struct launch_hosts_entry *h, enum rt_frame_kind wanted, uin
             return err_set(e, st, "host %s: %s", h->typed, why.text);
         if (!st && kind == RT_STORY && *bytes >= sizeof(uint32_t))
             return err_set(e, ST_PEER_LOST, "host %s: %.*s", h->typed, (int)(*bytes > 404 ? 400 : *bytes - 4), (const char *)*payload + sizeof(uint32_t));
+        if (!st && kind == RT_LOST && *bytes >= sizeof(uint32_t)) {
+            uint32_t lost;
+            memcpy(&lost, *payload, sizeof lost);
+            return err_set(e, ST_PEER_LOST, "host %s: %.*s", lost < (uint32_t)hosts->n ? hosts->h[lost].typed : "?", (int)(*bytes > 404 ? 400 : *bytes - sizeof lost),
+                           (const char *)*payload + sizeof lost);
+        }
         if (!st && kind == wanted)
             return ST_OK;
+        heard = st ? heard : now;
+        if (st == ST_AGAIN && wanted != RT_HOST && now - heard >= SILENCE_MS * BASE_NS_PER_MS)
+            return err_set(e, ST_TIMEOUT, "host %s: its agent gave no sign of life for %.1f s", h->typed, (double)(now - heard) / (double)BASE_NS_PER_S);
     }
 }
 
-static enum st hear_host(struct launch_hosts_entry *h, struct launch_interfaces *interfaces, uint64_t until, struct err *e)
+/* An agent that is gone has said why, most likely. */
+static enum st say(struct launch_hosts *hosts, int to, enum rt_frame_kind kind, const struct iovec *pieces, int n, struct err *e)
 {
     const void *payload;
     size_t bytes;
+    const enum st st = rt_frame_sendv(hosts->h[to].end.out_fd, kind, pieces, n, NULL);
+    if (!st)
+        return ST_OK;
+    const enum st why = hear(hosts, to, RT_STORY, base_now_ns(base_clock_real()) + LAST_WORDS_MS * BASE_NS_PER_MS, &payload, &bytes, e);
+    return why == ST_TIMEOUT ? err_set(e, st, "host %s: its agent is gone without a word", hosts->h[to].typed) : why;
+}
+
+static enum st say_one(struct launch_hosts *hosts, int to, enum rt_frame_kind kind, const void *payload, size_t bytes, struct err *e)
+{
+    return say(hosts, to, kind, &(const struct iovec){(void *)(uintptr_t)payload, bytes}, 1, e);
+}
+
+static enum st hear_host(struct launch_hosts *hosts, int from, struct launch_interfaces *interfaces, uint64_t until, struct err *e)
+{
+    struct launch_hosts_entry *h = &hosts->h[from];
+    const void *payload;
+    size_t bytes;
     struct err why = {""};
-    enum st st = hear(h, RT_HOST, until, &payload, &bytes, e);
+    enum st st = hear(hosts, from, RT_HOST, until, &payload, &bytes, e);
     if (st)
         return st;
     if (launch_host_parse(payload, bytes, &h->info, &why))
         return err_set(e, ST_INVALID, "host %s: %s", h->typed, why.text);
     if (strcmp(h->info.build, tandem_build_id))
         return err_set(e, ST_MISMATCH, "host %s: its tandem was built from other sources (%.12s, here %.12s)", h->typed, h->info.build, tandem_build_id);
-    st = hear(h, RT_INTERFACES, until, &payload, &bytes, e);
+    st = hear(hosts, from, RT_INTERFACES, until, &payload, &bytes, e);
     return st ? st : launch_interfaces_from_json(h->typed, payload, bytes, interfaces, e);
 }
 
 /* ---- addresses ---------------------------------------------------------------------------------------------------------------------------------------- */
 
+/* Agents of one machine would take each other's. */
+static enum st check_port(const struct launch_hosts *hosts, struct err *e)
+{
+    for (int i = 0; i < hosts->n; i++)
+        for (int k = 0; k < i; k++)
+            if (hosts->port && launch_interfaces_same_machine(&hosts->interfaces[i], &hosts->interfaces[k]))
+                return err_set(e, ST_INVALID, "--port %d: %s and %s are the same machine, and cannot both have it", hosts->port, hosts->h[k].typed, hosts->h[i].typed);
+    return ST_OK;
+}
+
 static enum st order_probes(struct launch_hosts *hosts, struct err *e)
 {
-    struct launch_probe_order order = {.port = 0};
-    if (getrandom(order.key, sizeof order.key, 0) != sizeof order.key)
-        return err_set(e, ST_IO, "no random numbers: %s", strerror(errno));
+    struct launch_probe_order order = {.port = (uint32_t)hosts->port};
+    memcpy(order.key, hosts->key, sizeof order.key);
     enum st st = ST_OK;
     for (int i = 0; i < hosts->n && !st; i++) {
         order.host = (uint32_t)i;
-        st = rt_frame_send(hosts->h[i].end.out_fd, RT_PROBE, &order, sizeof order, e);
+        st = say_one(hosts, i, RT_PROBE, &order, sizeof order, e);
     }
     return st;
 }
@@ -199,7 +243,7 @@ static enum st introduce(struct launch_hosts *hosts, int from, const void *endpo
     enum st st = ST_OK;
     for (int to = 0; to < hosts->n && !st; to++)
         if (to != from)
-            st = rt_frame_sendv(hosts->h[to].end.out_fd, RT_PEER, pieces, 3, e);
+            st = say(hosts, to, RT_PEER, pieces, 3, e);
     free(interfaces);
     return st;
 }
@@ -213,7 +257,7 @@ static enum st hear_facings(struct launch_hosts *hosts, struct launch_facings *f
             const void *payload;
             size_t bytes;
             uint32_t peer = LAUNCH_MAX_HOSTS;
-            st = hear(&hosts->h[i], RT_FACINGS, until, &payload, &bytes, e);
+            st = hear(hosts, i, RT_FACINGS, until, &payload, &bytes, e);
             if (!st && bytes >= sizeof peer)
                 memcpy(&peer, payload, sizeof peer);
             if (!st && ((int)peer >= hosts->n || (int)peer == i || found[i * hosts->n + (int)peer].list))
@@ -226,11 +270,13 @@ static enum st hear_facings(struct launch_hosts *hosts, struct launch_facings *f
 
 static enum st find_ways(struct launch_hosts *hosts, uint64_t until, struct launch_facings *found, struct launch_facings *merged, int *n_merged, struct err *e)
 {
-    enum st st = order_probes(hosts, e);
+    enum st st = check_port(hosts, e);
+    if (!st)
+        st = order_probes(hosts, e);
     for (int i = 0; i < hosts->n && !st; i++) {
         const void *payload;
         size_t bytes;
-        st = hear(&hosts->h[i], RT_ENDPOINTS, until, &payload, &bytes, e);
+        st = hear(hosts, i, RT_ENDPOINTS, until, &payload, &bytes, e);
         if (!st)
             st = introduce(hosts, i, payload, bytes, e);
     }
@@ -241,6 +287,100 @@ static enum st find_ways(struct launch_hosts *hosts, uint64_t until, struct laun
             st = launch_probe_merge(&found[i * hosts->n + k], &found[k * hosts->n + i], &merged[*n_merged], e);
             *n_merged += !st;
         }
+    return st;
+}
+
+/* ---- what was decided, opened and tried ----------------------------------------------------------------------------------------------------------------- */
+
+static void describe_ways(const struct launch_hosts *hosts, int from, struct launch_ways *w)
+{
+    const struct launch_hosts_entry *h = &hosts->h[from];
+    *w = (struct launch_ways){.host = (uint32_t)from, .first_rank = (uint32_t)h->first_rank, .n_ranks = (uint32_t)h->n_ranks, .port = (uint32_t)hosts->port};
+    memcpy(w->key, hosts->key, sizeof w->key);
+    snprintf(w->name, sizeof w->name, "%.63s", h->typed);
+    for (int to = 0; to < hosts->n; to++) {
+        if (to == from)
+            continue;
+        const struct launch_hosts_entry *other = &hosts->h[to];
+        const struct launch_pair *pair = launch_decision_pair(&hosts->decision, from, to);
+        const struct launch_rail *rail = &pair->rails[0];
+        const int own = pair->host[0] == from ? 0 : 1;
+        struct launch_way *way = &w->list[w->n++];
+        *way = (struct launch_way){.host = (uint32_t)to,
+                                   .first_rank = (uint32_t)other->first_rank,
+                                   .n_ranks = (uint32_t)other->n_ranks,
+                                   .index = (uint32_t)rail->index[own],
+                                   .tcp = pair->transport != LAUNCH_RDMA,
+                                   .own = rail->address[own],
+                                   .address = rail->address[1 - own]};
+        snprintf(way->name, sizeof way->name, "%.63s", other->typed);
+        memcpy(way->interface, rail->interface[own], sizeof way->interface);
+        memcpy(way->peer_interface, rail->interface[1 - own], sizeof way->peer_interface);
+    }
+}
+
+/* told [n, n]: what host i told of its end of the way to host k. */
+static enum st hear_ports(struct launch_hosts *hosts, int i, struct launch_port *told, uint64_t until, struct err *e)
+{
+    const void *payload;
+    size_t bytes;
+    const enum st st = hear(hosts, i, RT_PORTS, until, &payload, &bytes, e);
+    if (st)
+        return st;
+    const size_t n = bytes / sizeof *told;
+    if (n != (size_t)hosts->n - 1 || bytes % sizeof *told)
+        return err_set(e, ST_INVALID, "host %s: tells %zu bytes of ports", hosts->h[i].typed, bytes);
+    for (size_t k = 0; k < n; k++) {
+        struct launch_port port;
+        memcpy(&port, (const char *)payload + k * sizeof port, sizeof port);
+        if (port.host >= (uint32_t)hosts->n)
+            return err_set(e, ST_INVALID, "host %s: tells of a host that was not asked about", hosts->h[i].typed);
+        told[i * hosts->n + (int)port.host] = port;
+    }
+    return ST_OK;
+}
+
+static enum st pass_ports(struct launch_hosts *hosts, int to, const struct launch_port *told, struct err *e)
+{
+    struct launch_port ports[LAUNCH_MAX_HOSTS];
+    size_t n = 0;
+    for (int from = 0; from < hosts->n; from++)
+        if (from != to) {
+            ports[n] = told[from * hosts->n + to];
+            ports[n++].host = (uint32_t)from;
+        }
+    return say_one(hosts, to, RT_PORTS, ports, n * sizeof *ports, e);
+}
+
+static enum st hear_reached(struct launch_hosts *hosts, int i, uint64_t until, struct err *e)
+{
+    const void *payload;
+    size_t bytes;
+    uint32_t code = ST_INVALID;
+    const enum st st = hear(hosts, i, RT_REACHED, until, &payload, &bytes, e);
+    if (st)
+        return st;
+    if (bytes >= sizeof code)
+        memcpy(&code, payload, sizeof code);
+    return code ? err_set(e, ST_PEER_LOST, "%.*s", (int)(bytes > 504 ? 500 : bytes - sizeof code), (const char *)payload + sizeof code) : ST_OK;
+}
+
+static enum st open_ways(struct launch_hosts *hosts, uint64_t until, struct err *e)
+{
+    struct launch_port told[LAUNCH_MAX_HOSTS * LAUNCH_MAX_HOSTS] = {{0}};
+    enum st st = ST_OK;
+    for (int i = 0; i < hosts->n && !st; i++) {
+        struct launch_ways ways;
+        describe_ways(hosts, i, &ways);
+        st = say_one(hosts, i, RT_WAYS, &ways, sizeof ways, e);
+        explicit_bzero(ways.key, sizeof ways.key);
+    }
+    for (int i = 0; i < hosts->n && !st; i++)
+        st = hear_ports(hosts, i, told, until, e);
+    for (int i = 0; i < hosts->n && !st; i++)
+        st = pass_ports(hosts, i, told, e);
+    for (int i = 0; i < hosts->n && !st; i++)
+        st = hear_reached(hosts, i, until, e);
     return st;
 }
 
@@ -257,7 +397,7 @@ static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
     enum st st = found && merged ? find_ways(hosts, until, found, merged, &n_merged, e) : err_set(e, ST_NO_MEMORY, "no memory for the ways between hosts");
     for (int i = 0; i < hosts->n; i++)
         named[i] = (struct launch_host){hosts->h[i].typed, &hosts->interfaces[i]};
-    const struct launch_wishes wishes = {.transport = LAUNCH_ANY_TRANSPORT};
+    const struct launch_wishes wishes = {.transport = LAUNCH_ANY_TRANSPORT, .port = hosts->port};
     if (!st)
         st = launch_decide(named, hosts->n, merged, n_merged, &wishes, &hosts->decision, e);
     for (int i = 0; i < hosts->n && !st; i++) {
@@ -290,6 +430,18 @@ void launch_hosts_print(const struct launch_hosts *hosts, FILE *out)
     for (int i = 0; i < hosts->n; i++)
         named[i] = (struct launch_host){hosts->h[i].typed, &hosts->interfaces[i]};
     launch_decision_print(&hosts->decision, named, out);
+    for (int i = 0; i < hosts->n; i++) /* what open_ways has tried */
+        for (int k = i + 1; k < hosts->n; k++) {
+            if (launch_decision_pair(&hosts->decision, i, k)->transport == LAUNCH_RDMA)
+                continue;
+            fprintf(out, "tried: %s reaches %s by TCP at ", hosts->h[k].typed, hosts->h[i].typed);
+            const int first = launch_ways_rank_port(hosts->port, hosts->h[i].first_rank);
+            if (first)
+                fprintf(out, "port%s %d", hosts->h[i].n_ranks > 1 ? "s" : "", first);
+            if (first && hosts->h[i].n_ranks > 1)
+                fprintf(out, "-%d", first + hosts->h[i].n_ranks - 1);
+            fprintf(out, first ? "\n" : "any port (--port fixes them)\n");
+        }
 }
 
 enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
@@ -304,9 +456,15 @@ enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
     if (!st && !hosts->interfaces)
         st = err_set(e, ST_NO_MEMORY, "no memory for the hosts' interfaces");
     for (int i = 0; i < hosts->n && !st; i++)
-        st = hear_host(&hosts->h[i], &hosts->interfaces[i], until, e);
-    if (!st)
+        st = hear_host(hosts, i, &hosts->interfaces[i], until, e);
+    if (!st && sodium_init() < 0)
+        st = err_set(e, ST_IO, "libsodium cannot be initialised");
+    if (!st) {
+        randombytes_buf(hosts->key, sizeof hosts->key);
         st = decide(hosts, until, e);
+    }
+    if (!st && hosts->n > 1)
+        st = open_ways(hosts, until, e);
     hosts->is_open = !st;
     return st;
 }

@@ -28,6 +28,8 @@ struct launch_hosts_entry {
 struct launch_hosts {
     const char *ssh; /* NULL: TANDEM_SSH, else ssh */
     bool with_mpi; /* ranks talk by MPI: the bundle needs it */
+    int port;      /* --port; 0: any */
+    uint8_t key[LAUNCH_PROBE_KEY_BYTES]; /* the job's */
     struct launch_bundle *bundle; /* of this binary, for hosts that lack it */
     int n;
     bool is_open;

@@ -11,6 +11,10 @@ struct launch_meeting {
     struct launch_endpoints endpoints;
     struct launch_probe *probe; /* NULL: not asked yet */
     uint32_t waiting;           /* bit h: facings with host h are not told yet */
+    struct launch_ways ways;
+    struct launch_tries *tries; /* NULL: the ways are not decided yet */
+    bool is_told;               /* how the tries ended */
+    struct launch_pulse *pulse; /* from then on; NULL: taken */
 };
 
 static enum st tell_text(struct launch_outbox *out, enum rt_frame_kind kind, const void *head, size_t head_bytes, char *text, struct err *e)
@@ -41,6 +45,9 @@ void launch_meeting_close(struct launch_meeting *m)
         return;
     if (m->probe)
         launch_probe_close(m->probe);
+    launch_tries_close(m->tries);
+    launch_pulse_stop(m->pulse, LAUNCH_BEAT_FAILED);
+    explicit_bzero(m->ways.key, sizeof m->ways.key);
     free(m);
 }
 
@@ -80,11 +87,52 @@ static enum st take_peer(struct launch_meeting *m, const char *payload, size_t b
     return st;
 }
 
+/* The ports that were probed may be those that are needed now. */
+static enum st take_ways(struct launch_meeting *m, const void *payload, size_t bytes, struct launch_outbox *out, struct err *e)
+{
+    struct launch_port ports[LAUNCH_MAX_HOSTS - 1];
+    if (!m->probe || m->tries)
+        return err_set(e, ST_INVALID, "ways to other hosts before they were looked for");
+    launch_probe_close(m->probe);
+    m->probe = NULL;
+    enum st st = launch_ways_check(payload, bytes, &m->ways, e);
+    if (!st)
+        st = launch_tries_open(&m->ways, ports, &m->tries, e);
+    if (!st)
+        st = launch_pulse_open(&m->ways, ports, &m->pulse, e);
+    return st ? st : launch_outbox_frame(out, RT_PORTS, ports, m->ways.n * sizeof *ports, NULL, 0, e);
+}
+
+struct launch_pulse *launch_meeting_pulse(const struct launch_meeting *m) { return m->pulse; }
+
+struct launch_pulse *launch_meeting_take_pulse(struct launch_meeting *m)
+{
+    struct launch_pulse *p = m->pulse;
+    m->pulse = NULL;
+    return p;
+}
+
+const struct launch_ways *launch_meeting_ways(const struct launch_meeting *m) { return m->tries ? &m->ways : NULL; }
+
+static enum st take_ports(struct launch_meeting *m, const void *payload, size_t bytes, struct err *e)
+{
+    struct launch_port ports[LAUNCH_MAX_HOSTS - 1];
+    if (!m->tries || bytes > sizeof ports || bytes % sizeof *ports)
+        return err_set(e, ST_INVALID, "ports of other hosts that make no sense");
+    memcpy(ports, payload, bytes);
+    enum st st = launch_tries_connect(m->tries, ports, bytes / sizeof *ports, e);
+    return st || !m->pulse ? st : launch_pulse_start(m->pulse, ports, bytes / sizeof *ports, e);
+}
+
 enum st launch_meeting_frame(struct launch_meeting *m, enum rt_frame_kind kind, const void *payload, size_t bytes, struct launch_outbox *out, struct err *e)
 {
-    if (kind == RT_PROBE)
-        return begin(m, payload, bytes, out, e);
-    return kind == RT_PEER ? take_peer(m, payload, bytes, e) : ST_OK;
+    switch (kind) {
+    case RT_PROBE: return begin(m, payload, bytes, out, e);
+    case RT_PEER: return take_peer(m, payload, bytes, e);
+    case RT_WAYS: return take_ways(m, payload, bytes, out, e);
+    case RT_PORTS: return take_ports(m, payload, bytes, e);
+    default: return ST_OK;
+    }
 }
 
 static enum st tell_facings(struct launch_meeting *m, struct launch_outbox *out, struct err *e)
@@ -104,15 +152,30 @@ static enum st tell_facings(struct launch_meeting *m, struct launch_outbox *out,
     return st;
 }
 
+/* Whether those that we have to reach are reached: once. */
+static enum st try_ways(struct launch_meeting *m, struct launch_outbox *out, struct err *e)
+{
+    struct err why = {""};
+    const enum st result = launch_tries_step(m->tries, &why);
+    const uint32_t code = (uint32_t)result;
+    if (result == ST_AGAIN || m->is_told)
+        return ST_OK;
+    m->is_told = true;
+    return launch_outbox_frame(out, RT_REACHED, &code, sizeof code, why.text, strlen(why.text), e);
+}
+
 enum st launch_meeting_step(struct launch_meeting *m, int in_fd, int timeout_ms, struct launch_outbox *out, struct err *e)
 {
-    struct pollfd p[2] = {{.fd = in_fd, .events = POLLIN}, {.fd = m->probe ? launch_probe_fd(m->probe) : -1, .events = POLLIN}};
-    if (m->probe) {
-        const uint64_t now = base_now_ns(base_clock_real()), wake = launch_probe_wake_ns(m->probe);
+    struct pollfd p[2 + LAUNCH_MAX_TRIES] = {{.fd = in_fd, .events = POLLIN}, {.fd = m->probe ? launch_probe_fd(m->probe) : -1, .events = POLLIN}};
+    const int n_tries = m->tries ? launch_tries_poll(m->tries, p + 2) : 0;
+    if (m->probe || m->tries) {
+        const uint64_t now = base_now_ns(base_clock_real()), wake = m->probe ? launch_probe_wake_ns(m->probe) : launch_tries_wake_ns(m->tries);
         const uint64_t left_ms = wake <= now ? 0 : (wake - now) / BASE_NS_PER_MS + 1;
         timeout_ms = left_ms < (uint64_t)timeout_ms ? (int)left_ms : timeout_ms;
     }
-    (void)poll(p, 2, timeout_ms);
+    (void)poll(p, 2 + (nfds_t)n_tries, timeout_ms);
+    if (m->tries)
+        return try_ways(m, out, e);
     if (!m->probe)
         return ST_OK;
     const enum st st = launch_probe_step(m->probe, e);

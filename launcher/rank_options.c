@@ -22,19 +22,21 @@ static const struct option agent_options[] = {
     {"--link", NULL, OPT_STR, offsetof(struct rank_values, link), "LINK", "emulated link", 0, 0, NULL},
     {"--exchanges", NULL, OPT_STR, offsetof(struct rank_values, exchanges), "WHAT", "measure exchanges, run no model", 0, 0, NULL},
     {"--address", NULL, OPT_STR, offsetof(struct rank_values, address), "ADDRESS", "this host's, towards the others", 0, 0, NULL},
+    {"--port", NULL, OPT_INT, offsetof(struct rank_values, port), "P", "rank R listens at P + R", 0, 65535, NULL},
     {"--first-rank", NULL, OPT_INT, offsetof(struct rank_values, first_rank), "R", "first rank of this host", 0, COMM_MAX_RANKS, NULL},
     {"--host-ranks", NULL, OPT_INT, offsetof(struct rank_values, host_ranks), "N", "ranks of this host", 0, COMM_MAX_RANKS, NULL},
     {"--bind", NULL, OPT_STR, offsetof(struct rank_values, bind), "WHERE", "where this host's ranks are bound", 0, 0, NULL},
     {"--rank", NULL, OPT_INT, offsetof(struct rank_values, rank), "R", "this rank", 0, COMM_MAX_RANKS, NULL},
     {"--memory-fd", NULL, OPT_INT, offsetof(struct rank_values, memory_fd), "FD", "the ranks' shared segment", 0, 0, NULL},
     {"--vitals-fd", NULL, OPT_INT, offsetof(struct rank_values, vitals_fd), "FD", "the signs of life", 0, 0, NULL},
+    {"--key-fd", NULL, OPT_INT, offsetof(struct rank_values, key_fd), "FD", "the job's key", 0, 0, NULL},
     {"--cpus", NULL, OPT_STR, offsetof(struct rank_values, cpus), "LIST", "CPUs of this rank's threads", 0, 0, NULL},
     {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
 };
 
 enum st launch_rank_options_parse(const char *command, int argc, char **argv, struct rank_values *v, const char **model, struct err *e)
 {
-    *v = (struct rank_values){.control_fd = -1, .front_fd = -1, .memory_fd = -1, .vitals_fd = -1};
+    *v = (struct rank_values){.control_fd = -1, .front_fd = -1, .memory_fd = -1, .vitals_fd = -1, .key_fd = -1};
     const struct option_group group = {"", agent_options, v};
     int n;
     const enum st st = base_options_parse(command, &group, 1, argc, argv, model, 1, &n, e);

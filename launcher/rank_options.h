@@ -14,6 +14,7 @@ struct rank_values {
     const char *bind;               /* likewise: the agent places its ranks itself */
     const char *seats; /* "0,1@0:2,3@1": the ranks' CPUs and their memory's nodes; NULL: not bound */
     /* both */
+    int64_t port; /* of comm: rank r listens at port + r; 0: any */
     int64_t n_ranks, front_fd, n_threads, spin_us, chunk, context, sequences;
     const char *shares, *kv;
     const char *backend, *link, *address; /* of comm; NULL: the best; none; loopback */
@@ -21,6 +22,7 @@ struct rank_values {
     bool accurate, ledger;
     /* rank */
     int64_t rank, memory_fd, vitals_fd;
+    int64_t key_fd; /* a pipe with the job's key; −1: there is none */
     const char *cpus; /* one of seats */
 };
 

@@ -1,5 +1,5 @@
 /* A connector sends one packet of the probes' form (LAUNCH_PACKET_TCP_CALL, a nonce) and wants it back as LAUNCH_PACKET_TCP_ANSWER. A listener keeps at most MAX_GUESTS connections that
- * have not said everything; the oldest gives way. */
+ * have not said everything; the oldest gives way. Strangers may come in numbers: who is accepted is listened to before anybody gives way, and a connector that is hung up on comes again. */
 #include "launcher/reach.h"
 
 #include <errno.h>
@@ -12,8 +12,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/log.h"
+
 #define PATIENCE_NS (5 * BASE_NS_PER_S)
-enum { MAX_GUESTS = 8, NAME_BYTES = 64 };
+#define AGAIN_NS (20 * BASE_NS_PER_MS)
+enum { MAX_GUESTS = 64, NAME_BYTES = 64 };
 
 struct guest {
     int fd;
@@ -31,14 +34,16 @@ struct launch_reach {
     int port;
     /* connector */
     bool is_connector, is_connected;
+    int index; /* of its interface */
     uint64_t until_ns, nonce;
+    uint64_t again_ns; /* it was hung up on, and connects again then; 0: it was not */
     struct guest answer; /* fd unused */
     enum st result;
     struct err why;
     /* listener */
     struct guest guests[MAX_GUESTS]; /* the oldest first */
     int n_guests;
-    bool was_called;
+    bool was_called, has_told; /* of strangers */
 };
 
 /* ---- the sentence ---------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -47,16 +52,23 @@ static enum st code_of(int error) { return error == ETIMEDOUT ? ST_TIMEOUT : err
 
 enum st launch_reach_explain(const struct launch_reach_ends *n, int error, struct err *e)
 {
-    char from[LAUNCH_ADDRESS_TEXT], to[LAUNCH_ADDRESS_TEXT], rule[160];
+    char from[LAUNCH_ADDRESS_TEXT], to[LAUNCH_ADDRESS_TEXT], rule[320], ports[32], range[32];
+    const bool is_range = n->first_port && n->last_port > n->first_port;
     launch_address_text(n->from, NULL, from);
     launch_address_text(n->to, NULL, to);
+    if (is_range) {
+        snprintf(ports, sizeof ports, "%d:%d", n->first_port, n->last_port);
+        snprintf(range, sizeof range, "%d-%d", n->first_port, n->last_port);
+    } else {
+        snprintf(ports, sizeof ports, "%d", n->port);
+        snprintf(range, sizeof range, "%d", n->port);
+    }
     /* Link-local addresses belong to a link: the rule names it. */
-    if (launch_address_is_link_local(n->to))
-        snprintf(rule, sizeof rule, "sudo ufw allow in on %.15s from %s to any port %d proto tcp", n->to_interface, from, n->port);
-    else
-        snprintf(rule, sizeof rule, "sudo ufw allow from %s to any port %d proto tcp", from, n->port);
+    const bool is_local = launch_address_is_link_local(n->to);
+    snprintf(rule, sizeof rule, "sudo ufw allow %s%.15s%sfrom %s to any port %s proto tcp (or: sudo nft insert rule inet filter input %s saddr %s tcp dport %s accept)", is_local ? "in on " : "",
+             is_local ? n->to_interface : "", is_local ? " " : "", from, ports, n->to->family == AF_INET6 ? "ip6" : "ip", from, range);
     return err_set(e, code_of(error), "%.40s (%s, %.15s) cannot reach %.40s (%s, %.15s) port %d by TCP: %s; a firewall? on %.40s: %s%s", n->from_name, from, n->from_interface, n->to_name, to,
-                   n->to_interface, n->port, error == ETIMEDOUT ? "connection timed out" : strerror(error), n->to_name, rule, n->is_port_fixed ? "" : " (the port stays the same with --port)");
+                   n->to_interface, n->port, error == ETIMEDOUT ? "connection timed out" : strerror(error), n->to_name, rule, n->is_port_fixed ? "" : "; with --port the port stays the same");
 }
 
 /* ---- opening --------------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -118,6 +130,13 @@ enum st launch_reach_listen(const struct launch_reach_options *o, const char *in
     return ST_OK;
 }
 
+static int begin_connecting(struct launch_reach *r)
+{
+    struct sockaddr_storage s;
+    const socklen_t n = launch_address_socket(&r->to, r->index, r->port, &s);
+    return connect(r->fd, (const struct sockaddr *)&s, n) && errno != EINPROGRESS ? -1 : 0;
+}
+
 enum st launch_reach_connect(const struct launch_reach_options *o, const char *interface, int index, const struct launch_address *from, const char *to_interface,
                              const struct launch_address *to, int port, struct launch_reach **out, struct err *e)
 {
@@ -137,10 +156,9 @@ enum st launch_reach_connect(const struct launch_reach_options *o, const char *i
         launch_reach_close(r);
         return st;
     }
-    struct sockaddr_storage s;
-    const socklen_t n = launch_address_socket(to, index, port, &s);
-    if (connect(r->fd, (const struct sockaddr *)&s, n) && errno != EINPROGRESS) {
-        const struct launch_reach_ends ends = {r->from_name, r->interface, r->to_name, r->to_interface, &r->from, &r->to, port, o->is_port_fixed};
+    r->index = index;
+    if (begin_connecting(r)) {
+        const struct launch_reach_ends ends = {r->from_name, r->interface, r->to_name, r->to_interface, &r->from, &r->to, port, o->is_port_fixed, o->first_port, o->last_port};
         st = launch_reach_explain(&ends, errno, e);
         launch_reach_close(r);
         return st;
@@ -152,7 +170,12 @@ enum st launch_reach_connect(const struct launch_reach_options *o, const char *i
 int launch_reach_port(const struct launch_reach *r) { return r->port; }
 int launch_reach_fd(const struct launch_reach *r) { return r->is_connector ? r->fd : r->epoll; }
 short launch_reach_events(const struct launch_reach *r) { return r->is_connector && !r->is_connected ? POLLOUT : POLLIN; }
-uint64_t launch_reach_wake_ns(const struct launch_reach *r) { return r->is_connector && r->result == ST_AGAIN ? r->until_ns : BASE_NO_DEADLINE; }
+uint64_t launch_reach_wake_ns(const struct launch_reach *r)
+{
+    if (!r->is_connector || r->result != ST_AGAIN)
+        return BASE_NO_DEADLINE;
+    return r->again_ns && r->again_ns < r->until_ns ? r->again_ns : r->until_ns;
+}
 
 void launch_reach_close(struct launch_reach *r)
 {
@@ -172,7 +195,7 @@ void launch_reach_close(struct launch_reach *r)
 
 static enum st end_with(struct launch_reach *r, int error, struct err *e)
 {
-    const struct launch_reach_ends ends = {r->from_name, r->interface, r->to_name, r->to_interface, &r->from, &r->to, r->port, r->o.is_port_fixed};
+    const struct launch_reach_ends ends = {r->from_name, r->interface, r->to_name, r->to_interface, &r->from, &r->to, r->port, r->o.is_port_fixed, r->o.first_port, r->o.last_port};
     r->result = launch_reach_explain(&ends, error, &r->why);
     if (e)
         *e = r->why;
@@ -200,6 +223,18 @@ static enum st step_connector(struct launch_reach *r, struct err *e)
             *e = r->why;
         return r->result;
     }
+    if (r->again_ns) {
+        if (base_now_ns(r->clock) < r->again_ns)
+            return ST_AGAIN;
+        r->again_ns = 0;
+        if (open_socket(r, r->index, 0, &r->why)) {
+            if (e)
+                *e = r->why;
+            return r->result = ST_IO;
+        }
+        if (begin_connecting(r))
+            return end_with(r, errno, e);
+    }
     if (!r->is_connected) {
         struct pollfd p = {.fd = r->fd, .events = POLLOUT};
         int error = 0;
@@ -217,6 +252,14 @@ static enum st step_connector(struct launch_reach *r, struct err *e)
         r->is_connected = true;
     }
     const int got = read_packet(r->fd, &r->answer);
+    if (got < 0 && base_now_ns(r->clock) + AGAIN_NS < r->until_ns) { /* others crowd there, perhaps */
+        close(r->fd);
+        r->fd = -1;
+        r->answer.n_got = 0;
+        r->is_connected = false;
+        r->again_ns = base_now_ns(r->clock) + AGAIN_NS;
+        return ST_AGAIN;
+    }
     if (got < 0)
         return end_with(r, errno, e);
     if (!got)
@@ -241,23 +284,6 @@ static void drop_guest(struct launch_reach *r, int i)
     r->n_guests--;
 }
 
-static void accept_guests(struct launch_reach *r)
-{
-    for (int i = 0; i < 64; i++) {
-        const int fd = accept4(r->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0)
-            return;
-        if (r->n_guests == MAX_GUESTS)
-            drop_guest(r, 0);
-        struct epoll_event event = {.events = EPOLLIN};
-        if (epoll_ctl(r->epoll, EPOLL_CTL_ADD, fd, &event)) {
-            close(fd);
-            return;
-        }
-        r->guests[r->n_guests++] = (struct guest){.fd = fd};
-    }
-}
-
 /* False: it may go. Who has been answered is held until it goes itself, so that the answer is not lost with the connection. */
 static bool serve(struct launch_reach *r, struct guest *g)
 {
@@ -270,8 +296,12 @@ static bool serve(struct launch_reach *r, struct guest *g)
     if (got <= 0)
         return got == 0;
     struct launch_packet call;
-    if (!launch_packet_get(r->o.key, g->packet, LAUNCH_PACKET_BYTES, &call) || call.kind != LAUNCH_PACKET_TCP_CALL)
+    if (!launch_packet_get(r->o.key, g->packet, LAUNCH_PACKET_BYTES, &call) || call.kind != LAUNCH_PACKET_TCP_CALL) {
+        if (!r->has_told)
+            LOG_WARNING("reach", "%s port %d: a connection was dropped: it did not prove that it belongs to this job (no others will be told of)", r->interface, r->port);
+        r->has_told = true;
         return false;
+    }
     uint8_t packet[LAUNCH_PACKET_BYTES];
     call.kind = LAUNCH_PACKET_TCP_ANSWER;
     launch_packet_put(r->o.key, &call, packet);
@@ -279,6 +309,28 @@ static bool serve(struct launch_reach *r, struct guest *g)
         return false;
     r->was_called = true;
     return true;
+}
+
+static void accept_guests(struct launch_reach *r)
+{
+    for (int i = 0; i < 64; i++) {
+        const int fd = accept4(r->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0)
+            return;
+        struct guest guest = {.fd = fd};
+        if (!serve(r, &guest)) {
+            close(fd);
+            continue;
+        }
+        if (r->n_guests == MAX_GUESTS)
+            drop_guest(r, 0);
+        struct epoll_event event = {.events = EPOLLIN};
+        if (epoll_ctl(r->epoll, EPOLL_CTL_ADD, fd, &event)) {
+            close(fd);
+            return;
+        }
+        r->guests[r->n_guests++] = guest;
+    }
 }
 
 static enum st step_listener(struct launch_reach *r)

@@ -15,6 +15,7 @@ struct launch_reach_options {
     const struct base_clock *clock; /* NULL: the real one */
     uint64_t patience_ns;           /* of a connector; 0: 5 s */
     bool is_port_fixed;             /* by --port: then the sentence does not advise it */
+    int first_port, last_port;      /* that the rule of the sentence shall admit; 0: the one that was tried */
     const char *from_name, *to_name; /* hosts as typed; copied */
 };
 
@@ -37,6 +38,7 @@ struct launch_reach_ends {
     const struct launch_address *from, *to;
     int port;
     bool is_port_fixed;
+    int first_port, last_port;
 };
 enum st launch_reach_explain(const struct launch_reach_ends *ends, int error, struct err *e);
 

@@ -34,6 +34,7 @@ static const struct option shared_options[] = {
     {"--backend", NULL, OPT_STR, offsetof(struct launch_options, backend), "shm|tcp|ucx|mpi", "what carries the bytes between ranks (default: the best that fits)", 0, 0, NULL},
     {"--hosts", NULL, OPT_STR, offsetof(struct launch_options, hosts), "A,B...", "run on these hosts, one rank each unless -n says more (user@host allowed; or TANDEM_HOSTS)", 0, 0, NULL},
     {"--hostfile", NULL, OPT_STR, offsetof(struct launch_options, hostfile), "FILE", "the same, a name a line", 0, 0, NULL},
+    {"--port", NULL, OPT_INT, offsetof(struct launch_options, port), "P", "fix our ports: rank R listens at P + R by TCP, hosts send each other UDP at P (default: any)", 1, 65535, NULL},
     {"--ssh", NULL, OPT_STR, offsetof(struct launch_options, ssh), "PROGRAM", "instead of ssh, called like it (or TANDEM_SSH)", 0, 0, NULL},
     {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
 };
@@ -139,6 +140,11 @@ static enum st read_wire(const struct launch_options *o, struct launch_setup *s,
         known = strcmp((*b)->capabilities.name, o->backend) == 0;
     if (!known)
         return err_set(e, ST_INVALID, "--backend %s: shm, tcp, ucx and mpi are known", o->backend);
+    if (o->port > 65535 - COMM_MAX_RANKS)
+        return err_set(e, ST_INVALID, "--port %" PRId64 ": at most %d, so that there is one for each rank", o->port, 65535 - COMM_MAX_RANKS);
+    s->port = (int)o->port;
+    if (s->hosts)
+        s->hosts->port = s->port;
     s->has_link = o->link != NULL;
     return o->link ? launch_link_parse(o->link, &s->link, e) : ST_OK;
 }
@@ -149,9 +155,9 @@ enum st launch_options_check(const struct launch_options *options, struct err *e
     enum topo_bind bind;
     const char *list;
     enum st st = count_ranks(options, &s, e);
-    launch_hosts_destroy(s.hosts);
     if (!st)
         st = read_wire(options, &s, e);
+    launch_hosts_destroy(s.hosts);
     return st || !options->bind ? st : topo_bind_parse(options->bind, &bind, &list, e);
 }
 

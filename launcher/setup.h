@@ -21,6 +21,7 @@ struct launch_options {
     const char *bind;
     const char *link, *backend; /* of the exchanges */
     const char *hosts, *hostfile, *ssh; /* several hosts; NULL: this one */
+    int64_t port;       /* 0: not given */
 };
 enum { LAUNCH_KV_AUTO = 4 };
 #define LAUNCH_OPTIONS_DEFAULT {.activations = 1, .kv = LAUNCH_KV_AUTO}
@@ -53,6 +54,7 @@ struct launch_setup {
     uint32_t shares[ORDER_MAX_RANKS];
     bool has_shares;
     const char *backend_name; /* of the exchanges; NULL: the best that fits */
+    int port;                 /* rank r listens at port + r; 0: any */
     struct comm_link link;
     bool has_link;
     const char *exchanges; /* instead of a model: a benchmark of exchanges (runtime/exchanges.h); then ck … plan are NULL */

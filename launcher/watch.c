@@ -26,6 +26,7 @@
 
 #define LEAD_MS 300
 #define KILL_MS 600 /* for a second call to a host whose agent is silent: the command shall return in time */
+#define LOST_MS 50 /* for what leads to a host that is lost: nobody leaves there in peace */
 #define BETTER_MS 250
 #define SILENCE_HOST_MS 2500 /* another host's agent: with the time to end the job, 4 s in all */
 #define FRONT_LIMIT (4u << 20)
@@ -38,6 +39,7 @@ struct end {
     uint64_t heard_ns;
     bool has_told; /* its story */
     bool is_over;  /* its stream has ended, or it was given up */
+    bool is_lost;  /* silent on the way to another host */
 };
 
 struct launch_watch {
@@ -167,6 +169,14 @@ static void tell_of_remote(struct launch_watch *w, const struct end *end)
     tell_of(w, end, LAUNCH_WORTH_KILLED, text);
 }
 
+/* By a second call. */
+static void kill_remote(const struct end *end)
+{
+    bool was_there;
+    const struct launch_remote_options o = {.host = launch_remote_target(end->o.remote), .ssh = end->o.ssh, .connect_ms = KILL_MS};
+    (void)launch_remote_kill(&o, launch_remote_agent_pid(end->o.remote), launch_remote_nonce(end->o.remote), &was_there, NULL);
+}
+
 /* The agent's end of the stream is closed, or it shall go: reaps the child, by force where it takes too long. */
 static void reap(struct launch_watch *w, struct end *end, uint64_t wait_ms)
 {
@@ -190,7 +200,10 @@ static void close_end(struct launch_watch *w, struct end *end, uint64_t wait_ms)
 {
     if (end->o.remote) {
         tell_of_remote(w, end);
-        launch_remote_stop(end->o.remote, (int)wait_ms);
+        const bool is_quiet = base_now_ns(base_clock_real()) - end->heard_ns >= 2 * LAUNCH_BEAT_MS * BASE_NS_PER_MS;
+        if (end->is_lost && is_quiet) /* it may be stopped, or out of reach */
+            kill_remote(end);
+        launch_remote_stop(end->o.remote, end->is_lost && is_quiet ? LOST_MS : (int)wait_ms);
     } else {
         reap(w, end, wait_ms);
         close(end->o.in_fd);
@@ -230,6 +243,22 @@ static void take_pmi(struct launch_watch *w, struct end *end, const void *payloa
     say_pending(w);
 }
 
+/* Another host's agent has not heard it for too long. Where we still do, that is worth a word. */
+static void take_lost(struct launch_watch *w, const void *payload, size_t bytes)
+{
+    char text[500];
+    uint32_t host;
+    memcpy(&host, payload, sizeof host);
+    if (host >= (uint32_t)w->n_ends)
+        return;
+    struct end *lost = &w->ends[host];
+    const bool is_heard = base_now_ns(base_clock_real()) - lost->heard_ns < 2 * LAUNCH_BEAT_MS * BASE_NS_PER_MS;
+    snprintf(text, sizeof text, "%.*s%s", (int)(bytes > 404 ? 400 : bytes - sizeof host), (const char *)payload + sizeof host,
+             is_heard && !lost->is_over ? "; its agent still answers: is it the cable, or a firewall?" : "");
+    lost->has_told = lost->is_lost = true;
+    tell_of(w, lost, LAUNCH_WORTH_KILLED, text);
+}
+
 static void take_frame(struct launch_watch *w, struct end *end, enum rt_frame_kind kind, const void *payload, size_t bytes)
 {
     if (kind == RT_STORY && bytes >= sizeof(uint32_t)) {
@@ -246,10 +275,10 @@ static void take_frame(struct launch_watch *w, struct end *end, enum rt_frame_ki
             (void)launch_outbox_append(&w->front_out, payload, bytes, NULL);
         else if (launch_outbox_flush(&w->front_out, w->front_fd) != ST_AGAIN)
             shutdown(w->front_fd, SHUT_WR);
-    } else if (kind == RT_PROGRESS)
-        for (int i = 0; i < w->n_ends; i++)
-            if (&w->ends[i] != end && !w->ends[i].is_over)
-                (void)launch_outbox_frame(&w->ends[i].out, kind, payload, bytes, NULL, 0, NULL);
+    } else if (kind == RT_LOST && bytes >= sizeof(uint32_t))
+        take_lost(w, payload, bytes);
+    else if (kind == RT_NOTE)
+        LOG_WARNING("hosts", "%.*s", (int)(bytes > 400 ? 400 : bytes), (const char *)payload);
 }
 
 /* Frames of the agent. False: its end is closed. */
@@ -278,9 +307,7 @@ static bool is_silent(struct launch_watch *w, struct end *end)
     if (end->o.remote) {
         snprintf(text, sizeof text, "its agent gave no sign of life for %.1f s", (double)silent_ms / 1000);
         tell_of(w, end, LAUNCH_WORTH_KILLED, text);
-        bool was_there;
-        const struct launch_remote_options o = {.host = launch_remote_target(end->o.remote), .ssh = end->o.ssh, .connect_ms = KILL_MS};
-        (void)launch_remote_kill(&o, launch_remote_agent_pid(end->o.remote), launch_remote_nonce(end->o.remote), &was_there, NULL); /* it may be out of reach */
+        end->is_lost = true; /* so close_end kills it */
         return true;
     }
     if (!launch_life_read(end->o.pid, &sample) || (!sample.stopped && (sample.runnable || sample.blocked)))

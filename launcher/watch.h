@@ -1,5 +1,5 @@
 /* The launcher's conversation with the agents of a job: a thread that sends beats, hears the agents' beats and stories, and kills an agent that has fallen silent.
- * With several hosts it also carries what passes between them: the ranks' PMI-1, the front end's connection to rank 0, counters of progress.
+ * With several hosts it also carries what passes between them: the ranks' PMI-1 and the front end's connection to rank 0.
  *
  * start → (fd, story)… → stop. The thread alone reads and writes the sockets and reaps the children; everything else may be called by the thread that started it. */
 #ifndef LAUNCHER_WATCH_H

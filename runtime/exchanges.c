@@ -205,6 +205,9 @@ static enum st open_all(struct bench *b, size_t max_bytes, struct err *e)
         .memory_fd = o->memory_fd,
         .boot = o->boot,
         .backend = o->backend,
+        .address = o->address,
+        .port = o->port,
+        .key = o->key,
         .link = o->link,
     };
     if (!st)

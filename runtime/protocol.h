@@ -36,10 +36,12 @@ enum rt_frame_kind {
     /* with agents of several hosts, who get everything by frames */
     RT_HOST,     /* agent → launcher, first: JSON of its host (launcher/host.h) */
     RT_INTERFACES, RT_PROBE, RT_ENDPOINTS, RT_PEER, RT_FACINGS, /* how hosts find the ways between them (launcher/meeting.h) */
+    RT_WAYS, RT_PORTS, RT_REACHED, /* and then open and try them (launcher/ways.h) */
     RT_START,    /* launcher → agent: arguments of `tandem agent`, each with a NUL behind it */
     RT_PMI,      /* both ways: u32 rank, then bytes of that rank's PMI-1 connection; none: its end */
     RT_FRONT,    /* both ways: bytes of the front end's connection to rank 0; none: its end */
-    RT_PROGRESS  /* agent → launcher → the other agents: u32 first rank, u32 n, u64 counters of progress */
+    RT_LOST,     /* agent → launcher: u32 host, then text: it is silent on the way that was decided */
+    RT_NOTE      /* agent → launcher: text, for the user: all goes on */
 };
 
 #define RT_FRAME_MAX (64u << 20)

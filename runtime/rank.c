@@ -42,6 +42,7 @@ struct rank {
     struct rt_weights weights;
     struct rt_exec *exec;
     struct rt_schedule schedule;
+    uint64_t waited_ns; /* in exchanges */
     struct rt_row_result *results;
 
     struct rt_inbox inbox;        /* rank 0 */
@@ -72,6 +73,17 @@ static void waits(const struct rank *r, int count)
     struct rt_vitals *v = own_vitals(r);
     if (v)
         atomic_store_explicit(&v->waits, count, memory_order_relaxed);
+}
+
+/* Of one step: so that others can tell who works and who waits. */
+static void tell_times(struct rank *r, uint64_t step_ns)
+{
+    struct rt_vitals *v = own_vitals(r);
+    if (!v)
+        return;
+    atomic_fetch_add_explicit(&v->step_ns, step_ns, memory_order_relaxed);
+    atomic_fetch_add_explicit(&v->waited_ns, r->waited_ns, memory_order_relaxed);
+    r->waited_ns = 0;
 }
 
 const char *rt_phase_name(enum rt_phase phase)
@@ -114,7 +126,8 @@ static uint64_t progress_of_others(const struct rank *r)
 static enum st finish_exchange(void *context, const void **views, struct comm_header *headers, struct err *e)
 {
     struct rank *r = context;
-    uint64_t now = base_now_ns(r->clock), since = now, progress = 0;
+    const uint64_t begun = base_now_ns(r->clock);
+    uint64_t now = begun, since = now, progress = 0;
     int n_slices = 1;
     waits(r, n_slices);
     enum st st;
@@ -129,6 +142,7 @@ static enum st finish_exchange(void *context, const void **views, struct comm_he
             break;
     }
     waits(r, 0);
+    r->waited_ns += base_now_ns(r->clock) - begun;
     return st;
 }
 
@@ -173,6 +187,8 @@ static enum st meet(struct rank *r, struct err *e)
         .memory = r->o->memory,
         .backend = r->o->backend,
         .address = r->o->address,
+        .port = r->o->port,
+        .key = r->o->key,
         .boot = r->o->boot,
         .link = r->o->link,
     };
@@ -451,6 +467,7 @@ static enum st run_step(struct rank *r, struct err *e)
     enum st st = rt_exec_run(r->exec, &r->schedule.desc, &mine, &root, r->results, e);
     if (st)
         return st;
+    tell_times(r, base_now_ns(r->clock) - start);
     for (int i = 0; i < r->schedule.desc.n_rows; i++)
         if (r->schedule.desc.rows[i].wants & RT_ROW_SAMPLE && r->results[i].id < 0)
             return err_set(e, ST_INVALID, "no finite logit at position %u: the weights or the cache hold NaN or infinity", r->schedule.desc.rows[i].position);

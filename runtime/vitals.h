@@ -14,6 +14,7 @@ enum rt_phase { RT_PHASE_STARTING, RT_PHASE_LOADING, RT_PHASE_IDLE, RT_PHASE_STE
 struct rt_vitals {
     _Alignas(64) _Atomic uint64_t tick; /* grows with every change of phase, piece of a load, idle second */
     _Atomic uint64_t step;              /* of the scheduler */
+    _Atomic uint64_t step_ns, waited_ns; /* in steps so far, and of that in exchanges, for others */
     _Atomic int phase;
     _Atomic int waits;  /* for other ranks: no progress is due, but this counts on, once a second; 0: it does not wait; RT_WAITS_BLINDLY: and cannot count */
     _Atomic int failed; /* enum st, once error is written */

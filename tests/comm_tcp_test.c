@@ -179,23 +179,26 @@ struct strangers {
     int fds[N_STRANGERS];
     int n, what;
 };
-/* In front of the ranks: nothing, a piece of a greeting, noise, or a greeting as rank 1 or 2 with a proof that is none. */
+/* In front of the ranks: nothing, a piece of a claim, noise, a claim to be rank 1 or 2 with a proof that is none, the same and more, and those who leave. */
 static void strangers_come(struct guest *g, const unsigned char *records, size_t bytes) {
     struct strangers *s = g->arg;
     for (s->n = 0; s->n < N_STRANGERS; s->n++) {
-        unsigned char said[64];
+        unsigned char said[80], more[300];
         int fd = s->fds[s->n] = connect_to(port_of(records, bytes, s->n % 2));
         if (fd < 0) break;
         fill(said, sizeof said, 1234 + (uint64_t)s->n);
-        memcpy(said, "tndmhi01", 8);
-        for (int i = 8; i < 32; i++) said[i] = 0;
+        memcpy(said, "tndmcl01", 8);
+        for (int i = 8; i < 24; i++) said[i] = 0;
         said[8] = (unsigned char)(1 + s->n % 2 + (s->n % 2 == 0 && s->n % 4)), said[12] = (unsigned char)(s->n % 2), said[16] = N_GUESTS;
         ssize_t n = 0;
         switch (s->what) {
         case 0: break;
-        case 1: n = send(fd, said, 63, MSG_NOSIGNAL); break;
+        case 1: n = send(fd, said, sizeof said - 1, MSG_NOSIGNAL); break;
         case 2: fill(said, sizeof said, 99), n = send(fd, said, sizeof said, MSG_NOSIGNAL); break;
-        default: n = send(fd, said, sizeof said, MSG_NOSIGNAL); break;
+        case 3: n = send(fd, said, sizeof said, MSG_NOSIGNAL); break;
+        case 4: fill(more, sizeof more, 99), memcpy(more, said, sizeof said), n = send(fd, more, sizeof more, MSG_NOSIGNAL); break;
+        case 5: shutdown(fd, SHUT_RDWR); break;
+        default: n = send(fd, said, sizeof said - 1, MSG_NOSIGNAL), shutdown(fd, SHUT_WR); break;
         }
         (void)n;
     }
@@ -203,7 +206,8 @@ static void strangers_come(struct guest *g, const unsigned char *records, size_t
 
 static void strangers_are_not_let_in(void **state) {
     (void)state;
-    for (int what = 0; what < 4; what++) {
+    t_declare_warnings();
+    for (int what = 0; what < 7; what++) {
         struct visit visits[N_GUESTS];
         struct strangers s = {.what = what};
         visits_init(visits, &boot_table, NULL, 10000);
@@ -262,6 +266,101 @@ static void a_siege_keeps_nobody_out(void **state) {
     pthread_join(s.id, NULL);
     for (int r = 0; r < N_GUESTS; r++) T_OK(visits[r].code, &visits[r].e);
     assert_true(s.n_came > 5);
+}
+
+static void copy_first_record(unsigned char *record, const void *context);
+
+/* Who has heard what is said on one connection, or was a rank of another job: neither serves on another connection, or with another key. Rank 2 comes late. */
+static const uint8_t job_key[COMM_KEY_BYTES] = {1, 2, 3};
+struct listener_in {
+    unsigned char records[N_GUESTS * 64];
+    pthread_t id;
+    bool is_challenged[3], is_refused[3], is_answered;
+};
+static bool claim(struct listener_in *l, int i, const uint8_t outer[COMM_KEY_BYTES], const unsigned char challenge[32], int fd) {
+    unsigned char key[32], said[80] = "tndmcl01", proved[80], got[80];
+    said[8] = 2, said[12] = 0, said[16] = N_GUESTS, said[24] = 77;
+    base_mac(outer, l->records, sizeof l->records, key);
+    memcpy(proved, said, 48);
+    memcpy(proved + 48, challenge, 32);
+    base_mac(key, proved, sizeof proved, said + 48);
+    ssize_t n = send(fd, said, sizeof said, MSG_NOSIGNAL) == (ssize_t)sizeof said ? recv(fd, got, sizeof got, MSG_WAITALL) : -2;
+    l->is_refused[i] = n == 0 || (n < 0 && errno == ECONNRESET);
+    return n == (ssize_t)sizeof got && memcmp(got, "tndman01", 8) == 0;
+}
+static void *replay(void *arg) {
+    struct listener_in *l = arg;
+    static const uint8_t earlier_key[COMM_KEY_BYTES] = {1, 2, 4};
+    unsigned char challenges[3][32];
+    int fds[3];
+    for (int i = 0; i < 3; i++) {
+        fds[i] = connect_to(port_of(l->records, 64, 0));
+        l->is_challenged[i] = fds[i] >= 0 && recv(fds[i], challenges[i], 32, MSG_WAITALL) == 32;
+    }
+    l->is_answered = claim(l, 0, job_key, challenges[1], fds[0]) || claim(l, 1, earlier_key, challenges[1], fds[1]);
+    for (int i = 0; i < 2; i++) close(fds[i]);
+    close(fds[2]);
+    return NULL;
+}
+static void replay_begins(struct guest *g, const unsigned char *records, size_t bytes) {
+    struct listener_in *l = g->arg;
+    memcpy(l->records, records, N_GUESTS * bytes);
+    pthread_create(&l->id, NULL, replay, l);
+}
+static void what_was_said_elsewhere_proves_nothing(void **state) {
+    (void)state;
+    t_declare_warnings();
+    struct visit visits[N_GUESTS];
+    struct listener_in l = {0};
+    visits_init(visits, &boot_table, NULL, 10000);
+    for (int r = 0; r < N_GUESTS; r++) visits[r].setup.key = job_key;
+    visits[0].guest.at_door = replay_begins;
+    visits[0].guest.arg = &l;
+    visits[2].guest.at_door = come_late;
+    visits_run(visits);
+    pthread_join(l.id, NULL);
+    for (int r = 0; r < N_GUESTS; r++) T_OK(visits[r].code, &visits[r].e);
+    assert_true(l.is_challenged[0] && l.is_challenged[1] && l.is_refused[0] && l.is_refused[1] && !l.is_answered);
+}
+
+/* A proof that is right is taken once: who comes later with the same name is refused, be it the rank itself. */
+static void *impersonate(void *arg) {
+    struct listener_in *l = arg;
+    unsigned char challenge[32];
+    int fd = connect_to(port_of(l->records, 64, 0));
+    l->is_challenged[0] = fd >= 0 && recv(fd, challenge, 32, MSG_WAITALL) == 32;
+    l->is_answered = claim(l, 0, job_key, challenge, fd);
+    int again = connect_to(port_of(l->records, 64, 0));
+    l->is_challenged[1] = again >= 0 && recv(again, challenge, 32, MSG_WAITALL) == 32;
+    if (claim(l, 1, job_key, challenge, again)) l->is_refused[1] = false;
+    close(fd);
+    close(again);
+    return NULL;
+}
+static void impersonation_begins(struct guest *g, const unsigned char *records, size_t bytes) {
+    struct listener_in *l = g->arg;
+    memcpy(l->records, records, N_GUESTS * bytes);
+    pthread_create(&l->id, NULL, impersonate, l);
+}
+static void a_rank_joins_once(void **state) {
+    (void)state;
+    t_declare_warnings();
+    struct visit visits[N_GUESTS];
+    struct listener_in l = {0};
+    visits_init(visits, &boot_table, NULL, 1000);
+    for (int r = 0; r < N_GUESTS; r++) visits[r].setup.key = job_key;
+    visits[0].guest.at_door = impersonation_begins;
+    visits[0].guest.arg = &l;
+    visits[1].is_absent = true; /* so that rank 0 goes on listening */
+    visits[1].forge = copy_first_record;
+    visits[1].context = &(uint16_t){1};
+    visits[2].is_absent = true;
+    visits[2].forge = copy_first_record;
+    visits[2].context = &(uint16_t){1};
+    visits_run(visits);
+    pthread_join(l.id, NULL);
+    assert_true(l.is_challenged[0] && l.is_answered && l.is_challenged[1] && l.is_refused[1]);
+    assert_true(visits[0].code != ST_OK);
 }
 
 static void copy_first_record(unsigned char *record, const void *context) {
@@ -802,6 +901,8 @@ static void nothing_is_left(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(strangers_are_not_let_in),
+        cmocka_unit_test(what_was_said_elsewhere_proves_nothing),
+        cmocka_unit_test(a_rank_joins_once),
         cmocka_unit_test(a_siege_keeps_nobody_out),
         cmocka_unit_test(opening_names_who_is_missing),
         cmocka_unit_test(ipv6_works),

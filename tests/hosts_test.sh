@@ -116,8 +116,8 @@ dies "a rank on the other host is killed" 1000 "host $h1: rank 1 " kill_rank 1 K
 dies "rank 0 crashes" 1000 "host $h0: rank 0 " kill_rank 0 SEGV
 dies "an agent is killed" 1000 "host $h1: " kill_agent 1 KILL
 dies "a rank is stopped" 6000 "host $h1: rank 1 " kill_rank 1 STOP
-dies "an agent is stopped" 4000 "host $h1: its agent gave no sign of life" kill_agent 1 STOP
-dies "the wire is cut" 4000 "broke: " hosts_link 1 down
+dies "an agent is stopped" 4000 "host $h1: " kill_agent 1 STOP
+dies "the wire is cut" 4000 " (eth0 10.77.0." hosts_link 1 down
 hosts_link 1 up
 ok "and then it runs again" "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 -p hi --max-tokens 3
 

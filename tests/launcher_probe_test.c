@@ -509,6 +509,7 @@ static enum st try_port(const struct launch_reach_options *o, int port, struct l
 static void ports_are_reached_or_explained(void **state)
 {
     (void)state;
+    t_declare_warnings();
     const struct launch_interfaces in = half("127.0.0.1", 65536);
     const struct launch_address *own = &in.list[0].addresses[0];
     const struct launch_reach_options ours = reach_options(key), theirs = reach_options(other_key);
@@ -528,13 +529,15 @@ static void ports_are_reached_or_explained(void **state)
 
     struct launch_address a = {.prefix = 24}, b = {.prefix = 24};
     assert_true(launch_address_parse("10.0.0.1", &a) && launch_address_parse("10.0.0.2", &b));
-    struct launch_reach_ends ends = {"spark1", "enp1s0f0np0", "spark2", "enp1s0f1np1", &a, &b, 41001, false};
+    struct launch_reach_ends ends = {"spark1", "enp1s0f0np0", "spark2", "enp1s0f1np1", &a, &b, 41001, false, 0, 0};
     t_expect_err_contains(ST_TIMEOUT, launch_reach_explain(&ends, ETIMEDOUT, &e), &e, "spark1 (10.0.0.1, enp1s0f0np0) cannot reach spark2 (10.0.0.2, enp1s0f1np1) port 41001 by TCP: connection timed out");
-    t_expect_err_contains(ST_TIMEOUT, launch_reach_explain(&ends, ETIMEDOUT, &e), &e, "on spark2: sudo ufw allow from 10.0.0.1 to any port 41001 proto tcp (the port stays the same with --port)");
+    t_expect_err_contains(ST_TIMEOUT, launch_reach_explain(&ends, ETIMEDOUT, &e), &e, "on spark2: sudo ufw allow from 10.0.0.1 to any port 41001 proto tcp (or: sudo nft insert rule inet filter input ip saddr 10.0.0.1 tcp dport 41001 accept); with --port the port stays the same");
     ends.is_port_fixed = true;
     assert_true(launch_address_parse("fe80::1", &a) && launch_address_parse("fe80::2", &b));
     t_expect_err_contains(ST_IO, launch_reach_explain(&ends, EHOSTUNREACH, &e), &e, "sudo ufw allow in on enp1s0f1np1 from fe80::1 to any port 41001 proto tcp");
     assert_null(strstr(e.text, "--port"));
+    ends.first_port = 41000, ends.last_port = 41003;
+    t_expect_err_contains(ST_IO, launch_reach_explain(&ends, EHOSTUNREACH, &e), &e, "to any port 41000:41003 proto tcp (or: sudo nft insert rule inet filter input ip6 saddr fe80::1 tcp dport 41000-41003 accept)");
 }
 
 int main(int argc, char **argv)

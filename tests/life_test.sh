@@ -1,0 +1,227 @@
+#!/bin/bash
+# Life between hosts: a wire that is cut, for one direction or both, in every phase of a job, with ssh beside it or over it; a host that is only slow; and the next command, at once.
+# With LONG=1 every case, also more moments of the start, and ten minutes in which nothing may be reported. test-deadline: 900
+# shellcheck disable=SC2154 # hosts, hosts_why: set by t_hosts.sh
+# shellcheck source=tests/t.sh disable=SC1091
+. "$(dirname "$0")/t.sh"
+# shellcheck source=tests/t_hosts.sh disable=SC1091
+. "$(dirname "$0")/t_hosts.sh"
+
+if ! hosts_start 2; then
+    skip "life between hosts" "$hosts_why"
+    t_end
+fi
+TANDEM=$(realpath "$TANDEM")
+h0=${hosts[0]} h1=${hosts[1]}
+model=$t_dir/tiny.gguf
+python3 tests/make_model.py "$model" --hidden 192 --heads 6 --kv-heads 3 --ffn 352 --layers 3 --context 400000 || exit 1
+seq 3 40 >"$t_dir/ids"
+python3 -c 'print(*(3 + i * 7 % 200 for i in range(60000)))' >"$t_dir/many"
+"$TANDEM" eval "$model" --ids "$t_dir/ids" --greedy 5 --logits "$t_dir/one.logits" --threads 1 >"$t_dir/out" || exit 1
+ms() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
+
+# left: agents and ranks of ours (others may run beside us)
+left() {
+    local p
+    for p in $(grep -lsz "^TANDEM_REMOTE_DIR=$TANDEM_REMOTE_DIR\$" /proc/[0-9]*/environ | cut -d/ -f3); do
+        case $({ tr '\0' ' ' <"/proc/$p/cmdline"; } 2>/dev/null) in *"tandem agent --host "* | "tandem rank "*) echo "$p" ;; esac
+    done
+}
+# Also the side that nobody can reach ends by itself; it may take as long as the command.
+nothing_left() {
+    local i
+    for ((i = 0; i < 150; i++)); do
+        [ -z "$(left)" ] && return 0
+        sleep 0.02
+    done
+    return 1
+}
+of() { pgrep -f "tandem rank --rank $1 .*$model"; }
+
+run_here=() # what runs the command: nothing, or a namespace
+start() { # COMMAND WORD…
+    : >"$t_dir/out"
+    "${run_here[@]}" "$TANDEM" "$@" --hosts "$hosts_list" --threads 1 >"$t_dir/out" 2>"$t_dir/err" </dev/null &
+    job=$!
+}
+# A chat whose user has said nothing yet.
+start_chat() {
+    : >"$t_dir/out"
+    python3 -c 'import os, subprocess, sys
+master, slave = os.openpty()
+sys.exit(subprocess.run(sys.argv[1:], stdin=slave).returncode)' "${run_here[@]}" "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 >"$t_dir/out" 2>"$t_dir/err" &
+    job=$!
+}
+# What has to be true before the cut.
+talks() { [ -s "$t_dir/out" ]; }
+steps() { [ -n "$(of 1)" ] && [ "$(awk '{print $14 + $15}' "/proc/$(of 1)/stat" 2>/dev/null || echo 0)" -gt 40 ]; } # CPU time, in 10 ms
+waits() { [ -n "$(of 1)" ] && sleep 0.7; }
+after() { sleep "$1"; }
+# ends NAME PART UNTIL CUT…: waits until, cuts, and expects the command's end within 4 s, with that in its sentence, and nothing left anywhere.
+ends() {
+    local name=$1 part=$2 until=$3 status=0 since took i
+    shift 3
+    for ((i = 0; i < 1000; i++)); do { $until || ! kill -0 $job 2>/dev/null; } && break; sleep 0.01; done
+    since=$(ms)
+    "$@" || { t_fail "$name: $* did not work"; kill -9 $job; return; }
+    for ((i = 0; i < 900; i++)); do kill -0 $job 2>/dev/null || break; sleep 0.01; done
+    took=$(($(ms) - since))
+    kill -9 $job 2>/dev/null && part="an end within 9 s"
+    wait $job || status=$?
+    if [ $status != 1 ] || [ $took -gt 4000 ]; then
+        t_fail "$name: status $status, $took ms: $(cat "$t_dir/err")"
+    elif ! nothing_left; then
+        t_fail "$name: left $(left | while read -r p; do tr '\0' ' ' <"/proc/$p/cmdline" | cut -c 1-100; done)"
+        left | xargs -r kill -9
+    else
+        contains "$name ($took ms)" "$(tail -n 1 "$t_dir/err")" "$part"
+    fi
+}
+again() {
+    if "${run_here[@]}" "$TANDEM" eval "$model" --hosts "$hosts_list" --ids "$t_dir/ids" --greedy 5 --logits "$t_dir/logits" --threads 1 >"$t_dir/out" 2>"$t_dir/err"; then
+        ok "and then it runs again, the same bits" cmp "$t_dir/one.logits" "$t_dir/logits"
+    else
+        t_fail "and then it runs again: $(cat "$t_dir/err")"
+    fi
+}
+unplug() { hosts_link 1 down; }
+plug() {
+    local i
+    hosts_link 1 up
+    sleep 1.1 # the kernel takes up to a second to tell, also of the cut
+    for ((i = 0; i < 200; i++)); do
+        [ "$(host 0 cat /sys/class/net/eth0/operstate)$(host 1 cat /sys/class/net/eth0/operstate)" = upup ] && return
+        sleep 0.02
+    done
+}
+# deaf I: what comes in there is dropped in silence. Rules are asked before the table of our own addresses.
+deaf() {
+    local n=${hosts[$1]} f
+    for f in -4 -6; do
+        ip $f -n "$n" rule add pref 100 lookup local 2>/dev/null
+        ip $f -n "$n" rule del pref 0 lookup local 2>/dev/null
+        ip $f -n "$n" rule add pref 10 iif eth0 blackhole || return
+    done
+}
+hear() { for f in -4 -6; do ip $f -n "${hosts[$1]}" rule del pref 10; done; }
+
+# --- the wire is cut; ssh goes beside it ---
+
+decode=(run "$model" -p hi --ctx 400000 --ignore-eos --max-tokens 300000)
+start eval "$model" --ids "$t_dir/many" --ctx 70000 --chunk 4096
+ends "cut in prefill" "nothing was heard of it at " steps unplug
+plug
+again
+start_chat
+ends "cut while idle" "nothing was heard of it at " waits unplug
+plug
+for i in ${LONG:+0} 1; do
+    start "${decode[@]}"
+    ends "packets to host $i are dropped" "(eth0 10.77.0." talks deaf "$i"
+    hear "$i"
+done
+again
+moments=${LONG:+"0.05 0.1 0.15 0.2 0.25 0.3 0.35 0.4 0.5"}
+for t in ${moments:-0.3}; do
+    start "${decode[@]}"
+    ends "cut $t s after the start" "$h1" "after $t" unplug
+    plug
+    [ -n "${LONG-}" ] || continue
+    start "${decode[@]}"
+    ends "packets are dropped $t s after the start" "$h1" "after $t" deaf 0
+    hear 0
+done
+again
+
+# --- a short one is none ---
+
+start "${decode[@]}"
+for ((i = 0; i < 1000; i++)); do talks && break; sleep 0.01; done
+unplug
+sleep 1
+plug
+sleep 3
+before=$(stat -c %s "$t_dir/out")
+sleep 0.5
+if kill -0 $job 2>/dev/null && [ "$(stat -c %s "$t_dir/out")" -gt "$before" ]; then t_pass "a second without the wire is survived"; else t_fail "a second without the wire is not survived: $(cat "$t_dir/err")"; fi
+kill -9 $job
+wait $job 2>/dev/null
+ok "who kills the command kills the job" nothing_left
+
+# --- half open: the other host has lost all that it knew ---
+
+reset() {
+    unplug
+    ip netns pids "$h1" | xargs -r kill -9
+    plug
+}
+if [ -n "${LONG-}" ]; then
+    start "${decode[@]}"
+    ends "the other host starts anew" "host $h1: " talks reset
+    again
+fi
+
+# --- ssh over the wire: the launcher is on the first host ---
+
+ip netns exec "$h1" tests/t_wire_ssh.py --serve 10.77.0.2 >"$t_dir/serving" 2>&1 &
+until grep -q serving "$t_dir/serving" || ! kill -0 $!; do sleep 0.02; done
+beside=$TANDEM_SSH
+TANDEM_SSH=$(realpath tests/t_wire_ssh.py)
+run_here=(ip netns exec "$h0")
+again
+start "${decode[@]}"
+ends "cut in decode, and ssh with it" "host $h1: nothing was heard of it at $h0 for 2." talks unplug
+plug
+if [ -n "${LONG-}" ]; then
+    start_chat
+    ends "cut while idle, and ssh with it" "host $h1: " waits unplug
+    plug
+    start "${decode[@]}"
+    ends "the other host hears nothing, ssh neither" "host $h1: " talks deaf 1
+    hear 1
+    for t in $moments; do
+        start "${decode[@]}"
+        ends "cut $t s after the start, and ssh with it" "$h1" "after $t" unplug
+        plug
+    done
+fi
+again
+TANDEM_SSH=$beside
+run_here=()
+
+# --- slow is not dead ---
+
+hobble() { # RANK SECONDS: it gets a fifth of its time
+    local pid until
+    pid=$(of "$1")
+    until=$(($(ms) + $2 * 1000))
+    while [ "$(ms)" -lt $until ] && kill -STOP "$pid" 2>/dev/null; do
+        sleep 0.04
+        kill -CONT "$pid"
+        sleep 0.01
+    done
+}
+start eval "$model" --ids "$t_dir/many" --ctx 70000 --chunk 256
+for ((i = 0; i < 1000; i++)); do steps && break; sleep 0.01; done
+hobble 1 13
+if ! kill -0 $job 2>/dev/null; then t_fail "a slow host: $(cat "$t_dir/err")"; else
+    ok "a slow host is told once" test "$(grep -c "is slow" "$t_dir/err")" = 1
+    contains "a slow host is named, with a factor" "$(cat "$t_dir/err")" "host $h1 is slow: for 8 s it has worked "
+    ok "nothing else is told" test "$(wc -l <"$t_dir/err")" = 1
+fi
+kill -TERM $job
+wait $job 2>/dev/null
+
+# --- ten minutes of two hosts, two ranks each, on whatever CPUs there are ---
+
+if [ -n "${LONG-}" ]; then
+    start "${decode[@]}" -n 4
+    since=$(ms)
+    while [ $(($(ms) - since)) -lt 600000 ] && kill -0 $job 2>/dev/null; do sleep 1; done
+    if kill -0 $job 2>/dev/null || grep -q "tokens" "$t_dir/err"; then t_pass "ten minutes: it lives"; else t_fail "ten minutes: $(cat "$t_dir/err")"; fi
+    ok "ten minutes: no false alarm" test "$(grep -vc "prompt tokens" "$t_dir/err")" = 0
+    kill -TERM $job 2>/dev/null
+    wait $job 2>/dev/null
+fi
+hosts_stop
+t_end
