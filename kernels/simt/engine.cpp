@@ -409,6 +409,11 @@ static void spin(thread &t) {
     if (++l.n_spins > 1000 + 300 * n_threads)
         finding("deadlock: kernel %s, %s still looks at %s:%d for what no other thread will write", kernel_of(t), name_of(t), t.at.file, t.at.line);
     redraw(&t);
+    /* Spinning warps draw again and again, and together would outbid for ever one whose last draw was low. */
+    if (chance(16) == 0)
+        for (block *b : l.resident)
+            for (warp &w : b->warps)
+                w.priority = chance(1u << 30);
     to_scheduler();
 }
 
@@ -672,8 +677,7 @@ const char *simt_catch(void (*fn)(void *), void *arg, uint64_t seed) {
     catching = false;
     bool bad = has_found;
     has_found = false;
-    if (bad)
-        runtime_reset();
+    runtime_reset();
     return bad ? found : nullptr;
 }
 

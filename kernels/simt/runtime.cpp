@@ -211,7 +211,7 @@ int launch_add(kernel_call *call, const void *function, const char *name, dim3 g
     return cudaSuccess;
 }
 
-/* After a finding nothing on the device can be trusted. */
+/* An empty device: after a finding nothing on it can be trusted. */
 void runtime_reset() {
     for (stream_state *s : streams) {
         for (queued *q : s->waiting) {

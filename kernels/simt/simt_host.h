@@ -9,8 +9,8 @@
 extern "C" {
 #endif
 
-/* Runs fn(arg), then all work that it left in streams. Returns NULL, or the first finding's line (valid until the next call); what the device held is then
- * gone: every buffer, stream and event is released. Seed and checks as in TANDEM_SIMT_SEED and TANDEM_SIMT_CHECK. */
+/* Runs fn(arg), then all work that it left in streams. Returns NULL, or the first finding's line (valid until the next call). What the device held is then gone:
+ * every buffer, stream and event is released. Seed and checks as in TANDEM_SIMT_SEED and TANDEM_SIMT_CHECK. */
 const char *simt_catch(void (*fn)(void *), void *arg, uint64_t seed);
 void simt_set_check(int check);
 /* "gb10", "rtx5090", "tiny"; −1: unknown. */
