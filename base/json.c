@@ -13,9 +13,39 @@ static void clean(char *text) {
         if ((unsigned char)*text < 0x20 || *text == 0x7f) *text = '?';
 }
 
+/* jansson refuses integers that 64 bits do not hold, but transformers writes one (model_max_length 10^30, "no limit") into tokenizer_config.json. Such a number is a real one then: its
+ * last two digits become "e2". */
+static void shorten_integers(char *text, size_t bytes) {
+    bool in_string = false;
+    for (size_t i = 0; i < bytes; i++) {
+        if (in_string && text[i] == '\\') {
+            i++;
+        } else if (text[i] == '"') {
+            in_string = !in_string;
+        } else if (!in_string && text[i] >= '0' && text[i] <= '9') {
+            size_t end = i;
+            while (end < bytes && text[end] >= '0' && text[end] <= '9') end++;
+            const bool integer = (i == 0 || text[i - 1] != '.') && (end == bytes || (text[end] != '.' && text[end] != 'e' && text[end] != 'E'));
+            if (integer && end - i > 19) memcpy(text + end - 2, "e2", 2);
+            i = end - 1;
+        }
+    }
+}
+
+static json_t *parse_shortened(const char *text, size_t bytes, json_error_t *error) {
+    char *copy = malloc(bytes);
+    if (!copy) return NULL;
+    memcpy(copy, text, bytes);
+    shorten_integers(copy, bytes);
+    json_t *parsed = json_loadb(copy, bytes, JSON_REJECT_DUPLICATES, error);
+    free(copy);
+    return parsed;
+}
+
 enum st base_json_parse(const char *where, const char *text, size_t bytes, json_t **root, struct err *e) {
     json_error_t error;
     json_t *parsed = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
+    if (!parsed && json_error_code(&error) == json_error_numeric_overflow) parsed = parse_shortened(text, bytes, &error);
     if (!parsed) {
         clean(error.text);
         if (error.line < 0) return err_set(e, ST_INVALID, "%s: %s", where, error.text);

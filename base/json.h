@@ -13,7 +13,7 @@
 
 /* Whole file, at most max_bytes (else ST_INVALID). Duplicate keys are refused. Caller json_decref()s. */
 enum st base_json_load(const char *path, size_t max_bytes, json_t **root, struct err *e);
-/* From memory; where names the source in errors. */
+/* From memory; where names the source in errors. Integers of more than 19 digits become real numbers. */
 enum st base_json_parse(const char *where, const char *text, size_t bytes, json_t **root, struct err *e);
 
 enum st base_json_i64(const json_t *object, const char *where, const char *key, int64_t min, int64_t max, int64_t *value, struct err *e);
