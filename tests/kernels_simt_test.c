@@ -164,7 +164,7 @@ static uint16_t *random_bf16(struct base_rng *r, size_t n) {
 
 /* One leaf per entry of ends; storage of the arrays: the caller's. */
 static struct kern_matrix matrix_of(uint64_t n_rows, const uint64_t *ends, uint32_t lo, uint32_t n, uint32_t n_total, uint64_t begin, uint32_t *segment_begin, uint8_t *columns) {
-    struct kern_matrix m = {.format = FMT_BF16, .activation = KERN_ACT_F32, .n_rows = n_rows};
+    struct kern_matrix m = {.format = FMT_BF16, .activation = KERN_ACT_F32, .n_rows = n_rows, .scale = 1};
     kern_columns_init(&m.columns, begin, ends, lo, lo + n, n_total, segment_begin, columns);
     return m;
 }
