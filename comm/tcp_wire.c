@@ -3,7 +3,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "comm/tcp_priv.h"
 
@@ -186,7 +185,7 @@ bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
         size_t wanted = (p->total ? p->total : p->at == p->spare ? TCP_HEAD_BYTES : TCP_HEAD_BYTES + c->recv_bytes[r]) - p->have;
         if (wanted > n_left) wanted = n_left;
         t->n_receives++;
-        ssize_t n = recv(p->fd, p->at + p->have, wanted, MSG_DONTWAIT);
+        ssize_t n = c->os->recv(c->os, p->fd, p->at + p->have, wanted);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return false;
         if (n <= 0) {
@@ -250,7 +249,7 @@ void comm_tcp_push(struct tcp *t, int r) {
     while (!p->ended && n_left && (wanted = next_bytes(t, p, &from)) > 0) {
         if (wanted > n_left) wanted = n_left;
         t->n_sends++;
-        ssize_t n = send(p->fd, from, wanted, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t n = t->comm.os->send(t->comm.os, p->fd, from, wanted);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
         if (n < 0) {
@@ -328,7 +327,7 @@ void comm_tcp_look_for_silence(struct tcp *t, uint64_t now_ns) {
         struct tcp_peer *p = &t->peers[r];
         struct tcp_info info = {0};
         socklen_t n = sizeof info;
-        if (p->fd < 0 || p->ended || getsockopt(p->fd, IPPROTO_TCP, TCP_INFO, &info, &n) != 0) continue;
+        if (p->fd < 0 || p->ended || t->comm.os->getsockopt(t->comm.os, p->fd, IPPROTO_TCP, TCP_INFO, &info, &n) != 0) continue;
         bool asked = (info.tcpi_unacked && info.tcpi_retransmits >= 2) || info.tcpi_probes >= 2;
         if (!asked || info.tcpi_last_ack_recv < SILENCE_MS || info.tcpi_last_data_recv < SILENCE_MS) continue;
         p->silent_s = info.tcpi_last_ack_recv / 1000.0;
