@@ -292,6 +292,9 @@ void comm_sim_draw(uint64_t seed, int n_ranks, struct comm_sim_weather *w) {
     };
     static const uint32_t rates[] = {0, 20, 100, 400};
     w->jitter_ns = is_calm ? w->delay_ns : log_uniform(&rng, 1, 4.0 * (double)w->delay_ns);
+    /* Who waits looks again and again: more often than this would only cost time. */
+    w->call_ns += (w->delay_ns + w->jitter_ns) / 1000;
+    w->yield_ns += (w->delay_ns + w->jitter_ns) / 8;
     w->short_permille = is_calm ? 0 : rates[base_rng_below(&rng, 4)];
     w->interrupt_permille = is_calm ? 0 : rates[base_rng_below(&rng, 3)] / 4;
 

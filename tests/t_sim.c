@@ -80,7 +80,7 @@ struct rank {
     uint32_t n_posted, n_read;
     enum st code;
     struct err e;
-    bool opened, finished, is_in_group, is_opening_group, is_excused;
+    bool opened, finished, is_in_group, is_opening_group, is_excused, was_killed; /* killed: by the supervisor */
     int members[MAX_RANKS], n_members;
     uint64_t end_ns, slowest_ns;
     int i_op;
@@ -516,11 +516,13 @@ static void run_rank(int r) {
             if (is_exchange && play.begun_ns[i] && took_ns > k->slowest_ns) k->slowest_ns = took_ns;
         }
     }
-    /* A rank that closes is lost to those that are still about. */
-    if (!k->code) k->code = comm_barrier(k->comm, in_ns(r, WAIT_NS), &k->e);
+    if (!k->code) { /* a rank that closes is lost to those that are still about */
+        k->is_excused = true;
+        k->code = comm_barrier(k->comm, in_ns(r, WAIT_NS), &k->e);
+    }
     k->finished = k->code == ST_OK;
     k->end_ns = comm_sim_now_ns(play.s);
-    k->is_excused = true;
+    k->is_excused |= !comm_sim_is_dead(play.s, r); /* a dead one's state is asked for later */
     if (k->code) comm_sim_note(play.s, r, "REPORTS %s: %s", st_name(k->code), k->e.text);
     comm_close(k->group);
     comm_close(k->comm);
@@ -553,6 +555,7 @@ static void supervise(int i_task) {
             comm_sim_note(play.s, i_task, "rank %d gave no sign of life for %.1f s", r, (double)silent_ms / 1000);
             if (!comm_sim_is_frozen(play.s, r) && !play.wrong[0])
                 snprintf(play.wrong, sizeof play.wrong, "the supervisor takes rank %d as frozen, which it is not", r);
+            k->was_killed = true;
             comm_sim_kill(play.s, r);
         }
         if (all_ended) return;
@@ -651,6 +654,9 @@ static uint64_t slack_ns(void) {
 
 static uint64_t limit_ns(const struct rank *k, const struct comm_sim_fault *f) {
     const struct rank *a = &play.ranks[f->a];
+    /* Who joins, be it a group, waits until its deadline: it cannot tell a silent host from one that comes later. And others may wait for it. */
+    for (int r = 0; r < play.n_ranks; r++)
+        if (play.ranks[r].is_opening_group) return OPEN_NS + WAIT_NS;
     if (!k->opened || !a->opened || (is_of_pair(f) && !play.ranks[f->b].opened)) return OPEN_NS + WAIT_NS;
     switch (f->kind) {
     case COMM_SIM_FREEZE: return play.has_supervisor && !a->is_excused ? FREEZE_NS + DEATH_NS : WAIT_NS + DEATH_NS;
@@ -696,7 +702,7 @@ static bool check_rank(struct t_sim_outcome *out, int r, bool may_name) {
         return complain(out, r, what);
     }
     const struct comm_sim_fault *f = lethal[0];
-    if (n_lethal == 1 && k->opened && may_name && k->code == ST_PEER_LOST && (f->kind != COMM_SIM_FREEZE || comm_sim_is_dead(play.s, f->a)) &&
+    if (n_lethal == 1 && k->opened && may_name && k->code == ST_PEER_LOST && (f->kind != COMM_SIM_FREEZE || play.ranks[f->a].was_killed) &&
         !blames(k, f->a) && !(is_of_pair(f) && blames(k, f->b)))
         return complain(out, r, "blames somebody else");
     return true;
