@@ -97,26 +97,26 @@ static struct sim_event take_first(struct comm_sim *s) {
 
 /* ---- tasks ------------------------------------------------------------------------------------------------------------------------------------------ */
 
+static _Thread_local struct sim_task *starting; /* a new stack begins without arguments */
+
 static void run_task(struct comm_sim *s, struct sim_task *t) {
-    s->running = t->i;
+    starting = t;
     IF_ASAN(__sanitizer_start_switch_fiber(&s->main_fake_stack, t->stack, COMM_SIM_STACK_BYTES);)
     IF_TSAN(__tsan_switch_to_fiber(t->fiber, 0);)
-    swapcontext(&s->main, &t->at);
+    sim_switch(&s->main, t->at);
     IF_ASAN(__sanitizer_finish_switch_fiber(s->main_fake_stack, NULL, NULL);)
-    s->running = -1;
 }
 
 static void give_way(struct sim_task *t) {
     struct comm_sim *s = t->sim;
     IF_ASAN(__sanitizer_start_switch_fiber(t->ended ? NULL : &t->fake_stack, s->main_stack, s->main_stack_bytes);)
     IF_TSAN(__tsan_switch_to_fiber(s->main_fiber, 0);)
-    swapcontext(&t->at, &s->main);
+    sim_switch(&t->at, s->main);
     IF_ASAN(__sanitizer_finish_switch_fiber(t->fake_stack, &s->main_stack, &s->main_stack_bytes);)
 }
 
-/* makecontext hands on ints only. */
-static void task_main(unsigned high, unsigned low) {
-    struct sim_task *t = (struct sim_task *)(uintptr_t)((uint64_t)high << 32 | low); // NOLINT(performance-no-int-to-ptr)
+static void task_main(void) {
+    struct sim_task *t = starting;
     struct comm_sim *s = t->sim;
     IF_ASAN(__sanitizer_finish_switch_fiber(NULL, &s->main_stack, &s->main_stack_bytes);)
     s->o->task(s->o->context, s, t->i);
@@ -409,12 +409,7 @@ static void start_task(struct comm_sim *s, int i) {
     *t = (struct sim_task){.sim = s, .i = i, .stack = t->stack, .fiber = t->fiber, .clock = {task_now_ns, t}, .boot = {boot_allgather, t}};
     sim_net_fill(&t->os);
     t->wake_ns = sim_random(s, LATENCY_NS);
-    getcontext(&t->at);
-    t->at.uc_stack.ss_sp = t->stack;
-    t->at.uc_stack.ss_size = COMM_SIM_STACK_BYTES;
-    t->at.uc_link = NULL;
-    const uint64_t address = (uintptr_t)t;
-    makecontext(&t->at, (void (*)(void))task_main, 2, (unsigned)(address >> 32), (unsigned)address); // NOLINT
+    t->at = sim_stack_init(t->stack, COMM_SIM_STACK_BYTES, task_main);
 }
 
 static void reset(struct comm_sim *s, const struct comm_sim_options *o) {
@@ -427,7 +422,6 @@ static void reset(struct comm_sim *s, const struct comm_sim_options *o) {
     s->is_over = false;
     s->n_heap = s->n_ended = 0;
     s->n_tasks = o->n_tasks;
-    s->running = -1;
     memset(s->blocked, 0, sizeof s->blocked);
     memset(s->block_epoch, 0, sizeof s->block_epoch);
     memset(s->stalled_ns, 0, sizeof s->stalled_ns);

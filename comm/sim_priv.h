@@ -2,9 +2,8 @@
 #ifndef COMM_SIM_PRIV_H
 #define COMM_SIM_PRIV_H
 
-#include <ucontext.h>
-
 #include "base/rng.h"
+#include "comm/comm_priv.h"
 #include "comm/sim.h"
 
 enum { SIM_MAX_SOCKETS = 512, SIM_MAX_SEGMENTS = 16, SIM_MAX_BACKLOG = 64, SIM_MAX_EVENTS = 4096, SIM_FIRST_PORT = 20000 };
@@ -37,7 +36,7 @@ struct sim_task {
     bool in_boot;
     int n_rounds; /* of boot, begun */
 
-    ucontext_t at;
+    void *at; /* its stack's top while others run */
     unsigned char *stack;
     void *fiber, *fake_stack; /* the sanitizers' */
 };
@@ -82,8 +81,8 @@ struct comm_sim {
     int n_heap;
 
     struct sim_task tasks[COMM_SIM_MAX_TASKS];
-    int n_tasks, n_ended, running; /* −1: nobody */
-    ucontext_t main;
+    int n_tasks, n_ended;
+    void *main;
     void *main_fiber, *main_fake_stack;
     const void *main_stack;
     size_t main_stack_bytes;
@@ -118,6 +117,13 @@ void sim_fail(struct comm_sim *s, const char *format, ...) __attribute__((format
     do {                                                                                                                                             \
         if ((s)->o->log) comm_sim_note(s, i_task, __VA_ARGS__);                                                                                      \
     } while (0)
+
+/* ---- sim_switch.c --------------------------------------------------------------------------------------------------------------------------------- */
+
+/* Leaves the stack in use, whose place goes to *from, and goes on where `to` was left. */
+void sim_switch(void **from, void *to);
+/* A stack on which entry begins when it is first switched to; it may never return. */
+void *sim_stack_init(unsigned char *stack, size_t bytes, void (*entry)(void));
 
 /* ---- sim_net.c ------------------------------------------------------------------------------------------------------------------------------------ */
 
