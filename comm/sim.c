@@ -291,7 +291,8 @@ void comm_sim_draw(uint64_t seed, int n_ranks, struct comm_sim_weather *w) {
         .window_bytes = is_calm ? COMM_SIM_MAX_WINDOW_BYTES : (size_t)1 << (8 + base_rng_below(&rng, 9)),
     };
     static const uint32_t rates[] = {0, 20, 100, 400};
-    w->jitter_ns = is_calm ? w->delay_ns : log_uniform(&rng, 1, 4.0 * (double)w->delay_ns);
+    static const uint32_t quarters[] = {0, 1, 4, 16};
+    w->jitter_ns = w->delay_ns * quarters[is_calm ? 1 : base_rng_below(&rng, 4)] / 4;
     /* Who waits looks again and again: more often than this would only cost time. */
     w->call_ns += (w->delay_ns + w->jitter_ns) / 1000;
     w->yield_ns += (w->delay_ns + w->jitter_ns) / 8;

@@ -576,11 +576,11 @@ static int poll_for_ever(const struct comm_os *os, struct pollfd *fds, size_t n,
 static int poll_without_the_last(const struct comm_os *os, struct pollfd *fds, size_t n, uint64_t timeout_ns) {
     int fd = -1;
     size_t last = 0;
-    for (size_t i = 0; i < n && play.ranks[task_of(os)].opened; i++)
-        if (fds[i].fd >= 0) last = i;
-    if (n && play.ranks[task_of(os)].opened) fd = fds[last].fd, fds[last].fd = -1;
+    for (size_t i = 0; i < n && n == (size_t)play.n_ranks; i++) /* as many as in an exchange */
+        if (fds[i].fd >= 0) last = i, fd = fds[i].fd;
+    if (fd >= 0) fds[last].fd = -1;
     const int n_ready = play.systems[task_of(os)].poll(os, fds, n, timeout_ns);
-    if (n && fd >= 0) fds[last].fd = fd;
+    if (fd >= 0) fds[last].fd = fd;
     return n_ready;
 }
 static ssize_t send_half(const struct comm_os *os, int fd, const void *data, size_t bytes) {
