@@ -7,7 +7,9 @@
 #include "base/rng.h"
 #include "kernels/ref/ref.h"
 #include "launcher/life.h"
-#include "partition/order.h"
+#include "tests/t_sim_priv.h"
+
+struct play play;
 
 /* ---- the heap's balance --------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -36,10 +38,6 @@ void free(void *block) {
 }
 #endif
 
-enum { MAX_RANKS = 6, MAX_OPS = 14, MAX_BYTES = 16384, MAX_EVENTS = 24, SUPERVISOR = MAX_RANKS };
-#define OPEN_NS (15 * BASE_NS_PER_S)
-#define WAIT_NS (12 * BASE_NS_PER_S) /* of one operation, in slices as the runtime does it */
-#define SLICE_NS BASE_NS_PER_S
 /* What a survivor's report may take from the fault on, beside what the weather adds. */
 #define DEATH_NS BASE_NS_PER_S
 #define SILENCE_NS (3700 * BASE_NS_PER_MS) /* SILENCE_MS of comm/tcp_wire.c, its look every half second, and a sleeper's slice */
@@ -60,61 +58,8 @@ const char *const t_sim_planted_names[] = {"nothing",
                                            "an interrupt taken as the end",
                                            "events before their time"};
 
-enum op_kind { OP_WORK, OP_IDLE, OP_ALLGATHER, OP_SUM, OP_TOP_K, OP_BROADCAST, OP_BARRIER, OP_SPLIT, OP_N };
-struct op {
-    enum op_kind kind;
-    uint32_t tag;
-    size_t bytes[MAX_RANKS]; /* per rank; OP_SUM: [0] of a vector */
-    int root, k, n_posts;    /* n_posts: events before it */
-    size_t piece_bytes;
-    uint32_t n_leaves, lo[ORDER_MAX_RANKS], hi[ORDER_MAX_RANKS];
-    bool in_parts;
-    uint64_t work_ns[MAX_RANKS];
-    int color[MAX_RANKS];
-    float *sum; /* the reference, made when the first rank wants it */
-};
-
-struct rank {
-    struct comm *comm, *group;
-    uint64_t progress, waits;
-    uint32_t n_posted, n_read;
-    enum st code;
-    struct err e;
-    bool opened, finished, is_in_group, is_opening_group, is_excused, was_killed; /* killed: by the supervisor */
-    int members[MAX_RANKS], n_members;
-    uint64_t end_ns, slowest_ns;
-    int i_op;
-    unsigned char *own, *event;
-};
-
-struct play {
-    struct comm_sim *s;
-    uint64_t seed;
-    enum t_sim_planted planted;
-    struct comm_sim_weather weather;
-    int n_ranks, n_ops, n_events, mismatched; /* mismatched: the rank whose hello differs; −1: none */
-    bool has_supervisor, is_calm;
-    int hang; /* how a frozen rank looks: asleep, busy or stopped */
-    size_t max_bytes;
-    int spin_us;
-    struct op ops[MAX_OPS];
-    size_t event_bytes[MAX_EVENTS];
-    struct rank ranks[MAX_RANKS];
-    uint64_t begun_ns[MAX_OPS]; /* when the last rank came to it */
-    int n_begun[MAX_OPS];
-    struct comm_os systems[MAX_RANKS]; /* the sound ones, under planted faults */
-    void *leak;
-    char wrong[400];
-};
-static struct play play; /* one world at a time: planted hooks have no context of their own */
-
 /* ---- the program ---------------------------------------------------------------------------------------------------------------------------------------- */
 
-static uint64_t mix(uint64_t x) {
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebull;
-    return x ^ x >> 31;
-}
 static void fill(void *to, size_t bytes, uint64_t tag) {
     for (size_t i = 0; i < bytes; i += 8) {
         const uint64_t x = mix(tag + i * 0x9e3779b97f4a7c15ull);
@@ -190,6 +135,8 @@ static void draw(uint64_t seed, enum t_sim_planted planted) {
     play.n_ops = 2 + (int)base_rng_below(&rng, MAX_OPS - 1);
     for (int i = 0; i < play.n_ops; i++) draw_op(&rng, &play.ops[i], (uint32_t)i);
     for (int i = 0; i < play.n_events; i++) play.event_bytes[i] = base_rng_below(&rng, 12) ? base_rng_below(&rng, 200) : base_rng_below(&rng, 4000);
+    play.n_frames = base_rng_below(&rng, 3) == 0 ? t_sim_draw_frames(&rng) : 0;
+    play.has_supervisor |= play.n_frames > 0; /* idle ranks wait for events as long as rank 0 lives: that somebody else must say */
     comm_sim_draw(seed, play.n_ranks, &play.weather);
     while (play.weather.window_bytes < play.max_bytes / 8) play.weather.window_bytes *= 2; /* else a message goes in thousands of pieces */
     play.is_calm = play.weather.n_faults == 0 && play.weather.window_bytes == COMM_SIM_MAX_WINDOW_BYTES &&
@@ -199,22 +146,22 @@ static void draw(uint64_t seed, enum t_sim_planted planted) {
 
 /* ---- a rank --------------------------------------------------------------------------------------------------------------------------------------------- */
 
-static uint64_t in_ns(int r, uint64_t ns) { return base_now_ns(comm_sim_clock(play.s, r)) + ns; }
+uint64_t t_sim_in_ns(int r, uint64_t ns) { return base_now_ns(comm_sim_clock(play.s, r)) + ns; }
 
-static enum st wrong(struct rank *k, const char *what) {
+enum st t_sim_wrong(struct rank *k, const char *what) {
     if (!play.wrong[0]) snprintf(play.wrong, sizeof play.wrong, "rank %d, operation %d: %s", (int)(k - play.ranks), k->i_op, what);
     return err_set(&k->e, ST_INVALID, "wrong: %s", what);
 }
 
 /* As runtime/rank.c: in slices, and whoever waits counts them, to show that it does. */
-static enum st finish(struct rank *k, struct comm *c, const void **views, struct comm_header *headers) {
+enum st t_sim_finish(struct rank *k, struct comm *c, const void **views, struct comm_header *headers) {
     const int r = (int)(k - play.ranks);
-    const uint64_t until_ns = in_ns(r, WAIT_NS);
+    const uint64_t until_ns = t_sim_in_ns(r, WAIT_NS);
     enum st st;
     k->waits = 1;
     for (uint64_t now_ns = until_ns - WAIT_NS; (st = comm_allgather_finish(c, now_ns + SLICE_NS, views, headers, &k->e)) == ST_TIMEOUT;) {
         k->waits++;
-        now_ns = in_ns(r, 0);
+        now_ns = t_sim_in_ns(r, 0);
         if (now_ns >= until_ns && play.planted != T_SIM_DEAF) break;
         if (comm_sim_is_dead(play.s, r)) break;
     }
@@ -226,22 +173,23 @@ static enum st post_events(struct rank *k, int n) {
     for (int i = 0; i < n; i++) {
         fill(k->event, play.event_bytes[k->n_posted], tag_of(1000 + k->n_posted, 0));
         const enum st st = comm_event_post(k->comm, k->event, play.event_bytes[k->n_posted], &k->e);
-        if (st == ST_AGAIN) return wrong(k, "no room for an event in a ring of a megabyte");
+        if (st == ST_AGAIN) return t_sim_wrong(k, "no room for an event in a ring of a megabyte");
         if (st) return st;
         k->n_posted++;
     }
     return ST_OK;
 }
 
-static enum st read_events(struct rank *k, uint32_t n) {
+enum st t_sim_read_events(struct rank *k, uint32_t n) {
+    if (k == &play.ranks[0]) return ST_OK;
     const int r = (int)(k - play.ranks);
     while (k->n_read < n) {
         size_t bytes;
-        const enum st st = comm_event_next(k->comm, k->event, COMM_EVENT_MAX_BYTES, &bytes, in_ns(r, SLICE_NS), &k->e);
-        if (st == ST_AGAIN) return wrong(k, "an event that an exchange has announced is not there");
+        const enum st st = comm_event_next(k->comm, k->event, COMM_EVENT_MAX_BYTES, &bytes, t_sim_in_ns(r, SLICE_NS), &k->e);
+        if (st == ST_AGAIN) return t_sim_wrong(k, "an event that an exchange has announced is not there");
         if (st) return st;
         if (bytes != play.event_bytes[k->n_read] || !is_filled(k->event, bytes, tag_of(1000 + k->n_read, 0)))
-            return wrong(k, "an event is not what was posted");
+            return t_sim_wrong(k, "an event is not what was posted");
         k->n_read++;
     }
     return ST_OK;
@@ -254,8 +202,8 @@ static enum st take_events(struct rank *k, const struct comm_header *headers) {
         if (comm_event_next(k->comm, k->event, COMM_EVENT_MAX_BYTES, &bytes, 0, &k->e) == ST_OK) k->n_read++;
     }
     if (k == &play.ranks[0]) return ST_OK;
-    const enum st st = read_events(k, headers[0].n_events);
-    return !st && k->n_read != headers[0].n_events ? wrong(k, "an event was applied before its time") : st;
+    const enum st st = t_sim_read_events(k, headers[0].n_events);
+    return !st && k->n_read != headers[0].n_events ? t_sim_wrong(k, "an event was applied before its time") : st;
 }
 
 static bool headers_are_right(const struct rank *k, const struct op *op, const struct comm_header *headers) {
@@ -282,11 +230,11 @@ static enum st do_allgather(struct rank *k, const struct op *op) {
     fill(own, op->bytes[r], tag_of(op->tag, r));
     enum st st = comm_allgather_start(k->comm, own, op->bytes, &header, &k->e);
     if (!st && op->in_parts) comm_sim_work(play.s, r, 30000);
-    if (!st) st = finish(k, k->comm, views, headers);
+    if (!st) st = t_sim_finish(k, k->comm, views, headers);
     if (st) return st;
-    if (!headers_are_right(k, op, headers)) return wrong(k, "headers are not what was sent");
+    if (!headers_are_right(k, op, headers)) return t_sim_wrong(k, "headers are not what was sent");
     for (int i = 0; i < play.n_ranks; i++)
-        if (!is_filled(views[i], op->bytes[i], tag_of(op->tag, i))) return wrong(k, "an all-gather has other bytes than were sent");
+        if (!is_filled(views[i], op->bytes[i], tag_of(op->tag, i))) return t_sim_wrong(k, "an all-gather has other bytes than were sent");
     return take_events(k, headers);
 }
 
@@ -319,7 +267,7 @@ static void add(void *context, size_t offset, size_t bytes, const void *const *v
 static uint64_t go_on(void *context) {
     struct adding *a = context;
     const int r = (int)(a->rank - play.ranks);
-    const uint64_t now_ns = in_ns(r, 0);
+    const uint64_t now_ns = t_sim_in_ns(r, 0);
     a->rank->waits++;
     return (now_ns >= a->until_ns && play.planted != T_SIM_DEAF) || comm_sim_is_dead(play.s, r) ? 0 : now_ns + SLICE_NS;
 }
@@ -327,7 +275,7 @@ static uint64_t go_on(void *context) {
 static enum st do_sum(struct rank *k, struct op *op) {
     const int r = (int)(k - play.ranks);
     const size_t width = op->bytes[0] / sizeof(float);
-    struct adding a = {.rank = k, .op = op, .until_ns = in_ns(r, WAIT_NS), .sum = {.n_leaves = op->n_leaves, .n_tokens = 1}};
+    struct adding a = {.rank = k, .op = op, .until_ns = t_sim_in_ns(r, WAIT_NS), .sum = {.n_leaves = op->n_leaves, .n_tokens = 1}};
     uint32_t n_vectors[MAX_RANKS];
     int first_own = 0;
     for (int i = 0; i < play.n_ranks; i++) {
@@ -357,14 +305,14 @@ static enum st do_sum(struct rank *k, struct op *op) {
                                         .headers = headers,
                                         .extend = go_on};
     k->waits = 1;
-    enum st st = comm_exchange_and_add(k->comm, &x, &header, in_ns(r, SLICE_NS), &k->e);
+    enum st st = comm_exchange_and_add(k->comm, &x, &header, t_sim_in_ns(r, SLICE_NS), &k->e);
     k->waits = 0;
     if (!st && !op->sum) {
         op->sum = malloc(op->bytes[0]);
         for (size_t i = 0; op->sum && i < width; i++) op->sum[i] = tree_value(op->tag, i, 0, op->n_leaves);
     }
-    if (!st && (!op->sum || memcmp(op->sum, a.y, op->bytes[0]) != 0)) st = wrong(k, "a sum has not the reference's bits");
-    if (!st && !headers_are_right(k, op, headers)) st = wrong(k, "headers are not what was sent");
+    if (!st && (!op->sum || memcmp(op->sum, a.y, op->bytes[0]) != 0)) st = t_sim_wrong(k, "a sum has not the reference's bits");
+    if (!st && !headers_are_right(k, op, headers)) st = t_sim_wrong(k, "headers are not what was sent");
     if (st && play.planted == T_SIM_LEAKED_HEAP) {
         play.leak = a.y; /* of the caller's, who shall not hold it */
         return st;
@@ -390,16 +338,16 @@ static enum st do_top_k(struct rank *k, const struct op *op) {
     int n_all = 0, n_merged = 0;
     draw_candidates(op, r, n_candidates(op, r), own);
     const struct comm_header header = header_of(k, op);
-    const enum st st = comm_top_k(k->comm, own, n_candidates(op, r), op->k, &header, in_ns(r, WAIT_NS), merged, &n_merged, &k->e);
+    const enum st st = comm_top_k(k->comm, own, n_candidates(op, r), op->k, &header, t_sim_in_ns(r, WAIT_NS), merged, &n_merged, &k->e);
     if (st) return st;
     for (int i = 0; i < play.n_ranks; i++) {
         draw_candidates(op, i, n_candidates(op, i), all + n_all);
         n_all += n_candidates(op, i);
     }
     qsort(all, (size_t)n_all, sizeof *all, by_value);
-    if (n_merged != (n_all < op->k ? n_all : op->k)) return wrong(k, "the best are not as many as there are");
+    if (n_merged != (n_all < op->k ? n_all : op->k)) return t_sim_wrong(k, "the best are not as many as there are");
     for (int i = 0; i < n_merged; i++)
-        if (all[i].id != merged[i].id || all[i].value != merged[i].value) return wrong(k, "the best are others");
+        if (all[i].id != merged[i].id || all[i].value != merged[i].value) return t_sim_wrong(k, "the best are others");
     return ST_OK;
 }
 
@@ -407,8 +355,8 @@ static enum st do_broadcast(struct rank *k, const struct op *op) {
     const int r = (int)(k - play.ranks);
     const size_t bytes = op->bytes[op->root];
     if (r == op->root) fill(k->own, bytes, tag_of(op->tag, r));
-    const enum st st = comm_broadcast(k->comm, op->root, k->own, bytes, in_ns(r, WAIT_NS), &k->e);
-    return !st && !is_filled(k->own, bytes, tag_of(op->tag, op->root)) ? wrong(k, "a broadcast has other bytes") : st;
+    const enum st st = comm_broadcast(k->comm, op->root, k->own, bytes, t_sim_in_ns(r, WAIT_NS), &k->e);
+    return !st && !is_filled(k->own, bytes, tag_of(op->tag, op->root)) ? t_sim_wrong(k, "a broadcast has other bytes") : st;
 }
 
 /* A group, and in it a few exchanges; in a group of two messages from rank to rank. */
@@ -416,31 +364,31 @@ static enum st do_split(struct rank *k, const struct op *op) {
     const int r = (int)(k - play.ranks);
     int n = 0, own_rank = 0;
     k->is_opening_group = true;
-    enum st st = comm_split(k->comm, op->color[r], 1024, in_ns(r, WAIT_NS), &k->group, &k->e);
+    enum st st = comm_split(k->comm, op->color[r], 1024, t_sim_in_ns(r, WAIT_NS), &k->group, &k->e);
     if (st) return st;
     k->is_opening_group = false;
-    if (!k->group) return op->color[r] < 0 ? ST_OK : wrong(k, "there is no group");
+    if (!k->group) return op->color[r] < 0 ? ST_OK : t_sim_wrong(k, "there is no group");
     for (int i = 0; i < play.n_ranks; i++) {
         if (op->color[i] != op->color[r]) continue;
         if (i == r) own_rank = n;
         k->members[n++] = i;
     }
     k->n_members = n;
-    if (comm_n_ranks(k->group) != n || comm_rank(k->group) != own_rank) return wrong(k, "a group has other ranks");
+    if (comm_n_ranks(k->group) != n || comm_rank(k->group) != own_rank) return t_sim_wrong(k, "a group has other ranks");
     k->is_in_group = true;
     for (uint32_t round = 0; round < 3 && !st; round++) {
         const uint32_t tag = 100 + op->tag * 8 + round;
         const size_t bytes = tag_of(tag, op->color[r] + 20) % 1000;
         if (n == 2 && (int)(round % 2) == own_rank) {
             fill(k->own, bytes, tag_of(tag, r));
-            st = comm_send(k->group, k->own, bytes, in_ns(r, WAIT_NS), &k->e);
+            st = comm_send(k->group, k->own, bytes, t_sim_in_ns(r, WAIT_NS), &k->e);
         } else if (n == 2) {
-            st = comm_receive(k->group, k->own, bytes, in_ns(r, WAIT_NS), &k->e);
-            if (!st && !is_filled(k->own, bytes, tag_of(tag, k->members[!own_rank]))) st = wrong(k, "a message has other bytes");
+            st = comm_receive(k->group, k->own, bytes, t_sim_in_ns(r, WAIT_NS), &k->e);
+            if (!st && !is_filled(k->own, bytes, tag_of(tag, k->members[!own_rank]))) st = t_sim_wrong(k, "a message has other bytes");
         } else {
             if (own_rank == 0) fill(k->own, bytes, tag_of(tag, r));
-            st = comm_broadcast(k->group, 0, k->own, bytes, in_ns(r, WAIT_NS), &k->e);
-            if (!st && !is_filled(k->own, bytes, tag_of(tag, k->members[0]))) st = wrong(k, "a group's broadcast has other bytes");
+            st = comm_broadcast(k->group, 0, k->own, bytes, t_sim_in_ns(r, WAIT_NS), &k->e);
+            if (!st && !is_filled(k->own, bytes, tag_of(tag, k->members[0]))) st = t_sim_wrong(k, "a group's broadcast has other bytes");
         }
     }
     if (st) return st; /* the group is closed with the rest */
@@ -474,7 +422,7 @@ static enum st do_op(struct rank *k, struct op *op) {
     case OP_SUM: return do_sum(k, op);
     case OP_TOP_K: return do_top_k(k, op);
     case OP_BROADCAST: return do_broadcast(k, op);
-    case OP_BARRIER: return comm_barrier(k->comm, in_ns(r, WAIT_NS), &k->e);
+    case OP_BARRIER: return comm_barrier(k->comm, t_sim_in_ns(r, WAIT_NS), &k->e);
     case OP_SPLIT: return do_split(k, op);
     case OP_N: break;
     }
@@ -493,12 +441,12 @@ static enum st open_and_greet(struct rank *k) {
         .os = comm_sim_os(play.s, r),
         .memory_fd = -1,
         .boot = comm_sim_boot(play.s, r),
-        .deadline_ns = in_ns(r, OPEN_NS),
+        .deadline_ns = t_sim_in_ns(r, OPEN_NS),
     };
     const enum st st = comm_open(&setup, &k->comm, &k->e);
     if (st) return st;
     const struct comm_identity mine = {.build_id = "simulated", .kernel_variant = "cpu/ref", .plan = {.bytes = {r == play.mismatched ? 1 : 2}}};
-    return comm_hello(k->comm, &mine, in_ns(r, WAIT_NS), &k->e);
+    return comm_hello(k->comm, &mine, t_sim_in_ns(r, WAIT_NS), &k->e);
 }
 
 static void run_rank(int r) {
@@ -516,9 +464,13 @@ static void run_rank(int r) {
             if (is_exchange && play.begun_ns[i] && took_ns > k->slowest_ns) k->slowest_ns = took_ns;
         }
     }
+    if (!k->code && play.n_frames) {
+        k->i_op = play.n_ops;
+        k->code = t_sim_serve(k);
+    }
     if (!k->code) { /* a rank that closes is lost to those that are still about */
         k->is_excused = true;
-        k->code = comm_barrier(k->comm, in_ns(r, WAIT_NS), &k->e);
+        k->code = comm_barrier(k->comm, t_sim_in_ns(r, WAIT_NS), &k->e);
     }
     k->finished = k->code == ST_OK;
     k->end_ns = comm_sim_now_ns(play.s);
@@ -717,6 +669,11 @@ static bool check(struct t_sim_outcome *out) {
     bool may_name = true, ok = true;
     for (int r = 0; r < play.n_ranks; r++)
         if (play.ranks[r].is_opening_group || play.ranks[r].is_in_group) may_name = false;
+    const char *differs = t_sim_compare_steps();
+    if (differs) {
+        snprintf(out->why, sizeof out->why, "%s", differs);
+        return false;
+    }
     for (int r = 0; r < play.n_ranks; r++) ok = ok && check_rank(out, r, may_name);
     return ok;
 }
