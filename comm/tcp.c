@@ -160,10 +160,14 @@ static void tcp_sleep(struct comm *c, uint64_t deadline_ns) {
         const struct tcp_peer *p = &t->peers[r];
         bool wanted = !c->begun || p->n_received < c->sequence, unsent = comm_tcp_has_unsent(t, p);
         /* Who has said all that is due, or has ended, would wake us again and again. */
-        fds[r] =
-            (struct pollfd){.fd = p->ended || (!wanted && !unsent) ? -1 : p->fd, .events = (short)((wanted ? POLLIN : 0) | (unsent ? POLLOUT : 0))};
+        fds[r] = (struct pollfd){.fd = p->ended || (!wanted && !unsent) ? -1 : p->fd,
+                                 .events = (short)((wanted ? POLLIN : 0) | (unsent ? POLLOUT | POLLRDHUP : 0))};
     }
     c->os->poll(c->os, fds, (size_t)t->n_ranks, deadline_ns - now_ns);
+    /* Who has closed takes nothing any more. Usually a send fails then; not where our bytes do not get through to it, but its end came to us. */
+    for (int r = 0; r < t->n_ranks; r++)
+        while (fds[r].revents & POLLRDHUP && comm_tcp_receive(t, r, false)) {
+        }
     comm_tcp_look_for_silence(t, now_ns);
 }
 
