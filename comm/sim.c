@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/rng.h"
 #include "comm/sim_priv.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -38,10 +39,13 @@
 /* A dead task's clock begins here, and each look costs a second: every deadline is over. */
 #define DEAD_NS (1ull << 60)
 
+/* splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): drawn from at every call, so it shall cost nothing. */
 uint64_t sim_random(struct comm_sim *s, uint64_t bound) {
-    if (bound == 0) return 0;
-    if (bound <= UINT32_MAX) return (uint64_t)base_rng_u32(&s->rng) * bound >> 32;
-    return ((uint64_t)base_rng_u32(&s->rng) << 32 | base_rng_u32(&s->rng)) % bound;
+    uint64_t x = s->random += 0x9e3779b97f4a7c15ull;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+    x ^= x >> 31;
+    return bound <= UINT32_MAX ? (x >> 32) * bound >> 32 : x % bound;
 }
 bool sim_chance(struct comm_sim *s, uint32_t permille) { return permille && sim_random(s, 1000) < permille; }
 
@@ -97,6 +101,11 @@ static struct sim_event take_first(struct comm_sim *s) {
 
 /* ---- tasks ------------------------------------------------------------------------------------------------------------------------------------------ */
 
+static void wake_at(struct sim_task *t, uint64_t at_ns) {
+    t->wake_ns = at_ns;
+    t->sim->due_ns[t->i] = t->ended || t->frozen ? NEVER : at_ns;
+}
+
 static _Thread_local struct sim_task *starting; /* a new stack begins without arguments */
 
 static void run_task(struct comm_sim *s, struct sim_task *t) {
@@ -121,19 +130,18 @@ static void task_main(void) {
     IF_ASAN(__sanitizer_finish_switch_fiber(NULL, &s->main_stack, &s->main_stack_bytes);)
     s->o->task(s->o->context, s, t->i);
     t->ended = true;
+    wake_at(t, NEVER);
     s->n_ended++;
     SIM_NOTE(s, t->i, "has ended");
     give_way(t);
 }
 
 /* The first task to go on; NULL: none will. */
-static struct sim_task *next_task(struct comm_sim *s, const struct sim_task *other_than) {
-    struct sim_task *first = NULL;
-    for (int i = 0; i < s->n_tasks; i++) {
-        struct sim_task *t = &s->tasks[i];
-        if (t != other_than && !t->ended && !t->frozen && t->wake_ns != NEVER && (!first || t->wake_ns < first->wake_ns)) first = t;
-    }
-    return first;
+static struct sim_task *next_task(struct comm_sim *s) {
+    int first = 0;
+    for (int i = 1; i < s->n_tasks; i++)
+        if (s->due_ns[i] < s->due_ns[first]) first = i;
+    return s->due_ns[first] == NEVER ? NULL : &s->tasks[first];
 }
 
 /* A dead task may not go on for ever. */
@@ -141,6 +149,7 @@ static void count_dead_call(struct sim_task *t) {
     if (++t->n_dead_calls < MAX_DEAD_CALLS) return;
     sim_fail(t->sim, "task %d waits although each of its calls fails", t->i);
     t->ended = true; /* what it holds is lost */
+    wake_at(t, NEVER);
     t->sim->n_ended++;
     give_way(t);
 }
@@ -158,14 +167,14 @@ bool sim_spend(struct sim_task *t, uint64_t ns) {
     const uint32_t slow = s->w->slow[t->i];
     const uint64_t until_ns = s->now_ns + (1 + sim_random(s, ns)) * (slow ? slow : 1);
     if (!t->dead && !t->frozen && (!s->n_heap || s->events[0].at_ns > until_ns)) {
-        const struct sim_task *next = next_task(s, t);
+        const struct sim_task *next = next_task(s); /* not itself: who runs is due never */
         if (!next || next->wake_ns > until_ns) {
             s->now_ns = until_ns;
             return true;
         }
     }
     if (!t->dead) {
-        t->wake_ns = until_ns;
+        wake_at(t, until_ns);
         give_way(t);
     }
     return !t->dead;
@@ -174,18 +183,18 @@ bool sim_spend(struct sim_task *t, uint64_t ns) {
 void sim_wait(struct sim_task *t, uint64_t until_ns) {
     struct comm_sim *s = t->sim;
     if (t->dead) return;
-    t->wake_ns = until_ns;
     if (until_ns > s->now_ns && until_ns - s->now_ns > COMM_SIM_MAX_WAIT_NS) {
         sim_fail(s, "task %d waits without a deadline, or for %.0f s", t->i, (double)(until_ns - s->now_ns) / (double)BASE_NS_PER_S);
         return;
     }
+    wake_at(t, until_ns);
     give_way(t);
 }
 
 void sim_wake(struct sim_task *t) {
     struct comm_sim *s = t->sim;
     const uint64_t at_ns = s->now_ns + sim_random(s, LATENCY_NS);
-    if (!t->ended && at_ns < t->wake_ns) t->wake_ns = at_ns;
+    if (!t->ended && at_ns < t->wake_ns) wake_at(t, at_ns);
 }
 
 /* ---- faults ----------------------------------------------------------------------------------------------------------------------------------------- */
@@ -214,7 +223,7 @@ static void die(struct comm_sim *s, struct sim_task *t, bool silently) {
     sim_net_close_all(s, t->i, silently);
     t->dead = true;
     t->frozen = false;
-    t->wake_ns = s->now_ns;
+    wake_at(t, s->now_ns);
     if (t->i >= s->o->n_ranks) return;
     s->boot_failed = true;
     for (int i = 0; i < s->n_tasks; i++)
@@ -251,6 +260,7 @@ static void fire(struct comm_sim *s, struct comm_sim_fault *f, int i_fault) {
     case COMM_SIM_FREEZE:
         t->frozen = true;
         t->for_good |= !f->for_ns;
+        wake_at(t, t->wake_ns);
         break;
     case COMM_SIM_NO_MEMORY:
     case COMM_SIM_N_FAULTS: return;
@@ -268,7 +278,7 @@ static void heal(struct comm_sim *s, const struct comm_sim_fault *f) {
     if (f->kind == COMM_SIM_FREEZE) {
         struct sim_task *t = &s->tasks[f->a];
         t->frozen = t->for_good && !t->dead;
-        if (t->wake_ns < s->now_ns) t->wake_ns = s->now_ns;
+        wake_at(t, t->wake_ns < s->now_ns ? s->now_ns : t->wake_ns);
         return;
     }
     block(s, f->a, f->b, -1);
@@ -409,14 +419,14 @@ static void start_task(struct comm_sim *s, int i) {
     struct sim_task *t = &s->tasks[i];
     *t = (struct sim_task){.sim = s, .i = i, .stack = t->stack, .fiber = t->fiber, .clock = {task_now_ns, t}, .boot = {boot_allgather, t}};
     sim_net_fill(&t->os);
-    t->wake_ns = sim_random(s, LATENCY_NS);
+    wake_at(t, sim_random(s, LATENCY_NS));
     t->at = sim_stack_init(t->stack, COMM_SIM_STACK_BYTES, task_main);
 }
 
 static void reset(struct comm_sim *s, const struct comm_sim_options *o) {
     s->o = o;
     s->w = o->weather;
-    base_rng_init(&s->rng, o->seed);
+    s->random = o->seed;
     s->now_ns = s->n_calls = s->n_events = 0;
     s->digest = 14695981039346656037ull;
     s->failed.text[0] = 0;
@@ -461,7 +471,7 @@ enum st comm_sim_run(struct comm_sim *s, const struct comm_sim_options *o, struc
         if (s->n_calls > MAX_CALLS)
             sim_fail(s, "does not end: %llu calls, %.1f s", (unsigned long long)s->n_calls, (double)s->now_ns / (double)BASE_NS_PER_S);
         if (s->now_ns > MAX_RUN_NS) sim_fail(s, "does not end: %.1f s", (double)s->now_ns / (double)BASE_NS_PER_S);
-        struct sim_task *t = next_task(s, NULL);
+        struct sim_task *t = next_task(s);
         const bool has_event = s->n_heap > 0 && (!t || s->events[0].at_ns <= t->wake_ns);
         if (!has_event && !t && !only_frozen_are_left(s)) sim_fail(s, "all tasks wait for each other");
         if (!s->is_over && (s->failed.text[0] || only_frozen_are_left(s))) {
@@ -479,7 +489,7 @@ enum st comm_sim_run(struct comm_sim *s, const struct comm_sim_options *o, struc
         } else if (t) {
             if (t->wake_ns > s->now_ns) s->now_ns = t->wake_ns;
             digest(s, s->now_ns ^ (uint64_t)t->i << 48);
-            t->wake_ns = NEVER;
+            wake_at(t, NEVER);
             run_task(s, t);
         }
     }

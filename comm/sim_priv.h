@@ -2,7 +2,6 @@
 #ifndef COMM_SIM_PRIV_H
 #define COMM_SIM_PRIV_H
 
-#include "base/rng.h"
 #include "comm/comm_priv.h"
 #include "comm/sim.h"
 
@@ -72,7 +71,7 @@ struct sim_socket {
 struct comm_sim {
     const struct comm_sim_options *o;
     struct comm_sim_weather *w;
-    struct base_rng rng;
+    uint64_t random;
     uint64_t now_ns, n_calls, n_events, digest;
     struct err failed; /* the first failure; empty: none */
     bool is_over;      /* unwinding after it */
@@ -81,6 +80,7 @@ struct comm_sim {
     int n_heap;
 
     struct sim_task tasks[COMM_SIM_MAX_TASKS];
+    uint64_t due_ns[COMM_SIM_MAX_TASKS]; /* when each goes on: who runs, is frozen or has ended never does */
     int n_tasks, n_ended;
     void *main;
     void *main_fiber, *main_fake_stack;
