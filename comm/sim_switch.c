@@ -4,7 +4,7 @@
 
 #include "comm/sim_priv.h"
 
-#if defined(__x86_64__) || defined(__aarch64__)
+#if (defined(__x86_64__) || defined(__aarch64__)) && !defined(SIM_PORTABLE_SWITCH)
 
 /* void sim_switch(void **from, void *to): what the called must keep goes on the stack, whose top goes to *from; then the same the other way from `to`. */
 #if defined(__x86_64__)
@@ -76,7 +76,7 @@ void *sim_stack_init(unsigned char *stack, size_t bytes, void (*entry)(void)) {
 
 void sim_switch(void **from, void *to) {
     ucontext_t own;
-    *from = &own;
+    *from = &own; // cppcheck-suppress autoVariables ; the stack outlives this call
     swapcontext(&own, to);
 }
 

@@ -88,18 +88,17 @@ struct range {
     const char *progress; /* NULL: nothing is kept */
 };
 
-static volatile uint64_t seed_in_hand; /* for who dies of it */
+static char last_words[64]; /* of who dies of the seed in hand */
+static void take_in_hand(uint64_t seed) { snprintf(last_words, sizeof last_words, "died in seed %llu\n", (unsigned long long)seed); }
 static void on_death(int signo) {
-    char text[100];
-    const int n = snprintf(text, sizeof text, "signal %d in seed %llu\n", signo, (unsigned long long)seed_in_hand);
-    (void)!write(STDERR_FILENO, text, (size_t)n);
+    (void)!write(STDERR_FILENO, last_words, strlen(last_words));
     signal(signo, SIG_DFL);
     raise(signo);
 }
 
 static int run_one(uint64_t seed, FILE *log) {
     struct t_sim_outcome out;
-    seed_in_hand = seed;
+    take_in_hand(seed);
     const bool ok = t_sim_run(sim, seed, T_SIM_SOUND, log, &out);
     printf("seed %llu, %d ranks, %llu calls, %.3f ms: %s%s\n", (unsigned long long)seed, out.n_ranks, (unsigned long long)out.report.n_calls,
            (double)out.report.end_ns / (double)BASE_NS_PER_MS, ok ? "holds" : "FAILED: ", out.why);
@@ -148,7 +147,7 @@ static int run_range(struct range *r) {
             fflush(stdout);
         }
         struct t_sim_outcome out;
-        seed_in_hand = r->next;
+        take_in_hand(r->next);
         if (t_sim_run(sim, r->next, T_SIM_SOUND, NULL, &out)) continue;
         write_progress(r);
         run_one(r->next, stdout);

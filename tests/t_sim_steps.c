@@ -15,19 +15,24 @@ static struct frame {
     uint64_t gap_ns;
 } frames[MAX_FRAMES];
 
+static int n_frames;
+static void add_frame(enum rt_frame_kind kind, uint32_t request, uint32_t n) {
+    frames[n_frames] = (struct frame){.kind = kind, .request = request, .n = n};
+    n_frames++;
+}
+
 int t_sim_draw_frames(struct base_rng *rng) {
-    const int n_requests = 1 + (int)base_rng_below(rng, 5);
-    int n = 0;
-    for (int i = 0; i < n_requests; i++) {
-        const uint32_t n_prompt = base_rng_below(rng, MAX_PROMPT);
-        frames[n++] =
-            (struct frame){.kind = RT_REQUEST, .request = (uint32_t)i, .n = n_prompt}; /* one without a prompt is refused, by all ranks alike */
-        frames[n++] = (struct frame){.kind = RT_IDS, .request = (uint32_t)i, .n = n_prompt};
-        if (base_rng_below(rng, 5) == 0) frames[n++] = (struct frame){.kind = RT_CANCEL, .request = base_rng_below(rng, (uint32_t)n_requests)};
+    const uint32_t n_requests = 1 + base_rng_below(rng, 5);
+    n_frames = 0;
+    for (uint32_t i = 0; i < n_requests; i++) {
+        const uint32_t n_prompt = base_rng_below(rng, MAX_PROMPT); /* a request without a prompt is refused, by all ranks alike */
+        add_frame(RT_REQUEST, i, n_prompt);
+        add_frame(RT_IDS, i, n_prompt);
+        if (base_rng_below(rng, 5) == 0) add_frame(RT_CANCEL, base_rng_below(rng, n_requests), 0);
     }
-    frames[n++] = (struct frame){.kind = RT_STOP};
-    for (int i = 0; i < n; i++) frames[i].gap_ns = base_rng_below(rng, 4) ? 0 : base_rng_below(rng, GAP_NS);
-    return n;
+    add_frame(RT_STOP, 0, 0);
+    for (int i = 0; i < n_frames; i++) frames[i].gap_ns = base_rng_below(rng, 4) ? 0 : base_rng_below(rng, GAP_NS);
+    return n_frames;
 }
 
 static int32_t id_at(uint32_t request, uint32_t position) { return (int32_t)(mix(play.seed ^ ((uint64_t)request << 32 | position)) % VOCABULARY); }
