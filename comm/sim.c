@@ -8,7 +8,6 @@
 #include "comm/sim.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -285,9 +284,12 @@ static void heal(struct comm_sim *s, const struct comm_sim_fault *f) {
     if (f->kind == COMM_SIM_PARTITION) block(s, f->b, f->a, -1);
 }
 
-/* Log-uniform, so that the first calls get as much of it as the many later ones. */
-static uint64_t log_uniform(struct base_rng *rng, double least, double most) {
-    return (uint64_t)(least * exp(log(most / least) * base_unit_open(base_rng_u32(rng))));
+/* Every power of two equally often, so that the first calls get as much of it as the many later ones. In integers: the same on every host. */
+static uint64_t log_uniform(struct base_rng *rng, uint64_t least, uint64_t most) {
+    uint32_t n_doublings = 0;
+    while (least << (n_doublings + 1) <= most) n_doublings++;
+    const uint64_t from = least << base_rng_below(rng, n_doublings + 1), x = from + (((uint64_t)base_rng_u32(rng) * from) >> 32);
+    return x < most ? x : most;
 }
 
 void comm_sim_draw(uint64_t seed, int n_ranks, struct comm_sim_weather *w) {
@@ -295,9 +297,9 @@ void comm_sim_draw(uint64_t seed, int n_ranks, struct comm_sim_weather *w) {
     base_rng_init(&rng, seed ^ 0x57656174686572ull);
     const bool is_calm = base_rng_below(&rng, 4) == 0;
     *w = (struct comm_sim_weather){
-        .delay_ns = log_uniform(&rng, 1e3, is_calm ? 1e5 : 5e6),
+        .delay_ns = log_uniform(&rng, 1000, is_calm ? 100000 : 5000000),
         .call_ns = log_uniform(&rng, 200, 3000),
-        .yield_ns = log_uniform(&rng, 2e4, 1e6),
+        .yield_ns = log_uniform(&rng, 20000, 1000000),
         .window_bytes = is_calm ? COMM_SIM_MAX_WINDOW_BYTES : (size_t)1 << (8 + base_rng_below(&rng, 9)),
     };
     static const uint32_t rates[] = {0, 20, 100, 400};
@@ -320,7 +322,7 @@ void comm_sim_draw(uint64_t seed, int n_ranks, struct comm_sim_weather *w) {
         if (i < n_harmless) {
             static const enum comm_sim_fault_kind kinds[] = {COMM_SIM_STALL, COMM_SIM_PARTITION, COMM_SIM_ONE_WAY, COMM_SIM_FREEZE};
             f->kind = kinds[base_rng_below(&rng, 4)];
-            f->for_ns = log_uniform(&rng, 1e5, (double)COMM_SIM_SHORT_NS);
+            f->for_ns = log_uniform(&rng, 100000, COMM_SIM_SHORT_NS);
         } else {
             static const enum comm_sim_fault_kind kinds[] = {COMM_SIM_KILL,   COMM_SIM_KILL,    COMM_SIM_KILL,      COMM_SIM_KILL,
                                                              COMM_SIM_RESET,  COMM_SIM_RESET,   COMM_SIM_POWER_OFF, COMM_SIM_FREEZE,

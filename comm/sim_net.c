@@ -170,6 +170,12 @@ static int listener_at(const struct comm_sim *s, int port) {
     return -1;
 }
 
+int comm_sim_port(const struct comm_sim *s, int rank) {
+    for (int i = s->n_sockets - 1; i >= 0; i--)
+        if (s->sockets[i].state == SOCKET_LISTENS && !s->sockets[i].closed && s->sockets[i].owner == rank) return s->sockets[i].port;
+    return 0;
+}
+
 static void take_syn(struct comm_sim *s, int i) {
     struct sim_socket *x = &s->sockets[i];
     const int listener = listener_at(s, x->port), host = (x->port - SIM_FIRST_PORT) % COMM_SIM_MAX_TASKS; /* a port tells whose it is: see sim_bind */
@@ -178,7 +184,11 @@ static void take_syn(struct comm_sim *s, int i) {
         sim_at(s, s->now_ns + SYN_NS, SIM_SYN, i, x->generation, 0);
         return;
     }
-    if (listener < 0 || s->sockets[listener].n_backlog == SIM_MAX_BACKLOG) {
+    if (listener >= 0 && s->sockets[listener].n_backlog == SIM_MAX_BACKLOG) { /* as if it were lost */
+        sim_at(s, s->now_ns + SYN_NS, SIM_SYN, i, x->generation, 0);
+        return;
+    }
+    if (listener < 0) {
         sim_at(s, s->now_ns + way_ns(s, host, x->owner), SIM_RESET, i, x->generation, ECONNREFUSED);
         return;
     }

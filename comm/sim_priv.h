@@ -5,7 +5,7 @@
 #include "comm/comm_priv.h"
 #include "comm/sim.h"
 
-enum { SIM_MAX_SOCKETS = 512, SIM_MAX_SEGMENTS = 16, SIM_MAX_BACKLOG = 64, SIM_MAX_EVENTS = 4096, SIM_FIRST_PORT = 20000 };
+enum { SIM_MAX_SOCKETS = 2048, SIM_MAX_SEGMENTS = 16, SIM_MAX_BACKLOG = 64, SIM_MAX_EVENTS = 4096, SIM_FIRST_PORT = 20000 };
 
 enum sim_event_kind {
     SIM_ARRIVE,    /* the first segment on its way to a socket */

@@ -1,4 +1,4 @@
-/* The simulated world: seeds of it, planted faults that it must find, and, called with options, a runner for many seeds (docs/simulator.md). test-deadline: 60 */
+/* The simulated world: seeds of it, planted faults that it must find, and, called with options, a runner for many seeds (docs/simulator.md). test-deadline: 120 */
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -17,7 +17,7 @@ enum { IS_SANITIZED = 0 };
 #endif
 /* How many seeds, and for how long at most: a loaded machine tries fewer. */
 enum { N_SEEDS = IS_SANITIZED ? 1500 : 10000, N_SEEDS_LONG = 100000, N_PLANTED_SEEDS = 3000 };
-#define ENOUGH_NS (20 * BASE_NS_PER_S)
+#define ENOUGH_NS (40 * BASE_NS_PER_S)
 
 static struct comm_sim *sim;
 static uint64_t real_now_ns(void) { return base_now_ns(base_clock_real()); }

@@ -130,6 +130,7 @@ static void draw(uint64_t seed, enum t_sim_planted planted) {
     play.max_bytes = (size_t)1024 << 2 * base_rng_below(&rng, 3);
     play.spin_us = base_rng_below(&rng, 4) == 0 ? 1 + (int)base_rng_below(&rng, 20) : 0;
     play.has_supervisor = base_rng_below(&rng, 2) == 0;
+    play.has_stranger = base_rng_below(&rng, 6) == 0;
     play.hang = (int)base_rng_below(&rng, 3);
     play.mismatched = play.n_ranks > 1 && base_rng_below(&rng, 40) == 0 ? (int)base_rng_below(&rng, (uint32_t)play.n_ranks) : -1;
     play.n_ops = 2 + (int)base_rng_below(&rng, MAX_OPS - 1);
@@ -570,8 +571,10 @@ static void run_task(void *context, struct comm_sim *s, int i_task) {
     (void)context, (void)s;
     if (i_task < play.n_ranks)
         run_rank(i_task);
-    else
+    else if (i_task == play.n_ranks && play.has_supervisor)
         supervise(i_task);
+    else
+        t_sim_intrude(i_task);
 }
 
 static bool names(const char *text, int r) {
@@ -691,7 +694,7 @@ bool t_sim_run(struct comm_sim *s, uint64_t seed, enum t_sim_planted planted, FI
     *out = (struct t_sim_outcome){.n_ranks = play.n_ranks};
     const struct comm_sim_options o = {.seed = seed,
                                        .n_ranks = play.n_ranks,
-                                       .n_tasks = play.n_ranks + play.has_supervisor,
+                                       .n_tasks = play.n_ranks + play.has_supervisor + play.has_stranger,
                                        .weather = &play.weather,
                                        .task = run_task,
                                        .prepare = planted ? prepare : NULL,

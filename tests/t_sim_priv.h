@@ -46,7 +46,7 @@ struct play {
     enum t_sim_planted planted;
     struct comm_sim_weather weather;
     int n_ranks, n_ops, n_events, mismatched; /* mismatched: the rank whose hello differs; −1: none */
-    bool has_supervisor, is_calm;
+    bool has_supervisor, has_stranger, is_calm;
     int hang; /* how a frozen rank looks: asleep, busy or stopped */
     size_t max_bytes;
     int spin_us, n_frames; /* n_frames: that the front end sends to rank 0; 0: there is none */
@@ -82,6 +82,8 @@ enum st t_sim_read_events(struct rank *k, uint32_t n);
 /* The runtime's loop of events and steps around its real scheduler, with made-up tokens: until the front end's last frame says stop. */
 enum st t_sim_serve(struct rank *k);
 int t_sim_draw_frames(struct base_rng *rng);
+/* Somebody at the door who belongs to nobody: connects where ranks listen, says something or nothing, stays or leaves. */
+void t_sim_intrude(int i_task);
 /* NULL, or what is not the same on all ranks that have served. */
 const char *t_sim_compare_steps(void);
 

@@ -1,3 +1,4 @@
+#include <netinet/in.h>
 #include <string.h>
 
 #include "base/arena.h"
@@ -221,4 +222,33 @@ const char *t_sim_compare_steps(void) {
         first = k;
     }
     return NULL;
+}
+
+/* ---- a stranger ----------------------------------------------------------------------------------------------------------------------------------------------- */
+
+void t_sim_intrude(int i_task) {
+    enum { MAX_OPEN = 100 };
+    const struct comm_os *os = comm_sim_os(play.s, i_task);
+    struct base_rng rng;
+    base_rng_init(&rng, play.seed + 77);
+    const uint32_t pause_ns = 1 + base_rng_below(&rng, 1000000), stays = base_rng_below(&rng, 4);
+    int fds[MAX_OPEN], n_open = 0;
+    for (int i = 0; i < 3 * MAX_OPEN && n_open < MAX_OPEN; i++) {
+        comm_sim_sleep(play.s, i_task, base_rng_below(&rng, pause_ns));
+        const int port = comm_sim_port(play.s, (int)base_rng_below(&rng, (uint32_t)play.n_ranks));
+        if (!port) continue;
+        const struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+        const int fd = os->socket(os, AF_INET);
+        os->connect(os, fd, (const struct sockaddr *)&to, sizeof to);
+        comm_sim_sleep(play.s, i_task, base_rng_below(&rng, 4 * pause_ns));
+        unsigned char words[128];
+        for (size_t k = 0; k < sizeof words; k++) words[k] = (unsigned char)base_rng_u32(&rng);
+        if (base_rng_below(&rng, 2)) memcpy(words, "tndmhi01", 8); /* as comm/tcp_connect.c greets, up to the proof */
+        if (base_rng_below(&rng, 4)) os->send(os, fd, words, 1 + base_rng_below(&rng, sizeof words));
+        if (base_rng_below(&rng, 4) < stays)
+            fds[n_open++] = fd;
+        else
+            os->close(os, fd);
+    }
+    while (n_open) os->close(os, fds[--n_open]);
 }
