@@ -203,6 +203,15 @@ bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
     return false;
 }
 
+/* All that rank r has sent and that is here, which a single short read does not prove. */
+static void receive_rest(struct tcp *t, int r) {
+    uint64_t n_moved;
+    do {
+        n_moved = t->n_moved;
+        comm_tcp_receive(t, r, false);
+    } while (!t->peers[r].ended && t->n_moved != n_moved);
+}
+
 /* ---- sending ------------------------------------------------------------------------------------------------------------------------------------- */
 
 /* What is to be sent to p next; 0: nothing. A frame that was begun is finished first; events in front of the exchange that follows them. */
@@ -255,8 +264,7 @@ void comm_tcp_push(struct tcp *t, int r) {
         if (n < 0) {
             /* It takes nothing any more, but what it has sent before still counts, its bye above all. */
             p->error = errno;
-            while (comm_tcp_receive(t, r, false)) {
-            }
+            receive_rest(t, r);
             end_peer(t, p, p->error);
             return;
         }
@@ -301,7 +309,7 @@ static enum st say_lost(const struct tcp *t, int r, struct err *e) {
 
 enum st comm_tcp_tell_lost(struct tcp *t, int r, struct err *e) {
     for (int other = 0; other < t->n_ranks; other++)
-        if (t->peers[other].fd >= 0) comm_tcp_receive(t, other, false);
+        if (t->peers[other].fd >= 0) receive_rest(t, other);
     for (int i = 0; i < t->n_ranks; i++) { /* who blames in circles is followed once around */
         const struct tcp_peer *p = &t->peers[r];
         if (p->garbled || p->blamed < 0) break;

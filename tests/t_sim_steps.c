@@ -192,16 +192,23 @@ static enum st serve(struct server *v) {
     }
 }
 
+static enum st meet_all(struct rank *k) {
+    const size_t nothing[COMM_MAX_RANKS] = {0};
+    const struct comm_header header = {0};
+    const void *views[COMM_MAX_RANKS];
+    const enum st st = comm_allgather_start(k->comm, NULL, nothing, &header, &k->e);
+    return st ? st : t_sim_finish(k, k->comm, views, NULL);
+}
+
 enum st t_sim_serve(struct rank *k) {
     struct server v = {.k = k, .rank = (int)(k - play.ranks)};
     struct arena arena;
-    /* The program's own events first: all of them lie before a barrier that follows them. */
-    k->is_excused = true;
-    enum st st = comm_barrier(k->comm, t_sim_in_ns(v.rank, WAIT_NS), &k->e);
+    /* The program's own events first: all of them lie before an exchange that follows them. */
+    k->is_excused = false;
+    enum st st = meet_all(k);
     if (!st) st = t_sim_read_events(k, (uint32_t)play.n_events);
     if (!st) st = base_arena_init(&arena, "schedule", 0, &k->e);
     if (st) return st;
-    k->is_excused = false;
     st = rt_schedule_init(&v.schedule, &arena, N_SLOTS, CHUNK, CONTEXT, VOCABULARY, N_BLOCKS, &k->e);
     base_arena_freeze(&arena);
     if (!st) st = serve(&v);
