@@ -34,7 +34,8 @@
 #define MAX_CALLS 1000000u     /* of a run that ends some day */
 #define MAX_DEAD_CALLS 100000u /* of a task after its death */
 #define MAX_RUN_NS (600 * BASE_NS_PER_S)
-#define LATENCY_NS 20000u /* from being woken to running, at most */
+#define MAX_CALL_NS (2 * BASE_NS_PER_MS) /* of a slow task: thousands of them must fit into a deadline */
+#define LATENCY_NS 20000u                /* from being woken to running, at most */
 /* A dead task's clock begins here, and each look costs a second: every deadline is over. */
 #define DEAD_NS (1ull << 60)
 
@@ -155,7 +156,8 @@ static void count_dead_call(struct sim_task *t) {
 
 static void fire_due(struct comm_sim *s);
 
-bool sim_spend(struct sim_task *t, uint64_t ns) {
+/* False: the task is dead. */
+static bool pass(struct sim_task *t, uint64_t ns) {
     struct comm_sim *s = t->sim;
     if (t->dead) {
         count_dead_call(t);
@@ -163,8 +165,7 @@ bool sim_spend(struct sim_task *t, uint64_t ns) {
     }
     s->n_calls++;
     fire_due(s);
-    const uint32_t slow = s->w->slow[t->i];
-    const uint64_t until_ns = s->now_ns + (1 + sim_random(s, ns)) * (slow ? slow : 1);
+    const uint64_t until_ns = s->now_ns + ns;
     if (!t->dead && !t->frozen && (!s->n_heap || s->events[0].at_ns > until_ns)) {
         const struct sim_task *next = next_task(s); /* not itself: who runs is due never */
         if (!next || next->wake_ns > until_ns) {
@@ -177,6 +178,13 @@ bool sim_spend(struct sim_task *t, uint64_t ns) {
         give_way(t);
     }
     return !t->dead;
+}
+
+static uint64_t slowed(const struct sim_task *t, uint64_t ns) { return ns * (t->sim->w->slow[t->i] ? t->sim->w->slow[t->i] : 1); }
+
+bool sim_spend(struct sim_task *t, uint64_t ns) {
+    const uint64_t cost_ns = 1 + sim_random(t->sim, ns), slow_ns = slowed(t, cost_ns);
+    return pass(t, slow_ns <= MAX_CALL_NS ? slow_ns : cost_ns > MAX_CALL_NS ? cost_ns : MAX_CALL_NS);
 }
 
 void sim_wait(struct sim_task *t, uint64_t until_ns) {
@@ -214,9 +222,9 @@ static void die(struct comm_sim *s, struct sim_task *t, bool silently) {
         t->off = true;
         for (int i = 0; i < s->n_tasks; i++) {
             if (i == t->i) continue;
+            sim_net_block(s, t->i, i);
             s->blocked[t->i][i]++;
             s->blocked[i][t->i]++;
-            sim_net_blocked(s, t->i, i);
         }
     }
     sim_net_close_all(s, t->i, silently);
@@ -230,11 +238,9 @@ static void die(struct comm_sim *s, struct sim_task *t, bool silently) {
 }
 
 static void block(struct comm_sim *s, int from, int to, int by) {
+    if (by > 0) sim_net_block(s, from, to);
     s->blocked[from][to] += by;
-    if (by > 0)
-        sim_net_blocked(s, from, to);
-    else if (!s->blocked[from][to])
-        sim_net_healed(s, from, to);
+    if (!s->blocked[from][to]) sim_net_healed(s, from, to);
 }
 
 static void fire(struct comm_sim *s, struct comm_sim_fault *f, int i_fault) {
@@ -352,7 +358,7 @@ bool comm_sim_is_frozen(const struct comm_sim *s, int i_task) { return s->tasks[
 bool comm_sim_will_thaw(const struct comm_sim *s, int i_task) { return !s->tasks[i_task].for_good; }
 bool comm_sim_has_ended(const struct comm_sim *s, int i_task) { return s->tasks[i_task].ended; }
 
-void comm_sim_work(struct comm_sim *s, int i_task, uint64_t ns) { sim_spend(&s->tasks[i_task], ns); }
+void comm_sim_work(struct comm_sim *s, int i_task, uint64_t ns) { pass(&s->tasks[i_task], slowed(&s->tasks[i_task], 1 + sim_random(s, ns))); }
 void comm_sim_sleep(struct comm_sim *s, int i_task, uint64_t ns) {
     struct sim_task *t = &s->tasks[i_task];
     if (sim_spend(t, s->w->call_ns)) sim_wait(t, s->now_ns + ns);

@@ -94,7 +94,7 @@ const struct comm_boot *comm_sim_boot(struct comm_sim *s, int rank);
 uint64_t comm_sim_now_ns(const struct comm_sim *s); /* costs nothing */
 /* Where a rank listens (on any address of IPv4), for strangers; 0: it does not. */
 int comm_sim_port(const struct comm_sim *s, int rank);
-/* Works for so long, times the slowness of the task. */
+/* Works for up to so long, times the slowness of the task. */
 void comm_sim_work(struct comm_sim *s, int i_task, uint64_t ns);
 /* Sleeps for so long. */
 void comm_sim_sleep(struct comm_sim *s, int i_task, uint64_t ns);

@@ -10,9 +10,9 @@
 
 #include "comm/sim_priv.h"
 
-#define RTO_NS (BASE_NS_PER_S / 5)    /* first retransmission; the next ones after twice as long each */
-#define SYN_NS BASE_NS_PER_S          /* a SYN is sent again */
-#define PROBES_NS (2 * BASE_NS_PER_S) /* two probes that nobody answers, as comm/tcp_connect.c sets them; they begin up to a second later */
+#define RTO_NS (BASE_NS_PER_S / 5) /* first retransmission; the next ones after twice as long each */
+#define SYN_NS BASE_NS_PER_S       /* a SYN is sent again */
+#define PROBE_NS BASE_NS_PER_S     /* between probes of an idle connection, as comm/tcp_connect.c sets it; after two without an answer it is broken */
 
 /* ---- sockets ----------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -70,6 +70,14 @@ bool sim_net_is_ready(const struct comm_sim *s, const struct pollfd *fds, size_t
     for (size_t i = 0; i < n; i++)
         if (fds[i].fd >= 0 && fds[i].fd < s->n_sockets && revents(s, &s->sockets[fds[i].fd], fds[i].events)) return true;
     return false;
+}
+
+/* An idle connection is probed every second, and a probe that is answered is a sign of life. To be called before the idleness ends, or the way is cut. */
+static void hear_probes(struct comm_sim *s, struct sim_socket *x) {
+    if (!x->keepalive || x->peer < 0 || sim_is_cut(s, x->owner, s->sockets[x->peer].owner)) return;
+    const struct sim_stream *out = &s->sockets[x->peer].in;
+    const uint64_t ago_ns = sim_random(s, PROBE_NS);
+    if (out->acked == out->written && s->now_ns > x->heard_ns + PROBE_NS + ago_ns) x->heard_ns = s->now_ns - ago_ns;
 }
 
 static void notify(struct comm_sim *s, const struct sim_socket *x) {
@@ -271,12 +279,13 @@ bool sim_net_reset(struct comm_sim *s, int a, int b) {
     return found;
 }
 
-void sim_net_blocked(struct comm_sim *s, int from, int to) {
+void sim_net_block(struct comm_sim *s, int from, int to) {
     const uint32_t epoch = ++s->block_epoch[from][to];
     for (int i = 0; i < s->n_sockets; i++) {
-        const struct sim_socket *x = &s->sockets[i];
-        if ((is_between(s, x, from, to) || is_between(s, x, to, from)) && x->keepalive)
-            sim_at(s, s->now_ns + PROBES_NS + sim_random(s, BASE_NS_PER_S), SIM_KEEPALIVE, i, x->generation, (int)epoch << 8 | from << 4 | to);
+        struct sim_socket *x = &s->sockets[i];
+        if (!x->keepalive || (!is_between(s, x, from, to) && !is_between(s, x, to, from))) continue;
+        hear_probes(s, x);
+        sim_at(s, s->now_ns + 2 * PROBE_NS + sim_random(s, PROBE_NS), SIM_KEEPALIVE, i, x->generation, (int)epoch << 8 | from << 4 | to);
     }
 }
 
@@ -412,6 +421,7 @@ static int sim_getsockopt(const struct comm_os *os, int fd, int level, int name,
         return 0;
     }
     struct tcp_info info = {0};
+    hear_probes(task_of(os)->sim, x);
     if (level != IPPROTO_TCP || name != TCP_INFO || *bytes < sizeof info) return fail(ENOPROTOOPT);
     if (x->peer >= 0) {
         const struct sim_socket *y = &s->sockets[x->peer];
@@ -459,7 +469,10 @@ static ssize_t sim_send(const struct comm_os *os, int fd, const void *data, size
     const size_t at = out->written % window, first = n < window - at ? n : window - at;
     memcpy(out->ring + at, data, first);
     memcpy(out->ring, (const unsigned char *)data + first, n - first);
-    if (out->acked == out->written) out->unacked_ns = s->now_ns;
+    if (out->acked == out->written) {
+        hear_probes(s, x);
+        out->unacked_ns = s->now_ns;
+    }
     out->written += n;
     if (n > 1 && sim_chance(s, s->w->short_permille)) add_segment(s, x->peer, out->written - sim_random(s, n), false);
     add_segment(s, x->peer, out->written, false);

@@ -131,8 +131,8 @@ void sim_net_fill(struct comm_os *os);
 void sim_net_clear(struct comm_sim *s);
 void sim_net_event(struct comm_sim *s, const struct sim_event *e);
 void sim_net_close_all(struct comm_sim *s, int owner, bool silently);
-bool sim_net_reset(struct comm_sim *s, int a, int b); /* false: nothing is there to break */
-void sim_net_blocked(struct comm_sim *s, int from, int to);
+bool sim_net_reset(struct comm_sim *s, int a, int b);     /* false: nothing is there to break */
+void sim_net_block(struct comm_sim *s, int from, int to); /* before it begins */
 void sim_net_healed(struct comm_sim *s, int from, int to);
 /* Would poll have something to tell? */
 bool sim_net_is_ready(const struct comm_sim *s, const struct pollfd *fds, size_t n);
