@@ -26,9 +26,9 @@ static int real_getsockname(const struct comm_os *os, int fd, struct sockaddr *a
     (void)os;
     return getsockname(fd, at, bytes);
 }
-static int real_accept(const struct comm_os *os, int fd) {
+static int real_accept(const struct comm_os *os, int fd, struct sockaddr *from, socklen_t *bytes) {
     (void)os;
-    return accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    return accept4(fd, from, bytes, SOCK_NONBLOCK | SOCK_CLOEXEC);
 }
 static int real_connect(const struct comm_os *os, int fd, const struct sockaddr *to, socklen_t bytes) {
     (void)os;

@@ -18,7 +18,7 @@ struct comm_os {
     int (*bind)(const struct comm_os *os, int fd, const struct sockaddr *at, socklen_t bytes);
     int (*listen)(const struct comm_os *os, int fd);
     int (*getsockname)(const struct comm_os *os, int fd, struct sockaddr *at, socklen_t *bytes);
-    int (*accept)(const struct comm_os *os, int fd);
+    int (*accept)(const struct comm_os *os, int fd, struct sockaddr *from, socklen_t *bytes);
     int (*connect)(const struct comm_os *os, int fd, const struct sockaddr *to, socklen_t bytes);
     int (*setsockopt)(const struct comm_os *os, int fd, int level, int name, int value);
     int (*getsockopt)(const struct comm_os *os, int fd, int level, int name, void *value, socklen_t *bytes);

@@ -393,12 +393,17 @@ static int sim_connect(const struct comm_os *os, int fd, const struct sockaddr *
     return fail(EINPROGRESS);
 }
 
-static int sim_accept(const struct comm_os *os, int fd) {
+static int sim_accept(const struct comm_os *os, int fd, struct sockaddr *from, socklen_t *bytes) {
     struct sim_socket *x = enter(os, fd);
     if (!x) return -1;
     if (!x->n_backlog) return fail(EAGAIN);
     const int accepted = x->backlog[0];
     memmove(&x->backlog[0], &x->backlog[1], (size_t)--x->n_backlog * sizeof x->backlog[0]);
+    if (from && *bytes >= sizeof(struct sockaddr_in)) {
+        const struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)x->port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        memcpy(from, &address, sizeof address);
+        *bytes = sizeof address;
+    }
     SIM_NOTE(task_of(os)->sim, x->owner, "accepts socket %d", accepted);
     return accepted;
 }

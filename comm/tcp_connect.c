@@ -269,7 +269,7 @@ static void remove_in(struct meeting *m, int i) {
 
 static enum st accept_some(struct meeting *m, struct err *e) {
     for (int i = 0; i < MAX_HALVES; i++) {
-        int fd = m->os->accept(m->os, m->listener);
+        int fd = m->os->accept(m->os, m->listener, NULL, NULL);
         if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
             if (!m->n_in) return err_set(e, ST_IO, "tcp: rank %d cannot accept its peers: %s", m->rank, strerror(errno));
             remove_in(m, 0);
