@@ -42,21 +42,24 @@ void free(void *block) {
 #define DEATH_NS BASE_NS_PER_S
 #define SILENCE_NS (3700 * BASE_NS_PER_MS) /* SILENCE_MS of comm/tcp_wire.c, its look every half second, and a sleeper's slice */
 #define FREEZE_NS ((LAUNCH_SILENCE_MS + LAUNCH_LOOK_MS + 350) * BASE_NS_PER_MS)
-#define CALM_NS (40 * BASE_NS_PER_MS) /* an exchange in calm weather: a lost wake-up costs a sleeper's slice of 50 ms */
+#define CALM_NS (15 * BASE_NS_PER_MS) /* an exchange in calm weather: a lost wake-up costs up to a sleeper's slice of 50 ms */
 
-const char *const t_sim_planted_names[] = {"nothing",
-                                           "a missing deadline",
-                                           "a lost wake-up",
-                                           "own vectors first",
-                                           "sums from left to right",
-                                           "short sends",
-                                           "a leaked mapping",
-                                           "leaked heap",
-                                           "a leaked socket",
-                                           "a wait that begins anew",
-                                           "a blind judge",
-                                           "an interrupt taken as the end",
-                                           "events before their time"};
+const char *const t_sim_planted_names[] = {
+    "nothing",
+    "a missing deadline",
+    "a lost wake-up",
+    "own vectors first",
+    "sums from left to right",
+    "short sends",
+    "a leaked mapping",
+    "leaked heap",
+    "a leaked socket",
+    "a wait that begins anew",
+    "a blind judge",
+    "an interrupt taken as the end",
+    "an end seen late",
+    "events before their time",
+};
 
 /* ---- the program ---------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -108,7 +111,8 @@ static void draw_op(struct base_rng *rng, struct op *op, uint32_t tag) {
     play.n_events += op->n_posts;
     for (int r = 0; r < play.n_ranks; r++) {
         op->bytes[r] = draw_bytes(rng, play.max_bytes);
-        op->work_ns[r] = base_rng_below(rng, 4) == 0 ? base_rng_below(rng, 2000000) : base_rng_below(rng, 20000);
+        static const uint32_t works[] = {20000, 20000, 20000, 20000, 20000, 2000000, 2000000, 60000000};
+        op->work_ns[r] = base_rng_below(rng, works[base_rng_below(rng, 8)]);
         op->color[r] = (int)base_rng_below(rng, 3) - (base_rng_below(rng, 6) == 0);
     }
     if (op->kind != OP_SUM) return;
@@ -140,6 +144,9 @@ static void draw(uint64_t seed, enum t_sim_planted planted) {
     play.has_supervisor |= play.n_frames > 0; /* idle ranks wait for events as long as rank 0 lives: that somebody else must say */
     comm_sim_draw(seed, play.n_ranks, &play.weather);
     while (play.weather.window_bytes < play.max_bytes / 8) play.weather.window_bytes *= 2; /* else a message goes in thousands of pieces */
+    for (int i = 0; i < play.n_ops; i++) /* what a slow rank does between two exchanges shall fit into its peers' deadlines */
+        for (int r = 0; r < play.n_ranks; r++)
+            if (play.weather.slow[r]) play.ops[i].work_ns[r] %= 2000000;
     play.is_calm = play.weather.n_faults == 0 && play.weather.window_bytes == COMM_SIM_MAX_WINDOW_BYTES &&
                    play.weather.delay_ns + play.weather.jitter_ns < 300000;
     for (int r = 0; r < play.n_ranks; r++) play.is_calm = play.is_calm && play.weather.slow[r] == 0;
@@ -460,7 +467,8 @@ static void run_rank(int r) {
         k->code = do_op(k, &play.ops[i]);
         k->progress++;
         if (!k->code) {
-            const bool is_exchange = play.ops[i].kind >= OP_ALLGATHER && play.ops[i].kind <= OP_BARRIER;
+            const bool is_exchange =
+                play.ops[i].kind >= OP_ALLGATHER && play.ops[i].kind <= OP_BARRIER && play.ops[i].kind != OP_SUM; /* which is many */
             const uint64_t took_ns = comm_sim_now_ns(play.s) - play.begun_ns[i];
             if (is_exchange && play.begun_ns[i] && took_ns > k->slowest_ns) k->slowest_ns = took_ns;
         }
@@ -523,13 +531,18 @@ static int task_of(const struct comm_os *os) {
         if (os == comm_sim_os(play.s, r)) return r;
     return 0;
 }
+/* In exchanges with all ranks, not while joining or leaving. */
+static bool is_at_work(int r) {
+    const struct rank *k = &play.ranks[r];
+    return k->opened && !k->is_opening_group && !k->group && !k->end_ns;
+}
 static int poll_for_ever(const struct comm_os *os, struct pollfd *fds, size_t n, uint64_t timeout_ns) {
     return play.systems[task_of(os)].poll(os, fds, n, timeout_ns > 40 * BASE_NS_PER_MS ? BASE_NO_DEADLINE : timeout_ns);
 }
 static int poll_without_the_last(const struct comm_os *os, struct pollfd *fds, size_t n, uint64_t timeout_ns) {
     int fd = -1;
     size_t last = 0;
-    for (size_t i = 0; i < n && n == (size_t)play.n_ranks; i++) /* as many as in an exchange */
+    for (size_t i = 0; i < n && is_at_work(task_of(os)); i++)
         if (fds[i].fd >= 0) last = i, fd = fds[i].fd;
     if (fd >= 0) fds[last].fd = -1;
     const int n_ready = play.systems[task_of(os)].poll(os, fds, n, timeout_ns);
@@ -551,6 +564,12 @@ static ssize_t receive_badly(const struct comm_os *os, int fd, void *data, size_
     return n < 0 && errno == EINTR ? 0 : n;
 }
 
+static ssize_t receive_late(const struct comm_os *os, int fd, void *data, size_t bytes) {
+    const ssize_t n = play.systems[task_of(os)].recv(os, fd, data, bytes);
+    if (n == 0 && is_at_work(task_of(os))) comm_sim_sleep(play.s, task_of(os), 2 * BASE_NS_PER_S);
+    return n;
+}
+
 static void prepare(void *context, struct comm_sim *s) {
     (void)context;
     for (int r = 0; r < play.n_ranks; r++) {
@@ -561,6 +580,7 @@ static void prepare(void *context, struct comm_sim *s) {
         if (play.planted == T_SIM_SHORT_SEND) os->send = send_half;
         if (play.planted == T_SIM_LEAKED_MAPPING) os->unmap = unmap_nothing;
         if (play.planted == T_SIM_LEAKED_SOCKET) os->close = close_nothing;
+        if (play.planted == T_SIM_LATE_END) os->recv = receive_late;
         if (play.planted == T_SIM_SPURIOUS_LOSS) os->recv = receive_badly;
     }
 }

@@ -22,6 +22,7 @@ enum t_sim_planted {
     T_SIM_DEAF,           /* a wait begins anew when its deadline has passed */
     T_SIM_BLIND_JUDGE,    /* the supervisor takes waiting ranks as excused, whatever they do */
     T_SIM_SPURIOUS_LOSS,  /* an interrupted call is taken as the end of the connection */
+    T_SIM_LATE_END,       /* the end of a connection is seen two seconds late */
     T_SIM_STALE_EVENTS,   /* events are applied when they come, not when an exchange says so */
     T_SIM_N_PLANTED
 };
