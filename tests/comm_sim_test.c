@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "tests/t.h"
 #include "tests/t_sim.h"
 
@@ -207,6 +208,7 @@ static int run_command(int argc, char **argv) {
 
 int main(int argc, char **argv) {
     struct err e = {0};
+    base_log_init("error"); /* strangers and losses are told in warnings: here they are the rule */
     if (comm_sim_create(&sim, &e)) {
         fprintf(stderr, "%s\n", e.text);
         return 1;
