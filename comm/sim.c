@@ -302,12 +302,11 @@ void comm_sim_draw(uint64_t seed, int n_ranks, struct comm_sim_weather *w) {
     struct base_rng rng;
     base_rng_init(&rng, seed ^ 0x57656174686572ull);
     const bool is_calm = base_rng_below(&rng, 4) == 0;
-    *w = (struct comm_sim_weather){
-        .delay_ns = log_uniform(&rng, 1000, is_calm ? 100000 : 5000000),
-        .call_ns = log_uniform(&rng, 200, 3000),
-        .yield_ns = log_uniform(&rng, 20000, 1000000),
-        .window_bytes = is_calm ? COMM_SIM_MAX_WINDOW_BYTES : (size_t)1 << (8 + base_rng_below(&rng, 9)),
-    };
+    *w = (struct comm_sim_weather){0};
+    w->delay_ns = log_uniform(&rng, 1000, is_calm ? 100000 : 5000000);
+    w->call_ns = log_uniform(&rng, 200, 3000);
+    w->yield_ns = log_uniform(&rng, 20000, 1000000);
+    w->window_bytes = is_calm ? COMM_SIM_MAX_WINDOW_BYTES : (size_t)1 << (8 + base_rng_below(&rng, 9));
     static const uint32_t rates[] = {0, 20, 100, 400};
     static const uint32_t quarters[] = {0, 1, 4, 16};
     w->jitter_ns = w->delay_ns * quarters[is_calm ? 1 : base_rng_below(&rng, 4)] / 4;
