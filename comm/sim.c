@@ -335,7 +335,10 @@ void comm_sim_draw(uint64_t seed, int n_ranks, struct comm_sim_weather *w) {
             f->kind = kinds[base_rng_below(&rng, 12)];
         }
     }
-    if (!is_calm && base_rng_below(&rng, 4) == 0) w->slow[base_rng_below(&rng, (uint32_t)n_ranks)] = (uint32_t)log_uniform(&rng, 2, 300);
+    if (!is_calm && base_rng_below(&rng, 4) == 0) {
+        const uint32_t factor = (uint32_t)log_uniform(&rng, 2, 300);
+        w->slow[base_rng_below(&rng, (uint32_t)n_ranks)] = factor;
+    }
 }
 
 /* ---- clock, sleep, boot ----------------------------------------------------------------------------------------------------------------------------- */

@@ -113,7 +113,8 @@ static void draw_op(struct base_rng *rng, struct op *op, uint32_t tag) {
         op->bytes[r] = draw_bytes(rng, play.max_bytes);
         static const uint32_t works[] = {20000, 20000, 20000, 20000, 20000, 2000000, 2000000, 60000000};
         op->work_ns[r] = base_rng_below(rng, works[base_rng_below(rng, 8)]);
-        op->color[r] = (int)base_rng_below(rng, 3) - (base_rng_below(rng, 6) == 0);
+        op->color[r] = (int)base_rng_below(rng, 3);
+        op->color[r] -= base_rng_below(rng, 6) == 0;
     }
     if (op->kind != OP_SUM) return;
     uint32_t shares[MAX_RANKS];
