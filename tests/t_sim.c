@@ -162,6 +162,11 @@ enum st t_sim_wrong(struct rank *k, const char *what) {
     return err_set(&k->e, ST_INVALID, "wrong: %s", what);
 }
 
+/* Whose freeze the supervisor cannot see. A dead rank is called to its end, but what it was at when it froze is asked for later. */
+void t_sim_excuse(struct rank *k, bool is_excused) {
+    if (!comm_sim_is_dead(play.s, (int)(k - play.ranks))) k->is_excused = is_excused;
+}
+
 /* As runtime/rank.c: in slices, and whoever waits counts them, to show that it does. */
 enum st t_sim_finish(struct rank *k, struct comm *c, const void **views, struct comm_header *headers) {
     const int r = (int)(k - play.ranks);
@@ -409,7 +414,7 @@ static enum st do_split(struct rank *k, const struct op *op) {
 
 static enum st do_op(struct rank *k, struct op *op) {
     const int r = (int)(k - play.ranks);
-    k->is_excused = false;
+    t_sim_excuse(k, false);
     comm_sim_work(play.s, r, op->work_ns[r]);
     if (r == 0 && op->n_posts) {
         const enum st st = post_events(k, op->n_posts);
@@ -417,7 +422,7 @@ static enum st do_op(struct rank *k, struct op *op) {
     }
     const uint64_t now_ns = comm_sim_now_ns(play.s);
     if (++play.n_begun[op->tag] == play.n_ranks) play.begun_ns[op->tag] = now_ns;
-    k->is_excused = op->kind != OP_WORK && op->kind != OP_ALLGATHER && op->kind != OP_SUM; /* the runtime does nothing else in its steps */
+    t_sim_excuse(k, op->kind != OP_WORK && op->kind != OP_ALLGATHER && op->kind != OP_SUM); /* the runtime does nothing else in its steps */
     switch (op->kind) {
     case OP_WORK: comm_sim_work(play.s, r, 3 * op->work_ns[r]); return ST_OK;
     case OP_IDLE:
@@ -479,12 +484,12 @@ static void run_rank(int r) {
         k->code = t_sim_serve(k);
     }
     if (!k->code) { /* a rank that closes is lost to those that are still about */
-        k->is_excused = true;
+        t_sim_excuse(k, true);
         k->code = comm_barrier(k->comm, t_sim_in_ns(r, WAIT_NS), &k->e);
     }
     k->finished = k->code == ST_OK;
     k->end_ns = comm_sim_now_ns(play.s);
-    k->is_excused |= !comm_sim_is_dead(play.s, r); /* a dead one's state is asked for later */
+    t_sim_excuse(k, true);
     if (k->code) comm_sim_note(play.s, r, "REPORTS %s: %s", st_name(k->code), k->e.text);
     comm_close(k->group);
     comm_close(k->comm);

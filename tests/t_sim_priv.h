@@ -71,6 +71,7 @@ static inline uint64_t mix(uint64_t x) {
 
 uint64_t t_sim_in_ns(int rank, uint64_t ns); /* by the rank's clock */
 enum st t_sim_wrong(struct rank *k, const char *what);
+void t_sim_excuse(struct rank *k, bool is_excused);
 /* The exchange begun, as the runtime waits for it: in slices that are counted as signs of life. */
 enum st t_sim_finish(struct rank *k, struct comm *c, const void **views, struct comm_header *headers);
 

@@ -204,7 +204,7 @@ enum st t_sim_serve(struct rank *k) {
     struct server v = {.k = k, .rank = (int)(k - play.ranks)};
     struct arena arena;
     /* The program's own events first: all of them lie before an exchange that follows them. */
-    k->is_excused = false;
+    t_sim_excuse(k, false);
     enum st st = meet_all(k);
     if (!st) st = t_sim_read_events(k, (uint32_t)play.n_events);
     if (!st) st = base_arena_init(&arena, "schedule", 0, &k->e);
