@@ -262,6 +262,7 @@ enum st comm_split(struct comm *parent, int color, size_t max_bytes, uint64_t de
             .max_bytes = max_bytes,
             .spin_us = parent->spin_us,
             .clock = parent->clock,
+            .os = parent->os,
             .memory_fd = -1,
             .boot = &boot,
             .address = parent->address[0] ? parent->address : NULL,

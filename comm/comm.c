@@ -5,7 +5,6 @@
  * then it lets the backend sleep, in slices, so that not even a lost wake-up could hold it for longer than one. */
 #include "comm/comm.h"
 
-#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -81,6 +80,7 @@ enum st comm_open(const struct comm_setup *setup, struct comm **c, struct err *e
     if (code != ST_OK) return code;
     opened->backend = b;
     opened->clock = setup->clock ? setup->clock : base_clock_real();
+    opened->os = setup->os ? setup->os : comm_os_real();
     opened->rank = setup->rank;
     opened->n_ranks = setup->n_ranks;
     opened->spin_us = setup->spin_us;
@@ -144,7 +144,7 @@ static bool wait_more(struct comm *c, struct wait *w, uint64_t deadline_ns) {
     if (w->now_ns - w->begun_ns < (uint64_t)c->spin_us * BASE_NS_PER_US) return true;
     if (w->n_yields < N_YIELDS) {
         w->n_yields++;
-        sched_yield();
+        c->os->yield(c->os);
         return true;
     }
     w->n_tests = N_EAGER_TESTS + N_TESTS_PER_CLOCK - 2; /* after a sleep: one test, then the clock */

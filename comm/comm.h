@@ -20,6 +20,7 @@
 #define COMM_MAX_RANKS 64
 
 struct comm;
+struct comm_os;
 
 /* Travels with every message of a collective: what rank 0 has issued so far and what everybody has sampled so far (see runtime/schedule.h). */
 struct comm_header {
@@ -75,6 +76,7 @@ struct comm_setup {
     size_t max_bytes;    /* the largest send of one rank in one collective: sizes the buffers (from the plan) */
     int spin_us;         /* spin at most so long (≤ 50), then yield, then sleep; 0: ranks × threads exceed the allowed CPUs */
     const struct base_clock *clock; /* NULL: the real one */
+    const struct comm_os *os;       /* tcp: the system below (os.h), outlives the comm; NULL: the real one */
     int memory_fd;       /* shm: a memfd made by comm_shm_create (inherited); −1 otherwise */
     void *memory;        /* shm between threads of one process: the mapping itself, instead of memory_fd; else NULL */
     const struct comm_boot *boot; /* tcp, ucx, mpi, and shm where no segment was inherited (rank 0 then makes one, still without a name: shm.c); NULL: none */

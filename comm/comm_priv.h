@@ -7,6 +7,7 @@
 #define COMM_COMM_PRIV_H
 
 #include "comm/comm.h"
+#include "comm/os.h"
 
 /* Buffers hold at least so much, so that the hello fits wherever the model's own messages are smaller. */
 #define COMM_MIN_BYTES 1024
@@ -20,6 +21,7 @@
 struct comm {
     const struct comm_backend *backend;
     const struct base_clock *clock;
+    const struct comm_os *os;
     int rank, n_ranks, spin_us;
     size_t max_bytes;
     uint64_t sequence; /* of the newest exchange begun; the first is 1 */
@@ -29,7 +31,7 @@ struct comm {
     struct err why;
     size_t recv_bytes[COMM_MAX_RANKS]; /* of the exchange begun */
 
-    /* what comm_split hands on, beside clock and spin_us */
+    /* what comm_split hands on, beside clock, os and spin_us */
     const char *backend_name; /* of the table, whatever is wrapped around it */
     char address[COMM_ADDRESS_BYTES]; /* "": none was given */
     bool has_link;

@@ -20,17 +20,8 @@
  * Waiting. While bytes flow nobody yields: the CPU would be somebody else's for a time slice. Without any for spin_us a rank yields, and only after YIELD_NS does it
  * sleep inside an exchange, since poll takes some 50 us to wake from: a peer that takes longer computes. */
 #include <errno.h>
-#include <poll.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
-
-#include <linux/sockios.h>
 
 #include "comm/tcp_priv.h"
 
@@ -174,7 +165,7 @@ static void tcp_sleep(struct comm *c, uint64_t deadline_ns) {
         uint64_t quiet_ns = now_ns - t->quiet_since_ns;
         if (quiet_ns < (uint64_t)c->spin_us * BASE_NS_PER_US) return;
         if (quiet_ns < YIELD_NS) {
-            sched_yield();
+            c->os->yield(c->os);
             return;
         }
     }
@@ -183,11 +174,14 @@ static void tcp_sleep(struct comm *c, uint64_t deadline_ns) {
         const struct tcp_peer *p = &t->peers[r];
         bool wanted = !c->begun || p->n_received < c->sequence, unsent = comm_tcp_has_unsent(t, p);
         /* Who has said all that is due, or has ended, would wake us again and again. */
-        fds[r] =
-            (struct pollfd){.fd = p->ended || (!wanted && !unsent) ? -1 : p->fd, .events = (short)((wanted ? POLLIN : 0) | (unsent ? POLLOUT : 0))};
+        fds[r] = (struct pollfd){.fd = p->ended || (!wanted && !unsent) ? -1 : p->fd,
+                                 .events = (short)((wanted ? POLLIN : 0) | (unsent ? POLLOUT | POLLRDHUP : 0))};
     }
-    uint64_t ns = deadline_ns - now_ns;
-    ppoll(fds, (nfds_t)t->n_ranks, &(struct timespec){.tv_sec = (time_t)(ns / BASE_NS_PER_S), .tv_nsec = (long)(ns % BASE_NS_PER_S)}, NULL);
+    c->os->poll(c->os, fds, (size_t)t->n_ranks, deadline_ns - now_ns);
+    /* Who has closed takes nothing any more. Usually a send fails then; not where our bytes do not get through to it, but its end came to us. */
+    for (int r = 0; r < t->n_ranks; r++)
+        while (fds[r].revents & POLLRDHUP && comm_tcp_receive(t, r, false)) {
+        }
     comm_tcp_look_for_silence(t, now_ns);
 }
 
@@ -203,6 +197,8 @@ static enum st create(const struct comm_setup *setup, struct tcp **created, stru
     size_t payload_bytes = comm_buffer_bytes(setup->max_bytes) > COMM_EVENT_MAX_BYTES ? comm_buffer_bytes(setup->max_bytes) : COMM_EVENT_MAX_BYTES;
     struct tcp *t = calloc(1, sizeof *t);
     if (!t) return err_set(e, ST_NO_MEMORY, "tcp: no memory");
+    t->comm.clock = setup->clock ? setup->clock : base_clock_real();
+    t->comm.os = setup->os ? setup->os : comm_os_real();
     t->rank = setup->rank;
     t->n_ranks = setup->n_ranks;
     t->blamed = -1;
@@ -210,8 +206,8 @@ static enum st create(const struct comm_setup *setup, struct tcp **created, stru
     t->slot_bytes = comm_round_up(TCP_HEAD_BYTES + payload_bytes, 128);
     size_t slots_bytes = (size_t)t->n_ranks * COMM_N_SLOTS * t->slot_bytes;
     t->memory_bytes = slots_bytes + (size_t)t->n_ranks * spare_bytes + TCP_RING_BYTES;
-    t->memory = mmap(NULL, t->memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (t->memory == MAP_FAILED) {
+    t->memory = t->comm.os->map(t->comm.os, t->memory_bytes);
+    if (!t->memory) {
         size_t bytes = t->memory_bytes;
         free(t);
         return err_set(e, ST_NO_MEMORY, "tcp: no memory for %zu bytes of buffers", bytes);
@@ -227,7 +223,7 @@ static enum st create(const struct comm_setup *setup, struct tcp **created, stru
 }
 
 static void destroy(struct tcp *t) {
-    munmap(t->memory, t->memory_bytes);
+    t->comm.os->unmap(t->comm.os, t->memory, t->memory_bytes);
     free(t);
 }
 
@@ -237,7 +233,6 @@ enum st comm_tcp_join(const struct comm_setup *setup, const int *fds, struct com
     if (code != ST_OK) return code;
     for (int r = 0; r < t->n_ranks; r++) t->peers[r].fd = fds[r];
     t->comm.backend = &comm_tcp_backend;
-    t->comm.clock = setup->clock ? setup->clock : base_clock_real();
     t->comm.rank = setup->rank;
     t->comm.n_ranks = setup->n_ranks;
     t->comm.spin_us = setup->spin_us;
@@ -268,13 +263,13 @@ static enum st tcp_open(const struct comm_setup *setup, struct comm **c, struct 
  * unread bytes resets the connection, and what was not sent by then would be lost. */
 static bool is_leaving(struct tcp *t, struct tcp_peer *p) {
     if (p->fd < 0 || p->ended) return false;
+    const struct comm_os *os = t->comm.os;
     ssize_t n;
-    while ((n = recv(p->fd, p->spare, TCP_HEAD_BYTES + COMM_EVENT_MAX_BYTES, MSG_DONTWAIT)) > 0) {
+    while ((n = os->recv(os, p->fd, p->spare, TCP_HEAD_BYTES + COMM_EVENT_MAX_BYTES)) > 0) {
     }
     if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) return false;
     if (comm_tcp_has_unsent(t, p)) return true;
-    int n_unsent = 0;
-    return ioctl(p->fd, SIOCOUTQNSD, &n_unsent) == 0 && n_unsent > 0;
+    return os->n_unsent(os, p->fd) > 0;
 }
 
 static void tcp_close(struct comm *c) {
@@ -283,7 +278,7 @@ static void tcp_close(struct comm *c) {
                                   .number = t->blamed < 0 ? TCP_BYE_WANTED : (uint64_t)t->bye,
                                   .header = {.n_events = t->blamed < 0 ? 0 : (uint32_t)t->blamed}};
     bool told[COMM_MAX_RANKS] = {false};
-    uint64_t deadline_ns = base_now_ns(base_clock_real()) + LINGER_NS;
+    uint64_t deadline_ns = base_now_ns(c->clock) + LINGER_NS;
     for (;;) {
         bool leaving = false;
         for (int r = 0; r < t->n_ranks; r++) {
@@ -291,11 +286,11 @@ static void tcp_close(struct comm *c) {
             comm_tcp_push(t, r);
             leaving = is_leaving(t, &t->peers[r]) || leaving;
         }
-        if (!leaving || base_now_ns(base_clock_real()) >= deadline_ns) break;
-        poll(NULL, 0, 1);
+        if (!leaving || base_now_ns(c->clock) >= deadline_ns) break;
+        c->os->poll(c->os, NULL, 0, BASE_NS_PER_MS);
     }
     for (int r = 0; r < t->n_ranks; r++)
-        if (t->peers[r].fd >= 0) close(t->peers[r].fd);
+        if (t->peers[r].fd >= 0) c->os->close(c->os, t->peers[r].fd);
     destroy(t);
 }
 

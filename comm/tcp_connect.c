@@ -18,12 +18,10 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include "base/log.h"
 #include "comm/tcp_priv.h"
@@ -60,6 +58,7 @@ struct half {
 struct meeting {
     const struct comm_setup *setup;
     const struct base_clock *clock;
+    const struct comm_os *os;
     int rank, n_ranks, listener;
     union address own, addresses[COMM_MAX_RANKS];
     uint8_t key[COMM_KEY_BYTES];
@@ -167,30 +166,30 @@ static bool is_greeting(const struct meeting *m, const struct half *h, bool is_a
 }
 
 /* So few bytes always fit into a fresh socket. */
-static bool send_all(int fd, const unsigned char *bytes, size_t n) { return send(fd, bytes, n, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)n; }
+static bool send_all(const struct meeting *m, int fd, const unsigned char *bytes, size_t n) { return m->os->send(m->os, fd, bytes, n) == (ssize_t)n; }
 
 /* Drawn anew for each connection. */
-static bool send_challenge(struct half *h) {
+static bool send_challenge(const struct meeting *m, struct half *h) {
     memcpy(h->challenge, CHALLENGE_MAGIC, 8);
-    return getrandom(h->challenge + 8, NONCE_BYTES, 0) == NONCE_BYTES && send_all(h->fd, h->challenge, CHALLENGE_BYTES);
+    return getrandom(h->challenge + 8, NONCE_BYTES, 0) == NONCE_BYTES && send_all(m, h->fd, h->challenge, CHALLENGE_BYTES);
 }
 
 static bool send_claim(const struct meeting *m, struct half *h, int to) {
     unsigned char greeting[GREETING_BYTES];
     if (getrandom(h->nonce, NONCE_BYTES, 0) != NONCE_BYTES) return false;
     put_greeting(m, h, false, m->rank, to, h->nonce, greeting);
-    return send_all(h->fd, greeting, sizeof greeting);
+    return send_all(m, h->fd, greeting, sizeof greeting);
 }
 
 static bool send_answer(const struct meeting *m, const struct half *h, int to) {
     unsigned char greeting[GREETING_BYTES];
     put_greeting(m, h, true, m->rank, to, h->greeting + 24, greeting);
-    return send_all(h->fd, greeting, sizeof greeting);
+    return send_all(m, h->fd, greeting, sizeof greeting);
 }
 
 enum reading { READ_MORE, READ_ALL, READ_FAILED };
-static enum reading read_piece(struct half *h, unsigned char *into, size_t bytes) {
-    ssize_t n = recv(h->fd, into + h->n_got, bytes - h->n_got, MSG_DONTWAIT);
+static enum reading read_piece(const struct meeting *m, struct half *h, unsigned char *into, size_t bytes) {
+    ssize_t n = m->os->recv(m->os, h->fd, into + h->n_got, bytes - h->n_got);
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return READ_MORE;
     if (n <= 0) return READ_FAILED;
     h->n_got += (size_t)n;
@@ -201,52 +200,50 @@ static enum reading read_piece(struct half *h, unsigned char *into, size_t bytes
 
 /* ---- sockets ------------------------------------------------------------------------------------------------------------------------------------- */
 
-static void set_option(int fd, int level, int name, int value) { setsockopt(fd, level, name, &value, sizeof value); }
-
 /* Nagle's algorithm would hold small messages back. Probes on an idle connection find a silent host after 3 s. Buffer sizes are left to the kernel: it lets them
  * grow to tcp_rmem and tcp_wmem, and a fixed size would be cut to the much smaller rmem_max of most hosts. */
-static void tune(int fd) {
-    set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-    set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, 1);
-    set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, 1);
-    set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 2);
+static void tune(const struct comm_os *os, int fd) {
+    os->setsockopt(os, fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    os->setsockopt(os, fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+    os->setsockopt(os, fd, IPPROTO_TCP, TCP_KEEPIDLE, 1);
+    os->setsockopt(os, fd, IPPROTO_TCP, TCP_KEEPINTVL, 1);
+    os->setsockopt(os, fd, IPPROTO_TCP, TCP_KEEPCNT, 2);
 }
 
 static enum st start_listening(struct meeting *m, struct err *e) {
     char text[ADDRESS_TEXT];
     enum st code = parse_address(m->setup->address, &m->own, e);
     if (code != ST_OK) return code;
-    m->listener = socket(m->own.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    m->listener = m->os->socket(m->os, m->own.any.sa_family);
     if (m->listener < 0) return err_set(e, ST_IO, "tcp: a socket for %s: %s", address_text(&m->own, text), strerror(errno));
     if (m->own.any.sa_family == AF_INET6)
         m->own.v6.sin6_port = htons((uint16_t)m->setup->port);
     else
         m->own.v4.sin_port = htons((uint16_t)m->setup->port);
-    set_option(m->listener, SOL_SOCKET, SO_REUSEADDR, 1); /* connections of an earlier job may linger at a port that is fixed */
+    m->os->setsockopt(m->os, m->listener, SOL_SOCKET, SO_REUSEADDR, 1); /* connections of an earlier job may linger at a port that is fixed */
     socklen_t n = sizeof m->own.storage;
-    if (bind(m->listener, &m->own.any, address_bytes(&m->own)) != 0 || listen(m->listener, SOMAXCONN) != 0 ||
-        getsockname(m->listener, &m->own.any, &n) != 0) {
+    if (m->os->bind(m->os, m->listener, &m->own.any, address_bytes(&m->own)) != 0 || m->os->listen(m->os, m->listener) != 0 ||
+        m->os->getsockname(m->os, m->listener, &m->own.any, &n) != 0) {
         err_set(e, ST_IO, "tcp: rank %d cannot listen at %s: %s", m->rank, address_text(&m->own, text), strerror(errno));
-        close(m->listener);
+        m->os->close(m->os, m->listener);
         m->listener = -1;
         return ST_IO;
     }
     return ST_OK;
 }
 
-static void drop_half(struct half *h) {
-    if (h->fd >= 0) close(h->fd);
+static void drop_half(const struct meeting *m, struct half *h) {
+    if (h->fd >= 0) m->os->close(m->os, h->fd);
     *h = (struct half){.fd = -1};
 }
 
 static void come_again(const struct meeting *m, struct half *h) {
-    drop_half(h);
+    drop_half(m, h);
     h->until_ns = base_now_ns(m->clock) + AGAIN_NS;
 }
 
 static void prove(struct meeting *m, int r, struct half *h) {
-    tune(h->fd);
+    tune(m->os, h->fd);
     m->fds[r] = h->fd;
     m->n_proved++;
     *h = (struct half){.fd = -1};
@@ -262,7 +259,7 @@ static enum st cannot_connect(const struct meeting *m, int r, int error, struct 
 
 static enum st start_connecting(struct meeting *m, int r, struct err *e) {
     struct half *h = &m->out[r];
-    h->fd = socket(m->own.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    h->fd = m->os->socket(m->os, m->own.any.sa_family);
     if (h->fd < 0) return cannot_connect(m, r, errno, e);
     /* From the address that the launcher has chosen, not from what the routing table would prefer. */
     union address from = m->own;
@@ -270,9 +267,10 @@ static enum st start_connecting(struct meeting *m, int r, struct err *e) {
         from.v6.sin6_port = 0;
     else
         from.v4.sin_port = 0;
-    set_option(h->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
-    if (bind(h->fd, &from.any, address_bytes(&from)) != 0) return cannot_connect(m, r, errno, e);
-    if (connect(h->fd, &m->addresses[r].any, address_bytes(&m->addresses[r])) != 0 && errno != EINPROGRESS) return cannot_connect(m, r, errno, e);
+    m->os->setsockopt(m->os, h->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
+    if (m->os->bind(m->os, h->fd, &from.any, address_bytes(&from)) != 0) return cannot_connect(m, r, errno, e);
+    if (m->os->connect(m->os, h->fd, &m->addresses[r].any, address_bytes(&m->addresses[r])) != 0 && errno != EINPROGRESS)
+        return cannot_connect(m, r, errno, e);
     h->connecting = true;
     return ST_OK;
 }
@@ -282,13 +280,15 @@ static enum st go_on_connecting(struct meeting *m, int r, struct err *e) {
     if (h->connecting) {
         int error = 0;
         socklen_t n = sizeof error;
-        getsockopt(h->fd, SOL_SOCKET, SO_ERROR, &error, &n);
+        m->os->getsockopt(m->os, h->fd, SOL_SOCKET, SO_ERROR, &error, &n);
         /* A peer listens before it tells its port, and until all are connected: a port that is closed was left for good. */
-        if (error) return cannot_connect(m, r, error, e);
+        /* A connection that is reset had to give way to strangers' there: as below. Where the peer has left, the next one is refused. */
+        if (error && error != ECONNRESET) return cannot_connect(m, r, error, e);
         h->connecting = false;
+        if (error) come_again(m, h);
         return ST_OK;
     }
-    switch (h->is_challenged ? read_piece(h, h->greeting, GREETING_BYTES) : read_piece(h, h->challenge, CHALLENGE_BYTES)) {
+    switch (h->is_challenged ? read_piece(m, h, h->greeting, GREETING_BYTES) : read_piece(m, h, h->challenge, CHALLENGE_BYTES)) {
     case READ_MORE: return ST_OK;
     case READ_FAILED: come_again(m, h); return ST_OK; /* strangers took our place there, perhaps */
     case READ_ALL: break;
@@ -334,7 +334,7 @@ static bool is_rank_host(const struct meeting *m, const union address *from) {
 }
 
 static void remove_in(struct meeting *m, int i) {
-    drop_half(&m->in[i]);
+    drop_half(m, &m->in[i]);
     memmove(&m->in[i], &m->in[i + 1], (size_t)(m->n_in - i - 1) * sizeof m->in[0]);
     m->n_in--;
 }
@@ -353,7 +353,7 @@ static enum st accept_some(struct meeting *m, struct err *e) {
     for (int i = 0; i < MAX_HALVES; i++) {
         union address from = {.storage = {0}};
         socklen_t n = sizeof from.storage;
-        int fd = accept4(m->listener, &from.any, &n, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        int fd = m->os->accept(m->os, m->listener, &from.any, &n);
         if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
             if (!m->n_in) return err_set(e, ST_IO, "tcp: rank %d cannot accept its peers: %s", m->rank, strerror(errno));
             remove_in(m, 0);
@@ -364,7 +364,7 @@ static enum st accept_some(struct meeting *m, struct err *e) {
         *h = (struct half){.fd = fd, .until_ns = base_now_ns(m->clock) + STRANGER_NS, .from = from};
         h->is_rank_host = is_rank_host(m, &from);
         m->n_in++;
-        if (!send_challenge(h)) remove_in(m, m->n_in - 1);
+        if (!send_challenge(m, h)) remove_in(m, m->n_in - 1);
     }
     return ST_OK;
 }
@@ -372,7 +372,7 @@ static enum st accept_some(struct meeting *m, struct err *e) {
 /* False: it is done with, and may be removed. */
 static bool go_on_accepting(struct meeting *m, struct half *h) {
     bool is_begun = h->n_got > 0;
-    switch (read_piece(h, h->greeting, GREETING_BYTES)) {
+    switch (read_piece(m, h, h->greeting, GREETING_BYTES)) {
     case READ_MORE: return true;
     case READ_FAILED: tell_stranger(m, h, is_begun ? "ended in the middle of its claim" : "ended without a word"); return false;
     case READ_ALL: break;
@@ -419,10 +419,9 @@ static enum st gave_up(const struct meeting *m, int r, struct err *e) {
     return err_set(e, ST_PEER_LOST, "tcp: rank %d closed its end while rank %d still waited: %s", r, m->rank, missing_text(m, missing));
 }
 
-static int poll_ms(uint64_t now_ns, uint64_t until_ns) {
+static uint64_t poll_ns(uint64_t now_ns, uint64_t until_ns) {
     if (until_ns <= now_ns) return 0;
-    uint64_t ms = (until_ns - now_ns + BASE_NS_PER_MS - 1) / BASE_NS_PER_MS;
-    return ms > 1000 ? 1000 : (int)ms;
+    return until_ns - now_ns < BASE_NS_PER_S ? until_ns - now_ns : BASE_NS_PER_S;
 }
 
 /* One look at everything that may have changed, waited for until wake_ns. */
@@ -437,7 +436,7 @@ static enum st go_on(struct meeting *m, uint64_t now_ns, uint64_t wake_ns, struc
     }
     int n_in = m->n_in, n_polled = 1 + m->n_ranks + n_in;
     for (int i = 0; i < n_in; i++) polled[1 + m->n_ranks + i] = (struct pollfd){.fd = m->in[i].fd, .events = POLLIN};
-    if (poll(polled, (nfds_t)n_polled, poll_ms(now_ns, wake_ns)) <= 0) return ST_OK;
+    if (m->os->poll(m->os, polled, (size_t)n_polled, poll_ns(now_ns, wake_ns)) <= 0) return ST_OK;
 
     for (int r = 0; r < m->n_ranks; r++) {
         if (!polled[1 + r].revents || polled[1 + r].fd < 0) continue;
@@ -477,8 +476,12 @@ static enum st meet(struct meeting *m, struct err *e) {
 }
 
 enum st comm_tcp_connect(const struct comm_setup *setup, bool able, int fds[COMM_MAX_RANKS], struct err *e) {
-    struct meeting m = {
-        .setup = setup, .clock = setup->clock ? setup->clock : base_clock_real(), .rank = setup->rank, .n_ranks = setup->n_ranks, .listener = -1};
+    struct meeting m = {.setup = setup,
+                        .clock = setup->clock ? setup->clock : base_clock_real(),
+                        .os = setup->os ? setup->os : comm_os_real(),
+                        .rank = setup->rank,
+                        .n_ranks = setup->n_ranks,
+                        .listener = -1};
     m.fds = fds;
     for (int r = 0; r < COMM_MAX_RANKS; r++) m.fds[r] = m.out[r].fd = -1;
 
@@ -498,11 +501,11 @@ enum st comm_tcp_connect(const struct comm_setup *setup, bool able, int fds[COMM
     tell_rest(&m);
     explicit_bzero(m.key, sizeof m.key);
 
-    if (m.listener >= 0) close(m.listener);
-    for (int r = 0; r < m.n_ranks; r++) drop_half(&m.out[r]);
+    if (m.listener >= 0) m.os->close(m.os, m.listener);
+    for (int r = 0; r < m.n_ranks; r++) drop_half(&m, &m.out[r]);
     while (m.n_in) remove_in(&m, m.n_in - 1);
     for (int r = 0; code != ST_OK && r < m.n_ranks; r++) {
-        if (fds[r] >= 0) close(fds[r]);
+        if (fds[r] >= 0) m.os->close(m.os, fds[r]);
         fds[r] = -1;
     }
     return code;

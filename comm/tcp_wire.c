@@ -3,7 +3,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "comm/tcp_priv.h"
 
@@ -186,7 +185,7 @@ bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
         size_t wanted = (p->total ? p->total : p->at == p->spare ? TCP_HEAD_BYTES : TCP_HEAD_BYTES + c->recv_bytes[r]) - p->have;
         if (wanted > n_left) wanted = n_left;
         t->n_receives++;
-        ssize_t n = recv(p->fd, p->at + p->have, wanted, MSG_DONTWAIT);
+        ssize_t n = c->os->recv(c->os, p->fd, p->at + p->have, wanted);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return false;
         if (n <= 0) {
@@ -202,6 +201,15 @@ bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
         if (!n_left) return true;
     }
     return false;
+}
+
+/* All that rank r has sent and that is here, which a single short read does not prove. */
+static void receive_rest(struct tcp *t, int r) {
+    uint64_t n_moved;
+    do {
+        n_moved = t->n_moved;
+        comm_tcp_receive(t, r, false);
+    } while (!t->peers[r].ended && t->n_moved != n_moved);
 }
 
 /* ---- sending ------------------------------------------------------------------------------------------------------------------------------------- */
@@ -250,14 +258,13 @@ void comm_tcp_push(struct tcp *t, int r) {
     while (!p->ended && n_left && (wanted = next_bytes(t, p, &from)) > 0) {
         if (wanted > n_left) wanted = n_left;
         t->n_sends++;
-        ssize_t n = send(p->fd, from, wanted, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t n = t->comm.os->send(t->comm.os, p->fd, from, wanted);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
         if (n < 0) {
             /* It takes nothing any more, but what it has sent before still counts, its bye above all. */
             p->error = errno;
-            while (comm_tcp_receive(t, r, false)) {
-            }
+            receive_rest(t, r);
             end_peer(t, p, p->error);
             return;
         }
@@ -302,7 +309,7 @@ static enum st say_lost(const struct tcp *t, int r, struct err *e) {
 
 enum st comm_tcp_tell_lost(struct tcp *t, int r, struct err *e) {
     for (int other = 0; other < t->n_ranks; other++)
-        if (t->peers[other].fd >= 0) comm_tcp_receive(t, other, false);
+        if (t->peers[other].fd >= 0) receive_rest(t, other);
     for (int i = 0; i < t->n_ranks; i++) { /* who blames in circles is followed once around */
         const struct tcp_peer *p = &t->peers[r];
         if (p->garbled || p->blamed < 0) break;
@@ -328,7 +335,7 @@ void comm_tcp_look_for_silence(struct tcp *t, uint64_t now_ns) {
         struct tcp_peer *p = &t->peers[r];
         struct tcp_info info = {0};
         socklen_t n = sizeof info;
-        if (p->fd < 0 || p->ended || getsockopt(p->fd, IPPROTO_TCP, TCP_INFO, &info, &n) != 0) continue;
+        if (p->fd < 0 || p->ended || t->comm.os->getsockopt(t->comm.os, p->fd, IPPROTO_TCP, TCP_INFO, &info, &n) != 0) continue;
         bool asked = (info.tcpi_unacked && info.tcpi_retransmits >= 2) || info.tcpi_probes >= 2;
         if (!asked || info.tcpi_last_ack_recv < SILENCE_MS || info.tcpi_last_data_recv < SILENCE_MS) continue;
         p->silent_s = info.tcpi_last_ack_recv / 1000.0;

@@ -62,7 +62,8 @@ static void fake_init(struct fake *f, size_t max_bytes) {
     memset(f, 0, sizeof *f);
     f->now.now_ns = 1000;
     f->clock = base_clock_from_manual(&f->now);
-    f->comm = (struct comm){.backend = &fake_backend, .clock = &f->clock, .rank = 1, .n_ranks = N_FAKES, .max_bytes = max_bytes};
+    f->comm =
+        (struct comm){.backend = &fake_backend, .clock = &f->clock, .os = comm_os_real(), .rank = 1, .n_ranks = N_FAKES, .max_bytes = max_bytes};
     f->fails_at = -1;
 }
 

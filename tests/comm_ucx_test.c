@@ -596,7 +596,7 @@ static struct ucx *lonely(size_t max_bytes) {
     for (int r = 0; r < 3; r++) s->peers[r].tally = (struct tally){s, r, 0};
     s->credit_tally = (struct tally){s, 0, 0};
     T_OK(allocate(s, max_bytes, true, &e), &e);
-    s->comm = (struct comm){.backend = &comm_ucx_backend, .clock = s->clock, .rank = 1, .n_ranks = 3, .max_bytes = max_bytes};
+    s->comm = (struct comm){.backend = &comm_ucx_backend, .clock = s->clock, .os = comm_os_real(), .rank = 1, .n_ranks = 3, .max_bytes = max_bytes};
     return s;
 }
 static struct packet from(int rank, enum kind kind, uint64_t sequence, uint64_t bytes, uint64_t offset) {

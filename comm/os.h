@@ -1,0 +1,38 @@
+/* What the tcp backend asks of the operating system, as a table: sockets, waiting, memory. The simulator (sim.h) has one of its own, so that the very same code meets short
+ * transfers, resets and silent hosts at will.
+ *
+ * Each function does what the call of its name does and returns what that returns, errno included; sockets are streams that never block and are closed by exec. A table
+ * belongs to one rank; whoever needs a context puts the table in front of it. */
+#ifndef COMM_OS_H
+#define COMM_OS_H
+
+#include <poll.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+
+struct comm_os {
+    int (*socket)(const struct comm_os *os, int family);
+    int (*bind)(const struct comm_os *os, int fd, const struct sockaddr *at, socklen_t bytes);
+    int (*listen)(const struct comm_os *os, int fd);
+    int (*getsockname)(const struct comm_os *os, int fd, struct sockaddr *at, socklen_t *bytes);
+    int (*accept)(const struct comm_os *os, int fd, struct sockaddr *from, socklen_t *bytes);
+    int (*connect)(const struct comm_os *os, int fd, const struct sockaddr *to, socklen_t bytes);
+    int (*setsockopt)(const struct comm_os *os, int fd, int level, int name, int value);
+    int (*getsockopt)(const struct comm_os *os, int fd, int level, int name, void *value, socklen_t *bytes);
+    ssize_t (*send)(const struct comm_os *os, int fd, const void *data, size_t bytes); /* no signal where the connection is broken */
+    ssize_t (*recv)(const struct comm_os *os, int fd, void *data, size_t bytes);
+    int (*n_unsent)(const struct comm_os *os, int fd); /* bytes that were given to send and have not left this host; −1: not known */
+    int (*close)(const struct comm_os *os, int fd);
+    int (*poll)(const struct comm_os *os, struct pollfd *fds, size_t n, uint64_t timeout_ns);
+    void (*yield)(const struct comm_os *os);
+    void *(*map)(const struct comm_os *os, size_t bytes); /* zeroes, touched where they are used; NULL: there is no memory */
+    void (*unmap)(const struct comm_os *os, void *memory, size_t bytes);
+};
+
+/* This machine's. */
+const struct comm_os *comm_os_real(void);
+
+#endif
