@@ -231,7 +231,10 @@ static bool script_events(struct comm **pc, void *arg) {
     if (rank == 0) {
         CHECK(n_ranks == 1 || n_again > 0);
         pause_us(20000); /* readers wait for the last one now */
-        CHECK_ST(ST_OK, comm_event_post(c, "end", 3, &e), &e);
+        const uint64_t until_ns = soon(); /* slow readers may not have made room yet */
+        enum st code;
+        while ((code = comm_event_post(c, "end", 3, &e)) == ST_AGAIN && base_now_ns(base_clock_real()) < until_ns) pause_us(1000);
+        CHECK_ST(ST_OK, code, &e);
     } else {
         for (;; n_done++) {
             size_t bytes;
