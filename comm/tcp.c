@@ -29,7 +29,6 @@
 /* Credits are told apart from exchanges after so many bytes: never so late that an event of the largest size could not be posted to a reader that has read all. */
 #define TELL_BYTES (TCP_RING_BYTES / 4)
 #define LINGER_NS (1 * BASE_NS_PER_S)
-#define LEAVING_NS (1 * BASE_NS_PER_S)
 
 /* ---- exchange ------------------------------------------------------------------------------------------------------------------------------------ */
 
@@ -105,25 +104,12 @@ static enum st tcp_event_post(struct comm *c, const void *data, size_t bytes, st
     return ST_OK;
 }
 
-/* A rank that has left in peace may have heard from rank 0 that all is over what is still on its way to us, on another connection: that has a moment to come. */
-static enum st check_lost_or_leaving(struct tcp *t, struct err *e) {
-    bool peaceful = t->n_ended > 0 && !t->peers[0].ended;
-    for (int r = 1; r < t->n_ranks && peaceful; r++) {
-        const struct tcp_peer *p = &t->peers[r];
-        peaceful = p->fd < 0 || !p->ended || (p->said_bye && !p->garbled && p->blamed < 0);
-    }
-    if (!peaceful) return comm_tcp_check_lost(t, e);
-    uint64_t now_ns = base_now_ns(t->comm.clock);
-    if (!t->leaving_since_ns) t->leaving_since_ns = now_ns;
-    return now_ns - t->leaving_since_ns < LEAVING_NS ? ST_AGAIN : comm_tcp_check_lost(t, e);
-}
-
 static enum st tcp_event_test(struct comm *c, void *data, size_t capacity, size_t *bytes, struct err *e) {
     struct tcp *t = (struct tcp *)c;
     if (t->ring_read == t->ring_written) {
         comm_tcp_pump(t);
         /* What was posted before a loss still counts. */
-        if (t->ring_read == t->ring_written) return check_lost_or_leaving(t, e);
+        if (t->ring_read == t->ring_written) return comm_tcp_check_lost(t, e);
     }
     uint64_t n;
     comm_tcp_ring_get(t, t->ring_read, &n, sizeof n);

@@ -79,7 +79,6 @@ struct tcp {
     size_t frame_bytes;             /* of our own */
     uint64_t after;                 /* it is sent behind so much of the event stream */
     unsigned turn;                  /* whose turn it is to be looked at first */
-    uint64_t leaving_since_ns; /* since when some have left in peace, rank 0 has not, and we wait for its events; 0: never */
     uint64_t n_moved, n_moved_seen; /* times that bytes went in or out; as sleep has seen it last */
     uint64_t quiet_since_ns;        /* when it saw that */
 

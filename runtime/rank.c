@@ -633,6 +633,8 @@ enum st rt_rank_run(const struct rt_rank_options *options, struct err *e)
     if (!st)
         st = say_ledger(&r, e);
     sign_of_life(&r, RT_PHASE_LEAVING);
+    if (!st && r.comm) /* nobody closes while the event that ends it all is still on its way to another: that one would take it for a loss */
+        st = meet_all(&r, e);
     struct rt_vitals *v = own_vitals(&r);
     if (st && e && v) {
         memcpy(v->error, e->text, sizeof v->error);
