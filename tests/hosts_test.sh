@@ -10,8 +10,6 @@ if ! hosts_start 2; then
     t_end
 fi
 TANDEM=$(realpath "$TANDEM")
-export TANDEM_REMOTE_DIR=$t_dir/bundles
-ms() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
 h0=${hosts[0]} h1=${hosts[1]}
 model=$t_dir/tiny.gguf
 python3 tests/make_model.py "$model" --hidden 192 --heads 6 --kv-heads 3 --ffn 352 --layers 3 --context 400000 || exit 1
@@ -64,21 +62,6 @@ misuse "a host that nobody knows" "1 tandem run: " --hosts "$h0,nowhere"
 
 # --- death and silence ---
 
-# left: agents and ranks of ours (others may run beside us)
-left() {
-    local p
-    for p in $(grep -lsz "^TANDEM_REMOTE_DIR=$TANDEM_REMOTE_DIR\$" /proc/[0-9]*/environ | cut -d/ -f3); do
-        case $({ tr '\0' ' ' <"/proc/$p/cmdline"; } 2>/dev/null) in *"tandem agent --host "* | "tandem rank "*) echo "$p" ;; esac
-    done
-}
-nothing_left() {
-    local i
-    for ((i = 0; i < 200; i++)); do
-        [ -z "$(left)" ] && return 0
-        sleep 0.02
-    done
-    return 1
-}
 # dies NAME LIMIT_MS PART COMMAND…: a job that talks, the command, and then the end of the job.
 dies() {
     local name=$1 limit=$2 part=$3 job status=0 took i
@@ -106,7 +89,6 @@ dies() {
         contains "$name" "$(cat "$t_dir/err")" "$part"
     fi
 }
-of() { pgrep -f "tandem rank --rank $1 .*$model"; }
 # the youngest: what came before it only leads there
 agent_of() { for p in $(ip netns pids "${hosts[$1]}"); do case $(tr '\0' ' ' <"/proc/$p/cmdline") in *"tandem agent --host "*) echo "$p" ;; esac; done | tail -n 1; }
 kill_rank() { kill "-$2" "$(of "$1")"; }

@@ -18,25 +18,7 @@ python3 tests/make_model.py "$model" --hidden 192 --heads 6 --kv-heads 3 --ffn 3
 seq 3 40 >"$t_dir/ids"
 python3 -c 'print(*(3 + i * 7 % 200 for i in range(60000)))' >"$t_dir/many"
 "$TANDEM" eval "$model" --ids "$t_dir/ids" --greedy 5 --logits "$t_dir/one.logits" --threads 1 >"$t_dir/out" || exit 1
-ms() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
 
-# left: agents and ranks of ours (others may run beside us)
-left() {
-    local p
-    for p in $(grep -lsz "^TANDEM_REMOTE_DIR=$TANDEM_REMOTE_DIR\$" /proc/[0-9]*/environ | cut -d/ -f3); do
-        case $({ tr '\0' ' ' <"/proc/$p/cmdline"; } 2>/dev/null) in *"tandem agent --host "* | "tandem rank "*) echo "$p" ;; esac
-    done
-}
-# Also the side that nobody can reach ends by itself; it may take as long as the command.
-nothing_left() {
-    local i
-    for ((i = 0; i < 150; i++)); do
-        [ -z "$(left)" ] && return 0
-        sleep 0.02
-    done
-    return 1
-}
-of() { pgrep -f "tandem rank --rank $1 .*$model"; }
 
 run_here=() # what runs the command: nothing, or a namespace
 start() { # COMMAND WORD…
@@ -70,7 +52,7 @@ ends() {
     wait $job || status=$?
     if [ $status != 1 ] || [ $took -gt 4000 ]; then
         t_fail "$name: status $status, $took ms: $(cat "$t_dir/err")"
-    elif ! nothing_left; then
+    elif ! nothing_left 150; then # also the side that nobody can reach ends by itself; it may take as long as the command
         t_fail "$name: left $(left | while read -r p; do tr '\0' ' ' <"/proc/$p/cmdline" | cut -c 1-100; done)"
         left | xargs -r kill -9
     else
@@ -94,16 +76,12 @@ plug() {
         sleep 0.02
     done
 }
-# deaf I: what comes in there is dropped in silence. Rules are asked before the table of our own addresses.
-deaf() {
-    local n=${hosts[$1]} f
-    for f in -4 -6; do
-        ip $f -n "$n" rule add pref 100 lookup local 2>/dev/null
-        ip $f -n "$n" rule del pref 0 lookup local 2>/dev/null
-        ip $f -n "$n" rule add pref 10 iif eth0 blackhole || return
-    done
+# deaf I: what comes in there is dropped in silence.
+deaf() { hosts_rule -4 "$1" blackhole && hosts_rule -6 "$1" blackhole; }
+hear() {
+    hosts_no_rule -4 "$1"
+    hosts_no_rule -6 "$1"
 }
-hear() { for f in -4 -6; do ip $f -n "${hosts[$1]}" rule del pref 10; done; }
 
 # --- the wire is cut; ssh goes beside it ---
 
@@ -146,7 +124,7 @@ sleep 0.5
 if kill -0 $job 2>/dev/null && [ "$(stat -c %s "$t_dir/out")" -gt "$before" ]; then t_pass "a second without the wire is survived"; else t_fail "a second without the wire is not survived: $(cat "$t_dir/err")"; fi
 kill -9 $job
 wait $job 2>/dev/null
-ok "who kills the command kills the job" nothing_left
+ok "who kills the command kills the job" nothing_left 150
 
 # --- half open: the other host has lost all that it knew ---
 

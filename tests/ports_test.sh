@@ -17,7 +17,6 @@ python3 tests/make_model.py "$model" --hidden 192 --heads 6 --kv-heads 3 --ffn 3
 seq 3 20 >"$t_dir/ids"
 "$TANDEM" eval "$model" --ids "$t_dir/ids" --greedy 5 --logits "$t_dir/one.logits" --threads 1 >"$t_dir/out" || exit 1
 
-ms() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
 # refused NAME PART OPTION…: the command fails with that sentence within 10 s, and it is one sentence.
 refused() {
     local name=$1 part=$2 since took status=0
@@ -45,15 +44,6 @@ works() {
         ok "$name" cmp "$t_dir/one.logits" "$t_dir/logits"
     fi
 }
-# rule I VERB WHAT…: what comes in on host I is dropped (blackhole) or refused (prohibit). Rules are asked before the table of our own addresses.
-rule() {
-    local n=${hosts[$1]} verb=$2
-    shift 2
-    ip -n "$n" rule add pref 100 lookup local 2>/dev/null
-    ip -n "$n" rule del pref 0 lookup local 2>/dev/null
-    ip -n "$n" rule add pref 10 iif eth0 "$@" "$verb" 2>/dev/null
-}
-no_rule() { ip -n "${hosts[$1]}" rule del pref 10; }
 
 # --- fixed ports ---
 
@@ -80,27 +70,27 @@ wait $taken 2>/dev/null
 
 # --- firewalls ---
 
-if rule 0 blackhole ipproto tcp; then
+if hosts_rule -4 0 blackhole ipproto tcp; then
     refused "TCP is dropped" "$h1 (10.77.0.2, eth0) cannot reach $h0 (10.77.0.1, eth0) port 41000 by TCP: connection timed out" --port 41000
     contains "TCP is dropped: the rule for ufw" "$(cat "$t_dir/err")" "on $h0: sudo ufw allow from 10.77.0.2 to any port 41000 proto tcp"
     contains "TCP is dropped: the rule for nftables" "$(cat "$t_dir/err")" "sudo nft insert rule inet filter input ip saddr 10.77.0.2 tcp dport 41000 accept"
     refused "TCP is dropped, any port" "with --port the port stays the same"
-    no_rule 0
+    hosts_no_rule -4 0
     # Only who forwards packets tells the sender (ICMP) that it does not want them.
     ip netns exec "$h0" sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'
-    rule 0 prohibit ipproto tcp
+    hosts_rule -4 0 prohibit ipproto tcp
     refused "TCP is refused" "$h1 (10.77.0.2, eth0) cannot reach $h0 (10.77.0.1, eth0) port 41000 by TCP: No route to host; a firewall? on $h0: sudo ufw allow from 10.77.0.2" --port 41000
-    no_rule 0
+    hosts_no_rule -4 0
     works "and then it runs again" --port 41000
-    rule 0 blackhole ipproto tcp dport 41001
+    hosts_rule -4 0 blackhole ipproto tcp dport 41001
     works "a port that nobody needs may be closed" --port 41000
     refused "one of several ports is closed" "port 41001 by TCP: connection timed out; a firewall? on $h0: sudo ufw allow from 10.77.0.2 to any port 41000:41001 proto tcp" --port 41000 -n 4
-    no_rule 0
+    hosts_no_rule -4 0
     for n in "$h0" "$h1"; do ip netns exec "$n" sh -c 'echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6'; done
-    rule 1 blackhole ipproto udp
+    hosts_rule -4 1 blackhole ipproto udp
     refused "UDP is dropped" "of 1 pairs of addresses that UDP port 41000 was tried between, none answered" --port 41000
     contains "UDP is dropped: the rule" "$(cat "$t_dir/err")" "on $h1: sudo ufw allow from 10.77.0.1 to any port 41000 proto udp"
-    no_rule 1
+    hosts_no_rule -4 1
 else
     skip "firewalls" "this kernel has no rules by protocol"
 fi

@@ -4,6 +4,10 @@
 #   ${hosts[0]} …        their names, which are also the namespaces'; $hosts_list: with commas between
 #   host I COMMAND…      runs it on host I (from 0)
 #   hosts_link I up|down
+#   hosts_rule -4|-6 I VERB WHAT…   what comes in there is dropped (blackhole) or refused (prohibit); hosts_no_rule -4|-6 I: no longer
+#   left                 agents and ranks of ours, a process id a line; nothing_left [TRIES]: soon there is none, by so many looks 20 ms apart
+#   of RANK              process ids of that rank of $model
+#   ms                   milliseconds, to measure with
 #   hosts_stop           also at exit, and when this script is killed
 # TANDEM_SSH is set to tests/t_netns_ssh.sh, which goes to a host by its name, or by user@name; TANDEM_REMOTE_DIR, unless it is set, to a folder of this test.
 
@@ -97,3 +101,32 @@ host() {
 }
 
 hosts_link() { ip -n "${hosts[$1]}" link set eth0 "$2"; }
+
+# Rules are asked before the table of our own addresses, once that has moved behind them.
+hosts_rule() {
+    local family=$1 name=${hosts[$2]} verb=$3
+    shift 3
+    ip "$family" -n "$name" rule add pref 100 lookup local 2>/dev/null
+    ip "$family" -n "$name" rule del pref 0 lookup local 2>/dev/null
+    ip "$family" -n "$name" rule add pref 10 iif eth0 "$@" "$verb" 2>/dev/null
+}
+hosts_no_rule() { ip "$1" -n "${hosts[$2]}" rule del pref 10; }
+
+# Others may run beside us.
+left() {
+    local p
+    for p in $(grep -lsz "^TANDEM_REMOTE_DIR=$TANDEM_REMOTE_DIR\$" /proc/[0-9]*/environ | cut -d/ -f3); do
+        case $({ tr '\0' ' ' <"/proc/$p/cmdline"; } 2>/dev/null) in *"tandem agent --host "* | "tandem rank "*) echo "$p" ;; esac
+    done
+}
+nothing_left() {
+    local i
+    for ((i = 0; i < ${1:-200}; i++)); do
+        [ -z "$(left)" ] && return 0
+        sleep 0.02
+    done
+    return 1
+}
+# shellcheck disable=SC2154 # model: the test's
+of() { pgrep -f "tandem rank --rank $1 .*$model"; }
+ms() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }

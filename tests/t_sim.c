@@ -254,7 +254,6 @@ static enum st do_allgather(struct rank *k, const struct op *op) {
 
 struct adding {
     struct rank *rank;
-    const struct op *op;
     struct kern_sum sum;
     float *y;
     int order[KERN_MAX_VECTORS];
@@ -289,7 +288,7 @@ static uint64_t go_on(void *context) {
 static enum st do_sum(struct rank *k, struct op *op) {
     const int r = (int)(k - play.ranks);
     const size_t width = op->bytes[0] / sizeof(float);
-    struct adding a = {.rank = k, .op = op, .until_ns = t_sim_in_ns(r, WAIT_NS), .sum = {.n_leaves = op->n_leaves, .n_tokens = 1}};
+    struct adding a = {.rank = k, .until_ns = t_sim_in_ns(r, WAIT_NS), .sum = {.n_leaves = op->n_leaves, .n_tokens = 1}};
     uint32_t n_vectors[MAX_RANKS];
     int first_own = 0;
     for (int i = 0; i < play.n_ranks; i++) {
