@@ -76,6 +76,17 @@ enum st base_mac(const uint8_t key[32], const void *data, size_t bytes, uint8_t 
     return ST_OK;
 }
 
+bool base_mac_is(const uint8_t key[32], const void *data, size_t bytes, const uint8_t mac[32]) {
+    uint8_t right[32];
+    return base_mac(key, data, bytes, right) == ST_OK && sodium_memcmp(right, mac, sizeof right) == 0;
+}
+
+enum st base_key_draw(uint8_t key[32], struct err *e) {
+    if (sodium_init() < 0) return err_set(e, ST_IO, "libsodium cannot be initialised");
+    randombytes_buf(key, 32);
+    return ST_OK;
+}
+
 enum st base_sha256_file(const char *path, uint8_t sum[32], struct err *e) {
     enum { READ_BYTES = 256 << 10 };
     if (sodium_init() < 0) return err_set(e, ST_IO, "libsodium cannot be initialised");

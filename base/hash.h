@@ -2,6 +2,7 @@
 #ifndef BASE_HASH_H
 #define BASE_HASH_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -28,6 +29,10 @@ void base_digest_hex(const struct digest *d, char text[33]);
 
 /* Keyed digest that cannot be forged without the key: BLAKE2b, 32 bytes out. */
 enum st base_mac(const uint8_t key[32], const void *data, size_t bytes, uint8_t mac[32]);
+/* Whether that is its digest; takes the same time wherever it differs. */
+bool base_mac_is(const uint8_t key[32], const void *data, size_t bytes, const uint8_t mac[32]);
+/* A key that nobody can guess. */
+enum st base_key_draw(uint8_t key[32], struct err *e);
 /* SHA-256 of a whole file, streamed. */
 enum st base_sha256_file(const char *path, uint8_t sum[32], struct err *e);
 

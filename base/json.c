@@ -13,8 +13,8 @@ static void clean(char *text) {
         if ((unsigned char)*text < 0x20 || *text == 0x7f) *text = '?';
 }
 
-/* jansson refuses integers that 64 bits do not hold, but transformers writes one (model_max_length 10^30, "no limit") into tokenizer_config.json. Such a number is a real one then: its
- * last two digits become "e2". */
+/* jansson refuses integers that 64 bits do not hold, but transformers writes one (model_max_length 10^30, "no limit") into tokenizer_config.json. One of 20 digits or more becomes a real
+ * number: its last two digits become "e2". */
 static void shorten_integers(char *text, size_t bytes) {
     bool in_string = false;
     for (size_t i = 0; i < bytes; i++) {

@@ -74,6 +74,13 @@ struct meeting {
 
 static socklen_t address_bytes(const union address *a) { return a->any.sa_family == AF_INET6 ? sizeof a->v6 : sizeof a->v4; }
 
+static void set_port(union address *a, uint16_t port) {
+    if (a->any.sa_family == AF_INET6)
+        a->v6.sin6_port = htons(port);
+    else
+        a->v4.sin_port = htons(port);
+}
+
 static const char *address_text(const union address *a, char text[ADDRESS_TEXT]) {
     char host[INET6_ADDRSTRLEN] = "?";
     bool is_v6 = a->any.sa_family == AF_INET6;
@@ -216,10 +223,7 @@ static enum st start_listening(struct meeting *m, struct err *e) {
     if (code != ST_OK) return code;
     m->listener = m->os->socket(m->os, m->own.any.sa_family);
     if (m->listener < 0) return err_set(e, ST_IO, "tcp: a socket for %s: %s", address_text(&m->own, text), strerror(errno));
-    if (m->own.any.sa_family == AF_INET6)
-        m->own.v6.sin6_port = htons((uint16_t)m->setup->port);
-    else
-        m->own.v4.sin_port = htons((uint16_t)m->setup->port);
+    set_port(&m->own, (uint16_t)m->setup->port);
     m->os->setsockopt(m->os, m->listener, SOL_SOCKET, SO_REUSEADDR, 1); /* connections of an earlier job may linger at a port that is fixed */
     socklen_t n = sizeof m->own.storage;
     if (m->os->bind(m->os, m->listener, &m->own.any, address_bytes(&m->own)) != 0 || m->os->listen(m->os, m->listener) != 0 ||
@@ -263,10 +267,7 @@ static enum st start_connecting(struct meeting *m, int r, struct err *e) {
     if (h->fd < 0) return cannot_connect(m, r, errno, e);
     /* From the address that the launcher has chosen, not from what the routing table would prefer. */
     union address from = m->own;
-    if (from.any.sa_family == AF_INET6)
-        from.v6.sin6_port = 0;
-    else
-        from.v4.sin_port = 0;
+    set_port(&from, 0);
     m->os->setsockopt(m->os, h->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
     if (m->os->bind(m->os, h->fd, &from.any, address_bytes(&from)) != 0) return cannot_connect(m, r, errno, e);
     if (m->os->connect(m->os, h->fd, &m->addresses[r].any, address_bytes(&m->addresses[r])) != 0 && errno != EINPROGRESS)

@@ -32,7 +32,8 @@ float kern_encode_amax(const float *x, size_t n)
     return from_bits(most < 0x7f800000u ? most : 0x7f800000u);
 }
 
-uint8_t kern_f32_to_e2m1(float x)
+/* Nearest E2M1 code (0 … 15), ties to the even code; beyond ±6: ±6. A negative number that rounds to zero is code 8, −0 is code 0. */
+static uint8_t to_e2m1(float x)
 {
     const float a = x < 0 ? -x : x;
     /* Up at a tie to the even code: 0.75, 1.75, 3.5; down at 0.25, 1.25, 2.5, 5. */
@@ -43,7 +44,7 @@ uint8_t kern_f32_to_e2m1(float x)
 static void pack(const float *x, size_t n, float scale, uint8_t *codes)
 {
     for (size_t i = 0; i < n / 2; i++)
-        codes[i] = (uint8_t)(kern_f32_to_e2m1(x[2 * i] / scale) | kern_f32_to_e2m1(x[2 * i + 1] / scale) << 4);
+        codes[i] = (uint8_t)(to_e2m1(x[2 * i] / scale) | to_e2m1(x[2 * i + 1] / scale) << 4);
 }
 
 float kern_encode_nvfp4_global(float amax)

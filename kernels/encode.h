@@ -13,9 +13,6 @@
 /* Largest magnitude; +infinity where a value is infinite or NaN. 0 for no values. */
 float kern_encode_amax(const float *x, size_t n);
 
-/* Nearest E2M1 code (0 … 15), ties to the even code; beyond ±6: ±6. A negative number that rounds to zero is code 8, −0 is code 0. */
-uint8_t kern_f32_to_e2m1(float x);
-
 /* Two formats of 16 and 32 columns in a group; n is a multiple of it. codes: n/2 bytes, column 2i in the low nibble of byte i; scales: one byte a group.
  *
  * NVFP4: value = code · scale ÷ global. global = (1 ÷ amax of the tensor) · 2688 (6 · 448: the largest block gets the largest scale), 1 where that is not finite.

@@ -15,7 +15,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <sodium.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -687,14 +686,6 @@ static void say_last(struct agent *a)
         LOG_ERR("agent", "%s", a->story.text); /* started by hand, or the launcher is gone */
 }
 
-static enum st draw_key(struct agent *a, struct err *e)
-{
-    if (sodium_init() < 0)
-        return err_set(e, ST_IO, "libsodium cannot be initialised");
-    randombytes_buf(a->key, sizeof a->key);
-    return ST_OK;
-}
-
 /* Ranks from first to end − 1 of those that v tells, until all is over. */
 static int lead(struct agent *a, int argc, char **argv)
 {
@@ -730,7 +721,7 @@ static int lead_alone(struct agent *a, int argc, char **argv)
     const enum st st = launch_rank_options_parse("agent", argc, argv, &a->v, &model, &e);
     if (st)
         return launch_misuse("agent", &e);
-    if (draw_key(a, &e))
+    if (base_key_draw(a->key, &e))
         return launch_fail("agent", &e);
     a->in_fd = a->out_fd = (int)a->v.control_fd;
     a->end = (int)a->v.n_ranks;
@@ -854,7 +845,7 @@ static int lead_host(struct agent *a)
     if (!st && launch_meeting_ways(meeting)) /* else there is no other host */
         memcpy(a->key, launch_meeting_ways(meeting)->key, sizeof a->key);
     else if (!st)
-        st = draw_key(a, &e);
+        st = base_key_draw(a->key, &e);
     a->pulse = st ? NULL : launch_meeting_take_pulse(meeting);
     launch_meeting_close(meeting);
     if (!st)

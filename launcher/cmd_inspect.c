@@ -1,4 +1,4 @@
-/* tandem inspect: what a checkpoint holds, and what each rank would hold of it. Headers only. */
+/* tandem inspect: what a checkpoint holds, and what each rank would hold of it. Headers, and the few small tensors that are read while planning. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

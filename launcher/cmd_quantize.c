@@ -129,21 +129,25 @@ static enum st keep(struct quantise *q, struct err *e)
 
 /* ---- what lies beside the weights ---- */
 
+static enum st write_bytes(int fd, const char *name, const char *from, size_t bytes, struct err *e)
+{
+    for (size_t done = 0; done < bytes;) {
+        const ssize_t n = write(fd, from + done, bytes - done);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return err_set(e, ST_IO, "cannot write %s: %s", name, strerror(errno));
+        done += (size_t)n;
+    }
+    return ST_OK;
+}
+
 static enum st write_text(const struct quantise *q, const char *name, const char *text, size_t bytes, struct err *e)
 {
     const int fd = openat(q->dir, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (fd < 0)
         return err_set(e, ST_IO, "cannot make %s: %s", name, strerror(errno));
-    enum st st = ST_OK;
-    for (size_t done = 0; !st && done < bytes;) {
-        const ssize_t n = write(fd, text + done, bytes - done);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            st = err_set(e, ST_IO, "cannot write %s: %s", name, strerror(errno));
-        else
-            done += (size_t)n;
-    }
+    enum st st = write_bytes(fd, name, text, bytes, e);
     if (!st && fsync(fd) != 0)
         st = err_set(e, ST_IO, "cannot write %s: %s", name, strerror(errno));
     close(fd);
@@ -175,8 +179,8 @@ static enum st copy_file(const struct quantise *q, int from_dir, const char *nam
         }
         if (n < 0)
             st = err_set(e, ST_IO, "%s/%s: %s", ck_path(q->ck), name, strerror(errno));
-        else if (n && write(out, buffer, (size_t)n) != n)
-            st = err_set(e, ST_IO, "cannot write %s: %s", name, errno ? strerror(errno) : "no room");
+        else
+            st = write_bytes(out, name, buffer, (size_t)n, e);
     }
     if (!st && fsync(out) != 0)
         st = err_set(e, ST_IO, "cannot write %s: %s", name, strerror(errno));
@@ -186,12 +190,6 @@ static enum st copy_file(const struct quantise *q, int from_dir, const char *nam
     return st;
 }
 
-static bool ends_so(const char *text, const char *suffix)
-{
-    const size_t n = strlen(text), n_suffix = strlen(suffix);
-    return n >= n_suffix && strcmp(text + n - n_suffix, suffix) == 0;
-}
-
 /* Weights in any spelling, and what describes them, is not copied. */
 static bool is_beside(const char *name)
 {
@@ -199,7 +197,7 @@ static bool is_beside(const char *name)
     if (name[0] == '.' || strcmp(name, "config.json") == 0)
         return false;
     for (size_t i = 0; i < sizeof weights / sizeof *weights; i++)
-        if (ends_so(name, weights[i]))
+        if (ck_has_suffix(name, weights[i]))
             return false;
     return true;
 }

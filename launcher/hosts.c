@@ -7,10 +7,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include <sodium.h>
-
 #include "base/build_id.h"
 #include "base/clock.h"
+#include "base/hash.h"
 #include "launcher/agent.h"
 #include "launcher/bundle.h"
 #include "launcher/interrupt.h"
@@ -20,7 +19,6 @@
 
 #define ANSWER_MS 20000
 #define RESOLVE_MS 2000
-#define SILENCE_MS 2500
 #define LOOK_MS 100
 #define LAST_WORDS_MS 500
 
@@ -169,7 +167,7 @@ static enum st hear(struct launch_hosts *hosts, int from, enum rt_frame_kind wan
         if (!st && kind == wanted)
             return ST_OK;
         heard = st ? heard : now;
-        if (st == ST_AGAIN && wanted != RT_HOST && now - heard >= SILENCE_MS * BASE_NS_PER_MS)
+        if (st == ST_AGAIN && wanted != RT_HOST && now - heard >= LAUNCH_SILENCE_HOST_MS * BASE_NS_PER_MS)
             return err_set(e, ST_TIMEOUT, "host %s: its agent gave no sign of life for %.1f s", h->typed, (double)(now - heard) / (double)BASE_NS_PER_S);
     }
 }
@@ -457,12 +455,10 @@ enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
         st = err_set(e, ST_NO_MEMORY, "no memory for the hosts' interfaces");
     for (int i = 0; i < hosts->n && !st; i++)
         st = hear_host(hosts, i, &hosts->interfaces[i], until, e);
-    if (!st && sodium_init() < 0)
-        st = err_set(e, ST_IO, "libsodium cannot be initialised");
-    if (!st) {
-        randombytes_buf(hosts->key, sizeof hosts->key);
+    if (!st)
+        st = base_key_draw(hosts->key, e);
+    if (!st)
         st = decide(hosts, until, e);
-    }
     if (!st && hosts->n > 1)
         st = open_ways(hosts, until, e);
     hosts->is_open = !st;

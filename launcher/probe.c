@@ -54,12 +54,9 @@ void launch_packet_put(const uint8_t key[LAUNCH_PROBE_KEY_BYTES], const struct l
 
 bool launch_packet_get(const uint8_t key[LAUNCH_PROBE_KEY_BYTES], const uint8_t *data, size_t bytes, struct launch_packet *p)
 {
-    uint8_t right[32], differs = 0;
-    if (bytes < LAUNCH_PACKET_BYTES || memcmp(data, MAGIC, 8) != 0 || get_le(data + 24, 4) != bytes || base_mac(key, data, 48, right) != ST_OK)
+    if (bytes < LAUNCH_PACKET_BYTES || memcmp(data, MAGIC, 8) != 0 || get_le(data + 24, 4) != bytes || !base_mac_is(key, data, 48, data + 48))
         return false;
-    for (int i = 0; i < 32; i++)
-        differs |= (uint8_t)(right[i] ^ data[48 + i]); /* the same time wherever it differs */
-    if (differs || data[8] < LAUNCH_PACKET_CALL || data[8] > LAUNCH_PACKET_TCP_ANSWER || data[9] >= LAUNCH_MAX_HOSTS || data[10] >= LAUNCH_MAX_HOSTS)
+    if (data[8] < LAUNCH_PACKET_CALL || data[8] > LAUNCH_PACKET_TCP_ANSWER || data[9] >= LAUNCH_MAX_HOSTS || data[10] >= LAUNCH_MAX_HOSTS)
         return false;
     *p = (struct launch_packet){
         .kind = (enum launch_packet_kind)data[8],

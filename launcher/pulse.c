@@ -65,13 +65,10 @@ size_t launch_beat_put(const uint8_t key[LAUNCH_PROBE_KEY_BYTES], const struct l
 
 bool launch_beat_get(const uint8_t key[LAUNCH_PROBE_KEY_BYTES], const uint8_t *data, size_t bytes, struct launch_beat *b)
 {
-    uint8_t right[32], differs = 0;
     if (bytes < LAUNCH_BEAT_HEAD_BYTES + 32 || bytes > LAUNCH_BEAT_MAX_BYTES || memcmp(data, MAGIC, 8) != 0 || data[11] > 64 ||
-        bytes != LAUNCH_BEAT_HEAD_BYTES + (size_t)data[11] * LAUNCH_BEAT_RANK_BYTES + 32 || base_mac(key, data, bytes - 32, right))
+        bytes != LAUNCH_BEAT_HEAD_BYTES + (size_t)data[11] * LAUNCH_BEAT_RANK_BYTES + 32 || !base_mac_is(key, data, bytes - 32, data + bytes - 32))
         return false;
-    for (size_t i = 0; i < 32; i++)
-        differs |= (uint8_t)(right[i] ^ data[bytes - 32 + i]); /* the same time wherever it differs */
-    if (differs || data[8] < LAUNCH_BEAT_HERE || data[8] > LAUNCH_BEAT_LOST_YOU)
+    if (data[8] < LAUNCH_BEAT_HERE || data[8] > LAUNCH_BEAT_LOST_YOU)
         return false;
     const uint8_t *at = data + 8;
     b->kind = (enum launch_beat_kind)get_le(&at, 1);
@@ -136,7 +133,7 @@ struct launch_pulse {
     bool is_running;
     pthread_t thread;
     /* the thread's alone */
-    uint64_t looked_ns, told_ns, n_strange;
+    uint64_t told_ns, n_strange;
     uint64_t window_ns;                    /* when it began */
     struct host_now before[LAUNCH_MAX_HOSTS]; /* as it began: the peers, then we */
     int slow_host, n_slow;
@@ -343,7 +340,8 @@ static void *run(void *arg)
 {
     struct launch_pulse *p = arg;
     uint64_t now = now_ns(), next_ns = now;
-    p->looked_ns = p->window_ns = now;
+    uint64_t looked = now;
+    p->window_ns = now;
     for (int i = 0; i < p->n; i++)
         p->peers[i].heard_ns = now;
     for (;;) {
@@ -360,8 +358,8 @@ static void *run(void *arg)
         now = now_ns();
         if (polled[p->n].revents)
             break;
-        const uint64_t gap = now - p->looked_ns;
-        p->looked_ns = now;
+        const uint64_t gap = now - looked;
+        looked = now;
         for (int i = 0; i < p->n; i++) {
             if (gap > STALL_NS)
                 p->peers[i].heard_ns += gap;

@@ -137,6 +137,15 @@ static int begin_connecting(struct launch_reach *r)
     return connect(r->fd, (const struct sockaddr *)&s, n) && errno != EINPROGRESS ? -1 : 0;
 }
 
+static enum st end_with(struct launch_reach *r, int error, struct err *e)
+{
+    const struct launch_reach_ends ends = {r->from_name, r->interface, r->to_name, r->to_interface, &r->from, &r->to, r->port, r->o.is_port_fixed, r->o.first_port, r->o.last_port};
+    r->result = launch_reach_explain(&ends, error, &r->why);
+    if (e)
+        *e = r->why;
+    return r->result;
+}
+
 enum st launch_reach_connect(const struct launch_reach_options *o, const char *interface, int index, const struct launch_address *from, const char *to_interface,
                              const struct launch_address *to, int port, struct launch_reach **out, struct err *e)
 {
@@ -158,8 +167,7 @@ enum st launch_reach_connect(const struct launch_reach_options *o, const char *i
     }
     r->index = index;
     if (begin_connecting(r)) {
-        const struct launch_reach_ends ends = {r->from_name, r->interface, r->to_name, r->to_interface, &r->from, &r->to, port, o->is_port_fixed, o->first_port, o->last_port};
-        st = launch_reach_explain(&ends, errno, e);
+        st = end_with(r, errno, e);
         launch_reach_close(r);
         return st;
     }
@@ -192,15 +200,6 @@ void launch_reach_close(struct launch_reach *r)
 }
 
 /* ---- connector ------------------------------------------------------------------------------------------------------------------------------------------------- */
-
-static enum st end_with(struct launch_reach *r, int error, struct err *e)
-{
-    const struct launch_reach_ends ends = {r->from_name, r->interface, r->to_name, r->to_interface, &r->from, &r->to, r->port, r->o.is_port_fixed, r->o.first_port, r->o.last_port};
-    r->result = launch_reach_explain(&ends, error, &r->why);
-    if (e)
-        *e = r->why;
-    return r->result;
-}
 
 /* 1: all is there; 0: not yet; −1: the end. */
 static int read_packet(int fd, struct guest *g)

@@ -34,7 +34,7 @@ static const struct option shared_options[] = {
     {"--backend", NULL, OPT_STR, offsetof(struct launch_options, backend), "shm|tcp|ucx|mpi", "what carries the bytes between ranks (default: the best that fits)", 0, 0, NULL},
     {"--hosts", NULL, OPT_STR, offsetof(struct launch_options, hosts), "A,B...", "run on these hosts, one rank each unless -n says more (user@host allowed; or TANDEM_HOSTS)", 0, 0, NULL},
     {"--hostfile", NULL, OPT_STR, offsetof(struct launch_options, hostfile), "FILE", "the same, a name a line", 0, 0, NULL},
-    {"--port", NULL, OPT_INT, offsetof(struct launch_options, port), "P", "fix our ports: rank R listens at P + R by TCP, hosts send each other UDP at P (default: any)", 1, 65535, NULL},
+    {"--port", NULL, OPT_INT, offsetof(struct launch_options, port), "P", "fix our ports: rank R listens at P + R by TCP, UDP at P, beyond two hosts P + 1 and on as well (default: any)", 1, 65535, NULL},
     {"--ssh", NULL, OPT_STR, offsetof(struct launch_options, ssh), "PROGRAM", "instead of ssh, called like it (or TANDEM_SSH)", 0, 0, NULL},
     {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
 };

@@ -28,7 +28,6 @@
 #define KILL_MS 600 /* for a second call to a host whose agent is silent: the command shall return in time */
 #define LOST_MS 50 /* for what leads to a host that is lost: nobody leaves there in peace */
 #define BETTER_MS 250
-#define SILENCE_HOST_MS 2500 /* another host's agent: with the time to end the job, 4 s in all */
 #define FRONT_LIMIT (4u << 20)
 
 struct end {
@@ -39,7 +38,7 @@ struct end {
     uint64_t heard_ns;
     bool has_told; /* its story */
     bool is_over;  /* its stream has ended, or it was given up */
-    bool is_lost;  /* silent on the way to another host */
+    bool is_lost;  /* silent: to us, or on the way to another host */
 };
 
 struct launch_watch {
@@ -196,14 +195,16 @@ static void reap(struct launch_watch *w, struct end *end, uint64_t wait_ms)
         tell_of(w, end, LAUNCH_WORTH_KILLED, text);
 }
 
+static bool is_heard(const struct end *end) { return base_now_ns(base_clock_real()) - end->heard_ns < 2 * LAUNCH_BEAT_MS * BASE_NS_PER_MS; }
+
 static void close_end(struct launch_watch *w, struct end *end, uint64_t wait_ms)
 {
     if (end->o.remote) {
         tell_of_remote(w, end);
-        const bool is_quiet = base_now_ns(base_clock_real()) - end->heard_ns >= 2 * LAUNCH_BEAT_MS * BASE_NS_PER_MS;
-        if (end->is_lost && is_quiet) /* it may be stopped, or out of reach */
+        const bool is_gone = end->is_lost && !is_heard(end);
+        if (is_gone) /* it may be stopped, or out of reach */
             kill_remote(end);
-        launch_remote_stop(end->o.remote, end->is_lost && is_quiet ? LOST_MS : (int)wait_ms);
+        launch_remote_stop(end->o.remote, is_gone ? LOST_MS : (int)wait_ms);
     } else {
         reap(w, end, wait_ms);
         close(end->o.in_fd);
@@ -252,9 +253,8 @@ static void take_lost(struct launch_watch *w, const void *payload, size_t bytes)
     if (host >= (uint32_t)w->n_ends)
         return;
     struct end *lost = &w->ends[host];
-    const bool is_heard = base_now_ns(base_clock_real()) - lost->heard_ns < 2 * LAUNCH_BEAT_MS * BASE_NS_PER_MS;
     snprintf(text, sizeof text, "%.*s%s", (int)(bytes > 404 ? 400 : bytes - sizeof host), (const char *)payload + sizeof host,
-             is_heard && !lost->is_over ? "; its agent still answers: is it the cable, or a firewall?" : "");
+             is_heard(lost) && !lost->is_over ? "; its agent still answers: is it the cable, or a firewall?" : "");
     lost->has_told = lost->is_lost = true;
     tell_of(w, lost, LAUNCH_WORTH_KILLED, text);
 }
@@ -302,7 +302,7 @@ static bool is_silent(struct launch_watch *w, struct end *end)
     const uint64_t silent_ms = (base_now_ns(base_clock_real()) - end->heard_ns) / BASE_NS_PER_MS;
     struct launch_life_sample sample;
     char text[300];
-    if (silent_ms < (end->o.remote ? SILENCE_HOST_MS : LAUNCH_SILENCE_MS) || launch_outbox_waiting(&w->front_out) >= FRONT_LIMIT)
+    if (silent_ms < (end->o.remote ? LAUNCH_SILENCE_HOST_MS : LAUNCH_SILENCE_MS) || launch_outbox_waiting(&w->front_out) >= FRONT_LIMIT)
         return false;
     if (end->o.remote) {
         snprintf(text, sizeof text, "its agent gave no sign of life for %.1f s", (double)silent_ms / 1000);

@@ -12,6 +12,7 @@
 #include "comm/comm.h"
 #include "runtime/protocol.h"
 
+#define LAUNCH_SILENCE_HOST_MS 2500 /* another host's agent: with the time to end the job, 4 s in all */
 #define LAUNCH_BEAT_MS 500
 #define LAUNCH_MAX_ENDS COMM_MAX_RANKS
 

@@ -35,7 +35,7 @@ struct launch_port {
     uint32_t beat; /* of packets of life, by UDP */
 };
 
-/* --port P: rank r listens at P + r, by TCP; what is sent by UDP, between agents, comes from and goes to P. */
+/* --port P: rank r listens at P + r, by TCP; what is sent by UDP, between agents, comes from and goes to P, beyond two hosts also P + 1 and so on (docs/hosts.md). */
 static inline int launch_ways_rank_port(int port, int rank) { return port ? port + rank : 0; }
 
 /* ST_INVALID: numbers that cannot be, texts without an end. */

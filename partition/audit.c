@@ -176,7 +176,6 @@ static enum st audit_bytes(const struct part_plan *plan, int i, struct part_audi
     return ST_OK;
 }
 
-/* A tensor that no weight uses is named; one that several weights share (fused) must be used up by them, one after another. */
 /* Scales of a cache are read by every rank: the first owns them. */
 static void count_scale(const struct part_plan *plan, const struct ck_tensor *t, bool *read, struct part_audit *audit)
 {
@@ -188,6 +187,7 @@ static void count_scale(const struct part_plan *plan, const struct ck_tensor *t,
     audit->replica_bytes += t->bytes * (uint64_t)(plan->options.n_ranks - 1);
 }
 
+/* A tensor that nothing uses is named; one that several weights share (fused) must be used up by them, one after another. */
 static enum st audit_tensors(const struct part_plan *plan, struct part_audit *audit, struct err *e)
 {
     const struct checkpoint *ck = plan->whole->ck;

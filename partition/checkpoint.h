@@ -94,4 +94,6 @@ struct gguf_string ck_gguf_array_string(const struct checkpoint *ck, const struc
 int64_t ck_gguf_array_int(const struct checkpoint *ck, const struct gguf_value *array, uint64_t i);
 double ck_gguf_array_float(const struct checkpoint *ck, const struct gguf_value *array, uint64_t i);
 
+bool ck_has_suffix(const char *text, const char *suffix);
+
 #endif

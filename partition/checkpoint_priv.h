@@ -78,7 +78,6 @@ enum st ck_open_memory(enum ck_kind kind, const void *data, size_t bytes, struct
 /* Makes ck_json(file_name) answer this text. */
 enum st ck_put_json(struct checkpoint *ck, const char *file_name, const char *text, size_t bytes, struct err *e);
 
-bool ck_has_suffix(const char *text, const char *suffix);
 const char *ck_base_name(const char *path);
 /* Names in a directory that end so, sorted, in ck's arena; hidden ones are left out. */
 enum st ck_list(struct checkpoint *ck, const char *dir, const char *suffix, const char ***names, size_t *n_names, struct err *e);

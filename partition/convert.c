@@ -24,12 +24,6 @@ struct planner {
     struct err *e;
 };
 
-static bool ends_so(const char *text, const char *suffix)
-{
-    const size_t n = strlen(text), n_suffix = strlen(suffix);
-    return n >= n_suffix && strcmp(text + n - n_suffix, suffix) == 0;
-}
-
 static enum st no_memory(const struct planner *w) { return err_set(w->e, ST_NO_MEMORY, "%s: no memory for a plan", ck_path(w->ck)); }
 
 /* ---- what may be read ---- */
@@ -79,7 +73,7 @@ static enum st add_encoded(struct planner *w, struct convert_item *item, const c
     item->as = CONVERT_ENCODE;
     p->n_encoded++;
     if (p->format == CONVERT_Q8_0) {
-        add_target(w, name, NULL, 1, GGUF_Q8_0, item->source->n_dims, item->source->dims, rows * (columns / 32 * 34));
+        add_target(w, name, NULL, 1, GGUF_Q8_0, item->source->n_dims, item->source->dims, rows * kern_format_row_bytes(FMT_Q8_0, columns));
         return ST_OK;
     }
     const bool packed = p->format != CONVERT_FP8;
@@ -147,7 +141,7 @@ static enum st plan_tensor(struct planner *w, const struct ck_tensor *t)
     struct convert_item item = {.source = t, .rows = 1, .columns = 1, .first_target = p->n_targets};
     if (w->renames) {
         int heads;
-        if (strcmp(t->name, "rope_freqs.weight") == 0 || ends_so(t->name, ".inv_freq"))
+        if (strcmp(t->name, "rope_freqs.weight") == 0 || ck_has_suffix(t->name, ".inv_freq"))
             return ST_OK; /* in config, or made from it */
         if (p->gguf && p->model.tied_head && strcmp(t->name, "lm_head.weight") == 0)
             return ST_OK; /* a copy */
@@ -245,7 +239,7 @@ static enum st plan_tensors(struct planner *w)
     }
     /* Routers are linear layers to whoever reads the result. */
     for (size_t i = 0; !p->gguf && i < n; i++)
-        if (order[i]->n_dims == 2 && ck_kind_of(w->ck) == CK_SAFETENSORS && convert_kind_of(w->ck, order[i]) == CONVERT_OTHER && ends_so(order[i]->name, ".weight") &&
+        if (order[i]->n_dims == 2 && ck_kind_of(w->ck) == CK_SAFETENSORS && convert_kind_of(w->ck, order[i]) == CONVERT_OTHER && ck_has_suffix(order[i]->name, ".weight") &&
             !strstr(order[i]->name, "embed")) {
             const enum st st = stays(w, order[i]->name);
             if (st)

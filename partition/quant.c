@@ -166,7 +166,7 @@ static enum st both(const struct finding *f, const struct ck_tensor *a, const st
     return REFUSE(f, ST_INVALID, "tensors %.200s and %.200s: two conventions at once", a->name, b->name);
 }
 
-/* At most one of a list that ends with NULL beyond the first. */
+/* Of these n, which may be NULL, none but the one that is used is there. */
 static enum st refuse_extra(const struct finding *f, const struct ck_tensor *used, const struct ck_tensor *const *others, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -204,7 +204,7 @@ static enum st add_tensor_scale(struct finding *f, const struct ck_tensor *t)
     return ST_OK;
 }
 
-/* Groups of columns: so many numbers a row, of a length that divides the row. group is what the configuration says, 0: nothing. */
+/* Groups of columns: so many numbers a row, of a length that divides the row. group is that length. */
 static enum st group_of(const struct finding *f, const struct ck_tensor *t, uint64_t n_groups, uint64_t *group)
 {
     if (n_groups == 0 || f->columns % n_groups)

@@ -55,8 +55,8 @@ const struct ck_tensor *quant_codes(const struct checkpoint *ck, const char *mod
 /* Outputs of the matrix that these codes belong to; 0: its tensors do not tell. */
 uint64_t quant_rows(const struct checkpoint *ck, const struct ck_tensor *codes);
 
-/* Whether a tensor's name says that it stands beside weights and says nothing about them: scales of activations and of the KV cache, which this build chooses itself, and shapes that the
- * configuration gives. */
+/* Whether a tensor's name says that it stands beside weights and says nothing about them: scales of activations and of the KV cache, which this build chooses itself, shapes that the
+ * configuration gives, and orders of columns (which quant_scheme_of refuses where they are not ascending). */
 bool quant_is_beside(const char *name);
 
 /* The scheme of the matrix [rows, columns] whose codes these are. Tensors are missing or too many, of a wrong type or shape: ST_INVALID or ST_UNSUPPORTED, one sentence with the

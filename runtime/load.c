@@ -47,16 +47,17 @@ static enum st read_exactly(int fd, void *to, uint64_t bytes, uint64_t offset, c
     return ST_OK;
 }
 
-/* n runs of run_bytes, stride_bytes apart in the file; *apart is the distance between them in memory. A quarter wanted of what lies between: one large read beats many small ones. */
+/* The distance in memory between runs that lie so far apart in the file. A quarter wanted of what lies between: one large read beats many small ones. */
+static uint64_t apart_of(uint64_t run_bytes, uint64_t stride_bytes) { return run_bytes * 4 >= stride_bytes ? stride_bytes : run_bytes; }
+
+/* n runs of run_bytes; *apart is the distance between them in memory. */
 static enum st read_runs(const struct loading *l, const struct part_weight *w, uint32_t k, uint64_t offset, uint64_t n, uint64_t run_bytes, unsigned char *to, size_t *apart, struct err *e)
 {
     const struct part_slice *s = &w->slices[k];
     const char *name = w->scheme->sources[k].tensor->name;
-    if (run_bytes * 4 >= s->stride[0]) {
-        *apart = s->stride[0];
+    *apart = apart_of(run_bytes, s->stride[0]);
+    if (*apart == s->stride[0])
         return read_exactly(l->fds[s->file], to, (n - 1) * s->stride[0] + run_bytes, offset, name, e);
-    }
-    *apart = run_bytes;
     for (uint64_t i = 0; i < n; i++) {
         const enum st st = read_exactly(l->fds[s->file], to + i * run_bytes, run_bytes, offset + i * s->stride[0], name, e);
         if (st)
@@ -95,7 +96,7 @@ static uint64_t bounce_bytes_of(const struct part_weight *w, uint64_t n)
         const uint64_t n_elements = (n - 1) / s->row_unit + 2;
         const uint64_t run = s->transposed ? n_elements * s->element_bytes : w->slices[k].run_bytes, stride = w->slices[k].stride[0];
         const uint64_t n_runs = s->transposed ? w->slices[k].count[0] : n_elements;
-        bytes += n_runs * (run * 4 >= stride ? stride : run) + 64 + (s->transposed ? n_runs * run + 64 : 0);
+        bytes += n_runs * apart_of(run, stride) + 64 + (s->transposed ? n_runs * run + 64 : 0);
     }
     return bytes;
 }
@@ -252,16 +253,11 @@ static enum st lay_out(const struct part_model *m, const struct kern_backend *ba
             continue;
         }
         struct kern_matrix *matrix = &items[i].matrix;
-        matrix->format = w->scheme->format;
-        matrix->activation = kern_activation_for(matrix->format, accurate);
-        matrix->n_rows = n_rows;
-        matrix->scale = 1;
-        matrix->scale_columns = w->scheme->scale_columns;
-        if (!backend->supports(KERN_OP_MATMUL, matrix->format, matrix->activation, 0))
-            return err_set(e, ST_UNSUPPORTED, "%s: kernel backend %s/%s cannot multiply %s", w->name, backend->name, backend->variant, kern_format(matrix->format)->name);
-        const enum st st = rt_columns_init(m, w, small, &matrix->columns, e);
+        const enum st st = rt_matrix_init(m, w, accurate, small, matrix, e);
         if (st)
             return st;
+        if (!backend->supports(KERN_OP_MATMUL, matrix->format, matrix->activation, 0))
+            return err_set(e, ST_UNSUPPORTED, "%s: kernel backend %s/%s cannot multiply %s", w->name, backend->name, backend->variant, kern_format(matrix->format)->name);
         const size_t bytes = backend->matrix_bytes(matrix);
         matrix->data = bytes ? base_arena_alloc(data, bytes) : NULL;
         if (bytes && !matrix->data)

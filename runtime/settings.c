@@ -28,19 +28,25 @@ enum st rt_columns_init(const struct part_model *m, const struct part_weight *w,
     return ST_OK;
 }
 
+enum st rt_matrix_init(const struct part_model *m, const struct part_weight *w, bool accurate, struct arena *arena, struct kern_matrix *matrix, struct err *e)
+{
+    *matrix = (struct kern_matrix){.format = w->scheme->format,
+                                   .activation = kern_activation_for(w->scheme->format, accurate),
+                                   .n_rows = w->rows.end - w->rows.begin,
+                                   .scale = 1,
+                                   .scale_columns = w->scheme->scale_columns};
+    return rt_columns_init(m, w, arena, &matrix->columns, e);
+}
+
 static const struct rt_sizes *self(const struct part_sizes *s) { return (const struct rt_sizes *)s; }
 
 /* Asked per weight of models with thousands of them: the arrays are short-lived. */
 static uint64_t matrix_bytes(const struct part_sizes *s, const struct part_model *m, const struct part_weight *w)
 {
     struct arena a = {0};
-    struct kern_matrix matrix = {.format = w->scheme->format,
-                                 .activation = kern_activation_for(w->scheme->format, s->accurate),
-                                 .n_rows = w->rows.end - w->rows.begin,
-                                 .scale = 1,
-                                 .scale_columns = w->scheme->scale_columns};
+    struct kern_matrix matrix;
     uint64_t bytes = UINT64_MAX / 4;
-    if (base_arena_init(&a, "sizes", 0, NULL) == ST_OK && rt_columns_init(m, w, &a, &matrix.columns, NULL) == ST_OK)
+    if (base_arena_init(&a, "sizes", 0, NULL) == ST_OK && rt_matrix_init(m, w, s->accurate, &a, &matrix, NULL) == ST_OK)
         bytes = self(s)->backend->matrix_bytes(&matrix);
     base_arena_release(&a);
     return bytes;

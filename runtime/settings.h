@@ -40,5 +40,7 @@ enum st rt_scratch_init(const struct kern_backend *backend, const struct part_mo
 
 /* Columns of a weight as this rank holds them; arrays from arena. Weights whose columns follow no dimension are one leaf. */
 enum st rt_columns_init(const struct part_model *m, const struct part_weight *w, struct arena *arena, struct kern_columns *columns, struct err *e);
+/* This rank's matrix of a weight, but for where it lies and its tensor's own scale. The plan's bytes and the loader's are those of this one. */
+enum st rt_matrix_init(const struct part_model *m, const struct part_weight *w, bool accurate, struct arena *arena, struct kern_matrix *matrix, struct err *e);
 
 #endif

@@ -1,5 +1,4 @@
 /* Embedding: one row out of packed tiles. A row's numbers lie 4 (quantised) or 16–64 bytes apart; at a few rows a step nobody notices. */
-#include <math.h>
 #include <string.h>
 
 #include "kernels/cpu/matmul_priv.h"

@@ -22,11 +22,6 @@ INLINE int32_t load_i32(const uint8_t *p) {
     return v;
 }
 
-INLINE float load_f32(const uint8_t *p) {
-    float v;
-    memcpy(&v, p, 4);
-    return v;
-}
 
 INLINE __m128i load_64(const uint8_t *p) { return _mm_loadl_epi64((const __m128i *)(const void *)p); }
 INLINE __m256i load_256(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
@@ -137,9 +132,9 @@ INLINE void one_int8(const enum format f, int i, const uint8_t *w, const uint8_t
         __m256i dot[1];
         dots_of(f, false, quads_in_16(f), 1, 4 * (unsigned)h, 8 / (unsigned)n_halves, w, i, x, dot);
         if (cpu_bias_log2(f) >= 0 && quads_in_16(f)) dot[0] = _mm256_add_epi32(dot[0], _mm256_set1_epi32(load_i32(x + 40 + 4 * h) >> (7 - cpu_bias_log2(f))));
-        *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[0]), _mm256_mul_ps(scale_of(f, w, head, i, h), _mm256_set1_ps(load_f32(x + 32 + 4 * h))), *acc);
+        *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[0]), _mm256_mul_ps(scale_of(f, w, head, i, h), _mm256_set1_ps(cpu_float_at(x + 32 + 4 * h))), *acc);
     }
-    if (cpu_has_min(f)) *acc = _mm256_fmadd_ps(min_of(f, w, head, i), _mm256_set1_ps(load_f32(x + 36)), *acc);
+    if (cpu_has_min(f)) *acc = _mm256_fmadd_ps(min_of(f, w, head, i), _mm256_set1_ps(cpu_float_at(x + 36)), *acc);
 }
 
 /* What the shared loops have to know of a format. */
@@ -157,11 +152,11 @@ INLINE void many_int8(const struct many kind, const struct codec *codec, const i
         UNROLL for (int t = 0; t < nt; t++) {
             if (!kind.has_min && kind.width) /* the bias */
                 dot[t] = _mm256_add_epi32(dot[t], _mm256_sra_epi32(_mm256_set1_epi32(load_i32(x + (40 + 4 * h) * nt + 4 * t)), shift));
-            acc[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]), _mm256_mul_ps(u->d[h][i], _mm256_set1_ps(load_f32(x + (32 + 4 * h) * nt + 4 * t))), acc[t]);
+            acc[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]), _mm256_mul_ps(u->d[h][i], _mm256_set1_ps(cpu_float_at(x + (32 + 4 * h) * nt + 4 * t))), acc[t]);
         }
     }
     if (kind.width ? !kind.has_min : !codec->has_min) return;
-    UNROLL for (int t = 0; t < nt; t++) acc[t] = _mm256_fmadd_ps(u->m[i], _mm256_set1_ps(load_f32(x + 36 * nt + 4 * t)), acc[t]);
+    UNROLL for (int t = 0; t < nt; t++) acc[t] = _mm256_fmadd_ps(u->m[i], _mm256_set1_ps(cpu_float_at(x + 36 * nt + 4 * t)), acc[t]);
 }
 
 /* ---- F32 ------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -190,7 +185,7 @@ INLINE void plain_f32(const enum format f, const __m256 *d, const int nt, const 
                 if (d) wi[i] = _mm256_mul_ps(d[first + i], wi[i]);
             }
             UNROLL for (int t = 0; t < nt; t++) {
-                __m256 xt = _mm256_set1_ps(load_f32(x + 4 * t));
+                __m256 xt = _mm256_set1_ps(cpu_float_at(x + 4 * t));
                 UNROLL for (int i = 0; i < nh; i++) sum[i * nt + t] = _mm256_fmadd_ps(wi[i], xt, sum[i * nt + t]);
             }
         }

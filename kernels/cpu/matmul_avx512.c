@@ -26,11 +26,6 @@ INLINE int32_t load_i32(const uint8_t *p) {
     return v;
 }
 
-INLINE float load_f32(const uint8_t *p) {
-    float v;
-    memcpy(&v, p, 4);
-    return v;
-}
 
 INLINE __m128i load_128(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
 INLINE __m512 load_halves(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p)); }
@@ -201,7 +196,7 @@ INLINE void direct_int8(const enum format f, const int nt, const int nr, const u
             if (cpu_has_min(f)) mw[r] = min_of(f, w + (size_t)r * stride, head + (size_t)r * stride);
         }
         UNROLL for (int t = 0; t < nt; t++) {
-            __m512 d = _mm512_set1_ps(load_f32(x + (32 + 4 * h) * nt + 4 * t)), d_sum = _mm512_set1_ps(load_f32(x + 36 * nt + 4 * t));
+            __m512 d = _mm512_set1_ps(cpu_float_at(x + (32 + 4 * h) * nt + 4 * t)), d_sum = _mm512_set1_ps(cpu_float_at(x + 36 * nt + 4 * t));
             UNROLL for (int r = 0; r < nr; r++) {
                 __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r * nt + t]), _mm512_mul_ps(dw[r], d), acc[r * nt + t]);
                 acc[r * nt + t] = cpu_has_min(f) ? _mm512_fmadd_ps(mw[r], d_sum, sum) : sum;
@@ -233,7 +228,7 @@ INLINE void many_int8(const enum kind kind, const struct codec *codec, const int
             }
         }
         UNROLL for (int t = 0; t < nt; t++) {
-            __m512 d = _mm512_set1_ps(load_f32(x + (32 + 4 * h) * nt + 4 * t)), d_sum = _mm512_set1_ps(load_f32(x + 36 * nt + 4 * t));
+            __m512 d = _mm512_set1_ps(cpu_float_at(x + (32 + 4 * h) * nt + 4 * t)), d_sum = _mm512_set1_ps(cpu_float_at(x + 36 * nt + 4 * t));
             UNROLL for (int r = 0; r < nr; r++) {
                 __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r * nt + t]), _mm512_mul_ps(u[r].d[h], d), acc[r * nt + t]);
                 acc[r * nt + t] = kind == MANY_INT8_MIN ? _mm512_fmadd_ps(u[r].m, d_sum, sum) : sum;
@@ -262,7 +257,7 @@ INLINE void plain_f32(const enum format f, const __m512 *d, const int nt, const 
                 if (d) wr[r] = _mm512_mul_ps(d[r], wr[r]);
             }
             UNROLL for (int t = 0; t < nt; t++) {
-                __m512 xt = _mm512_set1_ps(load_f32(x + 4 * t));
+                __m512 xt = _mm512_set1_ps(cpu_float_at(x + 4 * t));
                 UNROLL for (int r = 0; r < nr; r++) acc[r * nt + t] = _mm512_fmadd_ps(wr[r], xt, acc[r * nt + t]);
             }
         }
@@ -317,7 +312,7 @@ INLINE void direct_f32(const enum format f, const int nr, const uint8_t *w, cons
     UNROLL for (int h = 0; h < 2; h++)
         for (unsigned q = 0; q < 4; q++) {
             UNROLL for (unsigned b = 0; b < 4; b++, x += 4) {
-                const __m512 xt = _mm512_set1_ps(load_f32(x));
+                const __m512 xt = _mm512_set1_ps(cpu_float_at(x));
                 UNROLL for (int r = 0; r < nr; r++) {
                     const __m512 number = numbers_of(f, w + (size_t)r * stride, 4 * (unsigned)h + q, b);
                     acc[r] = _mm512_fmadd_ps(weight_of(f, number, d[r][cpu_halves(f) == 2 ? h : 0], m[r]), xt, acc[r]);

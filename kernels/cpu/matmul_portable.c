@@ -37,11 +37,6 @@ static void dot_of(const struct decoded *w, const int8_t *q, int begin, int n, i
         for (int r = 0; r < ROWS; r++) dot[r] += w->q[i][r] * q[i];
 }
 
-static float load_f32(const uint8_t *p) {
-    float v;
-    memcpy(&v, p, 4);
-    return v;
-}
 
 INLINE void segment_int8(const enum format f, const struct decoded *w, const uint8_t *record, int n_tokens, int t, float acc[ROWS]) {
     const int8_t *q = (const int8_t *)record + 32 * t;
@@ -49,17 +44,17 @@ INLINE void segment_int8(const enum format f, const struct decoded *w, const uin
     int32_t dot[ROWS];
     for (int h = 0; h < cpu_halves(f); h++) {
         dot_of(w, q, 16 * h, cpu_halves(f) == 2 ? 16 : 32, dot);
-        float d = load_f32(tail + 4 * n_tokens * h);
+        float d = cpu_float_at(tail + 4 * n_tokens * h);
         for (int r = 0; r < ROWS; r++) acc[r] = fmaf((float)dot[r], w->d[h][r] * d, acc[r]);
     }
     if (!cpu_has_min(f)) return;
-    float d_sum = load_f32(tail + 4 * n_tokens);
+    float d_sum = cpu_float_at(tail + 4 * n_tokens);
     for (int r = 0; r < ROWS; r++) acc[r] = fmaf(w->m[r], d_sum, acc[r]);
 }
 
 /* acc += w · x of one place. */
 static inline void column(const float w[ROWS], const uint8_t *record, int n_tokens, int t, int place, float acc[ROWS]) {
-    float x = load_f32(record + 4 * ((size_t)place * (size_t)n_tokens + (size_t)t));
+    float x = cpu_float_at(record + 4 * ((size_t)place * (size_t)n_tokens + (size_t)t));
     for (int r = 0; r < ROWS; r++) acc[r] = fmaf(w[r], x, acc[r]);
 }
 

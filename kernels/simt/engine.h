@@ -69,7 +69,6 @@ struct thread : lane_ids {
     uint32_t clock = 1;
     view knows, fenced, pending; /* fenced: what a relaxed store gives away; pending: what the next fence takes */
     site at{};                   /* where it waits */
-    uint32_t barrier = 0;
     uint32_t mask = 0; /* of the warp operation it waits in */
     const char *operation = nullptr;
     void *payload = nullptr;

@@ -106,9 +106,10 @@ void add(stream_state *s, queued *q, const char *what) {
     s->waiting.push_back(q);
 }
 
-bool may_start(const operation &o) {
-    for (uint32_t k = 0; k < o.seen.size(); k++)
-        if (streams[k]->n_done < o.seen[k])
+/* Whether all of this has been done. */
+bool reached(const clocks &wanted) {
+    for (uint32_t k = 0; k < wanted.size(); k++)
+        if (streams[k]->n_done < wanted[k])
             return false;
     return true;
 }
@@ -135,15 +136,10 @@ void run_one(stream_state *s) {
 
 /* Runs whatever may run, in some order, until `wanted` is done. */
 void run_until(const clocks &wanted) {
-    for (;;) {
-        bool done = true;
-        for (uint32_t k = 0; k < wanted.size(); k++)
-            done = done && streams[k]->n_done >= wanted[k];
-        if (done)
-            break;
+    while (!reached(wanted)) {
         std::vector<stream_state *> ready;
         for (stream_state *s : streams)
-            if (!s->waiting.empty() && may_start(s->waiting.front()->launched))
+            if (!s->waiting.empty() && reached(s->waiting.front()->launched.seen))
                 ready.push_back(s);
         run_one(ready[chance((uint32_t)ready.size())]); /* never empty: nobody can wait for what comes later */
     }
@@ -440,9 +436,8 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e) {
 cudaError_t cudaEventQuery(cudaEvent_t e) {
     if (!events.count(e))
         return failed(cudaErrorInvalidResourceHandle);
-    for (uint32_t k = 0; k < e->seen.size(); k++)
-        if (streams[k]->n_done < e->seen[k])
-            return chance(2) ? failed(cudaErrorNotReady) : cudaEventSynchronize(e);
+    if (!reached(e->seen))
+        return chance(2) ? failed(cudaErrorNotReady) : cudaEventSynchronize(e);
     return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize(void) {
