@@ -11,19 +11,23 @@ uint32_t kern_columns_max_segments(uint64_t n_columns, uint32_t n_leaves) {
 }
 
 /* Marks the end of each maximal complete subtree inside lo…hi−1 and counts, for each leaf, the inner nodes of that subtree that end with it. */
-static void mark_subtrees(struct kern_columns *c, uint32_t lo, uint32_t hi, uint32_t a, uint32_t b) {
+static uint32_t mark_subtrees(uint32_t lo, uint32_t hi, uint32_t a, uint32_t b, uint8_t *n_folds, uint8_t *emit) {
     if (hi <= a || b <= lo)
-        return;
+        return 0;
     uint32_t m = kern_tree_split(a, b);
     if (lo <= a && b <= hi) {
-        for (uint32_t i = a; i < b; i++)
-            c->n_folds[i - lo] = (uint8_t)kern_tree_folds(i - a, i - a + 1, b - a);
-        c->emit[b - 1 - lo] = 1;
-        c->n_vectors++;
-        return;
+        for (uint32_t i = a; i < b; i++) {
+            n_folds[i - lo] = (uint8_t)kern_tree_folds(i - a, i - a + 1, b - a);
+            emit[i - lo] = i == b - 1;
+        }
+        return 1;
     }
-    mark_subtrees(c, lo, hi, a, m);
-    mark_subtrees(c, lo, hi, m, b);
+    return mark_subtrees(lo, hi, a, m, n_folds, emit) + mark_subtrees(lo, hi, m, b, n_folds, emit);
+}
+
+uint32_t kern_folds_init(uint32_t lo, uint32_t hi, uint32_t n_total, uint8_t *n_folds, uint8_t *emit) {
+    BASE_ASSERT(lo <= hi && hi <= n_total && n_total <= KERN_MAX_LEAVES);
+    return mark_subtrees(lo, hi, 0, n_total, n_folds, emit);
 }
 
 void kern_columns_init(struct kern_columns *c, uint64_t begin, const uint64_t *leaf_end, uint32_t leaf_lo, uint32_t leaf_hi, uint32_t n_leaves_total,
@@ -52,5 +56,5 @@ void kern_columns_init(struct kern_columns *c, uint64_t begin, const uint64_t *l
     c->leaf_segment[c->n_leaves] = c->n_segments;
     c->end = at;
 
-    mark_subtrees(c, leaf_lo, leaf_hi, 0, n_leaves_total);
+    c->n_vectors = kern_folds_init(leaf_lo, leaf_hi, n_leaves_total, c->n_folds, c->emit);
 }

@@ -56,6 +56,8 @@ struct kern_columns {
 /* leaf_end[i]: one past the last column of local leaf i, in columns of the whole tensor; lo…hi−1 are the local leaves' global numbers among n_leaves_total.
  * Storage for the two arrays: the caller's, kern_columns_max_segments() elements. */
 uint32_t kern_columns_max_segments(uint64_t n_columns, uint32_t n_leaves);
+/* n_folds and emit of sums lo…hi−1 of n_total, as of local leaves; returns the number of vectors. */
+uint32_t kern_folds_init(uint32_t lo, uint32_t hi, uint32_t n_total, uint8_t *n_folds, uint8_t *emit);
 void kern_columns_init(struct kern_columns *c, uint64_t begin, const uint64_t *leaf_end, uint32_t leaf_lo, uint32_t leaf_hi, uint32_t n_leaves_total,
                        uint32_t *segment_begin, uint8_t *segment_columns);
 
@@ -136,8 +138,8 @@ struct kern_kv_append {
     size_t k_stride, v_stride;
 };
 
-/* Query head h (local) reads local KV head (q_first + h) / group − kv_first. Keys: positions 0…p of the same sequence, in partitions of 256, each walked in blocks
- * of 32 with a running maximum and sum; partitions merged from the first to the last. */
+/* Query head h (local) reads local KV head (q_first + h) / group − kv_first. Keys: positions 0…p of the same sequence (with a window the last ones of them), in partitions of 256,
+ * each walked in blocks of 32 with a running maximum and sum; partitions merged from the first to the last, a sink after them. */
 struct kern_attention {
     const struct kern_batch *batch;
     const struct kern_kv *kv;
@@ -148,6 +150,8 @@ struct kern_attention {
     int n_heads; /* local */
     int q_first, kv_first, group;
     float scale; /* multiplied into q before the dot product, FMT_E4M3: after it has been multiplied by 256 · k_scale */
+    int window;  /* a token at p sees the keys of positions p − window + 1 … p; 0: all up to p. Keys outside are masked inside their partition; a partition without a visible one changes nothing */
+    const float *sinks; /* [n_heads] or NULL: one more score for each local head, without a value, merged after the last partition */
     void *scratch; /* backend.attention_scratch_bytes(); shared by all threads */
 };
 
@@ -191,12 +195,17 @@ struct kern_rope {
     const float *cos_sin;
 };
 
-/* y = silu(gate) · up */
+enum kern_gate_kind {
+    KERN_GATE_SILU,   /* y = silu(gate) · up */
+    KERN_GATE_CLAMPED /* GPT-OSS: g = min(gate, limit), u = max(min(up, limit), −limit); y = (u + 1) · (g · sigmoid(alpha · g)), sigmoid(z) = 1 / (1 + exp(−z)) */
+};
 struct kern_gate {
     const float *gate, *up;
     float *y;
     size_t gate_stride, up_stride, y_stride;
     int n_tokens, width;
+    enum kern_gate_kind kind;
+    float alpha, limit; /* KERN_GATE_CLAMPED */
 };
 
 /* y = (residual) + ((the tree over the partial vectors of all ranks) + (bias)). The tree over n_leaves leaves splits [a, b) at a + ⌈(b−a)/2⌉; vector i covers leaves
@@ -204,7 +213,8 @@ struct kern_gate {
 struct kern_sum {
     const float *residual; /* [n_tokens, width] or NULL */
     size_t residual_stride;
-    const float *bias; /* [width] or NULL */
+    const float *bias; /* [width], or with a bias_stride [n_tokens, width], or NULL */
+    size_t bias_stride; /* 0: the same for each token */
     int n_vectors;
     const float *vectors[KERN_MAX_VECTORS]; /* each [n_tokens, width] */
     size_t vector_token_stride;
@@ -214,6 +224,89 @@ struct kern_sum {
     size_t y_stride;
     int n_tokens, width;
 };
+
+/* ---- mixtures of experts ------------------------------------------------------------------------------------------------------------------------ */
+
+enum kern_router {
+    KERN_ROUTER_SOFTMAX,      /* softmax over all experts, then the k largest (Mixtral, Qwen3-MoE) */
+    KERN_ROUTER_TOPK_SOFTMAX, /* the k largest, then softmax over those (GPT-OSS) */
+    KERN_ROUTER_SIGMOID       /* sigmoid of each; the k largest of sigmoid + correction; a weight is the sigmoid alone (DeepSeek-V3, GLM-4.5, MiniMax-M2) */
+};
+
+/* Which experts a token goes to, and with what weight. Larger scores first, ties to the lower index, NaN below everything. In all of them scores are F32; sums over all experts run in 16
+ * interleaved lanes, then by tree, as in kern_norm; sums over the chosen ones in ascending index. exp is ours. */
+struct kern_route {
+    const float *logits; /* [n_tokens, n_experts] */
+    size_t stride;
+    int n_tokens, n_experts, k;
+    enum kern_router router;
+    const float *correction;    /* [n_experts] or NULL; SIGMOID: for the choice alone */
+    int n_groups, k_groups;     /* SIGMOID: experts stand in n_groups equal runs, a run's score is the sum of its two largest (with correction); only the k_groups best runs are chosen
+                                   from. n_groups 1: no runs */
+    bool renormalise;           /* SOFTMAX, SIGMOID: each weight is divided by their sum; SIGMOID: by the sum + 1e-20f */
+    float scale;                /* multiplied into the weights last */
+    struct kern_routed {
+        int32_t expert;
+        float weight;
+    } * out; /* [n_tokens, k], ascending by expert */
+};
+
+/* The tokens of each local expert: slots begin[e] … begin[e + 1] − 1 are expert e's, tokens ascending. The same for all steps of a layer. */
+struct kern_slots {
+    int n_experts;
+    const int32_t *begin;  /* [n_experts + 1] */
+    const int32_t *token;  /* [begin[n_experts]] */
+    const float *weight;   /* likewise */
+};
+
+/* y[slot] = x[token of the slot] · w_eᵀ + bias_e for up to two matrices of each expert (gate, up). Reads the matrices of experts with slots, no others.
+ * All matrices of a part have the same rows; all of all parts the same columns, uncut (one vector); formats and activations may differ. Bits: those of kern_matmul. */
+struct kern_experts_in {
+    const struct kern_slots *slots;
+    const float *x; /* [n_tokens, columns] */
+    size_t x_stride;
+    int n_tokens;
+    int n_parts;
+    struct kern_experts_part {
+        const struct kern_matrix *const *matrix; /* [n_experts] */
+        const float *const *bias;                /* [n_experts], each [n_rows]; or NULL */
+        float *y;                                /* [n_slots, n_rows] */
+        size_t y_stride;
+    } parts[2];
+    void *scratch;
+};
+
+/* y[v][t] = for each of n_sums sums: Σ over the token's slots, in slot order, of weight · (x[slot] · w_eᵀ (+ bias_e)), each step acc = fma(weight, product, acc) from +0; then the sums
+ * are folded: after sum i, n_folds[i] times the two topmost are added; then, if emit[i], the top is the next vector.
+ * Tensor mode: the sums are the leaves; every matrix emits each of its leaves as a vector (its columns' n_folds are 0 and emit 1), vector j of it goes to sum j; no bias.
+ * Expert mode: the sums are expert groups; a matrix is whole, its only vector goes to sum sum_of[e]; a bias is added to it before the weight is multiplied.
+ * All matrices have the same rows and columns; formats may differ. A token without a slot here gets +0 in every sum. */
+struct kern_experts_out {
+    const struct kern_slots *slots;
+    const float *x; /* [n_slots, columns] */
+    size_t x_stride;
+    const struct kern_matrix *const *matrix; /* [n_experts] */
+    const float *const *bias;                /* [n_experts], each [n_rows]; or NULL */
+    const uint8_t *sum_of;                   /* [n_experts]; NULL: all 0 */
+    int n_sums;                              /* at most KERN_MAX_LEAVES; 0: nothing is written */
+    const uint8_t *n_folds, *emit;           /* [n_sums], as in kern_columns */
+    int n_tokens, n_rows;                    /* outputs */
+    float *y;                                /* [n_vectors][n_tokens][n_rows] */
+    size_t y_stride, vector_stride;
+    void *scratch;
+};
+
+/* y[t] = Σ over the token's k routes, in their order, of weight · bias_e, by fma from +0: what tensor mode adds once, after the tree. */
+struct kern_experts_bias {
+    const struct kern_routed *routed; /* [n_tokens, k] */
+    int n_tokens, k;
+    const float *const *bias; /* [all experts], each [width] */
+    float *y;
+    size_t y_stride;
+    int width;
+};
+
+/* ---- the vocabulary ------------------------------------------------------------------------------------------------------------------------------ */
 
 struct kern_candidate {
     float value;
@@ -258,7 +351,7 @@ double kern_lse_merge(const float *max, const float *sum, int n_slices);
 
 /* ---- the table ---------------------------------------------------------------------------------------------------------------------------------- */
 
-enum kern_op { KERN_OP_MATMUL, KERN_OP_EMBED, KERN_OP_KV_APPEND, KERN_OP_ATTENTION, KERN_OP_NORM, KERN_OP_ROPE_TABLE, KERN_OP_ROPE, KERN_OP_GATE, KERN_OP_SUM, KERN_OP_TOPK, KERN_OP_SAMPLE, KERN_OP_LSE, KERN_OP_COUNT };
+enum kern_op { KERN_OP_MATMUL, KERN_OP_EMBED, KERN_OP_KV_APPEND, KERN_OP_ATTENTION, KERN_OP_NORM, KERN_OP_ROPE_TABLE, KERN_OP_ROPE, KERN_OP_GATE, KERN_OP_SUM, KERN_OP_TOPK, KERN_OP_SAMPLE, KERN_OP_LSE, KERN_OP_ROUTE, KERN_OP_EXPERTS_IN, KERN_OP_EXPERTS_OUT, KERN_OP_EXPERTS_BIAS, KERN_OP_COUNT };
 const char *kern_op_name(enum kern_op op);
 
 struct kern_backend {
@@ -288,6 +381,16 @@ struct kern_backend {
     void (*topk)(struct kern_queue q, const struct kern_topk *args);
     void (*sample)(struct kern_queue q, const struct kern_sample *args);
     void (*lse)(struct kern_queue q, const struct kern_lse *args);
+
+    void (*route)(struct kern_queue q, const struct kern_route *args);
+    /* Scratch of either: columns are those of one matrix, n_slots at most. n_sums 0: of experts_in. */
+    size_t (*experts_scratch_bytes)(const struct kern_columns *columns, int n_slots, int n_tokens, int n_sums, int n_threads);
+    /* prepare → barrier → run, as of the product */
+    void (*experts_in_prepare)(struct kern_queue q, const struct kern_experts_in *args);
+    void (*experts_in)(struct kern_queue q, const struct kern_experts_in *args);
+    void (*experts_out_prepare)(struct kern_queue q, const struct kern_experts_out *args);
+    void (*experts_out)(struct kern_queue q, const struct kern_experts_out *args);
+    void (*experts_bias)(struct kern_queue q, const struct kern_experts_bias *args);
 };
 
 /* All that are built in, best first; NULL-terminated. */
