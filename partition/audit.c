@@ -350,10 +350,10 @@ static enum st audit_heads(const struct part_plan *plan, int r, const struct par
 {
     const struct part_model *m = plan->whole;
     const uint64_t head_dim = (uint64_t)m->config.head_dim;
-    if (s->op == PART_ROPE)
-        return s->n_heads * head_dim == plan->ranks[r]->values[s->in[0]].width ? ST_OK : err_set(e, ST_INVALID, "turns %u heads", s->n_heads);
-    if (s->op != PART_ATTENTION)
+    if (whole->n_heads == 0)
         return ST_OK;
+    if (s->op != PART_ATTENTION)
+        return s->n_heads * head_dim == plan->ranks[r]->values[s->in[0]].width ? ST_OK : err_set(e, ST_INVALID, "takes %u heads", s->n_heads);
     const struct part_range q = range_of(plan, part_axis_cut(m->dim_heads, 1, 1, whole->n_heads), r);
     const struct part_range kv = range_of(plan, part_axis_cut(m->dim_heads, 1, whole->head_group, whole->n_heads / whole->head_group), r);
     if (s->n_heads != q.end - q.begin || s->q_first != q.begin || s->kv_first != kv.begin)

@@ -288,6 +288,9 @@ static uint64_t width_of(const struct part_model *m, int v) { return m->values[v
 static uint64_t rows_of(const struct part_model *m, int w) { return m->weights[w].rows.end - m->weights[w].rows.begin; }
 static uint64_t columns_of(const struct part_model *m, int w) { return m->weights[w].columns.end - m->weights[w].columns.begin; }
 
+/* A norm of heads: its value is cut by heads, its weight is one head's. A rank without heads has none of them either. */
+static bool is_of_heads(const struct part_model *m, const struct part_step *s) { return m->values[s->in[0]].axis.dim != PART_WHOLE; }
+
 /* Tokens stay tokens; only a pick makes logit rows of them. */
 static enum st check_rows(struct check *c, const struct part_step *s)
 {
@@ -358,7 +361,7 @@ static enum st check_shapes(struct check *c, const struct part_step *s)
         CHECK(c, width_of(m, s->out[0]) == (uint64_t)m->config.rope.rotary_dim, "width differs from the rotating dimensions");
         break;
     case PART_NORM:
-        CHECK(c, width_of(m, s->out[0]) == width_of(m, s->in[0]) && rows_of(m, s->weight[0]) == width_of(m, s->in[0]), "widths differ");
+        CHECK(c, width_of(m, s->out[0]) == width_of(m, s->in[0]) && rows_of(m, s->weight[0]) * (is_of_heads(m, s) ? s->n_heads : 1) == width_of(m, s->in[0]), "widths differ");
         break;
     case PART_LINEAR:
         return check_linear(c, s);

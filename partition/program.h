@@ -108,7 +108,7 @@ struct part_cache {
 enum part_op {
     PART_EMBED,      /* out[0][T, hidden] = rows of weight[0] by token id; zeroes where the row belongs to another rank */
     PART_ROPE_TABLE, /* out[0][T, rotary_dim] = cos, sin of positions */
-    PART_NORM,       /* out[0] = rmsnorm(in[0]) · weight[0] */
+    PART_NORM,       /* out[0] = rmsnorm(in[0]) · weight[0]; with n_heads: of each head by itself */
     PART_LINEAR,     /* out[i] = in[0] · weight[i]ᵀ (+ bias[i]), i < n_parts; where the columns follow a dimension the result is partial */
     PART_ROPE,       /* in[0] rotated in place by the table in[1]; n_heads heads */
     PART_ATTENTION,  /* appends k = in[1], v = in[2] to cache, out[0] = attention of q = in[0] */
@@ -138,7 +138,7 @@ struct part_step {
     int16_t group;               /* EXCHANGE: which group of ranks (0: the tensor group) */
     int16_t cache;               /* ATTENTION */
     float eps, scale;
-    uint32_t n_heads;            /* ROPE, ATTENTION: this rank's */
+    uint32_t n_heads;            /* ROPE, ATTENTION, NORM of heads: this rank's */
     uint32_t q_first, kv_first, head_group; /* ATTENTION: global numbers of this rank's first heads; query heads per KV head */
 };
 

@@ -146,7 +146,7 @@ static void cut_heads(const struct part_model *whole, const struct part_cut *cut
 {
     const struct part_axis heads = part_axis_cut(whole->dim_heads, 1, 1, (uint64_t)whole->config.n_heads);
     const struct part_range q = part_axis_range(whole, cut, rank, heads);
-    if (s->op == PART_ROPE) {
+    if (s->op != PART_ATTENTION) {
         s->n_heads = (uint32_t)(shard->values[s->in[0]].width / (uint64_t)whole->config.head_dim);
         return;
     }
@@ -178,7 +178,7 @@ static void rewrite(const struct part_model *whole, const struct part_cut *cut, 
             add_exchange(shard, to, s->layer, PART_EXCHANGE_LOGITS, s->in[0], shard->dim_vocab);
         struct part_step *mine = part_add_step(shard, to, s->op, s->layer);
         *mine = *s;
-        if (s->op == PART_ROPE || s->op == PART_ATTENTION)
+        if (s->n_heads)
             cut_heads(whole, cut, rank, shard, mine);
         if (cut->n_ranks == 1)
             continue;

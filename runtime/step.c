@@ -265,14 +265,14 @@ static void do_rope_table(const struct rt_exec *x, struct kern_queue q, const st
 
 static void do_norm(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
 {
-    const size_t width = value_of(x, s->in[0])->width;
+    const size_t all = value_of(x, s->in[0])->width, width = s->n_heads ? all / s->n_heads : all;
     const struct kern_norm args = {
         .x = address(x, s->in[0]),
         .weight = vector_of(x, s->weight[0]),
         .y = address(x, s->out[0]),
         .x_stride = width,
         .y_stride = width,
-        .n_tokens = rows_in(x, s->in[0]),
+        .n_tokens = rows_in(x, s->in[0]) * (int)(width ? all / width : 0), /* heads lie side by side: each is a row */
         .width = (int)width,
         .eps = s->eps,
     };

@@ -3,6 +3,6 @@
 
 const struct part_family *const *part_families(void)
 {
-    static const struct part_family *const families[] = {&part_family_llama, NULL};
+    static const struct part_family *const families[] = {&part_family_llama, &part_family_qwen3, NULL};
     return families;
 }

@@ -4,6 +4,6 @@
 
 #include "partition/program.h"
 
-extern const struct part_family part_family_llama;
+extern const struct part_family part_family_llama, part_family_qwen3;
 
 #endif
