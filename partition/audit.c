@@ -95,6 +95,8 @@ static struct part_range elements_of(struct part_range range, uint64_t unit)
     return (struct part_range){range.begin / unit, range.end / unit + (range.end % unit != 0)};
 }
 
+static uint64_t slice_bytes(const struct part_slice *s) { return s->count[0] * s->count[1] * s->run_bytes; }
+
 /* A rank's slice of one source lies inside its tensor, and is the elements that cover the rows and columns which the rank holds. */
 static enum st audit_slice(const struct part_plan *plan, int r, int i, uint32_t k, struct part_range *along, struct err *e)
 {
@@ -109,14 +111,15 @@ static enum st audit_slice(const struct part_plan *plan, int r, int i, uint32_t 
     const struct part_range held = {whole->first_row + w->rows.begin, whole->first_row + w->rows.end};
     const struct part_range rows = elements_of(held, source->row_unit), columns = elements_of(whole->kind == PART_MATRIX ? w->columns : (struct part_range){0, 1}, source->column_unit);
     const struct part_range outer = source->transposed ? columns : rows, inner = source->transposed ? rows : columns;
-    const uint64_t n_outer = elements_of((struct part_range){0, source->transposed ? whole->scheme->columns : whole->scheme->rows}, source->transposed ? source->column_unit : source->row_unit).end;
-    const uint64_t stride = source->tensor->bytes / n_outer;
-    if (s->file != source->tensor->file || s->stride[0] != stride || s->count[0] == 0 || s->count[0] > n_outer || s->count[1] != 1 || s->count[2] != 1 || s->run_bytes > stride ||
-        s->offset < source->tensor->offset || s->offset - source->tensor->offset > source->tensor->bytes ||
-        (s->count[0] - 1) * stride + s->run_bytes > source->tensor->bytes - (s->offset - source->tensor->offset))
+    const uint64_t outer_stride = source->transposed ? source->column_stride : source->row_stride, inner_stride = source->transposed ? source->row_stride : source->column_stride;
+    const uint64_t n_outer = outer.end - outer.begin, n_inner = inner.end - inner.begin, bytes = source->element_bytes;
+    const uint64_t offset = source->offset + outer.begin * outer_stride + inner.begin * inner_stride;
+    const bool dense = inner_stride == bytes;
+    if (s->file != source->tensor->file || s->count[0] == 0 || s->count[1] == 0 || s->offset < source->tensor->offset ||
+        s->offset - source->tensor->offset + (s->count[0] - 1) * s->stride[0] + (s->count[1] - 1) * s->stride[1] + s->run_bytes > source->tensor->bytes)
         return err_set(e, ST_INVALID, "%s: rank %d would read outside tensor %s", whole->name, r, name);
-    if (s->count[0] != outer.end - outer.begin || s->run_bytes != (inner.end - inner.begin) * source->element_bytes || s->first_row != rows.begin * source->row_unit ||
-        s->first_column != columns.begin * source->column_unit || s->offset != source->tensor->offset + outer.begin * stride + inner.begin * source->element_bytes)
+    if (s->offset != source->tensor->offset + offset || s->count[0] != n_outer || s->stride[0] != outer_stride || s->count[1] != (dense ? 1 : n_inner) || s->stride[1] != (dense ? 0 : inner_stride) ||
+        s->run_bytes != (dense ? n_inner * bytes : bytes) || s->first_row != rows.begin * source->row_unit || s->first_column != columns.begin * source->column_unit)
         return err_set(e, ST_INVALID, "%s: rank %d would read other bytes of %s than rows %" PRIu64 " to %" PRIu64 ", columns %" PRIu64 " to %" PRIu64, whole->name, r, name, w->rows.begin,
                        w->rows.end, w->columns.begin, w->columns.end);
     *along = whole->kind == PART_MATRIX && whole->column_axis.dim != PART_WHOLE ? columns : rows;
@@ -140,7 +143,7 @@ static enum st audit_source(const struct part_plan *plan, int i, uint32_t k, str
             return st;
         if (along.begin == along.end)
             continue;
-        held += weight_of(plan, r, i)->slices[k].count[0] * weight_of(plan, r, i)->slices[k].run_bytes;
+        held += slice_bytes(&weight_of(plan, r, i)->slices[k]);
         if (along.begin > covered)
             return err_set(e, ST_INVALID, "%s: nobody reads %s %" PRIu64 " to %" PRIu64 " of %s", whole->name, by_columns ? "columns" : "rows", covered, along.begin, source->tensor->name);
         covered = along.end > covered ? along.end : covered;
@@ -164,7 +167,7 @@ static enum st audit_bytes(const struct part_plan *plan, int i, struct part_audi
             !same_axis(w->column_axis, whole->column_axis))
             return err_set(e, ST_INVALID, "%s: rank %d has another tensor, or another part of it", whole->name, r);
         for (uint32_t k = 0; k < w->scheme->n_sources; k++)
-            bytes += w->slices[k].count[0] * w->slices[k].run_bytes;
+            bytes += slice_bytes(&w->slices[k]);
         if (bytes != w->slice_bytes)
             return err_set(e, ST_INVALID, "%s: rank %d reads %" PRIu64 " bytes and counts %" PRIu64, whole->name, r, bytes, w->slice_bytes);
     }
@@ -187,23 +190,50 @@ static void count_scale(const struct part_plan *plan, const struct ck_tensor *t,
     audit->replica_bytes += t->bytes * (uint64_t)(plan->options.n_ranks - 1);
 }
 
+/* Of one tensor: rows that weights use of each of its views (planes, rows in turn), in order. */
+struct usage {
+    const struct quant_scheme *user; /* any of those that use it; NULL: nobody does */
+    uint64_t *rows;                  /* [planes · step] */
+};
+
+static size_t n_views(const struct quant_view *v) { return (size_t)(quant_view_planes(v) * quant_view_step(v)); }
+
+static enum st count_rows(struct usage *u, const struct part_weight *w, const struct ck_tensor *tensor, struct err *e)
+{
+    const struct quant_view *v = &w->scheme->view;
+    if (!u->rows && !(u->rows = calloc(n_views(v), sizeof *u->rows)))
+        return err_set(e, ST_NO_MEMORY, "no memory to audit %s", tensor->name);
+    if (u->user && (u->user->rows != w->scheme->rows || n_views(&u->user->view) != n_views(v) || quant_view_step(&u->user->view) != quant_view_step(v)))
+        return err_set(e, ST_INVALID, "%s: another weight divides its tensor otherwise", w->name);
+    u->user = w->scheme;
+    uint64_t *used = &u->rows[v->plane * quant_view_step(v) + v->phase];
+    if (w->first_row != *used)
+        return err_set(e, ST_INVALID, "%s: begins at row %" PRIu64 " of its tensor, of which %" PRIu64 " are used", w->name, w->first_row, *used);
+    *used += w->row_axis.size;
+    return ST_OK;
+}
+
+static enum st all_rows_used(const struct usage *u, const struct ck_tensor *tensor, struct err *e)
+{
+    for (size_t i = 0; i < n_views(&u->user->view); i++)
+        if (u->rows[i] != u->user->rows)
+            return err_set(e, ST_INVALID, "%s: %" PRIu64 " of %" PRIu64 " rows are used%s", tensor->name, u->rows[i], u->user->rows, u->user->view.n_planes ? " of one of its planes" : "");
+    return ST_OK;
+}
+
 /* A tensor that nothing uses is named; one that several weights share (fused) must be used up by them, one after another. */
 static enum st audit_tensors(const struct part_plan *plan, struct part_audit *audit, struct err *e)
 {
     const struct checkpoint *ck = plan->whole->ck;
     const size_t n = ck_n_tensors(ck);
-    uint64_t *used_rows = calloc(n ? n : 1, sizeof *used_rows);
-    const struct quant_scheme **user = calloc(n ? n : 1, sizeof *user);
+    struct usage *usage = calloc(n ? n : 1, sizeof *usage);
     bool *read = calloc(n ? n : 1, sizeof *read);
-    enum st st = used_rows && user && read ? ST_OK : err_set(e, ST_NO_MEMORY, "no memory to audit %zu tensors", n);
+    enum st st = usage && read ? ST_OK : err_set(e, ST_NO_MEMORY, "no memory to audit %zu tensors", n);
     for (int i = 0; i < plan->whole->n_weights && !st; i++) {
         const struct part_weight *w = &plan->whole->weights[i];
         for (uint32_t k = 0; k < w->scheme->n_sources && !st; k++) {
-            const size_t t = (size_t)(w->scheme->sources[k].tensor - ck_tensor_at(ck, 0)); /* the table is one array */
-            if (w->first_row != used_rows[t])
-                st = err_set(e, ST_INVALID, "%s: begins at row %" PRIu64 " of its tensor, of which %" PRIu64 " are used", w->name, w->first_row, used_rows[t]);
-            used_rows[t] += w->row_axis.size;
-            user[t] = w->scheme;
+            const struct ck_tensor *tensor = w->scheme->sources[k].tensor;
+            st = count_rows(&usage[tensor - ck_tensor_at(ck, 0)], w, tensor, e); /* the table is one array */
         }
     }
     for (int i = 0; i < plan->ranks[0]->n_caches && !st; i++) {
@@ -212,10 +242,11 @@ static enum st audit_tensors(const struct part_plan *plan, struct part_audit *au
     }
     for (size_t t = 0; t < n && !st; t++) {
         const struct ck_tensor *tensor = ck_tensor_at(ck, t);
+        const bool used = usage[t].user != NULL;
         audit->checkpoint_bytes += tensor->bytes;
-        if (read[t] && user[t])
+        if (read[t] && used)
             st = err_set(e, ST_INVALID, "%s: both a weight and a scale of a cache", tensor->name);
-        else if (!user[t] && !read[t]) {
+        else if (!used && !read[t]) {
             audit->unused_bytes += tensor->bytes;
             if (quant_is_beside(tensor->name)) {
                 audit->beside = audit->n_beside++ ? audit->beside : tensor->name;
@@ -224,12 +255,13 @@ static enum st audit_tensors(const struct part_plan *plan, struct part_audit *au
             if (audit->n_unused < (int)(sizeof audit->unused / sizeof *audit->unused))
                 audit->unused[audit->n_unused] = tensor->name;
             audit->n_unused++;
-        } else if (user[t] && used_rows[t] != user[t]->rows)
-            st = err_set(e, ST_INVALID, "%s: %" PRIu64 " of %" PRIu64 " rows are used", tensor->name, used_rows[t], user[t]->rows);
+        } else if (used)
+            st = all_rows_used(&usage[t], tensor, e);
     }
+    for (size_t t = 0; usage && t < n; t++)
+        free(usage[t].rows);
     free(read);
-    free(user);
-    free(used_rows);
+    free(usage);
     if (!st && audit->owned_bytes + audit->unused_bytes != audit->checkpoint_bytes)
         return err_set(e, ST_INVALID, "the ranks own %" PRIu64 " bytes and %" PRIu64 " are unused, the checkpoint has %" PRIu64, audit->owned_bytes, audit->unused_bytes, audit->checkpoint_bytes);
     return st;

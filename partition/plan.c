@@ -157,7 +157,7 @@ static void digest_model(struct base_hasher *h, const struct part_model *m)
             const struct part_slice *s = &w->slices[k];
             const struct quant_source *source = &w->scheme->sources[k];
             const uint64_t slice[] = {
-                s->file,      s->offset,       s->count[0],        s->count[1],           s->count[2],  s->stride[0],     s->stride[1],         s->stride[2],           s->run_bytes,     s->first_row,
+                s->file,      s->offset,       s->count[0],        s->count[1],           s->stride[0],     s->stride[1],         s->run_bytes,     s->first_row,
                 s->first_column, source->role, source->row_unit, source->column_unit, source->bits, source->transposed, source->along_rows, source->interleaved, source->is_signed,
             };
             digest_u64(h, slice, sizeof slice / sizeof *slice);
@@ -273,15 +273,6 @@ static enum st add_budget(struct part_plan *plan, const struct part_sizes *sizes
     return ST_OK;
 }
 
-/* Of all tensors of a weight, its share of fused ones. */
-static uint64_t stored_bytes(const struct part_weight *w)
-{
-    uint64_t bytes = 0;
-    for (uint32_t k = 0; k < w->scheme->n_sources; k++)
-        bytes += w->scheme->sources[k].tensor->bytes;
-    return w->row_axis.size == w->scheme->rows ? bytes : (uint64_t)((double)bytes * (double)w->row_axis.size / (double)w->scheme->rows);
-}
-
 /* Every matrix once, except an embedding that is not the head too: of that only a row is read. */
 static uint64_t bytes_per_token(const struct part_model *whole)
 {
@@ -289,7 +280,7 @@ static uint64_t bytes_per_token(const struct part_model *whole)
     uint64_t bytes = 0;
     for (int i = 0; i < whole->n_weights; i++)
         if (whole->weights[i].kind == PART_MATRIX && (i != table || whole->config.tied_head))
-            bytes += stored_bytes(&whole->weights[i]);
+            bytes += part_weight_stored_bytes(&whole->weights[i]);
     return bytes;
 }
 

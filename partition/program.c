@@ -48,21 +48,49 @@ int part_add_cache(struct part_model *m, int layer, uint32_t n_kv_heads, uint32_
     return m->n_caches++;
 }
 
-static enum st shape_error(const struct part_model *m, const struct ck_tensor *tensor, bool matrix, uint64_t rows, uint64_t columns, struct err *e)
+/* Plain numbers and blocks: the tensor's shape is what the view makes of [rows, columns] or [rows]. */
+static enum st check_shape(const struct part_model *m, const struct ck_tensor *tensor, const struct quant_view *v, bool matrix, uint64_t rows, uint64_t columns, struct err *e)
 {
-    char have[128] = "", want[64];
-    size_t used = 0; /* CK_MAX_DIMS numbers of 20 digits fit */
-    for (int d = 0; d < tensor->n_dims; d++)
-        used += (size_t)snprintf(have + used, sizeof have - used, "%s%" PRIu64, d ? ", " : "", tensor->dims[d]);
-    if (matrix)
-        snprintf(want, sizeof want, "%" PRIu64 ", %" PRIu64, rows, columns);
-    else
-        snprintf(want, sizeof want, "%" PRIu64, rows);
-    return err_set(e, ST_INVALID, "%s: tensor %.200s has shape [%s], the configuration asks for [%s]", ck_path(m->ck), tensor->name, have, want);
+    uint64_t want[3];
+    int n = 0;
+    if (v->n_planes)
+        want[n++] = v->n_planes;
+    if (matrix && v->transposed)
+        want[n++] = columns;
+    want[n++] = rows * quant_view_step(v);
+    if (matrix && !v->transposed)
+        want[n++] = columns;
+    if (tensor->n_dims == n && memcmp(tensor->dims, want, (size_t)n * sizeof *want) == 0)
+        return ST_OK;
+    char texts[2][128] = {"", ""};
+    for (int k = 0; k < 2; k++) {
+        const uint64_t *dims = k ? want : tensor->dims;
+        size_t used = 0; /* CK_MAX_DIMS numbers of 20 digits fit */
+        for (int d = 0; d < (k ? n : tensor->n_dims); d++)
+            used += (size_t)snprintf(texts[k] + used, sizeof texts[k] - used, "%s%" PRIu64, d ? ", " : "", dims[d]);
+    }
+    return err_set(e, ST_INVALID, "%s: tensor %.200s has shape [%s], the configuration asks for [%s]", ck_path(m->ck), tensor->name, texts[0], texts[1]);
 }
 
-enum st part_add_weight(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, uint64_t first_row, uint64_t tensor_rows, struct part_axis rows,
-                        struct part_axis columns, int32_t *index, struct err *e)
+static bool same_view(const struct quant_view *a, const struct quant_view *b)
+{
+    return a->plane == b->plane && a->n_planes == b->n_planes && a->phase == b->phase && quant_view_step(a) == quant_view_step(b) && a->transposed == b->transposed;
+}
+
+static const char *name_of(struct part_model *m, const struct ck_tensor *tensor, const struct quant_view *v, bool all_rows, uint64_t first_row, uint64_t n_rows)
+{
+    char plane[32] = "", rows[64] = "";
+    if (v->n_planes)
+        snprintf(plane, sizeof plane, "[%" PRIu64 "]", v->plane);
+    if (quant_view_step(v) > 1)
+        snprintf(rows, sizeof rows, "[%" PRIu64 "::%" PRIu64 "]", v->phase, v->step);
+    else if (!all_rows)
+        snprintf(rows, sizeof rows, "[%" PRIu64 ":%" PRIu64 "]", first_row, first_row + n_rows);
+    return plane[0] || rows[0] ? base_arena_printf(&m->arena, "%s%s%s", tensor->name, plane, rows) : tensor->name;
+}
+
+static enum st add_weight(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, const struct quant_view *view, uint64_t first_row, uint64_t tensor_rows,
+                          struct part_axis rows, struct part_axis columns, int32_t *index, struct err *e)
 {
     BASE_ASSERT(first_row + rows.size <= tensor_rows);
     const bool matrix = kind == PART_MATRIX;
@@ -72,21 +100,40 @@ enum st part_add_weight(struct part_model *m, enum part_weight_kind kind, const 
         return err_set(e, ST_UNSUPPORTED, "%s: tensor %.200s: a vector stored as %s", ck_path(m->ck), tensor->name, kern_format(tensor->format)->name);
     const struct quant_scheme *scheme = NULL;
     for (int i = m->n_weights - 1; i >= 0 && m->n_weights - i <= PART_MAX_PARTS && !scheme; i--) /* the other parts of a fused one are near */
-        if (m->weights[i].tensor == tensor)
+        if (m->weights[i].tensor == tensor && same_view(&m->weights[i].scheme->view, view))
             scheme = m->weights[i].scheme;
-    const enum st st = scheme ? ST_OK : quant_scheme_of(m->ck, matrix ? m->config.quant : NULL, tensor, tensor_rows, matrix ? columns.size : 1, &m->arena, &scheme, e);
+    enum st st = scheme ? ST_OK : quant_scheme_of(m->ck, matrix ? m->config.quant : NULL, tensor, tensor_rows, matrix ? columns.size : 1, view, &m->arena, &scheme, e);
+    if (!st && scheme->sources[0].role == QUANT_BLOCKS)
+        st = check_shape(m, tensor, view, matrix, tensor_rows, columns.size, e);
     if (st)
         return st;
-    if (scheme->sources[0].role == QUANT_BLOCKS && (tensor->n_dims != (matrix ? 2 : 1) || tensor->dims[0] != tensor_rows || (matrix && tensor->dims[1] != columns.size)))
-        return shape_error(m, tensor, matrix, tensor_rows, columns.size, e);
 
-    const bool whole = rows.size == tensor_rows;
-    const char *name = whole ? tensor->name : base_arena_printf(&m->arena, "%s[%" PRIu64 ":%" PRIu64 "]", tensor->name, first_row, first_row + rows.size);
+    const char *name = name_of(m, tensor, view, rows.size == tensor_rows, first_row, rows.size);
     BASE_ASSERT(name != NULL && m->n_weights < INT32_MAX);
     m->weights = grow(m, m->weights, m->n_weights, &m->weights_capacity, sizeof *m->weights);
     m->weights[m->n_weights] = (struct part_weight){.name = name, .tensor = tensor, .scheme = scheme, .kind = kind, .first_row = first_row, .row_axis = rows, .column_axis = columns};
     *index = m->n_weights++;
     return ST_OK;
+}
+
+enum st part_add_weight(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, uint64_t first_row, uint64_t tensor_rows, struct part_axis rows,
+                        struct part_axis columns, int32_t *index, struct err *e)
+{
+    return add_weight(m, kind, tensor, &(struct quant_view){.n_planes = 0}, first_row, tensor_rows, rows, columns, index, e);
+}
+
+enum st part_add_view(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, const struct quant_view *view, struct part_axis rows, struct part_axis columns,
+                      int32_t *index, struct err *e)
+{
+    return add_weight(m, kind, tensor, view, 0, rows.size, rows, columns, index, e);
+}
+
+uint64_t part_weight_stored_bytes(const struct part_weight *w)
+{
+    uint64_t bytes = 0;
+    for (uint32_t k = 0; k < w->scheme->n_sources; k++)
+        bytes += w->scheme->sources[k].tensor->bytes / (quant_view_planes(&w->scheme->view) * quant_view_step(&w->scheme->view));
+    return w->row_axis.size == w->scheme->rows ? bytes : (uint64_t)((double)bytes * (double)w->row_axis.size / (double)w->scheme->rows);
 }
 
 struct part_step *part_add_step(struct part_model *m, struct part_program *p, enum part_op op, int layer)

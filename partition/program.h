@@ -47,19 +47,20 @@ enum part_weight_kind {
     PART_VECTOR  /* [rows], kept as F32 */
 };
 
-/* Where a rank's bytes of one tensor lie: count[2] × count[1] × count[0] runs of run_bytes, strides in bytes. For a plain matrix count[0] = rows; where the tensor's first axis runs
- * along the columns (quant_source.transposed) count[0] counts those. A cut may fall inside a stored block, a scale block or a packed word: both ranks read it. */
+/* Where a rank's bytes of one tensor lie: count[0] × count[1] runs of run_bytes, strides in bytes. For a plain matrix count[0] = rows; where rows lie next to each other in the file
+ * (quant_source.transposed) count[0] counts columns. count[1] is 1 unless only every other number is wanted (quant_view.step of transposed ones). A cut may fall inside a stored block,
+ * a scale block or a packed word: both ranks read it. */
 struct part_slice {
     uint32_t file;
     uint64_t offset;
-    uint64_t count[3], stride[3];
+    uint64_t count[2], stride[2];
     uint64_t run_bytes;
     uint64_t first_row;    /* of the matrix, fused ones whole: what the first element covers from, a multiple of the source's row_unit */
     uint64_t first_column; /* likewise, of its column_unit (a format's block) */
 };
 
 struct part_weight {
-    const char *name; /* the tensor's name in the checkpoint (with "[a:b]" where it is a part of a fused one) */
+    const char *name; /* the tensor's name in the checkpoint, with "[3]" for a plane, "[0::2]" for every other row, "[a:b]" for rows a to b where it is a part of one */
     const struct ck_tensor *tensor;      /* what holds the numbers, or the codes: sources[0] of its scheme */
     const struct quant_scheme *scheme;   /* of which tensors it is put together, and to which format */
     enum part_weight_kind kind;
@@ -194,6 +195,12 @@ int part_add_cache(struct part_model *m, int layer, uint32_t n_kv_heads, uint32_
  * found by their names (quant.h). */
 enum st part_add_weight(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, uint64_t first_row, uint64_t tensor_rows, struct part_axis rows,
                         struct part_axis columns, int32_t *index, struct err *e);
+/* The same of a view of the tensor (quant.h): of one expert of a fused tensor, of every other row. rows.size is the number of rows that the view has; the tensor's dimensions are
+ * [planes, rows · step, columns], transposed [planes, columns, rows · step], of a vector [planes, rows · step]. */
+enum st part_add_view(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, const struct quant_view *view, struct part_axis rows, struct part_axis columns,
+                      int32_t *index, struct err *e);
+/* Of all tensors of an unsharded weight; of those that it shares with others, its part of the rows. */
+uint64_t part_weight_stored_bytes(const struct part_weight *w);
 struct part_step *part_add_step(struct part_model *m, struct part_program *p, enum part_op op, int layer);
 
 static inline struct part_axis part_axis_whole(uint64_t size) { return (struct part_axis){PART_WHOLE, 1, 1, size}; }

@@ -111,13 +111,14 @@ static uint64_t cut_source(struct part_weight *w, uint32_t k)
     const uint64_t row_begin = (w->first_row + w->rows.begin) / s->row_unit, column_begin = w->columns.begin / s->column_unit;
     const bool empty = w->rows.begin == w->rows.end || w->columns.begin == w->columns.end;
     const uint64_t n_rows = empty ? 0 : (w->first_row + w->rows.end - 1) / s->row_unit + 1 - row_begin, n_columns = empty ? 0 : (w->columns.end - 1) / s->column_unit + 1 - column_begin;
-    const uint64_t stride = s->transposed ? (w->scheme->rows - 1) / s->row_unit + 1 : (w->scheme->columns - 1) / s->column_unit + 1; /* elements */
+    const uint64_t inner_stride = s->transposed ? s->row_stride : s->column_stride, n_inner = s->transposed ? n_rows : n_columns;
+    const bool dense = inner_stride == s->element_bytes;
     w->slices[k] = (struct part_slice){
         .file = s->tensor->file,
-        .offset = s->tensor->offset + (s->transposed ? column_begin * stride + row_begin : row_begin * stride + column_begin) * s->element_bytes,
-        .count = {s->transposed ? n_columns : n_rows, 1, 1},
-        .stride = {stride * s->element_bytes, 0, 0},
-        .run_bytes = (s->transposed ? n_rows : n_columns) * s->element_bytes,
+        .offset = s->tensor->offset + s->offset + row_begin * s->row_stride + column_begin * s->column_stride,
+        .count = {s->transposed ? n_columns : n_rows, dense ? 1 : n_inner},
+        .stride = {s->transposed ? s->column_stride : s->row_stride, dense ? 0 : inner_stride},
+        .run_bytes = empty ? 0 : dense ? n_inner * s->element_bytes : s->element_bytes,
         .first_row = row_begin * s->row_unit,
         .first_column = column_begin * s->column_unit,
     };
