@@ -65,6 +65,11 @@ static enum st audit_axis(const struct part_plan *plan, int i, bool rows, struct
         const struct part_range range = rows ? w->rows : w->columns, mine = range_of(plan, axis, r);
         if (range.begin > range.end || range.end > axis.size)
             return err_set(e, ST_INVALID, "%s: rank %d holds %ss %" PRIu64 " to %" PRIu64 " of %" PRIu64, whole->name, r, word, range.begin, range.end, axis.size);
+        if (!part_weight_is_here(plan->whole, &plan->cut, r, whole)) {
+            if (range.begin != range.end)
+                return err_set(e, ST_INVALID, "%s: rank %d holds %ss %" PRIu64 " to %" PRIu64 ", but the expert is another's", whole->name, r, word, range.begin, range.end);
+            continue;
+        }
         if (axis.dim == PART_WHOLE) {
             if (range.begin != 0 || range.end != axis.size)
                 return err_set(e, ST_INVALID, "%s: rank %d holds %ss %" PRIu64 " to %" PRIu64 ", but that axis is never cut", whole->name, r, word, range.begin, range.end);
@@ -163,7 +168,8 @@ static enum st audit_bytes(const struct part_plan *plan, int i, struct part_audi
     for (int r = 0; r < plan->options.n_ranks; r++) {
         const struct part_weight *w = weight_of(plan, r, i);
         uint64_t bytes = 0;
-        if (w->tensor != whole->tensor || w->scheme != whole->scheme || w->kind != whole->kind || w->first_row != whole->first_row || !same_axis(w->row_axis, whole->row_axis) ||
+        if (w->tensor != whole->tensor || w->scheme != whole->scheme || w->kind != whole->kind || w->first_row != whole->first_row || w->leaf_dim != whole->leaf_dim || w->leaves_apart != whole->leaves_apart ||
+            w->exact != whole->exact || w->owner_dim != whole->owner_dim || w->owner_unit != whole->owner_unit || !same_axis(w->row_axis, whole->row_axis) ||
             !same_axis(w->column_axis, whole->column_axis))
             return err_set(e, ST_INVALID, "%s: rank %d has another tensor, or another part of it", whole->name, r);
         for (uint32_t k = 0; k < w->scheme->n_sources; k++)
@@ -353,7 +359,7 @@ static enum st audit_places(const struct part_plan *plan, int r, struct err *e)
 /* All but the numbers of heads, which ranks do not share; outs: where it writes, too. */
 static bool same_step(const struct part_step *a, const struct part_step *b, bool outs)
 {
-    return a->op == b->op && a->exchange == b->exchange && a->layer == b->layer && a->n_parts == b->n_parts && a->dim == b->dim && a->group == b->group && a->cache == b->cache &&
+    return a->op == b->op && a->exchange == b->exchange && a->layer == b->layer && a->n_parts == b->n_parts && a->dim == b->dim && a->group == b->group && a->cache == b->cache && a->window == b->window && a->n_experts == b->n_experts &&
            memcmp(&a->eps, &b->eps, sizeof a->eps) == 0 && memcmp(&a->scale, &b->scale, sizeof a->scale) == 0 && a->head_group == b->head_group && memcmp(a->in, b->in, sizeof a->in) == 0 &&
            (!outs || memcmp(a->out, b->out, sizeof a->out) == 0) && memcmp(a->weight, b->weight, sizeof a->weight) == 0 && memcmp(a->bias, b->bias, sizeof a->bias) == 0;
 }
@@ -382,6 +388,11 @@ static enum st audit_heads(const struct part_plan *plan, int r, const struct par
 {
     const struct part_model *m = plan->whole;
     const uint64_t head_dim = (uint64_t)m->config.head_dim;
+    if (whole->expert_end) {
+        const struct part_range mine = m->dim_experts < 0 ? (struct part_range){whole->expert_first, whole->expert_end} : units_of(plan, m->dim_experts, r);
+        if (s->expert_first != mine.begin || s->expert_end != mine.end)
+            return err_set(e, ST_INVALID, "has experts %u to %u, its leaves are %" PRIu64 " to %" PRIu64, s->expert_first, s->expert_end, mine.begin, mine.end);
+    }
     if (whole->n_heads == 0)
         return ST_OK;
     if (s->op != PART_ATTENTION)

@@ -66,6 +66,11 @@ struct part_weight {
     enum part_weight_kind kind;
     uint64_t first_row; /* of the tensor: where this weight's rows start (fused tensors) */
     struct part_axis row_axis, column_axis;
+    int leaf_dim;        /* the dimension whose leaves the product's sums are taken over; PART_WHOLE: one leaf. As column_axis's where ranks cut the columns */
+    bool leaves_apart;   /* the leaves' sums are not added by the product itself: an expert's, which are weighted first */
+    bool exact;          /* activations are never quantised for it: a router's */
+    int owner_dim;       /* expert mode: the rank that has unit owner_unit of this dimension holds the weight, the others nothing of it. PART_WHOLE: no such owner */
+    uint64_t owner_unit;
 
     /* this rank's part, set by part_shard (for the unsharded model: all) */
     struct part_range rows, columns; /* of the weight */
@@ -75,7 +80,11 @@ struct part_weight {
 
 /* ---- values --------------------------------------------------------------------------------------------------------------------------------------- */
 
-enum part_rows { PART_TOKENS, PART_LOGIT_ROWS };
+enum part_rows {
+    PART_TOKENS,
+    PART_SLOTS, /* a token's place at one of its experts: top_k (and one for a shared expert) rows for each token */
+    PART_LOGIT_ROWS
+};
 
 struct part_value {
     const char *name;
@@ -112,10 +121,14 @@ enum part_op {
     PART_NORM,       /* out[0] = rmsnorm(in[0]) · weight[0]; with n_heads: of each head by itself */
     PART_LINEAR,     /* out[i] = in[0] · weight[i]ᵀ (+ bias[i]), i < n_parts; where the columns follow a dimension the result is partial */
     PART_ROPE,       /* in[0] rotated in place by the table in[1]; n_heads heads */
-    PART_ATTENTION,  /* appends k = in[1], v = in[2] to cache, out[0] = attention of q = in[0] */
-    PART_GATE,       /* out[0] = silu(in[0]) · in[1] */
+    PART_ATTENTION,  /* appends k = in[1], v = in[2] to cache, out[0] = attention of q = in[0]; bias[0]: sinks, one score a head */
+    PART_GATE,       /* out[0] = silu(in[0]) · in[1], or what config.gate says */
+    PART_ROUTE,      /* out[0] = experts and weights of each token by the logits in[0]; bias[0]: added for the choice alone. Sorts the tokens by local experts */
+    PART_EXPERTS_IN, /* out[i][S, ffn] = in[0][token of the slot] · (weight[i] + e)ᵀ (+ bias[i] + e), i < n_parts, of the experts e that in[1] routes to */
+    PART_EXPERTS_OUT, /* out[0] = Σ over a token's slots of weight · (in[0][slot] · (weight[0] + e)ᵀ), partial: by leaves, or by groups of experts (expert mode: + bias[0] + e) */
+    PART_EXPERTS_BIAS, /* out[0][T] = Σ over a token's experts by in[0] of weight · (bias[0] + e): tensor mode, once after the tree */
     PART_EXCHANGE,   /* in[0] of every rank goes to every rank: mode says what for */
-    PART_SUM,        /* out[0] = in[0] + (tree over the vectors of in[1] + bias[0]); after an exchange: over all ranks' vectors */
+    PART_SUM,        /* out[0] = in[0] + (tree over the vectors of in[1] + bias[0], or + in[2] if there is one); after an exchange: over all ranks' vectors */
     PART_SELECT,     /* out[0][t] = the row of in[0] that the owner of token t's id sent (one rank: in[0] itself is already right and the step is left out) */
     PART_PICK,       /* out[0][R, hidden] = rows of in[0] by the step's logit rows */
     PART_SAMPLE,     /* out[0] = this rank's best candidate per logit row */
@@ -127,12 +140,13 @@ enum part_exchange { PART_EXCHANGE_TREE, PART_EXCHANGE_SELECT, PART_EXCHANGE_SAM
 #define PART_MAX_PARTS 4
 #define PART_NONE (-1)
 #define PART_SAMPLE_BYTES 16 /* double value, int32 id, float logit */
+#define PART_ROUTE_BYTES 8   /* int32 expert, float weight */
 
 struct part_step {
     enum part_op op;
     enum part_exchange exchange; /* PART_EXCHANGE only */
     int16_t layer;               /* −1: none */
-    int16_t n_parts;             /* PART_LINEAR */
+    int16_t n_parts;             /* LINEAR, EXPERTS_IN */
     int16_t in[3], out[PART_MAX_PARTS];
     int32_t weight[PART_MAX_PARTS], bias[PART_MAX_PARTS]; /* 10,000 layers, or experts of some dozen, are more than 32,767 */
     int16_t dim;                 /* EXCHANGE, SUM, SELECT: the dimension whose leaves are summed or selected from */
@@ -140,6 +154,9 @@ struct part_step {
     int16_t cache;               /* ATTENTION */
     float eps, scale;
     uint32_t n_heads;            /* ROPE, ATTENTION, NORM of heads: this rank's */
+    uint32_t window;             /* ATTENTION: positions that a token sees; 0: all */
+    uint32_t n_experts;          /* ROUTE: routed ones; EXPERTS: matrices that follow weight[i], the shared one last; this rank's are [expert_first, expert_end) of them */
+    uint32_t expert_first, expert_end;
     uint32_t q_first, kv_first, head_group; /* ATTENTION: global numbers of this rank's first heads; query heads per KV head */
 };
 
@@ -151,15 +168,22 @@ struct part_program {
 
 /* ---- the whole ------------------------------------------------------------------------------------------------------------------------------------ */
 
+enum part_moe {
+    PART_MOE_TENSOR, /* --moe tp */
+    PART_MOE_EXPERT  /* --moe ep */
+};
+
 struct part_model {
     struct arena arena;
     struct model_config config;
     const struct checkpoint *ck;
+    enum part_moe moe;
     int rank, n_ranks; /* 0 of 1: unsharded */
 
     struct part_dim dims[PART_MAX_DIMS];
     int n_dims;
     int dim_heads, dim_ffn, dim_vocab; /* indexes; −1: the family has none */
+    int dim_expert_ffn, dim_experts;   /* tensor mode cuts every expert along the first, expert mode deals out whole ones by the second (else −1) */
 
     struct part_weight *weights;
     int n_weights, weights_capacity;
@@ -182,8 +206,8 @@ struct part_family {
 };
 const struct part_family *const *part_families(void); /* NULL-terminated */
 
-/* Reads the configuration, finds the family, builds and checks the unsharded programs. ck must outlive the model. */
-enum st part_model_create(const struct checkpoint *ck, struct part_model **m, struct err *e);
+/* Reads the configuration, finds the family, builds and checks the unsharded programs. ck must outlive the model. moe matters to models with experts alone. */
+enum st part_model_create(const struct checkpoint *ck, enum part_moe moe, struct part_model **m, struct err *e);
 void part_model_destroy(struct part_model *m);
 
 int part_add_dim(struct part_model *m, const char *name, const struct order_leaves *leaves);
@@ -195,13 +219,19 @@ int part_add_cache(struct part_model *m, int layer, uint32_t n_kv_heads, uint32_
  * found by their names (quant.h). */
 enum st part_add_weight(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, uint64_t first_row, uint64_t tensor_rows, struct part_axis rows,
                         struct part_axis columns, int32_t *index, struct err *e);
-/* The same of a view of the tensor (quant.h): of one expert of a fused tensor, of every other row. rows.size is the number of rows that the view has; the tensor's dimensions are
- * [planes, rows · step, columns], transposed [planes, columns, rows · step], of a vector [planes, rows · step]. */
-enum st part_add_view(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, const struct quant_view *view, struct part_axis rows, struct part_axis columns,
-                      int32_t *index, struct err *e);
+/* The same of a view of the tensor (quant.h): of one expert of a fused tensor, of every other row. The view has view_rows rows, of which these begin at first_row;
+ * the tensor's dimensions are [planes, view_rows · step, columns], transposed [planes, columns, view_rows · step], of a vector [planes, view_rows · step]. */
+enum st part_add_view(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, const struct quant_view *view, uint64_t first_row, uint64_t view_rows,
+                      struct part_axis rows, struct part_axis columns, int32_t *index, struct err *e);
 /* Of all tensors of an unsharded weight; of those that it shares with others, its part of the rows. */
 uint64_t part_weight_stored_bytes(const struct part_weight *w);
 struct part_step *part_add_step(struct part_model *m, struct part_program *p, enum part_op op, int layer);
+
+/* Rows of a value for each token of a step (or logit row). */
+static inline uint64_t part_rows_per_token(const struct part_model *m, enum part_rows rows)
+{
+    return rows == PART_SLOTS ? (uint64_t)(m->config.moe.top_k + m->config.moe.n_shared) : 1;
+}
 
 static inline struct part_axis part_axis_whole(uint64_t size) { return (struct part_axis){PART_WHOLE, 1, 1, size}; }
 static inline struct part_axis part_axis_cut(int dim, uint32_t scale, uint32_t group, uint64_t size) { return (struct part_axis){dim, scale, group, size}; }

@@ -102,6 +102,14 @@ struct part_range part_axis_range(const struct part_model *whole, const struct p
     return (struct part_range){u0 / axis.group * axis.scale, (u1 + axis.group - 1) / axis.group * axis.scale};
 }
 
+bool part_weight_is_here(const struct part_model *whole, const struct part_cut *cut, int rank, const struct part_weight *w)
+{
+    if (w->owner_dim == PART_WHOLE)
+        return true;
+    const struct part_range mine = part_axis_range(whole, cut, rank, part_axis_cut(w->owner_dim, 1, 1, 0));
+    return w->owner_unit >= mine.begin && w->owner_unit < mine.end;
+}
+
 /* ---- weights, values, caches ------------------------------------------------------------------------------------------------------------------------ */
 
 /* Whole elements: whatever covers a row and a column that the rank holds. Returns their bytes. */
@@ -129,6 +137,8 @@ static void cut_weight(const struct part_model *whole, const struct part_cut *cu
 {
     w->rows = part_axis_range(whole, cut, rank, w->row_axis);
     w->columns = w->kind == PART_MATRIX ? part_axis_range(whole, cut, rank, w->column_axis) : (struct part_range){0, 1};
+    if (!part_weight_is_here(whole, cut, rank, w))
+        w->rows = w->columns = (struct part_range){0, 0};
     w->slice_bytes = 0;
     for (uint32_t k = 0; k < w->scheme->n_sources; k++)
         w->slice_bytes += cut_source(w, k);
@@ -181,6 +191,11 @@ static void rewrite(const struct part_model *whole, const struct part_cut *cut, 
         *mine = *s;
         if (s->n_heads)
             cut_heads(whole, cut, rank, shard, mine);
+        if (s->expert_end && whole->dim_experts >= 0) {
+            const struct part_range experts = part_axis_range(whole, cut, rank, part_axis_cut(whole->dim_experts, 1, 1, 0));
+            mine->expert_first = (uint32_t)experts.begin;
+            mine->expert_end = (uint32_t)experts.end;
+        }
         if (cut->n_ranks == 1)
             continue;
         if (s->op == PART_EMBED) { /* rows of the vocabulary lie on different ranks: a select */

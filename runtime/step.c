@@ -2,58 +2,15 @@
  *
  * A value's address is fixed, except that of a value which goes into an exchange: it lies in comm's send buffer, which changes from one exchange to the next; thread 0 looks it up
  * at the end of each exchange, before the barrier that follows. */
-#include "runtime/step.h"
+#include "runtime/step_priv.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/arena.h"
 #include "base/log.h"
 
 /* Beside values, barriers watch two more things that steps share. */
 enum { SCRATCH_BIT = 62, VIEWS_BIT = 63 };
-
-/* What the ledger counts each time a step is walked: fixed, so looked up once. */
-struct moved {
-    uint64_t weights, stored; /* see struct rt_ledger_bytes */
-    uint64_t cache;           /* a token */
-};
-
-struct bound_program {
-    const struct part_program *p;
-    bool *barrier_before; /* [n_steps] */
-    struct moved *moved;  /* [n_steps]; NULL without a ledger */
-};
-
-struct rt_exec {
-    struct rt_exec_options o;
-    const struct part_model *m;
-    struct arena arena;
-    struct bound_program main, head;
-
-    unsigned char *values; /* the step arena */
-    void *scratch_matmul, *scratch_attention;
-    struct kern_kv *kv; /* [m->n_caches] */
-    struct kern_sampled *sampled; /* [RT_HEAD_ROWS, n_threads] */
-    uint32_t *slice_begin;  /* [n local slices + 1] */
-    float *lse_max, *lse_sum; /* [RT_HEAD_ROWS, n local slices] */
-    int n_slices;
-
-    /* one run */
-    const struct rt_desc *desc;
-    const struct comm_header *header;
-    struct comm_header *root;
-    struct rt_row_result *results;
-    const struct bound_program *walking;
-    uint64_t cache_tokens; /* keys that a layer's attention reads; only with a ledger */
-    int first_row, n_rows; /* of the head program */
-    uint32_t row_wants;    /* any of those rows */
-    void *send_buffer;
-    const void *views[COMM_MAX_RANKS];
-    enum st st; /* written by thread 0 before a barrier */
-    struct err *e;
-    struct rt_ledger ledger;
-};
 
 /* ---- binding ------------------------------------------------------------------------------------------------------------------------------------------ */
 
@@ -76,7 +33,7 @@ static uint64_t mask_out(const struct part_step *s)
             mask |= 1ull << s->out[k];
     if (s->op == PART_EXCHANGE)
         mask |= 1ull << VIEWS_BIT;
-    if (s->op == PART_LINEAR)
+    if (s->op == PART_LINEAR || s->op == PART_EXPERTS_IN || s->op == PART_EXPERTS_OUT)
         mask |= 1ull << SCRATCH_BIT;
     return mask;
 }
@@ -195,6 +152,10 @@ enum st rt_exec_create(const struct rt_exec_options *options, struct rt_exec **o
     if (!st)
         st = bind_barriers(x, &x->m->head, &x->head, e);
     if (!st)
+        st = rt_experts_bind(x, &x->m->main, &x->main, e);
+    if (!st)
+        st = rt_experts_bind(x, &x->m->head, &x->head, e);
+    if (!st)
         st = bind_slices(x, e);
     if (!st)
         st = bind_caches(x, e);
@@ -222,18 +183,6 @@ void rt_exec_destroy(struct rt_exec *x)
 struct rt_ledger *rt_exec_ledger(struct rt_exec *x) { return x->ledger.on ? &x->ledger : NULL; }
 
 /* ---- one step each ------------------------------------------------------------------------------------------------------------------------------------ */
-
-static const struct part_value *value_of(const struct rt_exec *x, int v) { return &x->m->values[v]; }
-
-static float *address(const struct rt_exec *x, int v)
-{
-    const struct part_value *value = value_of(x, v);
-    return (float *)(value->partial && x->o.comm ? x->send_buffer : x->values + value->offset);
-}
-
-static int rows_in(const struct rt_exec *x, int v) { return value_of(x, v)->rows == PART_TOKENS ? x->desc->batch.n_tokens : x->n_rows; }
-
-static const float *vector_of(const struct rt_exec *x, int w) { return w == PART_NONE ? NULL : x->o.weights->items[w].vector; }
 
 static void do_embed(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
 {
@@ -342,6 +291,8 @@ static void do_attention(const struct rt_exec *x, struct kern_queue q, const str
         .kv_first = (int)s->kv_first,
         .group = (int)s->head_group,
         .scale = s->scale,
+        .window = (int)s->window,
+        .sinks = vector_of(x, s->bias[0]),
         .scratch = x->scratch_attention,
     };
     x->o.backend->attention(q, &args);
@@ -357,8 +308,11 @@ static void do_gate(const struct rt_exec *x, struct kern_queue q, const struct p
         .gate_stride = width,
         .up_stride = width,
         .y_stride = width,
-        .n_tokens = x->desc->batch.n_tokens,
+        .n_tokens = rows_in(x, s->in[0]),
         .width = (int)width,
+        .kind = x->m->config.gate == CONFIG_GATE_CLAMPED ? KERN_GATE_CLAMPED : KERN_GATE_SILU,
+        .alpha = (float)x->m->config.gate_alpha,
+        .limit = (float)x->m->config.gate_limit,
     };
     x->o.backend->gate(q, &args);
 }
@@ -371,7 +325,8 @@ static void do_sum(const struct rt_exec *x, struct kern_queue q, const struct pa
     struct kern_sum args = {
         .residual = address(x, s->in[0]),
         .residual_stride = out->width,
-        .bias = vector_of(x, s->bias[0]),
+        .bias = s->in[2] != PART_NONE ? address(x, s->in[2]) : vector_of(x, s->bias[0]),
+        .bias_stride = s->in[2] != PART_NONE ? out->width : 0,
         .vector_token_stride = out->width,
         .n_leaves = x->m->dims[s->dim].leaves.n,
         .y = address(x, s->out[0]),
@@ -632,7 +587,7 @@ static void finish_alone(struct rt_exec *x, const struct part_step *s)
 
 /* ---- the walk ----------------------------------------------------------------------------------------------------------------------------------------- */
 
-static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_step *s, const struct bound_experts *experts)
 {
     switch (s->op) {
     case PART_EMBED:
@@ -655,6 +610,18 @@ static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_st
         break;
     case PART_GATE:
         do_gate(x, q, s);
+        break;
+    case PART_ROUTE:
+        rt_experts_route(x, q, s);
+        break;
+    case PART_EXPERTS_IN:
+        rt_experts_in(x, q, s, experts);
+        break;
+    case PART_EXPERTS_OUT:
+        rt_experts_out(x, q, s, experts);
+        break;
+    case PART_EXPERTS_BIAS:
+        rt_experts_bias(x, q, s, experts);
         break;
     case PART_SUM:
         do_sum(x, q, s);
@@ -684,13 +651,14 @@ static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_st
 static void mark(struct rt_exec *x, int i)
 {
     const struct part_step *s = &x->walking->p->steps[i];
-    const struct moved *moved = &x->walking->moved[i];
+    const struct bound_experts *experts = x->walking->experts[i];
+    const struct moved moved = experts ? rt_experts_moved(x, experts) : x->walking->moved[i];
     struct rt_ledger_bytes *bytes = &x->ledger.now.bytes;
     if (s->op != PART_EXCHANGE)
         rt_ledger_enter(&x->ledger, rt_ledger_kind_of(s->op), s->op, s->layer);
-    bytes->weights += moved->weights;
-    bytes->stored += moved->stored;
-    bytes->cache += moved->cache * x->cache_tokens;
+    bytes->weights += moved.weights;
+    bytes->stored += moved.stored;
+    bytes->cache += moved.cache * x->cache_tokens;
 }
 
 static void walk(void *arg, int i_thread, int n_threads)
@@ -707,7 +675,7 @@ static void walk(void *arg, int i_thread, int n_threads)
             continue;
         if (marks)
             mark(x, i);
-        do_step(x, q, s);
+        do_step(x, q, s, b->experts[i]);
         if (s->op == PART_EXCHANGE) {
             base_pool_barrier(x->o.pool, i_thread); /* what thread 0 found out is seen by all */
             if (x->st) /* asked here and nowhere else: until all have come to the barrier before the next exchange, thread 0 does not set it again */

@@ -95,7 +95,7 @@ static void steps_of_any_size(void **state)
         struct part_model *whole;
         snprintf(path, sizeof path, "tests/golden/llama/%s", cases[i]);
         T_OK(ck_open(path, &ck, &e), &e);
-        T_OK(part_model_create(ck, &whole, &e), &e);
+        T_OK(part_model_create(ck, PART_MOE_TENSOR, &whole, &e), &e);
         for (int n = 1; n <= 3; n++) {
             struct part_cut cut;
             T_OK(part_cut_init(whole, n, splits[n - 1], &cut, &e), &e);
@@ -137,11 +137,11 @@ static void add_linear(struct part_model *m, enum layout layout, int e, const in
         struct quant_view v = {.plane = (uint64_t)e, .n_planes = EXPERTS, .phase = turns ? (uint64_t)kinds[k] : 0, .step = turns ? 2 : 1, .transposed = layout == GPT_OSS_BF16};
         const char *module = (layout == GGUF_MXFP4 ? gguf : hub)[kinds[k]];
         s->out[k] = (int16_t)out[k];
-        T_OK(part_add_view(m, PART_MATRIX, quant_codes(m->ck, module), &v, rows, columns, &s->weight[k], &err), &err);
+        T_OK(part_add_view(m, PART_MATRIX, quant_codes(m->ck, module), &v, 0, rows.size, rows, columns, &s->weight[k], &err), &err);
         char bias[128];
         snprintf(bias, sizeof bias, "%s_bias", module);
         if (turns) /* a partial product takes its bias after the sum */
-            T_OK(part_add_view(m, PART_VECTOR, ck_find(m->ck, bias), &v, rows, part_axis_whole(1), &s->bias[k], &err), &err);
+            T_OK(part_add_view(m, PART_VECTOR, ck_find(m->ck, bias), &v, 0, rows.size, rows, part_axis_whole(1), &s->bias[k], &err), &err);
     }
 }
 
@@ -177,7 +177,7 @@ static struct part_model *experts_model(const struct checkpoint *ck, enum layout
         s->in[1] = (int16_t)part;
         s->dim = (int16_t)m->dim_ffn;
         if (layout != GGUF_MXFP4)
-            T_OK(part_add_view(m, PART_VECTOR, ck_find(ck, "model.layers.0.mlp.experts.down_proj_bias"), &(struct quant_view){.plane = (uint64_t)i, .n_planes = EXPERTS}, hidden,
+            T_OK(part_add_view(m, PART_VECTOR, ck_find(ck, "model.layers.0.mlp.experts.down_proj_bias"), &(struct quant_view){.plane = (uint64_t)i, .n_planes = EXPERTS}, 0, hidden.size, hidden,
                                part_axis_whole(1), &s->bias[0], &e), &e);
     }
     for (int i = 0; i < m->n_weights; i++) {

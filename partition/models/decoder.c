@@ -5,7 +5,8 @@
 #include <string.h>
 
 static const struct names EMBEDDING = {"model.embed_tokens", "token_embd"}, HEAD = {"lm_head", "output"}, FINAL_NORM = {"model.norm", "output_norm"};
-static const struct names ATTENTION_NORM = {"input_layernorm", "attn_norm"}, FFN_NORM = {"post_attention_layernorm", "ffn_norm"};
+static const struct names ATTENTION_NORM = {"input_layernorm", "attn_norm"};
+const struct names decoder_ffn_norm = {"post_attention_layernorm", "ffn_norm"};
 static const struct names Q = {"self_attn.q_proj", "attn_q"}, K = {"self_attn.k_proj", "attn_k"}, V = {"self_attn.v_proj", "attn_v"}, O = {"self_attn.o_proj", "attn_output"};
 static const struct names Q_NORM = {"self_attn.q_norm", "attn_q_norm"}, K_NORM = {"self_attn.k_norm", "attn_k_norm"};
 static const struct names QKV = {"self_attn.qkv_proj", "attn_qkv"};
@@ -15,6 +16,9 @@ const struct ck_tensor *decoder_find(const struct part_model *m, int layer, stru
 {
     const bool gguf = ck_kind_of(m->ck) == CK_GGUF;
     char module[112];
+    full[0] = 0;
+    if (!(gguf ? n.gguf : n.hub))
+        return NULL;
     if (layer < 0)
         snprintf(module, sizeof module, "%s", gguf ? n.gguf : n.hub);
     else
@@ -107,7 +111,7 @@ static enum st add_head_norm(struct part_model *m, int layer, int x, int n_heads
     return decoder_add(m, PART_VECTOR, layer, n, "weight", part_axis_whole((uint64_t)m->config.head_dim), part_axis_whole(1), &s->weight[0], e);
 }
 
-static enum st add_norm(struct part_model *m, struct part_program *p, int layer, int in, int out, struct names n, struct err *e)
+enum st decoder_norm(struct part_model *m, struct part_program *p, int layer, int in, int out, struct names n, struct err *e)
 {
     struct part_step *s = part_add_step(m, p, PART_NORM, layer);
     s->in[0] = (int16_t)in;
@@ -124,6 +128,18 @@ static void add_rope(struct part_model *m, int layer, int x, int table, int n_he
     s->n_heads = (uint32_t)n_heads;
 }
 
+/* One score for each head: a tensor without a module. */
+static enum st add_sinks(struct part_model *m, int layer, struct part_step *s, struct err *e)
+{
+    char full[128];
+    snprintf(full, sizeof full, ck_kind_of(m->ck) == CK_GGUF ? "blk.%d.attn_sinks.weight" : "model.layers.%d.self_attn.sinks", layer);
+    const struct ck_tensor *t = ck_find(m->ck, full);
+    if (!t)
+        return err_set(e, ST_NOT_FOUND, "%s: tensor %s is missing", ck_path(m->ck), full);
+    const uint64_t n = (uint64_t)m->config.n_heads;
+    return part_add_weight(m, PART_VECTOR, t, 0, n, part_axis_cut(m->dim_heads, 1, 1, n), part_axis_whole(1), &s->bias[0], e);
+}
+
 enum st decoder_attention(struct part_model *m, int layer, const struct decoder *d, struct err *e)
 {
     const struct model_config *c = &m->config;
@@ -132,7 +148,7 @@ enum st decoder_attention(struct part_model *m, int layer, const struct decoder 
     const struct part_axis kv_rows = part_axis_cut(m->dim_heads, head_dim, group, (uint64_t)c->n_kv_heads * head_dim);
     const struct part_axis hidden = part_axis_whole((uint64_t)c->hidden);
 
-    enum st st = add_norm(m, &m->main, layer, d->x, d->h, ATTENTION_NORM, e);
+    enum st st = decoder_norm(m, &m->main, layer, d->x, d->h, ATTENTION_NORM, e);
     if (st)
         return st;
     struct part_step *qkv = part_add_step(m, &m->main, PART_LINEAR, layer);
@@ -162,6 +178,9 @@ enum st decoder_attention(struct part_model *m, int layer, const struct decoder 
     a->n_heads = (uint32_t)c->n_heads;
     a->head_group = group;
     a->scale = (float)c->attention_scale;
+    a->window = c->windows ? c->windows[layer] : 0;
+    if (d->sinks && (st = add_sinks(m, layer, a, e)))
+        return st;
 
     struct part_step *o = part_add_step(m, &m->main, PART_LINEAR, layer);
     o->in[0] = (int16_t)d->a;
@@ -176,7 +195,7 @@ enum st decoder_ffn(struct part_model *m, int layer, const struct decoder *d, st
 {
     const struct model_config *c = &m->config;
     const struct part_axis ffn = part_axis_cut(m->dim_ffn, 1, 1, (uint64_t)c->ffn), hidden = part_axis_whole((uint64_t)c->hidden);
-    enum st st = add_norm(m, &m->main, layer, d->x, d->h, FFN_NORM, e);
+    enum st st = decoder_norm(m, &m->main, layer, d->x, d->h, decoder_ffn_norm, e);
     if (st)
         return st;
     struct part_step *gate_up = part_add_step(m, &m->main, PART_LINEAR, layer);
@@ -207,7 +226,7 @@ enum st decoder_head(struct part_model *m, const struct decoder *d, struct err *
     struct part_step *pick = part_add_step(m, &m->head, PART_PICK, -1);
     pick->in[0] = (int16_t)d->x;
     pick->out[0] = (int16_t)d->picked;
-    enum st st = add_norm(m, &m->head, -1, d->picked, d->normed, FINAL_NORM, e);
+    enum st st = decoder_norm(m, &m->head, -1, d->picked, d->normed, FINAL_NORM, e);
     if (st)
         return st;
     struct part_step *logits = part_add_step(m, &m->head, PART_LINEAR, -1);
@@ -242,54 +261,61 @@ enum st decoder_begin(struct part_model *m, struct decoder *d, struct err *e)
         const struct ck_tensor *down = decoder_find(m, layer, DOWN, "weight", full);
         super_block |= down && !down->unsupported && kern_format(down->format)->super_block;
     }
-    order_columns((uint64_t)c->ffn, super_block, &leaves);
-    m->dim_ffn = part_add_dim(m, "ffn", &leaves);
+    bool dense = false;
+    for (int layer = 0; layer < c->n_layers; layer++)
+        dense |= !decoder_has_experts(m, layer, d);
+    if (dense) {
+        order_columns((uint64_t)c->ffn, super_block, &leaves);
+        m->dim_ffn = part_add_dim(m, "ffn", &leaves);
+    }
     order_vocabulary((uint64_t)c->vocab, &leaves);
     m->dim_vocab = part_add_dim(m, "vocabulary", &leaves);
 
     /* values */
     const uint64_t hidden = (uint64_t)c->hidden, head_dim = (uint64_t)c->head_dim;
-    const struct part_axis whole = part_axis_whole(hidden), ffn = part_axis_cut(m->dim_ffn, 1, 1, (uint64_t)c->ffn);
+    const struct part_axis whole = part_axis_whole(hidden);
     const struct part_axis q = part_axis_cut(m->dim_heads, (uint32_t)head_dim, 1, (uint64_t)c->n_heads * head_dim);
     const struct part_axis kv = part_axis_cut(m->dim_heads, (uint32_t)head_dim, (uint32_t)(c->n_heads / c->n_kv_heads), (uint64_t)c->n_kv_heads * head_dim);
-    const struct decoder v = {
-        .head_norms = d->head_norms,
-        .x = part_add_value(m, "x", PART_TOKENS, whole),
-        .h = part_add_value(m, "h", PART_TOKENS, whole),
-        .rope = part_add_value(m, "rope", PART_TOKENS, part_axis_whole((uint64_t)c->rope.rotary_dim)),
-        .q = part_add_value(m, "q", PART_TOKENS, q),
-        .k = part_add_value(m, "k", PART_TOKENS, kv),
-        .v = part_add_value(m, "v", PART_TOKENS, kv),
-        .a = part_add_value(m, "a", PART_TOKENS, q),
-        .attention_part = part_add_partial(m, "o", hidden, m->dim_heads),
-        .gate = part_add_value(m, "gate", PART_TOKENS, ffn),
-        .up = part_add_value(m, "up", PART_TOKENS, ffn),
-        .y = part_add_value(m, "y", PART_TOKENS, ffn),
-        .ffn_part = part_add_partial(m, "down", hidden, m->dim_ffn),
-        .picked = part_add_value(m, "picked", PART_LOGIT_ROWS, whole),
-        .normed = part_add_value(m, "normed", PART_LOGIT_ROWS, whole),
-        .logits = part_add_value(m, "logits", PART_LOGIT_ROWS, part_axis_cut(m->dim_vocab, 1, 1, (uint64_t)c->vocab)),
-        .samples = part_add_value(m, "samples", PART_LOGIT_ROWS, part_axis_whole(1)),
-        .scores = part_add_value(m, "scores", PART_LOGIT_ROWS, part_axis_whole(1)),
-    };
-    *d = v;
+    d->x = part_add_value(m, "x", PART_TOKENS, whole);
+    d->h = part_add_value(m, "h", PART_TOKENS, whole);
+    d->rope = part_add_value(m, "rope", PART_TOKENS, part_axis_whole((uint64_t)c->rope.rotary_dim));
+    d->q = part_add_value(m, "q", PART_TOKENS, q);
+    d->k = part_add_value(m, "k", PART_TOKENS, kv);
+    d->v = part_add_value(m, "v", PART_TOKENS, kv);
+    d->a = part_add_value(m, "a", PART_TOKENS, q);
+    d->attention_part = part_add_partial(m, "o", hidden, m->dim_heads);
+    d->gate = d->up = d->y = d->ffn_part = PART_NONE;
+    if (dense) {
+        const struct part_axis ffn = part_axis_cut(m->dim_ffn, 1, 1, (uint64_t)c->ffn);
+        d->gate = part_add_value(m, "gate", PART_TOKENS, ffn);
+        d->up = part_add_value(m, "up", PART_TOKENS, ffn);
+        d->y = part_add_value(m, "y", PART_TOKENS, ffn);
+        d->ffn_part = part_add_partial(m, "down", hidden, m->dim_ffn);
+    }
+    if (c->moe.n_experts && d->experts)
+        decoder_begin_experts(m, d);
+    d->picked = part_add_value(m, "picked", PART_LOGIT_ROWS, whole);
+    d->normed = part_add_value(m, "normed", PART_LOGIT_ROWS, whole);
+    d->logits = part_add_value(m, "logits", PART_LOGIT_ROWS, part_axis_cut(m->dim_vocab, 1, 1, (uint64_t)c->vocab));
+    d->samples = part_add_value(m, "samples", PART_LOGIT_ROWS, part_axis_whole(1));
+    d->scores = part_add_value(m, "scores", PART_LOGIT_ROWS, part_axis_whole(1));
     find_biases(m, d);
-    m->value_hidden = v.x;
-    m->value_logits = v.logits;
-    m->value_samples = v.samples;
-    m->value_scores = v.scores;
-    m->values[v.samples].element_bytes = PART_SAMPLE_BYTES;
+    m->value_hidden = d->x;
+    m->value_logits = d->logits;
+    m->value_samples = d->samples;
+    m->value_scores = d->scores;
+    m->values[d->samples].element_bytes = PART_SAMPLE_BYTES;
 
     /* steps */
     struct part_step *embed = part_add_step(m, &m->main, PART_EMBED, -1);
-    embed->out[0] = (int16_t)v.x;
+    embed->out[0] = (int16_t)d->x;
     embed->scale = (float)c->embedding_scale;
     embed->dim = (int16_t)m->dim_vocab;
     st = decoder_add(m, PART_MATRIX, -1, EMBEDDING, "weight", part_axis_cut(m->dim_vocab, 1, 1, (uint64_t)c->vocab), whole, &embed->weight[0], e);
     if (st)
         return st;
     d->embedding = embed->weight[0];
-    part_add_step(m, &m->main, PART_ROPE_TABLE, -1)->out[0] = (int16_t)v.rope;
+    part_add_step(m, &m->main, PART_ROPE_TABLE, -1)->out[0] = (int16_t)d->rope;
     return ST_OK;
 }
 
@@ -299,7 +325,7 @@ enum st decoder_build(struct part_model *m, struct decoder *d, struct err *e)
     for (int layer = 0; layer < m->config.n_layers && !st; layer++) {
         st = decoder_attention(m, layer, d, e);
         if (!st)
-            st = decoder_ffn(m, layer, d, e);
+            st = decoder_has_experts(m, layer, d) ? decoder_experts(m, layer, d, e) : decoder_ffn(m, layer, d, e);
     }
     return st ? st : decoder_head(m, d, e);
 }

@@ -7,16 +7,32 @@
 
 #include "partition/program.h"
 
-/* A module's name in both spellings, inside a layer ("model.layers.N." and "blk.N." stand before it) or outside. */
+/* A module's name in both spellings (NULL: it has none in that one), inside a layer ("model.layers.N." and "blk.N." stand before it) or outside. */
 struct names {
     const char *hub, *gguf;
 };
 
-struct decoder {
-    bool head_norms; /* q and k of each head are normed before they are rotated, where the tensors are there */
+/* How a family spells its experts. Of each layer they may be tensors of their own (experts.E.gate_proj), or planes of one tensor for all of them: gate and up apart, one behind the other
+ * ([E, 2·ffn, hidden]), or row by row; the last also with the input dimension first (GPT-OSS). GGUF has planes. */
+struct expert_names {
+    struct names router;
+    struct names correction;        /* whole names, of what is added to the scores for the choice alone */
+    const char *experts;            /* "mlp.experts": their modules are below it */
+    const char *gate, *up, *down;   /* "gate_proj" */
+    const char *shared;             /* "mlp.shared_experts", spelled like one of the others; NULL: the family has none */
+    bool interleaved;               /* a tensor for gate and up: row by row */
+    bool input_first;               /* plain numbers of all experts: [E, in, out] */
+};
 
-    /* values, made by decoder_begin */
+struct decoder {
+    /* what is special about the family */
+    bool head_norms; /* q and k of each head are normed before they are rotated, where the tensors are there */
+    bool sinks;      /* attention has one more score for each head */
+    const struct expert_names *experts; /* NULL: it has none; a layer has them where its router is there */
+
+    /* values, made by decoder_begin; those of a kind of layer that the model does not have are −1 */
     int x, h, rope, q, k, v, a, attention_part, gate, up, y, ffn_part, picked, normed, logits, samples, scores;
+    int router, routes, expert_gate, expert_up, expert_y, expert_part, expert_bias;
     int32_t embedding; /* the weight */
     bool qkv_bias[3], o_bias, gate_up_bias[2], down_bias;
 };
@@ -33,7 +49,14 @@ enum st decoder_attention(struct part_model *m, int layer, const struct decoder 
 enum st decoder_ffn(struct part_model *m, int layer, const struct decoder *d, struct err *e);
 enum st decoder_head(struct part_model *m, const struct decoder *d, struct err *e);
 
-/* All of it, with the same two blocks in each layer. */
+bool decoder_has_experts(const struct part_model *m, int layer, const struct decoder *d);
+/* experts.c. The feed-forward block of a layer with experts; values and dimensions of such layers. */
+void decoder_begin_experts(struct part_model *m, struct decoder *d);
+enum st decoder_experts(struct part_model *m, int layer, const struct decoder *d, struct err *e);
+enum st decoder_norm(struct part_model *m, struct part_program *p, int layer, int in, int out, struct names n, struct err *e);
+extern const struct names decoder_ffn_norm;
+
+/* All of it: an attention block and a feed-forward block in each layer. */
 enum st decoder_build(struct part_model *m, struct decoder *d, struct err *e);
 
 #endif

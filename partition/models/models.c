@@ -3,6 +3,7 @@
 
 const struct part_family *const *part_families(void)
 {
-    static const struct part_family *const families[] = {&part_family_llama, &part_family_qwen3, NULL};
+    static const struct part_family *const families[] = {&part_family_llama,   &part_family_qwen3,   &part_family_qwen3_moe,
+                                                         &part_family_mixtral, &part_family_gpt_oss, &part_family_glm4_moe, NULL};
     return families;
 }
