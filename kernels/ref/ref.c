@@ -48,4 +48,6 @@ const struct kern_backend kern_ref = {
     .topk = ref_topk,
     .sample = ref_sample,
     .lse = ref_lse,
+    .route = ref_route,
+    .experts_bias = ref_experts_bias,
 };

@@ -25,6 +25,8 @@ void ref_sum(struct kern_queue q, const struct kern_sum *args);
 void ref_topk(struct kern_queue q, const struct kern_topk *args);
 void ref_sample(struct kern_queue q, const struct kern_sample *args);
 void ref_lse(struct kern_queue q, const struct kern_lse *args);
+void ref_route(struct kern_queue q, const struct kern_route *args);
+void ref_experts_bias(struct kern_queue q, const struct kern_experts_bias *args);
 
 /* Items i_thread, i_thread + n_threads, …: a share that no result depends on. */
 #define REF_FOR_SHARE(type, i, n, q) for (type i = (type)(q).i_thread; i < (type)(n); i += (type)(q).n_threads)
