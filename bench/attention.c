@@ -92,7 +92,7 @@ static void bench_case(const struct kern_backend *kernels, const struct attentio
     for (size_t i = 0; i < width * (size_t)n_tokens; i++)
         q[i] = base_rng_normal(&rng);
     void *scratch = allocate(kernels->attention_scratch_bytes(c->n_heads, c->head_dim, n_tokens, 1) + 64);
-    r.args = (struct kern_attention){&r.batch, &r.kv, q, width, y, width, c->n_heads, 0, 0, c->n_heads / c->n_kv_heads, 0.1f, scratch};
+    r.args = (struct kern_attention){&r.batch, &r.kv, q, width, y, width, c->n_heads, 0, 0, c->n_heads / c->n_kv_heads, 0.1f, 0, NULL, scratch};
 
     static struct bench_turn turns[2];
     turns[0].run = run_attention;

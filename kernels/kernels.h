@@ -227,6 +227,8 @@ struct kern_sum {
 
 /* ---- mixtures of experts ------------------------------------------------------------------------------------------------------------------------ */
 
+#define KERN_MAX_EXPERTS 1024 /* that a router chooses from */
+
 enum kern_router {
     KERN_ROUTER_SOFTMAX,      /* softmax over all experts, then the k largest (Mixtral, Qwen3-MoE) */
     KERN_ROUTER_TOPK_SOFTMAX, /* the k largest, then softmax over those (GPT-OSS) */

@@ -96,7 +96,7 @@ static void step(const struct data *d, const struct way *w, const struct kern_kv
     struct kern_batch batch = {n_tokens, position, n_runs, run_begin, run_tokens, run_table, table, table_stride};
     struct kern_kv_append append = {&batch, kv, k, v, kv_stride, kv_stride};
     void *scratch = t_guard_alloc(w->backend->attention_scratch_bytes(n_heads, dim, n_tokens, w->n_threads));
-    struct kern_attention attention = {&batch, kv, q, q_stride, y, q_stride, n_heads, head_lo, kv_first, d->s.group, 1.0f / sqrtf((float)dim), scratch};
+    struct kern_attention attention = {&batch, kv, q, q_stride, y, q_stride, n_heads, head_lo, kv_first, d->s.group, 1.0f / sqrtf((float)dim), 0, NULL, scratch};
     for (int i = w->n_threads - 1; i >= 0; i--)
         w->backend->kv_append((struct kern_queue){i, w->n_threads}, &append);
     for (int i = w->n_threads - 1; i >= 0; i--)
@@ -293,7 +293,7 @@ static void e4m3_corners(void **state) {
         /* the last token alone: NaN in one dimension of one value */
         position[0] = KEYS - 1;
         batch.n_tokens = n = 1;
-        struct kern_attention attention = {&batch, &kv, q, DIM, out, DIM, 1, 0, 0, 1, 1, NULL};
+        struct kern_attention attention = {&batch, &kv, q, DIM, out, DIM, 1, 0, 0, 1, 1, 0, NULL, NULL};
         (*b)->attention((struct kern_queue){0, 1}, &attention);
         for (int i = 0; i < DIM; i++)
             if (!isnan(out[i]) != (i != 9))

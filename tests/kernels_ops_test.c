@@ -126,23 +126,32 @@ static void rope(void **state) {
             }
 }
 
+static double gate_in_double(const struct kern_gate *args, double g, double u) {
+    if (args->kind == KERN_GATE_SILU)
+        return g / (1 + exp(-g)) * u;
+    g = fmin(g, (double)args->limit);
+    u = fmax(fmin(u, (double)args->limit), -(double)args->limit);
+    return (u + 1) * g / (1 + exp(-(double)args->alpha * g));
+}
+
 static void gate(void **state) {
     (void)state;
     struct base_rng r;
     base_rng_init(&r, t_seed());
-    for (int w = 0; w < N_WIDTHS; w++)
+    for (int w = 0; w < N_WIDTHS * 2; w++)
         for (int n_tokens = 0; n_tokens <= 4; n_tokens += 2) {
-            int width = widths[w];
+            const bool clamped = w >= N_WIDTHS;
+            int width = widths[w % N_WIDTHS];
             size_t stride = (size_t)width + 1, n = stride * (size_t)(n_tokens ? n_tokens : 1);
-            float *g = random_floats(&r, n, 30), *up = random_floats(&r, n, 1), *want = guarded(up, n);
+            float *g = random_floats(&r, n, clamped ? 5 : 30), *up = random_floats(&r, n, clamped ? 5 : 1), *want = guarded(up, n);
             g[0] = 100;
             g[n - 1] = -100;
-            struct kern_gate args = {g, up, want, stride, stride, stride, n_tokens, width};
+            struct kern_gate args = {g, up, want, stride, stride, stride, n_tokens, width, clamped ? KERN_GATE_CLAMPED : KERN_GATE_SILU, 1.702f, 7};
             RUN(kern_ref.gate, &args, 1);
             for (size_t i = 0; i < n && n_tokens; i++)
                 if (i % stride < (size_t)width) {
-                    double y = (double)g[i] / (1 + exp(-(double)g[i])) * (double)up[i];
-                    assert_true(fabs((double)want[i] - y) <= 1e-6 * fabs(y) + 1e-35);
+                    double y = gate_in_double(&args, (double)g[i], (double)up[i]);
+                    assert_true(fabs((double)want[i] - y) <= 1e-6 * (clamped ? fabs(y) + 1e-3 * fabs((double)g[i]) : fabs(y)) + 1e-35);
                 }
             FOR_BACKENDS(b, KERN_OP_GATE)
                 for (int n_threads = 1; n_threads <= 3; n_threads++) {
@@ -157,6 +166,20 @@ static void gate(void **state) {
             free(g);
             free(up);
         }
+}
+
+/* A number that is none goes through both clamps, whoever computes. */
+static void gate_nan(void **state) {
+    (void)state;
+    FOR_BACKENDS(b, KERN_OP_GATE) {
+        float g[] = {NAN, 1, INFINITY, -INFINITY}, up[] = {1, NAN, 1, -INFINITY}, y[4];
+        struct kern_gate args = {g, up, y, 4, 4, 4, 1, 4, KERN_GATE_CLAMPED, 1.702f, 7};
+        RUN((*b)->gate, &args, 1);
+        assert_true(isnan(y[0]));
+        assert_true(isnan(y[1]));
+        assert_true(y[2] > 13.9f && y[2] <= 14.0f); /* (1 + 1) · 7 */
+        assert_true(isnan(y[3]));                   /* −∞ · 0 */
+    }
 }
 
 /* Random cuts of the tree into complete nodes; the result must not depend on the cut. */
@@ -190,7 +213,7 @@ static void sum(void **state) {
         for (uint32_t i = 0; i < n_leaves; i++)
             leaves[i] = random_floats(&r, n, 1 + 1000.0f * (float)(i % 3));
         float *residual = round % 2 ? random_floats(&r, n, 1) : NULL, *bias = round % 3 ? random_floats(&r, n, 1) : NULL;
-        struct kern_sum args = {.residual = residual, .residual_stride = stride, .bias = bias, .vector_token_stride = stride, .n_leaves = n_leaves,
+        struct kern_sum args = {.residual = residual, .residual_stride = stride, .bias = bias, .bias_stride = round % 5 == 4 ? stride : 0, .vector_token_stride = stride, .n_leaves = n_leaves,
                                 .y_stride = stride, .n_tokens = n_tokens, .width = width};
         args.n_vectors = cut_node(&r, &args, 0, n_leaves, 0);
         float *vectors[KERN_MAX_VECTORS], *want = guarded(leaves[0], n);
@@ -203,7 +226,7 @@ static void sum(void **state) {
             if (i % stride < (size_t)width) {
                 want[i] = tree_value(leaves, i, 0, n_leaves);
                 if (bias)
-                    want[i] = want[i] + bias[i % stride];
+                    want[i] = want[i] + bias[args.bias_stride ? i : i % stride];
                 if (residual)
                     want[i] = residual[i] + want[i];
             }
@@ -399,7 +422,7 @@ static void selection(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(norm), cmocka_unit_test(rope),   cmocka_unit_test(gate),        cmocka_unit_test(sum),
+        cmocka_unit_test(norm), cmocka_unit_test(rope),   cmocka_unit_test(gate),        cmocka_unit_test(gate_nan), cmocka_unit_test(sum),
         cmocka_unit_test(topk), cmocka_unit_test(sample), cmocka_unit_test(log_sum_exp), cmocka_unit_test(selection),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

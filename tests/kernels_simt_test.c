@@ -117,7 +117,7 @@ static void gate_case(void *rng) {
         float *gate = random_floats(rng, n, 30), *up = random_floats(rng, n, 1), *want = copy_of(up, n);
         static const float special[] = {0.0f, -0.0f, 88.0f, -88.0f, 89.0f, -89.0f, 1e30f, -1e30f};
         memcpy(gate, special, width > 8 ? sizeof special : sizeof *special);
-        struct kern_gate args = {gate, up, want, stride, stride, stride, 3, (int)width};
+        struct kern_gate args = {gate, up, want, stride, stride, stride, 3, (int)width, KERN_GATE_SILU, 0, 0};
         kern_ref.gate(whole, &args);
         float *d_gate = to_device(gate, n * sizeof *gate), *d_up = to_device(up, n * sizeof *up), *d_y = to_device(up, n * sizeof *up);
         args.gate = d_gate;

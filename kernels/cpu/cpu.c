@@ -7,6 +7,8 @@
 static bool supports(enum kern_op op, enum format format, enum kern_activation activation, int head_dim) {
     switch (op) {
     case KERN_OP_MATMUL:
+    case KERN_OP_EXPERTS_IN:
+    case KERN_OP_EXPERTS_OUT:
         if (activation == KERN_ACT_F32) return cpu_matmul_portable.f32[format] != NULL;
         return activation == kern_activation_for(format, false) && cpu_matmul_portable.int8[format] != NULL;
     case KERN_OP_EMBED: return cpu_tile_bytes(format) != 0;
@@ -14,9 +16,16 @@ static bool supports(enum kern_op op, enum format format, enum kern_activation a
     }
 }
 
+#define CPU_PRODUCT(op, args_type, suffix) \
+    static void op##_##suffix(struct kern_queue q, const struct args_type *args) { cpu_##op(&cpu_matmul_##suffix, q, args); }
+
 #define CPU_VARIANT(symbol, suffix, variant_name, variant_priority)                                                                                  \
-    static void prepare_##suffix(struct kern_queue q, const struct kern_matmul *args) { cpu_matmul_prepare(&cpu_matmul_##suffix, q, args); }         \
-    static void run_##suffix(struct kern_queue q, const struct kern_matmul *args) { cpu_matmul_run(&cpu_matmul_##suffix, q, args); }                 \
+    CPU_PRODUCT(matmul_prepare, kern_matmul, suffix)                                                                                                 \
+    CPU_PRODUCT(matmul_run, kern_matmul, suffix)                                                                                                     \
+    CPU_PRODUCT(experts_in_prepare, kern_experts_in, suffix)                                                                                         \
+    CPU_PRODUCT(experts_in_run, kern_experts_in, suffix)                                                                                             \
+    CPU_PRODUCT(experts_out_prepare, kern_experts_out, suffix)                                                                                       \
+    CPU_PRODUCT(experts_out_run, kern_experts_out, suffix)                                                                                           \
     const struct kern_backend symbol = {                                                                                                             \
         .name = "cpu",                                                                                                                               \
         .variant = variant_name,                                                                                                                     \
@@ -26,8 +35,13 @@ static bool supports(enum kern_op op, enum format format, enum kern_activation a
         .matrix_bytes = cpu_matrix_bytes,                                                                                                            \
         .matrix_pack = cpu_matrix_pack,                                                                                                              \
         .matmul_scratch_bytes = cpu_matmul_scratch_bytes,                                                                                            \
-        .matmul_prepare = prepare_##suffix,                                                                                                          \
-        .matmul = run_##suffix,                                                                                                                      \
+        .matmul_prepare = matmul_prepare_##suffix,                                                                                                   \
+        .matmul = matmul_run_##suffix,                                                                                                               \
+        .experts_scratch_bytes = cpu_experts_scratch_bytes,                                                                                          \
+        .experts_in_prepare = experts_in_prepare_##suffix,                                                                                           \
+        .experts_in = experts_in_run_##suffix,                                                                                                       \
+        .experts_out_prepare = experts_out_prepare_##suffix,                                                                                         \
+        .experts_out = experts_out_run_##suffix,                                                                                                     \
         .embed = cpu_embed,                                                                                                                          \
         CPU_OPS_TABLE(suffix),                                                                                                                       \
     };

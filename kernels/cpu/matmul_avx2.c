@@ -252,6 +252,11 @@ static __attribute__((noinline)) void end_leaf(struct walk *k, const struct kern
         for (int t = 0; t < nt && n > 0; t++) {
             __m256 sum = k->stack[k->depth][h * nt + t];
             if (a->bias) sum = _mm256_add_ps(sum, _mm256_maskload_ps(a->bias + row, mask));
+            if (a->to.sums) {
+                float *to = a->to.sums + row / ROWS * a->to.tile_stride + (size_t)a->to.token[t] * a->to.token_stride + k->i_vector * ROWS + row % ROWS;
+                _mm256_store_ps(to, _mm256_fmadd_ps(_mm256_set1_ps(a->to.weight[t]), sum, _mm256_load_ps(to)));
+                continue;
+            }
             _mm256_maskstore_ps(a->y + k->i_vector * a->vector_stride + (size_t)t * a->y_stride + row, mask, sum);
         }
     }
@@ -437,4 +442,5 @@ const struct cpu_matmul cpu_matmul_avx2 = {
     .int8 = {CPU_QUANTISED(CPU_INT8_ENTRY)},
     .f32 = {CPU_QUANTISED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
     .quantise = quantise,
+    .fold = cpu_fold,
 };

@@ -104,6 +104,11 @@ static __attribute__((noinline)) void end_leaf(struct walk *k, const struct kern
         for (int t = 0; t < nt; t++) {
             __m512 sum = k->stack[k->depth][r * nt + t];
             if (a->bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, a->bias + row));
+            if (a->to.sums) {
+                float *to = a->to.sums + row / ROWS * a->to.tile_stride + (size_t)a->to.token[t] * a->to.token_stride + k->i_vector * ROWS;
+                _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_set1_ps(a->to.weight[t]), sum, _mm512_load_ps(to)));
+                continue;
+            }
             _mm512_mask_storeu_ps(a->y + k->i_vector * a->vector_stride + (size_t)t * a->y_stride + row, mask, sum);
         }
     }
@@ -445,4 +450,5 @@ const struct cpu_matmul cpu_matmul_avx512 = {
     .int8 = {CPU_QUANTISED(CPU_INT8_ENTRY)},
     .f32 = {CPU_QUANTISED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
     .quantise = quantise,
+    .fold = cpu_fold,
 };

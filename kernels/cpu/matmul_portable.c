@@ -96,10 +96,15 @@ static int fold(const struct cpu_rows *a, size_t row, int t, uint32_t i_leaf, co
     for (int n = c->n_folds[i_leaf]; n > 0; n--, depth--)
         for (int r = 0; r < ROWS; r++) stack[depth - 2][r] = stack[depth - 2][r] + stack[depth - 1][r];
     if (c->emit[i_leaf]) {
-        float *y = a->y + i_vector * a->vector_stride + (size_t)t * a->y_stride + row;
         size_t n_rows = a->n_rows - row < ROWS ? a->n_rows - row : ROWS;
         depth--;
-        for (size_t r = 0; r < n_rows; r++) y[r] = a->bias ? stack[depth][r] + a->bias[row + r] : stack[depth][r];
+        for (size_t r = 0; r < n_rows && a->bias; r++) stack[depth][r] = stack[depth][r] + a->bias[row + r];
+        if (a->to.sums) {
+            float *to = a->to.sums + row / ROWS * a->to.tile_stride + (size_t)a->to.token[t] * a->to.token_stride + i_vector * ROWS;
+            for (int r = 0; r < ROWS; r++) to[r] = fmaf(a->to.weight[t], stack[depth][r], to[r]);
+        } else {
+            memcpy(a->y + i_vector * a->vector_stride + (size_t)t * a->y_stride + row, stack[depth], n_rows * sizeof(float));
+        }
     }
     return depth;
 }
@@ -178,4 +183,5 @@ const struct cpu_matmul cpu_matmul_portable = {
     .int8 = {CPU_QUANTISED(CPU_INT8_ENTRY)},
     .f32 = {CPU_QUANTISED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
     .quantise = quantise,
+    .fold = cpu_fold,
 };

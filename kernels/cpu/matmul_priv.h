@@ -190,6 +190,14 @@ static inline float cpu_min_at(enum format f, const uint8_t *tile, const uint8_t
 
 /* ---- kernels ---------------------------------------------------------------------------------------------------------------------------------------- */
 
+/* Where the vectors of a product go that are added up by token (struct kern_experts_out): sum = fma(weight, vector, sum), in whole tiles of 16 rows. */
+struct cpu_sums {
+    float *sums; /* [row tile][…][token][…][sum][16], of the first row tile, token 0, vector 0's sum; NULL: vectors are stored */
+    size_t tile_stride, token_stride;
+    const int32_t *token; /* [n_tokens] of the group */
+    const float *weight;  /* likewise */
+};
+
 /* One group of tokens times consecutive row tiles of one matrix. */
 struct cpu_rows {
     const struct kern_matrix *matrix;
@@ -200,6 +208,7 @@ struct cpu_rows {
     const float *bias;    /* of the first row, or NULL */
     float *y;             /* vector 0, the group's first token, the first row */
     size_t y_stride, vector_stride;
+    struct cpu_sums to; /* instead of y */
 };
 
 /* The part of int8 preparation that a variant does: one token's block of n columns, 16 or 32. */
@@ -221,18 +230,90 @@ struct cpu_matmul {
     cpu_rows_fn int8[FMT_COUNT]; /* KERN_ACT_INT8 or KERN_ACT_INT8_16, as the format has it; NULL: neither */
     cpu_rows_fn f32[FMT_COUNT];
     struct cpu_scale (*quantise)(const float *x, size_t n, int8_t *q);
+    void (*fold)(const struct kern_experts_out *args, const float *sums, size_t token, size_t row); /* cpu_fold */
 };
+
+/* Folds one token's sums of 16 rows from `row` on, and stores its vectors; compiled with each variant. */
+static inline void cpu_fold(const struct kern_experts_out *args, const float *sums, size_t token, size_t row) {
+    float stack[CPU_STACK][KERN_TILE_ROWS], *y = args->y + token * args->y_stride + row;
+    size_t n_rows = (size_t)args->n_rows - row < KERN_TILE_ROWS ? (size_t)args->n_rows - row : KERN_TILE_ROWS;
+    int depth = 0;
+    for (int i = 0; i < args->n_sums; i++) {
+        memcpy(stack[depth++], sums + (size_t)i * KERN_TILE_ROWS, sizeof stack[0]);
+        for (int n = args->n_folds[i]; n > 0; n--, depth--)
+            for (int r = 0; r < KERN_TILE_ROWS; r++) stack[depth - 2][r] = stack[depth - 2][r] + stack[depth - 1][r];
+        if (!args->emit[i]) continue;
+        memcpy(y, stack[--depth], n_rows * sizeof *y);
+        y += args->vector_stride;
+    }
+}
 
 extern const struct cpu_matmul cpu_matmul_portable;
 #if defined(__x86_64__)
 extern const struct cpu_matmul cpu_matmul_avx2, cpu_matmul_avx512;
 #endif
 
+/* ---- records ---------------------------------------------------------------------------------------------------------------------------------------- */
+
+/* The three areas in scratch for as many tokens as there are, and which of them are wanted. */
+struct cpu_records {
+    const struct kern_columns *columns;
+    uint8_t *area[3];
+    bool needs[3];
+};
+
+/* n ≤ CPU_GROUP tokens whose records begin with token `first`'s: x[token[t]], or x[t]. */
+struct cpu_group {
+    size_t first;
+    int n;
+    const float *x;
+    size_t x_stride;
+    const int32_t *token; /* or NULL */
+};
+
+size_t cpu_records_bytes(const struct kern_columns *columns, size_t n_tokens);
+struct cpu_records cpu_records_at(void *scratch, const struct kern_columns *columns, size_t n_tokens);
+/* Marks what a product with m reads. */
+void cpu_records_need(struct cpu_records *r, const struct kern_matrix *m);
+/* Where a group's records for m begin, by its first token. */
+const uint8_t *cpu_records_of(const struct cpu_records *r, const struct kern_matrix *m, size_t first);
+void cpu_records_put(const struct cpu_matmul *m, const struct cpu_records *r, const struct cpu_group *g, size_t segment_lo, size_t segment_hi);
+
+/* ---- products --------------------------------------------------------------------------------------------------------------------------------------- */
+
+/* A matrix times tokens whose records stand one group after another. */
+struct cpu_product {
+    const struct kern_matrix *matrix;
+    const uint8_t *x; /* the first group's records */
+    size_t n_tokens;
+    const float *bias; /* of row 0, or NULL */
+    float *y;          /* of vector 0, the first token, row 0 */
+    size_t y_stride, vector_stride;
+    struct cpu_sums to; /* instead of y: of the first row tile that runs, and of the first token */
+};
+
+static inline size_t cpu_tiles(size_t n_rows) { return (n_rows + KERN_TILE_ROWS - 1) / KERN_TILE_ROWS; }
+static inline size_t cpu_groups(size_t n_tokens) { return (n_tokens + CPU_GROUP - 1) / CPU_GROUP; }
+/* A thread's share of n things. */
+static inline void cpu_share(size_t n, struct kern_queue q, size_t *lo, size_t *hi) {
+    *lo = n * (size_t)q.i_thread / (size_t)q.n_threads;
+    *hi = n * ((size_t)q.i_thread + 1) / (size_t)q.n_threads;
+}
+/* Groups whose records stay in the second-level cache while row tiles pass over them. */
+size_t cpu_block_groups(const struct kern_columns *columns, bool is_f32);
+/* Row tiles [tile_lo, tile_hi), for tokens of groups [group_lo, group_hi). */
+void cpu_product_run(const struct cpu_matmul *m, const struct cpu_product *p, size_t tile_lo, size_t tile_hi, size_t group_lo, size_t group_hi);
+
 size_t cpu_matrix_bytes(const struct kern_matrix *m);
 void cpu_matrix_pack(const struct kern_pack *args);
 size_t cpu_matmul_scratch_bytes(const struct kern_columns *columns, int n_tokens);
 void cpu_matmul_prepare(const struct cpu_matmul *m, struct kern_queue q, const struct kern_matmul *args);
 void cpu_matmul_run(const struct cpu_matmul *m, struct kern_queue q, const struct kern_matmul *args);
+size_t cpu_experts_scratch_bytes(const struct kern_columns *columns, int n_slots, int n_tokens, int n_sums, int n_threads);
+void cpu_experts_in_prepare(const struct cpu_matmul *m, struct kern_queue q, const struct kern_experts_in *args);
+void cpu_experts_in_run(const struct cpu_matmul *m, struct kern_queue q, const struct kern_experts_in *args);
+void cpu_experts_out_prepare(const struct cpu_matmul *m, struct kern_queue q, const struct kern_experts_out *args);
+void cpu_experts_out_run(const struct cpu_matmul *m, struct kern_queue q, const struct kern_experts_out *args);
 void cpu_embed(struct kern_queue q, const struct kern_embed *args);
 
 #endif

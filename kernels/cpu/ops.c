@@ -15,6 +15,8 @@ bool cpu_ops_supports(enum kern_op op, enum format format, int head_dim) {
     case KERN_OP_TOPK:
     case KERN_OP_SAMPLE:
     case KERN_OP_LSE:
+    case KERN_OP_ROUTE:
+    case KERN_OP_EXPERTS_BIAS:
         return true;
     default:
         return false;

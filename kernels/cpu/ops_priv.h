@@ -17,7 +17,9 @@
     void cpu_sum_##suffix(struct kern_queue q, const struct kern_sum *args);                \
     void cpu_topk_##suffix(struct kern_queue q, const struct kern_topk *args);              \
     void cpu_sample_##suffix(struct kern_queue q, const struct kern_sample *args);          \
-    void cpu_lse_##suffix(struct kern_queue q, const struct kern_lse *args);
+    void cpu_lse_##suffix(struct kern_queue q, const struct kern_lse *args);                \
+    void cpu_route_##suffix(struct kern_queue q, const struct kern_route *args);            \
+    void cpu_experts_bias_##suffix(struct kern_queue q, const struct kern_experts_bias *args);
 
 CPU_OPS(portable)
 #if defined(__x86_64__)
@@ -25,11 +27,12 @@ CPU_OPS(avx2)
 CPU_OPS(avx512)
 #endif
 
-/* For struct kern_backend: .kv_append … .lse, and the attention's scratch (none: its state lives on the stack). */
+/* For struct kern_backend: .kv_append … .lse, .route, .experts_bias, and the attention's scratch (none: its state lives on the stack). */
 #define CPU_OPS_TABLE(suffix)                                                                                                                    \
     .kv_append = cpu_kv_append_##suffix, .attention = cpu_attention_##suffix, .norm = cpu_norm_##suffix, .rope_table = cpu_rope_table_##suffix,   \
     .rope = cpu_rope_##suffix, .gate = cpu_gate_##suffix, .sum = cpu_sum_##suffix, .topk = cpu_topk_##suffix, .sample = cpu_sample_##suffix,      \
-    .lse = cpu_lse_##suffix, .attention_scratch_bytes = cpu_attention_scratch_bytes
+    .lse = cpu_lse_##suffix, .route = cpu_route_##suffix, .experts_bias = cpu_experts_bias_##suffix,                                             \
+    .attention_scratch_bytes = cpu_attention_scratch_bytes
 
 size_t cpu_attention_scratch_bytes(int n_heads, int head_dim, int n_tokens, int n_threads);
 /* For struct kern_backend.supports: true for these ops on these caches and head dimensions. */

@@ -1,4 +1,4 @@
-/* Norm, rope, gate, the tree of partial vectors, top-k, sampling and log-sum-exp; compiled once per instruction set. The order of operations is that of
+/* Norm, rope, gate, the tree of partial vectors, biases of experts, top-k, sampling and log-sum-exp; compiled once per instruction set. The order of operations is that of
  * kernels/ref/small_ops.c and kernels/ref/sampling.c, to the bit. Bytes moved: each input once, each output once. */
 #include <math.h>
 
@@ -109,15 +109,24 @@ void CPU_NAME(rope)(struct kern_queue q, const struct kern_rope *args) {
 
 /* ---- gate, sum ---------------------------------------------------------------------------------------------------------------------------------------- */
 
+/* min(x, limit); of a NaN the NaN. */
+static vec at_most(vec x, float limit) { return vec_neg(vec_max(vec_set1(-limit), vec_neg(x))); }
+
 void CPU_NAME(gate)(struct kern_queue q, const struct kern_gate *args) {
     struct share s = share_of(q, args->n_tokens, (size_t)args->width, VEC_LANES);
-    const vec one = vec_set1(1.0f);
+    const vec one = vec_set1(1.0f), alpha = vec_set1(args->alpha);
     for (size_t t = s.token_begin; t < s.token_end; t++)
         for (size_t i = s.column_begin; i < s.column_end; i += VEC_LANES) {
             size_t n = least(VEC_LANES, s.column_end - i);
             vec g = vec_load_n(args->gate + t * args->gate_stride + i, n), up = vec_load_n(args->up + t * args->up_stride + i, n);
-            vec silu = vec_div(g, vec_add(one, vec_exp(vec_neg(g))));
-            vec_store_n(args->y + t * args->y_stride + i, vec_mul(silu, up), n);
+            if (args->kind == KERN_GATE_CLAMPED) {
+                g = at_most(g, args->limit);
+                up = vec_add(vec_max(vec_set1(-args->limit), at_most(up, args->limit)), one);
+                g = vec_mul(g, vec_div(one, vec_add(one, vec_exp(vec_neg(vec_mul(alpha, g))))));
+            } else {
+                g = vec_div(g, vec_add(one, vec_exp(vec_neg(g))));
+            }
+            vec_store_n(args->y + t * args->y_stride + i, vec_mul(up, g), n);
         }
 }
 
@@ -154,7 +163,7 @@ static inline __attribute__((always_inline)) void sum_columns(const struct kern_
     const float *bias = args->bias, *residual = args->residual;
     if (bias)
         for (int k = 0; k < n_vecs; k++)
-            y[k] = vec_add(y[k], vec_load_n(bias + i + k * VEC_LANES, n));
+            y[k] = vec_add(y[k], vec_load_n(bias + t * args->bias_stride + i + k * VEC_LANES, n));
     if (residual)
         for (int k = 0; k < n_vecs; k++)
             y[k] = vec_add(vec_load_n(residual + t * args->residual_stride + i + k * VEC_LANES, n), y[k]);
@@ -180,6 +189,22 @@ void CPU_NAME(sum)(struct kern_queue q, const struct kern_sum *args) {
                 sum_columns(args, n_folds, false, t, i, SUM_VECS, VEC_LANES);
         for (; i < s.column_end; i += VEC_LANES)
             sum_columns(args, n_folds, chain, t, i, 1, least(VEC_LANES, s.column_end - i));
+    }
+}
+
+/* ---- biases of experts -------------------------------------------------------------------------------------------------------------------------------- */
+
+void CPU_NAME(experts_bias)(struct kern_queue q, const struct kern_experts_bias *args) {
+    struct share s = share_of(q, args->n_tokens, (size_t)args->width, VEC_LANES);
+    for (size_t t = s.token_begin; t < s.token_end; t++) {
+        const struct kern_routed *routed = args->routed + t * (size_t)args->k;
+        for (size_t i = s.column_begin; i < s.column_end; i += VEC_LANES) {
+            size_t n = least(VEC_LANES, s.column_end - i);
+            vec sum = vec_zero();
+            for (int j = 0; j < args->k; j++)
+                sum = vec_fma(vec_set1(routed[j].weight), vec_load_n(args->bias[routed[j].expert] + i, n), sum);
+            vec_store_n(args->y + t * args->y_stride + i, sum, n);
+        }
     }
 }
 

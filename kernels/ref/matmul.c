@@ -161,8 +161,7 @@ static int dot_of(const int8_t *w, const int8_t *x, int n) {
 
 /* ---- the product --------------------------------------------------------------------------------------------------------------------------------- */
 
-/* One row times up to GROUP tokens from t_begin on. */
-static void row_times_group(const struct kern_matmul *args, const struct kern_matmul_part *part, uint64_t row, int t_begin, int n) {
+void ref_matmul_row(const struct kern_matmul *args, const struct kern_matmul_part *part, uint64_t row, int t_begin, int n, float *y) {
     const struct kern_matrix *m = part->matrix;
     const struct kern_columns *c = &m->columns;
     float stack[GROUP][KERN_TREE_STACK];
@@ -210,8 +209,8 @@ static void row_times_group(const struct kern_matmul *args, const struct kern_ma
         if (c->emit[leaf]) {
             depth--;
             for (int t = 0; t < n; t++) {
-                float y = part->bias ? stack[t][depth] + part->bias[row] : stack[t][depth];
-                part->y[i_vector * part->vector_stride + (size_t)(t_begin + t) * part->y_stride + row] = y;
+                float sum = part->bias ? stack[t][depth] + part->bias[row] : stack[t][depth];
+                y[i_vector * part->vector_stride + (size_t)t * part->y_stride] = sum;
             }
             i_vector++;
         }
@@ -219,12 +218,15 @@ static void row_times_group(const struct kern_matmul *args, const struct kern_ma
 }
 
 void ref_matmul(struct kern_queue q, const struct kern_matmul *args) {
-    for (int i = 0; i < args->n_parts; i++)
-        REF_FOR_SHARE(uint64_t, row, args->parts[i].matrix->n_rows, q)
+    for (int i = 0; i < args->n_parts; i++) {
+        const struct kern_matmul_part *part = &args->parts[i];
+        REF_FOR_SHARE(uint64_t, row, part->matrix->n_rows, q)
             for (int t = 0; t < args->n_tokens; t += GROUP) {
-                row_times_group(args, &args->parts[i], row, t, args->n_tokens - t < GROUP ? args->n_tokens - t : GROUP);
+                int n = args->n_tokens - t < GROUP ? args->n_tokens - t : GROUP;
+                ref_matmul_row(args, part, row, t, n, part->y + (size_t)t * part->y_stride + row);
                 base_tick();
             }
+    }
 }
 
 /* ---- embedding ----------------------------------------------------------------------------------------------------------------------------------- */

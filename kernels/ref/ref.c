@@ -6,6 +6,8 @@ static bool ref_probe(void) { return true; }
 static bool ref_supports(enum kern_op op, enum format format, enum kern_activation activation, int head_dim) {
     switch (op) {
     case KERN_OP_MATMUL:
+    case KERN_OP_EXPERTS_IN:
+    case KERN_OP_EXPERTS_OUT:
         return format < FMT_COUNT && format != FMT_E4M3 && (activation == KERN_ACT_F32 || activation == kern_activation_for(format, false));
     case KERN_OP_EMBED:
         return format < FMT_COUNT && format != FMT_E4M3;
@@ -48,4 +50,11 @@ const struct kern_backend kern_ref = {
     .topk = ref_topk,
     .sample = ref_sample,
     .lse = ref_lse,
+    .route = ref_route,
+    .experts_scratch_bytes = ref_experts_scratch_bytes,
+    .experts_in_prepare = ref_experts_in_prepare,
+    .experts_in = ref_experts_in,
+    .experts_out_prepare = ref_experts_out_prepare,
+    .experts_out = ref_experts_out,
+    .experts_bias = ref_experts_bias,
 };

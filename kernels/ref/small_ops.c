@@ -50,13 +50,22 @@ void ref_rope(struct kern_queue q, const struct kern_rope *args) {
             }
 }
 
-/* (gate / (1 + exp(−gate))) · up */
+/* SILU: (gate / (1 + exp(−gate))) · up. CLAMPED: as kern_gate_kind says; a NaN passes through both clamps. */
 void ref_gate(struct kern_queue q, const struct kern_gate *args) {
     REF_FOR_SHARE(int, t, args->n_tokens, q)
         for (int i = 0; i < args->width; i++) {
-            float g = args->gate[(size_t)t * args->gate_stride + (size_t)i];
-            float silu = g / (1.0f + base_math_expf(-g));
-            args->y[(size_t)t * args->y_stride + (size_t)i] = silu * args->up[(size_t)t * args->up_stride + (size_t)i];
+            float g = args->gate[(size_t)t * args->gate_stride + (size_t)i], u = args->up[(size_t)t * args->up_stride + (size_t)i];
+            float *y = &args->y[(size_t)t * args->y_stride + (size_t)i];
+            if (args->kind == KERN_GATE_SILU) {
+                float silu = g / (1.0f + base_math_expf(-g));
+                *y = silu * u;
+                continue;
+            }
+            g = g > args->limit ? args->limit : g;
+            u = u > args->limit ? args->limit : u;
+            u = u < -args->limit ? -args->limit : u;
+            float sigmoid = 1.0f / (1.0f + base_math_expf(-(args->alpha * g))), swish = g * sigmoid;
+            *y = (u + 1.0f) * swish;
         }
 }
 
@@ -76,7 +85,7 @@ void ref_sum(struct kern_queue q, const struct kern_sum *args) {
             int i = 0;
             float sum = node(args, (size_t)t * args->vector_token_stride + (size_t)c, &i, 0, args->n_leaves);
             if (args->bias)
-                sum = sum + args->bias[c];
+                sum = sum + args->bias[(size_t)t * args->bias_stride + (size_t)c];
             if (args->residual)
                 sum = args->residual[(size_t)t * args->residual_stride + (size_t)c] + sum;
             args->y[(size_t)t * args->y_stride + (size_t)c] = sum;

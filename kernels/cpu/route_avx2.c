@@ -1,0 +1,3 @@
+#define VEC_AVX2
+#define CPU_SUFFIX avx2
+#include "kernels/cpu/route_body.h"

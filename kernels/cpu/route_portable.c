@@ -1,0 +1,2 @@
+#define CPU_SUFFIX portable
+#include "kernels/cpu/route_body.h"
