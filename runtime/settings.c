@@ -13,12 +13,12 @@ enum st rt_columns_init(const struct part_model *m, const struct part_weight *w,
     uint32_t lo = 0, hi = w->columns.begin < w->columns.end ? 1 : 0, n_total = 1;
     if (w->leaf_dim != PART_WHOLE && hi) {
         const struct order_leaves *l = &m->dims[w->leaf_dim].leaves;
-        BASE_ASSERT(axis.group == 1 && axis.scale == 1 && l->n <= KERN_MAX_LEAVES);
+        BASE_ASSERT(axis.group == 1 && l->n <= KERN_MAX_LEAVES);
         n_total = l->n;
-        for (lo = 0; lo < l->n && order_leaf_begin(l, lo) < w->columns.begin; lo++)
+        for (lo = 0; lo < l->n && order_leaf_begin(l, lo) * axis.scale < w->columns.begin; lo++)
             ;
-        for (hi = lo; hi < l->n && l->end[hi] <= w->columns.end; hi++)
-            leaf_end[hi - lo] = l->end[hi];
+        for (hi = lo; hi < l->n && l->end[hi] * axis.scale <= w->columns.end; hi++)
+            leaf_end[hi - lo] = l->end[hi] * axis.scale;
     }
     const uint32_t n_max = kern_columns_max_segments(w->columns.end - w->columns.begin, hi - lo);
     uint32_t *begin = base_arena_array(arena, n_max ? n_max : 1, sizeof *begin);

@@ -6,7 +6,7 @@
 
 static const struct names EMBEDDING = {"model.embed_tokens", "token_embd"}, HEAD = {"lm_head", "output"}, FINAL_NORM = {"model.norm", "output_norm"};
 static const struct names ATTENTION_NORM = {"input_layernorm", "attn_norm"};
-const struct names decoder_ffn_norm = {"post_attention_layernorm", "ffn_norm"};
+static const struct names FFN_NORM = {"post_attention_layernorm", "ffn_norm"};
 static const struct names Q = {"self_attn.q_proj", "attn_q"}, K = {"self_attn.k_proj", "attn_k"}, V = {"self_attn.v_proj", "attn_v"}, O = {"self_attn.o_proj", "attn_output"};
 static const struct names Q_NORM = {"self_attn.q_norm", "attn_q_norm"}, K_NORM = {"self_attn.k_norm", "attn_k_norm"};
 static const struct names QKV = {"self_attn.qkv_proj", "attn_qkv"};
@@ -195,7 +195,7 @@ enum st decoder_ffn(struct part_model *m, int layer, const struct decoder *d, st
 {
     const struct model_config *c = &m->config;
     const struct part_axis ffn = part_axis_cut(m->dim_ffn, 1, 1, (uint64_t)c->ffn), hidden = part_axis_whole((uint64_t)c->hidden);
-    enum st st = decoder_norm(m, &m->main, layer, d->x, d->h, decoder_ffn_norm, e);
+    enum st st = decoder_norm(m, &m->main, layer, d->x, d->h, d->ffn_norm, e);
     if (st)
         return st;
     struct part_step *gate_up = part_add_step(m, &m->main, PART_LINEAR, layer);
@@ -270,6 +270,9 @@ enum st decoder_begin(struct part_model *m, struct decoder *d, struct err *e)
     }
     order_vocabulary((uint64_t)c->vocab, &leaves);
     m->dim_vocab = part_add_dim(m, "vocabulary", &leaves);
+
+    if (!d->ffn_norm.hub)
+        d->ffn_norm = FFN_NORM;
 
     /* values */
     const uint64_t hidden = (uint64_t)c->hidden, head_dim = (uint64_t)c->head_dim;

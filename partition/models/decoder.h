@@ -28,6 +28,7 @@ struct decoder {
     /* what is special about the family */
     bool head_norms; /* q and k of each head are normed before they are rotated, where the tensors are there */
     bool sinks;      /* attention has one more score for each head */
+    struct names ffn_norm; /* of what goes into the feed-forward block; none: the usual one */
     const struct expert_names *experts; /* NULL: it has none; a layer has them where its router is there */
 
     /* values, made by decoder_begin; those of a kind of layer that the model does not have are −1 */
@@ -54,7 +55,6 @@ bool decoder_has_experts(const struct part_model *m, int layer, const struct dec
 void decoder_begin_experts(struct part_model *m, struct decoder *d);
 enum st decoder_experts(struct part_model *m, int layer, const struct decoder *d, struct err *e);
 enum st decoder_norm(struct part_model *m, struct part_program *p, int layer, int in, int out, struct names n, struct err *e);
-extern const struct names decoder_ffn_norm;
 
 /* All of it: an attention block and a feed-forward block in each layer. */
 enum st decoder_build(struct part_model *m, struct decoder *d, struct err *e);

@@ -203,7 +203,7 @@ enum st decoder_experts(struct part_model *m, int layer, const struct decoder *d
     const struct expert_names *n = d->experts;
     if (is_expert_mode(m) && m->config.moe.n_shared)
         return err_set(e, ST_UNSUPPORTED, "%s: family %s has a shared expert, which --moe ep does not deal out yet; --moe tp cuts it like the others", ck_path(m->ck), m->config.family);
-    enum st st = decoder_norm(m, &m->main, layer, d->x, d->h, decoder_ffn_norm, e);
+    enum st st = decoder_norm(m, &m->main, layer, d->x, d->h, d->ffn_norm, e);
     if (!st)
         st = add_router(m, layer, d, e);
     if (st)

@@ -9,7 +9,7 @@ static const struct expert_names names = {
 
 static enum st build(struct part_model *m, struct err *e)
 {
-    struct decoder d = {.sinks = true, .experts = &names};
+    struct decoder d = {.sinks = true, .ffn_norm = {"post_attention_layernorm", "post_attention_norm"}, .experts = &names};
     return decoder_build(m, &d, e);
 }
 
