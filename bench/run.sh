@@ -10,6 +10,8 @@ section() { printf '\n=== %s\n' "$*"; }
 
 section "matrix products: measured / plain reads"
 "$build/bench/matmul"
+section "products of experts: measured / plain reads, and / the dense kernel"
+"$build/bench/experts"
 section "attention: measured / plain reads"
 "$build/bench/attention"
 if [ -x "$build/bench/exchange_mpi" ] && command -v mpiexec.hydra >/dev/null; then

@@ -26,6 +26,8 @@ struct data {
     struct setup s;
     int n_tokens, first[N_SEQUENCES], width, kv_width;
     float *q, *k, *v;
+    int window;   /* as in kern_attention */
+    float *sinks; /* of all heads, or NULL */
 };
 
 static struct data data_make(struct base_rng *r, struct setup s) {
@@ -45,6 +47,7 @@ static void data_free(struct data *d) {
     free(d->q);
     free(d->k);
     free(d->v);
+    free(d->sinks);
 }
 
 /* ---- one way of computing it all ------------------------------------------------------------------------------------------------------------------- */
@@ -96,7 +99,8 @@ static void step(const struct data *d, const struct way *w, const struct kern_kv
     struct kern_batch batch = {n_tokens, position, n_runs, run_begin, run_tokens, run_table, table, table_stride};
     struct kern_kv_append append = {&batch, kv, k, v, kv_stride, kv_stride};
     void *scratch = t_guard_alloc(w->backend->attention_scratch_bytes(n_heads, dim, n_tokens, w->n_threads));
-    struct kern_attention attention = {&batch, kv, q, q_stride, y, q_stride, n_heads, head_lo, kv_first, d->s.group, 1.0f / sqrtf((float)dim), 0, NULL, scratch};
+    struct kern_attention attention = {&batch, kv, q, q_stride, y, q_stride, n_heads, head_lo, kv_first, d->s.group, 1.0f / sqrtf((float)dim),
+                                       d->window, d->sinks ? d->sinks + head_lo : NULL, scratch};
     for (int i = w->n_threads - 1; i >= 0; i--)
         w->backend->kv_append((struct kern_queue){i, w->n_threads}, &append);
     for (int i = w->n_threads - 1; i >= 0; i--)
@@ -121,8 +125,9 @@ static struct result compute(const struct data *d, struct way w) {
     enum { STRIDE = MAX_TOKENS / KERN_KV_BLOCK + 2 };
     static int32_t table[N_SEQUENCES * STRIDE];
     int n_blocks = 0, n_pool = 61;
+    const int32_t wild = 1 << 30;
     for (int i = 0; i < N_SEQUENCES * STRIDE; i++)
-        table[i] = 1 << 30;
+        table[i] = wild;
     for (int s = 0; s < N_SEQUENCES; s++)
         for (int b = 0; b * KERN_KV_BLOCK < d->s.length[s]; b++)
             table[s * STRIDE + b] = n_blocks++ * 23 % n_pool;
@@ -143,6 +148,9 @@ static struct result compute(const struct data *d, struct way w) {
                 n[s] = w.together || s == only ? (left < chunk ? left : chunk) : 0;
                 more |= n[s] > 0;
             }
+            for (int s = 0; s < N_SEQUENCES && d->window; s++) /* nobody looks for blocks that have left the window */
+                for (int b = 0; (b + 1) * KERN_KV_BLOCK <= from[s] + 1 - d->window; b++)
+                    table[s * STRIDE + b] = wild;
             step(d, &w, &kv, table, STRIDE, from, n, r.out);
             for (int s = 0; s < N_SEQUENCES; s++)
                 from[s] += n[s];
@@ -172,11 +180,15 @@ static void expect_same(const struct data *d, const struct way *w, const struct 
         assert_memory_equal(got->cache, want->cache, want->cache_bytes);
 }
 
-static void check(struct setup setup) {
+/* windows that see everything give the bits of none */
+static void check_window(struct setup setup, int window, bool has_sinks) {
     struct base_rng r;
     base_rng_init(&r, t_seed() + (uint64_t)setup.head_dim);
     struct data d = data_make(&r, setup);
+    d.sinks = has_sinks ? random_floats(&r, (size_t)(setup.n_kv_heads * setup.group), 3) : NULL;
+    d.window = window > MAX_TOKENS ? 0 : window;
     struct result want = compute(&d, (struct way){.backend = &kern_ref, .n_threads = 1, .chunk = MAX_TOKENS});
+    d.window = window;
     for (const struct kern_backend *const *b = kern_backends(); *b; b++) {
         if (!t_kernels_on(*b) || !(*b)->supports(KERN_OP_ATTENTION, setup.format, KERN_ACT_F32, setup.head_dim))
             continue;
@@ -201,6 +213,8 @@ static void check(struct setup setup) {
     result_free(&want);
     data_free(&d);
 }
+
+static void check(struct setup setup) { check_window(setup, 0, false); }
 
 /* The cost is the square of the first length. Sanitized, the two small models have one KV head and just reach a second partition; the large heads, whose
  * blocks of 8 rows × 8 vectors nobody else reaches, stay in the first: BF16 gets to others in two_merges. */
@@ -229,6 +243,18 @@ static void e4m3(void **state) {
     check((struct setup){FMT_E4M3, 5, 2, 80, {66, 10, 33}, 0.02f, 0.02f});
     check((struct setup){FMT_E4M3, 2, 2, 1, {40, 1, 2}, 1, 0.1f});
     check((struct setup){FMT_E4M3, 1, 2, 512, {40, 1, 2}, 0.05f, 1});
+}
+
+/* Windows that end inside blocks and partitions, of one key, of a block, of more than a partition, of more than there is; with and without sinks. */
+static void windows(void **state) {
+    (void)state;
+    check_window((struct setup){FMT_F16, 2, 3, 24, {270, 37, 1}, 1, 1}, 50, false);
+    check_window((struct setup){FMT_F16, 1, 8, 40, {265, 33, 5}, 1, 1}, 1, true);
+    check_window((struct setup){FMT_F32, 1, 3, 33, {T_SIZE(270, 100), 64, 20}, 1, 1}, 32, true);
+    check_window((struct setup){FMT_BF16, 1, 2, 8, {T_SIZE(600, 560), 40, 20}, 1, 1}, 261, false);
+    check_window((struct setup){FMT_E4M3, 1, 5, 16, {265, 40, 3}, 0.02f, 0.3f}, 7, true);
+    check_window((struct setup){FMT_F16, 1, 3, 16, {265, 40, 3}, 1, 1}, MAX_TOKENS + 1, false);
+    check_window((struct setup){FMT_F16, 3, 2, 16, {265, 40, 3}, 1, 1}, 0, true);
 }
 
 static float through_e4m3(float x, float scale) { return kern_e4m3_to_f32(kern_f32_to_e4m3(x / scale)) * scale; }
@@ -306,18 +332,20 @@ static void e4m3_corners(void **state) {
 }
 
 /* ref against the textbook */
-static void ref_against_double(void **state) {
-    (void)state;
+static void expect_textbook(int window, bool has_sinks) {
     struct base_rng r;
     base_rng_init(&r, t_seed());
     struct data d = data_make(&r, (struct setup){FMT_F32, 2, 3, T_SIZE(40, 8), {530, 20, 1}, 1, 1});
+    d.window = window;
+    d.sinks = has_sinks ? random_floats(&r, 6, 3) : NULL;
     struct result got = compute(&d, (struct way){.backend = &kern_ref, .n_threads = 1, .chunk = MAX_TOKENS});
     int dim = d.s.head_dim;
     for (int s = 0; s < N_SEQUENCES; s++)
         for (int p = 0; p < d.s.length[s]; p += 1 + p / 8)
             for (int h = 0; h < 6; h++) {
-                double weight[MAX_TOKENS], sum = 0;
-                for (int j = 0; j <= p; j++) {
+                double weight[MAX_TOKENS], sum = has_sinks ? exp((double)d.sinks[h]) : 0;
+                const int first = window && p >= window ? p - window + 1 : 0;
+                for (int j = first; j <= p; j++) {
                     double dot = 0;
                     for (int i = 0; i < dim; i++)
                         dot += (double)d.q[(d.first[s] + p) * d.width + h * dim + i] * (double)d.k[(d.first[s] + j) * d.kv_width + h / 3 * dim + i];
@@ -325,7 +353,7 @@ static void ref_against_double(void **state) {
                 }
                 for (int i = 0; i < dim; i++) {
                     double y = 0;
-                    for (int j = 0; j <= p; j++)
+                    for (int j = first; j <= p; j++)
                         y += weight[j] / sum * (double)d.v[(d.first[s] + j) * d.kv_width + h / 3 * dim + i];
                     double x = (double)got.out[(d.first[s] + p) * d.width + h * dim + i];
                     if (!(fabs(x - y) <= 2e-5))
@@ -336,12 +364,20 @@ static void ref_against_double(void **state) {
     data_free(&d);
 }
 
+static void ref_against_double(void **state) {
+    (void)state;
+    expect_textbook(0, false);
+    expect_textbook(300, true);
+    expect_textbook(45, false);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(small_model_f16), cmocka_unit_test(small_model_f32), cmocka_unit_test(large_heads_bf16), cmocka_unit_test(many_heads_f16),
         cmocka_unit_test(wide_group),      cmocka_unit_test(dim_80),          cmocka_unit_test(dim_33),           cmocka_unit_test(dim_1),
         cmocka_unit_test(dim_512),         cmocka_unit_test(two_merges),      cmocka_unit_test(ref_against_double),
         cmocka_unit_test(e4m3),            cmocka_unit_test(e4m3_is_f32_of_rounded), cmocka_unit_test(e4m3_corners),
+        cmocka_unit_test(windows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,7 +4,7 @@
  * dimension while values are added. No sum crosses lanes on an inner loop, so each output has one order however many rows are worked on together, and
  * rows (query heads of one KV head × consecutive tokens of a run) can share each load of K and V.
  *
- * Work is shared out by rows, weighed by their number of keys. Bytes moved per tile of rows: the K and V of its KV head once. */
+ * Work is shared out by rows, weighed by their number of visible keys; blocks that no row of a tile sees are not touched. Bytes moved per tile of rows: the K and V of its KV head once. */
 #include <math.h>
 #include <string.h>
 
@@ -113,12 +113,12 @@ void CPU_NAME(kv_append)(struct kern_queue q, const struct kern_kv_append *args)
 struct tile {
     int n_rows;
     size_t stride;          /* between rows of the arrays by dimension: head_dim rounded up to whole vectors */
-    int32_t n_keys[ROWS];   /* visible to each row */
+    int32_t first_key[ROWS], n_keys[ROWS]; /* each row sees first_key … n_keys − 1 */
     float max[ROWS], total_max[ROWS], total_sum[ROWS];
     _Alignas(64) float lane[ROWS][BLOCK];        /* running sum of a partition, key by key modulo 32 */
     _Alignas(64) float weight[ROWS][BLOCK];      /* of the block at hand */
     float rescale[ROWS];
-    int32_t n_visible[ROWS]; /* of the block at hand */
+    int32_t from[ROWS], to[ROWS]; /* what each row sees of the block at hand: from … to − 1 */
     _Alignas(64) float score[ROWS][PARTITION];
     _Alignas(64) float q[ROWS * CPU_MAX_HEAD_DIM], acc[ROWS * CPU_MAX_HEAD_DIM], total[ROWS * CPU_MAX_HEAD_DIM];
 };
@@ -283,14 +283,19 @@ static void value(struct tile *t, struct kv_head h, const unsigned char *block, 
 
 static float exp_of(float x) { return vec_lane0(vec_exp(vec_set1(x))); }
 
-/* Maximum, weights and running sum of one row for the block's n > 0 visible keys. */
-static void weigh(struct tile *t, int r, const float *score_row, size_t n) {
+/* Maximum, weights and running sum of one row for the block's visible keys, of which there are some. */
+static void weigh(struct tile *t, int r, const float *score_row, size_t from, size_t to) {
     const vec none = vec_set1(-INFINITY);
-    size_t n0 = n < VEC_LANES ? n : VEC_LANES, n1 = n - n0;
     vec s0 = vec_load(score_row), s1 = vec_load(score_row + VEC_LANES);
-    if (n < BLOCK) { /* lanes beyond may hold anything, NaN too */
+    if (to < BLOCK) { /* lanes beyond may hold anything, NaN too */
+        size_t n0 = to < VEC_LANES ? to : VEC_LANES;
         s0 = vec_keep(s0, n0, none);
-        s1 = vec_keep(s1, n1, none);
+        s1 = vec_keep(s1, to - n0, none);
+    }
+    if (from > 0) {
+        size_t n0 = from < VEC_LANES ? from : VEC_LANES;
+        s0 = vec_keep(none, n0, s0);
+        s1 = vec_keep(none, from - n0, s1);
     }
     float largest = vec_largest(vec_max(s0, s1)), max = largest > t->max[r] ? largest : t->max[r];
     float rescale = max == t->max[r] ? 1.0f : exp_of(t->max[r] - max); /* exp(0) is 1 exactly */
@@ -303,43 +308,66 @@ static void weigh(struct tile *t, int r, const float *score_row, size_t n) {
     t->rescale[r] = rescale;
 }
 
+static int32_t clamp_to_block(int32_t n) { return n < 0 ? 0 : n > BLOCK ? BLOCK : n; }
+
 static void add_block(struct tile *t, struct kv_head h, const unsigned char *block, int i_block, int32_t position) {
-    /* ---- what each row sees of it */
-    int32_t common = BLOCK;
+    /* ---- what each row sees of it, and what all of them: lo … hi − 1 */
+    int32_t lo = 0, hi = BLOCK;
     for (int r = 0; r < t->n_rows; r++) {
-        int32_t n = t->n_keys[r] - position;
-        n = n < 0 ? 0 : n > BLOCK ? BLOCK : n;
-        t->n_visible[r] = n;
-        common = n < common ? n : common;
-        if (n)
-            weigh(t, r, &t->score[r][i_block * BLOCK], (size_t)n);
-        else
+        t->from[r] = clamp_to_block(t->first_key[r] - position);
+        t->to[r] = clamp_to_block(t->n_keys[r] - position);
+        if (t->from[r] < t->to[r]) {
+            weigh(t, r, &t->score[r][i_block * BLOCK], (size_t)t->from[r], (size_t)t->to[r]);
+        } else {
+            t->from[r] = t->to[r] = 0;
             t->rescale[r] = 1.0f;
+        }
+        lo = t->from[r] > lo ? t->from[r] : lo;
+        hi = t->to[r] < hi ? t->to[r] : hi;
     }
-    /* ---- keys that all rows see, together; then each row's own: in order for each row, and nobody touches what it may not see */
-    for (int row = 0; row < t->n_rows; row += CHUNK)
-        value(t, h, block, row, t->n_rows - row < CHUNK ? t->n_rows - row : CHUNK, 0, common, true);
+    hi = hi < lo ? lo : hi;
+    bool someone_before = false;
     for (int r = 0; r < t->n_rows; r++)
-        if (t->n_visible[r] > common)
-            value(t, h, block, r, 1, common, t->n_visible[r], false);
+        someone_before |= t->from[r] < lo && t->from[r] < t->to[r];
+    /* ---- a row's own keys before those that all rows see, these together, its own after them: in order for each row, and nobody touches what it may not see.
+     * Whichever comes first rescales. */
+    for (int r = 0; r < t->n_rows && someone_before; r++)
+        value(t, h, block, r, 1, t->from[r], t->to[r] < lo ? t->to[r] : lo, true);
+    for (int row = 0; row < t->n_rows; row += CHUNK)
+        value(t, h, block, row, t->n_rows - row < CHUNK ? t->n_rows - row : CHUNK, lo, hi, !someone_before);
+    for (int r = 0; r < t->n_rows; r++)
+        if (t->to[r] > hi)
+            value(t, h, block, r, 1, t->from[r] > hi ? t->from[r] : hi, t->to[r], false);
 }
 
-/* Merges the finished partition of row r into its total; `first`: it is the total. */
-static void merge(struct tile *t, int r, bool first) {
-    float *acc = t->acc + (size_t)r * t->stride, *total = t->total + (size_t)r * t->stride;
-    float sum = vec_sum(vec_add(vec_load(t->lane[r]), vec_load(t->lane[r] + VEC_LANES)));
-    if (first) {
-        t->total_max[r] = t->max[r];
-        t->total_sum[r] = sum;
-        memcpy(total, acc, t->stride * sizeof *acc);
-        return;
-    }
-    float max = t->max[r] > t->total_max[r] ? t->max[r] : t->total_max[r];
-    float a = exp_of(t->total_max[r] - max), b = exp_of(t->max[r] - max);
+/* Merges (max, sum, acc) into the total of row r; acc NULL: zeroes. */
+static void merge(struct tile *t, int r, float part_max, float sum, const float *acc) {
+    float *total = t->total + (size_t)r * t->stride;
+    float max = part_max > t->total_max[r] ? part_max : t->total_max[r];
+    float a = exp_of(t->total_max[r] - max), b = exp_of(part_max - max);
     t->total_max[r] = max;
     t->total_sum[r] = vec_lane0(vec_fma(vec_set1(t->total_sum[r]), vec_set1(a), vec_set1(sum * b)));
     for (size_t d = 0; d < t->stride; d += VEC_LANES)
-        vec_store(total + d, vec_fma(vec_load(total + d), vec_set1(a), vec_mul(vec_load(acc + d), vec_set1(b))));
+        vec_store(total + d, vec_fma(vec_load(total + d), vec_set1(a), vec_mul(acc ? vec_load(acc + d) : vec_zero(), vec_set1(b))));
+}
+
+/* The finished partition of row r goes into its total; `first`: it is the total. */
+static void end_partition(struct tile *t, int r, bool first) {
+    float *acc = t->acc + (size_t)r * t->stride, sum = vec_sum(vec_add(vec_load(t->lane[r]), vec_load(t->lane[r] + VEC_LANES)));
+    if (!first) {
+        merge(t, r, t->max[r], sum, acc);
+        return;
+    }
+    t->total_max[r] = t->max[r];
+    t->total_sum[r] = sum;
+    memcpy(t->total + (size_t)r * t->stride, acc, t->stride * sizeof *acc);
+}
+
+/* Keys that token t sees: *first … the number that is returned, less one. */
+static int32_t keys_of(const struct kern_attention *args, size_t t, int32_t *first) {
+    int32_t n = args->batch->position[t] + 1;
+    *first = args->window && n > args->window ? n - args->window : 0;
+    return n;
 }
 
 /* Rows [row, row + n_rows) of (run, KV head): row i is token i / n_heads, head first_head + i % n_heads. */
@@ -352,7 +380,7 @@ static void attend_tile(const struct kern_attention *args, struct tile *t, int i
     t->stride = (h.dim + VEC_LANES - 1) / VEC_LANES * VEC_LANES;
 
     /* ---- queries, scaled */
-    int32_t most = 0;
+    int32_t least = INT32_MAX, most = 0; /* keys that any row sees: least … most − 1 */
     for (int r = 0; r < n_rows; r++) {
         size_t token = (size_t)(b->run_begin[i_run] + (row + r) / n_heads), head = (size_t)(first_head + (row + r) % n_heads);
         const float *q = args->q + token * args->q_stride + head * h.dim;
@@ -360,15 +388,17 @@ static void attend_tile(const struct kern_attention *args, struct tile *t, int i
             size_t n = h.dim - d < VEC_LANES ? h.dim - d : VEC_LANES;
             vec_store(t->q + (size_t)r * t->stride + d, vec_mul(vec_load_n(q + d, n), vec_set1(scale)));
         }
-        t->n_keys[r] = b->position[token] + 1;
+        t->n_keys[r] = keys_of(args, token, &t->first_key[r]);
+        least = t->first_key[r] < least ? t->first_key[r] : least;
         most = t->n_keys[r] > most ? t->n_keys[r] : most;
     }
 
     /* ---- partitions, first to last */
-    for (int32_t begin = 0; begin < most; begin += PARTITION) {
+    for (int32_t begin = least / PARTITION * PARTITION; begin < most; begin += PARTITION) {
         unsigned char *blocks[BLOCKS];
         int n_blocks = 0;
-        for (int32_t at = begin; at < most && at < begin + PARTITION; at += BLOCK)
+        const int32_t first_block = least > begin ? least / BLOCK * BLOCK : begin;
+        for (int32_t at = first_block; at < most && at < begin + PARTITION; at += BLOCK)
             blocks[n_blocks++] = block_of(b, kv, i_run, at);
         for (int r = 0; r < n_rows; r++) {
             t->max[r] = -INFINITY;
@@ -377,11 +407,13 @@ static void attend_tile(const struct kern_attention *args, struct tile *t, int i
         memset(t->acc, 0, (size_t)n_rows * t->stride * sizeof *t->acc);
         score(t, h, blocks, n_blocks);
         for (int i = 0; i < n_blocks; i++)
-            add_block(t, h, blocks[i], i, begin + i * BLOCK);
+            add_block(t, h, blocks[i], i, first_block + i * BLOCK);
         for (int r = 0; r < n_rows; r++)
-            if (t->n_keys[r] > begin)
-                merge(t, r, begin == 0);
+            if (t->n_keys[r] > begin && t->first_key[r] < begin + PARTITION)
+                end_partition(t, r, t->first_key[r] >= begin);
     }
+    for (int r = 0; r < n_rows && args->sinks; r++)
+        merge(t, r, args->sinks[first_head + (row + r) % n_heads], 1, NULL);
 
     /* ---- out */
     for (int r = 0; r < n_rows; r++) {
@@ -411,8 +443,9 @@ static int heads_of(const struct kern_attention *args, int k, int *first) {
 void CPU_NAME(attention)(struct kern_queue q, const struct kern_attention *args) {
     const struct kern_batch *b = args->batch;
     uint64_t whole = 0;
+    int32_t first_key;
     for (int t = 0; t < b->n_tokens; t++)
-        whole += (uint64_t)(b->position[t] + 1);
+        whole += (uint64_t)(keys_of(args, (size_t)t, &first_key) - first_key);
     whole *= (uint64_t)args->n_heads;
     uint64_t n = (uint64_t)q.n_threads, share_begin = (whole * (uint64_t)q.i_thread + n - 1) / n, share_end = (whole * (uint64_t)(q.i_thread + 1) + n - 1) / n;
 
@@ -427,7 +460,7 @@ void CPU_NAME(attention)(struct kern_queue q, const struct kern_attention *args)
                         begin = begin < 0 ? i * n_heads + h : begin;
                         end = i * n_heads + h + 1;
                     }
-                    before += (uint64_t)(b->position[b->run_begin[r] + i] + 1);
+                    before += (uint64_t)(keys_of(args, (size_t)(b->run_begin[r] + i), &first_key) - first_key);
                 }
             for (int row = begin; row >= 0 && row < end; row += ROWS) {
                 attend_tile(args, &tile, r, k, first_head, n_heads, row, end - row < ROWS ? end - row : ROWS);

@@ -7,6 +7,8 @@
  * Its sum is the tree over s: j with j + 16, then + 8, + 4, + 2, + 1. Partitions merge into (M, S, A) from the first to the last; the first is taken as it is:
  *   M' = max(M, m);  a = exp(M − M'), b = exp(m − M');  S = fma(S, a, s·b);  A[d] = fma(A[d], a, acc[d]·b)
  * out[d] = A[d] / S. Keys beyond p are never read: a recycled block may hold anything there, NaN included.
+ * With a window the visible keys are p − window + 1 … p: nothing is read or computed of other keys, blocks and partitions; p[j] = 0 for what a block has of them,
+ * and the first partition with a visible key is the one that is taken as it is. A sink merges last, as a partition of m = sink, s = 1, acc = 0.
  * A cache in E4M3: k and v are code / 256, `scale` is scale·(256·k_scale), and out[d] = (A[d] / S)·(256·v_scale). */
 #include <math.h>
 #include <string.h>
@@ -63,11 +65,11 @@ struct partial {
     float acc[REF_MAX_HEAD_DIM];
 };
 
-/* n visible keys of one block, of KV head h */
-static void add_block(const struct kern_kv *kv, const unsigned char *block, size_t h, const float *q, size_t n, struct partial *p) {
+/* Visible keys from … n − 1 of one block, of KV head h */
+static void add_block(const struct kern_kv *kv, const unsigned char *block, size_t h, const float *q, size_t from, size_t n, struct partial *p) {
     size_t dim = (size_t)kv->head_dim, half = (size_t)kv->n_kv_heads * dim * KERN_KV_BLOCK;
     float score[KERN_KV_BLOCK], max = p->max;
-    for (size_t j = 0; j < n; j++) {
+    for (size_t j = from; j < n; j++) {
         score[j] = 0;
         for (size_t d = 0; d < dim; d++)
             score[j] = fmaf(q[d], load(kv->format, block, (h * dim + d) * KERN_KV_BLOCK + j), score[j]);
@@ -78,9 +80,10 @@ static void add_block(const struct kern_kv *kv, const unsigned char *block, size
     for (size_t d = 0; d < dim; d++)
         p->acc[d] *= rescale;
     for (size_t j = 0; j < KERN_KV_BLOCK; j++) {
-        float weight = j < n ? base_math_expf(score[j] - max) : 0.0f;
+        const bool visible = j >= from && j < n;
+        float weight = visible ? base_math_expf(score[j] - max) : 0.0f;
         p->lane[j] = fmaf(p->lane[j], rescale, weight);
-        for (size_t d = 0; d < dim && j < n; d++)
+        for (size_t d = 0; d < dim && visible; d++)
             p->acc[d] = fmaf(weight, load(kv->format, block, half + (h * KERN_KV_BLOCK + j) * dim + d), p->acc[d]);
     }
 }
@@ -97,7 +100,7 @@ static void merge(struct partial *total, const struct partial *p, size_t dim) {
 static void attend(const struct kern_attention *args, int i_run, int t, int head) {
     const struct kern_kv *kv = args->kv;
     size_t dim = (size_t)kv->head_dim, h = (size_t)((args->q_first + head) / args->group - args->kv_first);
-    int32_t n_keys = args->batch->position[t] + 1;
+    int32_t n_keys = args->batch->position[t] + 1, first = args->window && n_keys > args->window ? n_keys - args->window : 0;
     float q[REF_MAX_HEAD_DIM], scale = kv->format == FMT_E4M3 ? args->scale * (256 * kv->k_scale) : args->scale;
     for (size_t d = 0; d < dim; d++)
         q[d] = args->q[(size_t)t * args->q_stride + (size_t)head * dim + d] * scale;
@@ -105,20 +108,29 @@ static void attend(const struct kern_attention *args, int i_run, int t, int head
     struct partial total, p;
     total.max = -INFINITY;
     total.sum = 0;
-    for (int32_t begin = 0; begin < n_keys; begin += KERN_KV_PARTITION) {
+    const int32_t first_partition = first / KERN_KV_PARTITION * KERN_KV_PARTITION;
+    for (int32_t begin = first_partition; begin < n_keys; begin += KERN_KV_PARTITION) {
         p.max = -INFINITY;
         memset(p.lane, 0, sizeof p.lane);
         memset(p.acc, 0, dim * sizeof *p.acc);
         for (int32_t at = begin; at < n_keys && at < begin + KERN_KV_PARTITION; at += KERN_KV_BLOCK)
-            add_block(kv, block_at(args->batch, kv, i_run, at), h, q, (size_t)(n_keys - at < KERN_KV_BLOCK ? n_keys - at : KERN_KV_BLOCK), &p);
+            if (at + KERN_KV_BLOCK > first)
+                add_block(kv, block_at(args->batch, kv, i_run, at), h, q, (size_t)(first > at ? first - at : 0),
+                          (size_t)(n_keys - at < KERN_KV_BLOCK ? n_keys - at : KERN_KV_BLOCK), &p);
         for (int width = KERN_KV_BLOCK / 2; width; width /= 2)
             for (int j = 0; j < width; j++)
                 p.lane[j] = p.lane[j] + p.lane[j + width];
         p.sum = p.lane[0];
-        if (begin == 0)
+        if (begin == first_partition)
             total = p;
         else
             merge(&total, &p, dim);
+    }
+    if (args->sinks) {
+        p.max = args->sinks[head];
+        p.sum = 1;
+        memset(p.acc, 0, dim * sizeof *p.acc);
+        merge(&total, &p, dim);
     }
     for (size_t d = 0; d < dim; d++) {
         float y = total.acc[d] / total.sum;
