@@ -21,6 +21,13 @@ for dir in "$golden"/*/; do
             evaluate "$case, $mode, $ranks" "$case" --activations f32 --moe "$mode" $ranks --threads 1 --chunk 7 &&
                 ok "$case, $mode, $ranks: the same bytes" cmp "$t_dir/one" "$t_dir/logits"
         done
+        case $case in
+        *q4_0 | *mxfp4) # rounded activations: the same bytes too
+            evaluate "$case, $mode, int8" "$case" --moe "$mode" && mv "$t_dir/logits" "$t_dir/one"
+            evaluate "$case, $mode, int8, 3 ranks" "$case" --moe "$mode" -n 3 --threads 2 --chunk 5 &&
+                ok "$case, $mode, int8, 3 ranks: the same bytes" cmp "$t_dir/one" "$t_dir/logits"
+            ;;
+        esac
     done
 done
 t_end

@@ -49,7 +49,7 @@ CASES = {
     "mixtral-gguf-q5_0": dict(family="Mixtral", config=dict(BASE, hidden_size=64, num_local_experts=4, num_experts_per_tok=2, head_dim=16), theta=1000000.0, gguf=("llama", Q.Q5_0)),
     "gpt_oss-bf16": dict(family="GptOss", config=GPT_OSS, rope=GPT_OSS_ROPE, n_ids=60, transposed=True),
     "gpt_oss-mxfp4": dict(family="GptOss", config=GPT_OSS, rope=GPT_OSS_ROPE, n_ids=60, mxfp4=True, hub=True),
-    "gpt_oss-gguf-mxfp4": dict(family="GptOss", config=GPT_OSS, rope=GPT_OSS_ROPE, n_ids=60, gguf=("gpt-oss", Q.MXFP4)),
+    "gpt_oss-gguf-mxfp4": dict(family="GptOss", config=dict(GPT_OSS, swiglu_limit=7.0), rope=GPT_OSS_ROPE, n_ids=60, gguf=("gpt-oss", Q.MXFP4)),
     "glm4_moe-groups": dict(family="Glm4Moe", config=dict(BASE, num_hidden_layers=3, first_k_dense_replace=1, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=40, n_group=3,
                                                           topk_group=2, n_shared_experts=1, routed_scaling_factor=2.5, attention_bias=True, use_qk_norm=True, num_mtp_layers=0),
                             theta=1000000.0, share=0.5, hub=True),
