@@ -359,7 +359,7 @@ static enum st audit_places(const struct part_plan *plan, int r, struct err *e)
 /* All but the numbers of heads, which ranks do not share; outs: where it writes, too. */
 static bool same_step(const struct part_step *a, const struct part_step *b, bool outs)
 {
-    return a->op == b->op && a->exchange == b->exchange && a->layer == b->layer && a->n_parts == b->n_parts && a->dim == b->dim && a->group == b->group && a->cache == b->cache && a->window == b->window && a->n_experts == b->n_experts &&
+    return a->op == b->op && a->exchange == b->exchange && a->layer == b->layer && a->n_parts == b->n_parts && a->dim == b->dim && a->group == b->group && a->cache == b->cache && a->window == b->window && a->of_keys == b->of_keys && a->n_experts == b->n_experts &&
            memcmp(&a->eps, &b->eps, sizeof a->eps) == 0 && memcmp(&a->scale, &b->scale, sizeof a->scale) == 0 && a->head_group == b->head_group && memcmp(a->in, b->in, sizeof a->in) == 0 &&
            (!outs || memcmp(a->out, b->out, sizeof a->out) == 0) && memcmp(a->weight, b->weight, sizeof a->weight) == 0 && memcmp(a->bias, b->bias, sizeof a->bias) == 0;
 }
@@ -394,6 +394,8 @@ static enum st audit_heads(const struct part_plan *plan, int r, const struct par
             return err_set(e, ST_INVALID, "has experts %u to %u, its leaves are %" PRIu64 " to %" PRIu64, s->expert_first, s->expert_end, mine.begin, mine.end);
     }
     if (whole->n_heads == 0)
+        return ST_OK;
+    if (s->op == PART_NORM && s->in[1] != PART_NONE)
         return ST_OK;
     if (s->op != PART_ATTENTION)
         return s->n_heads * head_dim == plan->ranks[r]->values[s->in[0]].width ? ST_OK : err_set(e, ST_INVALID, "takes %u heads", s->n_heads);
@@ -437,6 +439,8 @@ static enum st audit_program(const struct part_plan *plan, int p, int r, struct 
                 why = "is not followed by an exchange and a select of what it wrote";
             else if (several && s->op == PART_SUM && exchanged[s->in[1]] != PART_EXCHANGE_TREE)
                 why = "sums what was not exchanged for that";
+            else if (several && s->op == PART_NORM && s->in[1] != PART_NONE && exchanged[s->in[1]] != PART_EXCHANGE_SQUARES)
+                why = "takes squares that were not exchanged";
             next++;
             if (!why) {
                 const enum st st = audit_heads(plan, r, w, s, e);

@@ -134,7 +134,7 @@ static void digest_step(struct base_hasher *h, const struct part_step *s)
 {
     const uint64_t numbers[] = {
         s->op, s->exchange, (uint64_t)s->layer, (uint64_t)s->n_parts, (uint64_t)s->dim, (uint64_t)s->group, (uint64_t)s->cache, bits_of(s->eps), bits_of(s->scale),
-        s->n_heads, s->q_first, s->kv_first, s->head_group, s->window, s->n_experts, s->expert_first, s->expert_end,
+        s->n_heads, s->q_first, s->kv_first, s->head_group, s->window, s->of_keys, s->n_experts, s->expert_first, s->expert_end,
     };
     digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
     for (int k = 0; k < 3; k++)

@@ -217,6 +217,7 @@ const char *part_op_name(enum part_op op)
         [PART_EMBED] = "embed",   [PART_ROPE_TABLE] = "rope-table", [PART_NORM] = "norm",         [PART_LINEAR] = "linear", [PART_ROPE] = "rope",     [PART_ATTENTION] = "attention",
         [PART_GATE] = "gate",     [PART_EXCHANGE] = "exchange",     [PART_SUM] = "sum",           [PART_SELECT] = "select", [PART_PICK] = "pick",     [PART_SAMPLE] = "sample",
         [PART_SCORE] = "score",   [PART_ROUTE] = "route",           [PART_EXPERTS_IN] = "experts-in", [PART_EXPERTS_OUT] = "experts-out", [PART_EXPERTS_BIAS] = "experts-bias",
+        [PART_SQUARES] = "squares",
     };
     return (unsigned)op < sizeof names / sizeof *names ? names[op] : "unknown step";
 }
@@ -293,12 +294,12 @@ struct needs {
 static struct needs needs_of(const struct part_step *s)
 {
     static const struct needs table[] = {
-        [PART_EMBED] = {0, 1, 1, 0, true, false, 0},        [PART_ROPE_TABLE] = {0, 1, 0, 0, false, false, 0},  [PART_NORM] = {1, 1, 1, 0, false, false, 0},
+        [PART_EMBED] = {0, 1, 1, 0, true, false, 0},        [PART_ROPE_TABLE] = {0, 1, 0, 0, false, false, 0},  [PART_NORM] = {1, 1, 1, 0, false, false, 1},
         [PART_LINEAR] = {1, 0, 0, 0, false, false, 0},      [PART_ROPE] = {2, 1, 0, 0, false, false, 0},        [PART_ATTENTION] = {3, 1, 0, 1, false, true, 0},
         [PART_GATE] = {2, 1, 0, 0, false, false, 0},        [PART_ROUTE] = {1, 1, 0, 1, false, false, 0},       [PART_EXPERTS_IN] = {2, 0, 0, 0, false, false, 0},
         [PART_EXPERTS_OUT] = {2, 1, 1, 1, false, false, 0}, [PART_EXPERTS_BIAS] = {1, 1, 0, 1, false, false, 0}, [PART_EXCHANGE] = {1, 0, 0, 0, true, false, 0},
         [PART_SUM] = {2, 1, 0, 1, true, false, 1},          [PART_SELECT] = {1, 1, 0, 0, true, false, 0},       [PART_PICK] = {1, 1, 0, 0, false, false, 0},
-        [PART_SAMPLE] = {1, 1, 0, 0, false, false, 0},      [PART_SCORE] = {1, 1, 0, 0, false, false, 0},
+        [PART_SAMPLE] = {1, 1, 0, 0, false, false, 0},      [PART_SCORE] = {1, 1, 0, 0, false, false, 0},       [PART_SQUARES] = {2, 1, 0, 0, false, false, 0},
     };
     struct needs n = table[s->op];
     if (s->op == PART_LINEAR || s->op == PART_EXPERTS_IN)
@@ -347,7 +348,7 @@ static uint64_t rows_of(const struct part_model *m, int w) { return m->weights[w
 static uint64_t columns_of(const struct part_model *m, int w) { return m->weights[w].columns.end - m->weights[w].columns.begin; }
 
 /* A norm of heads: its value is cut by heads, its weight is one head's. A rank without heads has none of them either. */
-static bool is_of_heads(const struct part_model *m, const struct part_step *s) { return m->values[s->in[0]].axis.dim != PART_WHOLE; }
+static bool is_of_heads(const struct part_model *m, const struct part_step *s) { return m->values[s->in[0]].axis.dim != PART_WHOLE && s->in[1] == PART_NONE; }
 
 /* Tokens stay tokens; only a pick makes logit rows of them. */
 static enum st check_rows(struct check *c, const struct part_step *s)
@@ -449,11 +450,13 @@ static enum st check_exchange(struct check *c, const struct part_step *s)
 {
     const struct part_value *v = &c->m->values[s->in[0]];
     CHECK(c, c->m->n_ranks > 1, "one rank has nobody to exchange with");
-    CHECK(c, s->exchange <= PART_EXCHANGE_LOGITS && s->group == 0, "is of no known kind");
+    CHECK(c, s->exchange <= PART_EXCHANGE_SQUARES && s->group == 0, "is of no known kind");
     if (s->exchange == PART_EXCHANGE_TREE)
         CHECK(c, v->partial && v->sum_dim == s->dim, "%s is not partial over %s", v->name, c->m->dims[s->dim].name);
     else if (s->exchange == PART_EXCHANGE_SELECT)
         CHECK(c, v->partial && v->sum_dim == PART_WHOLE, "%s is not selected from", v->name);
+    else if (s->exchange == PART_EXCHANGE_SQUARES)
+        CHECK(c, !v->partial && v->rows == PART_TOKENS, "%s is no value of tokens", v->name);
     else
         CHECK(c, !v->partial && v->rows == PART_LOGIT_ROWS, "%s is not made of logit rows", v->name);
     return ST_OK;
@@ -472,6 +475,7 @@ static enum st check_shapes(struct check *c, const struct part_step *s)
         break;
     case PART_NORM:
         CHECK(c, width_of(m, s->out[0]) == width_of(m, s->in[0]) && rows_of(m, s->weight[0]) * (is_of_heads(m, s) ? s->n_heads : 1) == width_of(m, s->in[0]), "widths differ");
+        CHECK(c, s->in[1] == PART_NONE || m->values[s->in[1]].axis.size == 2 * (uint64_t)m->config.n_heads, "%s does not hold squares of heads", m->values[s->in[s->in[1] != PART_NONE]].name);
         break;
     case PART_LINEAR:
         return check_linear(c, s);
@@ -483,6 +487,10 @@ static enum st check_shapes(struct check *c, const struct part_step *s)
         return check_attention(c, s);
     case PART_GATE:
         CHECK(c, width_of(m, s->in[0]) == width_of(m, s->in[1]) && width_of(m, s->out[0]) == width_of(m, s->in[0]), "widths differ");
+        break;
+    case PART_SQUARES:
+        CHECK(c, m->values[s->out[0]].axis.size == 2 * (uint64_t)m->config.n_heads && width_of(m, s->in[0]) == width_of(m, s->out[0]) / 2 * (uint64_t)m->config.head_dim, "%s does not fit",
+              m->values[s->out[0]].name);
         break;
     case PART_ROUTE:
         return check_route(c, s);

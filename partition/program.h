@@ -118,7 +118,8 @@ struct part_cache {
 enum part_op {
     PART_EMBED,      /* out[0][T, hidden] = rows of weight[0] by token id; zeroes where the row belongs to another rank */
     PART_ROPE_TABLE, /* out[0][T, rotary_dim] = cos, sin of positions */
-    PART_NORM,       /* out[0] = rmsnorm(in[0]) · weight[0]; with n_heads: of each head by itself */
+    PART_NORM,       /* out[0] = rmsnorm(in[0]) · weight[0]; with n_heads: of each head by itself; with in[1]: of all heads together, whose squares that is */
+    PART_SQUARES,    /* out[0][T, 2 a query head] = Σ x² of each head of in[0], then of the key/value head of in[1] whose first query head it is (else 0) */
     PART_LINEAR,     /* out[i] = in[0] · weight[i]ᵀ (+ bias[i]), i < n_parts; where the columns follow a dimension the result is partial */
     PART_ROPE,       /* in[0] rotated in place by the table in[1]; n_heads heads */
     PART_ATTENTION,  /* appends k = in[1], v = in[2] to cache, out[0] = attention of q = in[0]; bias[0]: sinks, one score a head */
@@ -135,7 +136,7 @@ enum part_op {
     PART_SCORE       /* out[0] = per logit row: (max, sum) of this rank's vocabulary slices, and the target's logit where it is here */
 };
 
-enum part_exchange { PART_EXCHANGE_TREE, PART_EXCHANGE_SELECT, PART_EXCHANGE_SAMPLE, PART_EXCHANGE_SCORE, PART_EXCHANGE_LOGITS };
+enum part_exchange { PART_EXCHANGE_TREE, PART_EXCHANGE_SELECT, PART_EXCHANGE_SAMPLE, PART_EXCHANGE_SCORE, PART_EXCHANGE_LOGITS, PART_EXCHANGE_SQUARES };
 
 #define PART_MAX_PARTS 4
 #define PART_NONE (-1)
@@ -152,6 +153,7 @@ struct part_step {
     int16_t dim;                 /* EXCHANGE, SUM, SELECT: the dimension whose leaves are summed or selected from */
     int16_t group;               /* EXCHANGE: which group of ranks (0: the tensor group) */
     int16_t cache;               /* ATTENTION */
+    bool of_keys;                /* NORM with squares: of keys, not queries */
     float eps, scale;
     uint32_t n_heads;            /* ROPE, ATTENTION, NORM of heads: this rank's */
     uint32_t window;             /* ATTENTION: positions that a token sees; 0: all */

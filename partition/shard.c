@@ -209,6 +209,8 @@ static void rewrite(const struct part_model *whole, const struct part_cut *cut, 
             select->out[0] = x;
             select->dim = s->dim;
         }
+        if (s->op == PART_SQUARES)
+            add_exchange(shard, to, s->layer, PART_EXCHANGE_SQUARES, s->out[0], shard->dim_heads);
         if (s->op == PART_SCORE)
             add_exchange(shard, to, s->layer, PART_EXCHANGE_SCORE, s->out[0], shard->dim_vocab);
         if (s->op == PART_SAMPLE)

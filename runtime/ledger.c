@@ -24,6 +24,7 @@ enum rt_ledger_kind rt_ledger_kind_of(enum part_op op)
         return RT_LEDGER_HOST;
     case PART_EMBED:
     case PART_NORM:
+    case PART_SQUARES:
     case PART_LINEAR:
     case PART_GATE:
     case PART_ROUTE:

@@ -20,7 +20,7 @@ static uint64_t mask_in(const struct part_step *s)
     for (int k = 0; k < 3; k++)
         if (s->in[k] != PART_NONE)
             mask |= 1ull << s->in[k];
-    if (s->op == PART_SUM || s->op == PART_SELECT)
+    if (s->op == PART_SUM || s->op == PART_SELECT || (s->op == PART_NORM && s->in[1] != PART_NONE))
         mask |= 1ull << VIEWS_BIT;
     return mask;
 }
@@ -105,7 +105,8 @@ static enum st bind_scratch(struct rt_exec *x, struct err *e)
     x->scratch_attention = base_arena_alloc(&x->arena, scratch.attention + 64);
     x->sampled = base_arena_array(&x->arena, (size_t)RT_HEAD_ROWS * (size_t)x->o.settings->n_threads, sizeof *x->sampled);
     x->values = base_arena_alloc(&x->arena, x->o.plan->budget[x->o.rank].activations + 64);
-    if (!x->scratch_matmul || !x->scratch_attention || !x->sampled || !x->values)
+    x->squares = base_arena_array(&x->arena, (size_t)x->o.settings->chunk, sizeof *x->squares);
+    if (!x->squares || !x->scratch_matmul || !x->scratch_attention || !x->sampled || !x->values)
         return err_set(e, ST_NO_MEMORY, "no memory for the values of a step");
     return ST_OK;
 }
@@ -226,6 +227,77 @@ static void do_norm(const struct rt_exec *x, struct kern_queue q, const struct p
         .eps = s->eps,
     };
     x->o.backend->norm(q, &args);
+}
+
+/* Σ over heads [a, b) of the whole in the tree of sums; a leaf is a head, of keys the one whose first query head it is. */
+static float sum_heads(const struct rt_exec *x, const struct part_step *s, int t, uint32_t a, uint32_t b)
+{
+    if (b - a > 1) {
+        const uint32_t m = a + (b - a + 1) / 2;
+        const float left = sum_heads(x, s, t, a, m);
+        return left + sum_heads(x, s, t, m, b);
+    }
+    const uint32_t head = a * (s->of_keys ? (uint32_t)(x->m->config.n_heads / x->m->config.n_kv_heads) : 1);
+    const struct part_axis heads = part_axis_cut(x->m->dim_heads, 1, 1, 0);
+    for (int r = 0;; r++) {
+        const struct part_range mine = part_axis_range(x->o.plan->whole, &x->o.plan->cut, r, heads);
+        if (head < mine.begin || head >= mine.end)
+            continue;
+        const float *record = x->o.comm ? x->views[r] : address(x, s->in[1]);
+        return record[((size_t)t * (mine.end - mine.begin) + head - mine.begin) * 2 + s->of_keys];
+    }
+}
+
+/* A norm over all heads, of which this rank has some. */
+static void do_norm_all(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const size_t width = value_of(x, s->in[0])->width;
+    const int n_heads = s->of_keys ? x->m->config.n_kv_heads : x->m->config.n_heads;
+    size_t begin, end;
+    base_pool_share((size_t)x->desc->batch.n_tokens, 1, q.i_thread, q.n_threads, &begin, &end);
+    for (size_t t = begin; t < end; t++)
+        x->squares[t] = sum_heads(x, s, (int)t, 0, (uint32_t)n_heads);
+    base_pool_barrier(x->o.pool, q.i_thread);
+    const struct kern_norm args = {
+        .x = address(x, s->in[0]),
+        .weight = vector_of(x, s->weight[0]),
+        .y = address(x, s->out[0]),
+        .x_stride = width,
+        .y_stride = width,
+        .n_tokens = x->desc->batch.n_tokens,
+        .width = (int)width,
+        .eps = s->eps,
+        .squares = x->squares,
+        .whole_width = n_heads * x->m->config.head_dim,
+    };
+    x->o.backend->norm(q, &args);
+}
+
+/* Of queries at even places; of keys behind the first query head of their group, whose rank the others leave them to. */
+static void do_squares(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const size_t width = value_of(x, s->out[0])->width, n_heads = width / 2, group = (size_t)(x->m->config.n_heads / x->m->config.n_kv_heads), dim = (size_t)x->m->config.head_dim;
+    const struct part_range heads = part_axis_range(x->o.plan->whole, &x->o.plan->cut, x->m->rank, part_axis_cut(x->m->dim_heads, 1, 1, 0));
+    const size_t first = (heads.begin + group - 1) / group * group, foreign = first - heads.begin; /* query heads whose key/value head is counted by a lower rank */
+    const int n_tokens = x->desc->batch.n_tokens;
+    float *out = address(x, s->out[0]);
+    size_t begin, end;
+    base_pool_share((size_t)n_tokens, 1, q.i_thread, q.n_threads, &begin, &end);
+    for (size_t t = begin; t < end; t++)
+        for (size_t h = 0; h < n_heads; h++)
+            out[t * width + 2 * h + 1] = 0;
+    base_pool_barrier(x->o.pool, q.i_thread);
+    struct kern_squares args = {.x = address(x, s->in[0]), .x_stride = value_of(x, s->in[0])->width, .n_tokens = n_tokens, .n_heads = (int)n_heads, .head_dim = (int)dim, .out = out,
+                                .out_stride = width, .out_step = 2};
+    x->o.backend->squares(q, &args);
+    if (foreign >= n_heads)
+        return;
+    args.n_heads = (int)((n_heads - foreign + group - 1) / group);
+    args.x = address(x, s->in[1]) + (foreign ? dim : 0); /* the cut head stands first */
+    args.x_stride = value_of(x, s->in[1])->width;
+    args.out = out + 2 * foreign + 1;
+    args.out_step = 2 * group;
+    x->o.backend->squares(q, &args);
 }
 
 static void do_linear(struct rt_exec *x, struct kern_queue q, const struct part_step *s)
@@ -597,7 +669,13 @@ static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_st
         do_rope_table(x, q, s);
         break;
     case PART_NORM:
-        do_norm(x, q, s);
+        if (s->in[1] == PART_NONE)
+            do_norm(x, q, s);
+        else
+            do_norm_all(x, q, s);
+        break;
+    case PART_SQUARES:
+        do_squares(x, q, s);
         break;
     case PART_LINEAR:
         do_linear(x, q, s);

@@ -46,6 +46,7 @@ struct rt_exec {
     unsigned char *values; /* the step arena */
     void *scratch_matmul, *scratch_attention;
     struct kern_kv *kv; /* [m->n_caches] */
+    float *squares; /* [chunk], of a norm over all heads */
     struct slot_table slots; /* of the layer that runs */
     struct kern_sampled *sampled; /* [RT_HEAD_ROWS, n_threads] */
     uint32_t *slice_begin;  /* [n local slices + 1] */

@@ -111,6 +111,26 @@ static enum st add_head_norm(struct part_model *m, int layer, int x, int n_heads
     return decoder_add(m, PART_VECTOR, layer, n, "weight", part_axis_whole((uint64_t)m->config.head_dim), part_axis_whole(1), &s->weight[0], e);
 }
 
+/* Of all heads together, in place, by the squares of all ranks' heads. */
+static enum st add_all_norms(struct part_model *m, int layer, const struct decoder *d, struct part_axis q_rows, struct part_axis kv_rows, struct err *e)
+{
+    struct part_step *squares = part_add_step(m, &m->main, PART_SQUARES, layer);
+    squares->in[0] = (int16_t)d->q;
+    squares->in[1] = (int16_t)d->k;
+    squares->out[0] = (int16_t)d->squares;
+    for (int keys = 0; keys < 2; keys++) {
+        struct part_step *s = part_add_step(m, &m->main, PART_NORM, layer);
+        s->in[0] = s->out[0] = (int16_t)(keys ? d->k : d->q);
+        s->in[1] = (int16_t)d->squares;
+        s->of_keys = keys;
+        s->eps = (float)m->config.norm_eps;
+        const enum st st = decoder_add(m, PART_VECTOR, layer, keys ? K_NORM : Q_NORM, "weight", keys ? kv_rows : q_rows, part_axis_whole(1), &s->weight[0], e);
+        if (st)
+            return st;
+    }
+    return ST_OK;
+}
+
 enum st decoder_norm(struct part_model *m, struct part_program *p, int layer, int in, int out, struct names n, struct err *e)
 {
     struct part_step *s = part_add_step(m, p, PART_NORM, layer);
@@ -163,6 +183,8 @@ enum st decoder_attention(struct part_model *m, int layer, const struct decoder 
     if (d->head_norms && decoder_has(m, layer, Q_NORM, "weight") && (st = add_head_norm(m, layer, d->q, c->n_heads, Q_NORM, e)))
         return st;
     if (d->head_norms && decoder_has(m, layer, K_NORM, "weight") && (st = add_head_norm(m, layer, d->k, c->n_kv_heads, K_NORM, e)))
+        return st;
+    if (d->all_norms && (st = add_all_norms(m, layer, d, q_rows, kv_rows, e)))
         return st;
     add_rope(m, layer, d->q, d->rope, c->n_heads);
     add_rope(m, layer, d->k, d->rope, c->n_kv_heads);
@@ -286,6 +308,7 @@ enum st decoder_begin(struct part_model *m, struct decoder *d, struct err *e)
     d->k = part_add_value(m, "k", PART_TOKENS, kv);
     d->v = part_add_value(m, "v", PART_TOKENS, kv);
     d->a = part_add_value(m, "a", PART_TOKENS, q);
+    d->squares = d->all_norms ? part_add_value(m, "squares", PART_TOKENS, part_axis_cut(m->dim_heads, 2, 1, 2 * (uint64_t)c->n_heads)) : PART_NONE;
     d->attention_part = part_add_partial(m, "o", hidden, m->dim_heads);
     d->gate = d->up = d->y = d->ffn_part = PART_NONE;
     if (dense) {

@@ -27,13 +27,14 @@ struct expert_names {
 struct decoder {
     /* what is special about the family */
     bool head_norms; /* q and k of each head are normed before they are rotated, where the tensors are there */
+    bool all_norms;  /* q and k are normed over all heads together: one exchange more */
     bool sinks;      /* attention has one more score for each head */
     struct names ffn_norm; /* of what goes into the feed-forward block; none: the usual one */
     const struct expert_names *experts; /* NULL: it has none; a layer has them where its router is there */
 
     /* values, made by decoder_begin; those of a kind of layer that the model does not have are −1 */
     int x, h, rope, q, k, v, a, attention_part, gate, up, y, ffn_part, picked, normed, logits, samples, scores;
-    int router, routes, expert_gate, expert_up, expert_y, expert_part, expert_bias;
+    int squares, router, routes, expert_gate, expert_up, expert_y, expert_part, expert_bias;
     int32_t embedding; /* the weight */
     bool qkv_bias[3], o_bias, gate_up_bias[2], down_bias;
 };
