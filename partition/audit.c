@@ -287,7 +287,7 @@ static enum st audit_values(const struct part_plan *plan, int r, struct err *e)
         const struct part_range range = range_of(plan, first->axis, r);
         const uint64_t width = i == whole->value_scores ? 2 * (plan->cut.dims[whole->dim_vocab].hi[r] - plan->cut.dims[whole->dim_vocab].lo[r]) + 1 : range.end - range.begin;
         const uint32_t n_vectors = first->partial && first->sum_dim != PART_WHOLE ? plan->cut.dims[first->sum_dim].n_vectors[r] : 1;
-        if (v->rows != first->rows || v->partial != first->partial || v->sum_dim != first->sum_dim || v->element_bytes != first->element_bytes || !same_axis(v->axis, first->axis))
+        if (v->rows != first->rows || v->partial != first->partial || v->sum_dim != first->sum_dim || v->follows != first->follows || v->element_bytes != first->element_bytes || !same_axis(v->axis, first->axis))
             return err_set(e, ST_INVALID, "value %s: rank %d has another one of this name", first->name, r);
         if (v->width != width)
             return err_set(e, ST_INVALID, "value %s: rank %d has a width of %" PRIu64 ", its leaves %" PRIu64, first->name, r, v->width, width);
@@ -425,6 +425,10 @@ static enum st audit_program(const struct part_plan *plan, int p, int r, struct 
             if (exchanged[s->in[0]] != NOT_EXCHANGED)
                 why = "exchanges a value twice";
             exchanged[s->in[0]] = (int)s->exchange;
+            if (s->in[1] != PART_NONE && exchanged[s->in[1]] != NOT_EXCHANGED)
+                why = "exchanges a value twice";
+            if (s->in[1] != PART_NONE)
+                exchanged[s->in[1]] = (int)s->exchange;
             audit->n_exchanges += p == 0 && r == 0;
             continue;
         }

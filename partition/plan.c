@@ -74,11 +74,16 @@ static uint64_t place_values(struct part_model *m, const struct part_plan_option
 
 /* ---- exchanges ----------------------------------------------------------------------------------------------------------------------------------------- */
 
+uint64_t part_rows_bytes(const struct part_model *m, int value, int n_rows)
+{
+    const struct part_value *v = &m->values[value];
+    return (uint64_t)n_rows * v->width * v->n_vectors * v->element_bytes;
+}
+
 uint64_t part_exchange_bytes(const struct part_plan *plan, const struct part_step *s, int rank, int n_rows)
 {
     const struct part_model *m = plan->ranks[rank];
-    const struct part_value *v = &m->values[s->in[0]];
-    return (uint64_t)n_rows * v->width * v->n_vectors * v->element_bytes;
+    return part_rows_bytes(m, s->in[0], n_rows) + (s->in[1] == PART_NONE ? 0 : part_rows_bytes(m, s->in[1], n_rows));
 }
 
 static uint64_t largest_exchange(const struct part_plan *plan)
@@ -167,7 +172,7 @@ static void digest_model(struct base_hasher *h, const struct part_model *m)
     }
     for (int i = 0; i < m->n_values; i++) {
         const struct part_value *v = &m->values[i];
-        const uint64_t numbers[] = {v->rows, v->partial, (uint64_t)v->sum_dim, v->element_bytes, v->width, v->n_vectors, v->offset};
+        const uint64_t numbers[] = {v->rows, v->partial, (uint64_t)v->sum_dim, (uint64_t)v->follows, v->element_bytes, v->width, v->n_vectors, v->offset};
         digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
     }
     for (int i = 0; i < m->n_caches; i++) {

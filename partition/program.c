@@ -29,7 +29,7 @@ int part_add_value(struct part_model *m, const char *name, enum part_rows rows, 
 {
     m->values = grow(m, m->values, m->n_values, &m->values_capacity, sizeof *m->values);
     m->values[m->n_values] = (struct part_value){
-        .name = name, .rows = rows, .axis = axis, .sum_dim = PART_WHOLE, .element_bytes = sizeof(float), .width = axis.size, .n_vectors = 1};
+        .name = name, .rows = rows, .axis = axis, .sum_dim = PART_WHOLE, .follows = PART_NONE, .element_bytes = sizeof(float), .width = axis.size, .n_vectors = 1};
     return m->n_values++;
 }
 
@@ -297,7 +297,7 @@ static struct needs needs_of(const struct part_step *s)
         [PART_EMBED] = {0, 1, 1, 0, true, false, 0},        [PART_ROPE_TABLE] = {0, 1, 0, 0, false, false, 0},  [PART_NORM] = {1, 1, 1, 0, false, false, 1},
         [PART_LINEAR] = {1, 0, 0, 0, false, false, 0},      [PART_ROPE] = {2, 1, 0, 0, false, false, 0},        [PART_ATTENTION] = {3, 1, 0, 1, false, true, 0},
         [PART_GATE] = {2, 1, 0, 0, false, false, 0},        [PART_ROUTE] = {1, 1, 0, 1, false, false, 0},       [PART_EXPERTS_IN] = {2, 0, 0, 0, false, false, 0},
-        [PART_EXPERTS_OUT] = {2, 1, 1, 1, false, false, 0}, [PART_EXPERTS_BIAS] = {1, 1, 0, 1, false, false, 0}, [PART_EXCHANGE] = {1, 0, 0, 0, true, false, 0},
+        [PART_EXPERTS_OUT] = {2, 1, 1, 1, false, false, 0}, [PART_EXPERTS_BIAS] = {1, 1, 0, 1, false, false, 0}, [PART_EXCHANGE] = {1, 0, 0, 0, true, false, 1},
         [PART_SUM] = {2, 1, 0, 1, true, false, 1},          [PART_SELECT] = {1, 1, 0, 0, true, false, 0},       [PART_PICK] = {1, 1, 0, 0, false, false, 0},
         [PART_SAMPLE] = {1, 1, 0, 0, false, false, 0},      [PART_SCORE] = {1, 1, 0, 0, false, false, 0},       [PART_SQUARES] = {2, 1, 0, 0, false, false, 0},
     };
@@ -392,7 +392,7 @@ static enum st check_experts(struct check *c, const struct part_step *s)
 {
     const struct part_model *m = c->m;
     const struct moe_config *moe = &m->config.moe;
-    CHECK(c, s->n_experts == (uint32_t)(moe->n_experts + moe->n_shared) && s->expert_first <= s->expert_end && s->expert_end <= s->n_experts, "has %u experts, of them %u to %u", s->n_experts,
+    CHECK(c, s->n_experts == (uint32_t)(moe->n_experts + (m->dim_experts < 0 ? moe->n_shared : 0)) && s->expert_first <= s->expert_end && s->expert_end <= s->n_experts, "has %u experts, of them %u to %u", s->n_experts,
           s->expert_first, s->expert_end);
     CHECK(c, m->values[s->in[1]].element_bytes == PART_ROUTE_BYTES, "%s holds no routes", m->values[s->in[1]].name);
     const struct part_value *out = &m->values[s->out[0]];
@@ -451,6 +451,8 @@ static enum st check_exchange(struct check *c, const struct part_step *s)
     const struct part_value *v = &c->m->values[s->in[0]];
     CHECK(c, c->m->n_ranks > 1, "one rank has nobody to exchange with");
     CHECK(c, s->exchange <= PART_EXCHANGE_SQUARES && s->group == 0, "is of no known kind");
+    CHECK(c, s->in[1] == PART_NONE || (s->exchange == PART_EXCHANGE_TREE && c->m->values[s->in[1]].partial && c->m->values[s->in[1]].follows == s->in[0]), "%s does not lie behind %s",
+          c->m->values[s->in[s->in[1] != PART_NONE]].name, v->name);
     if (s->exchange == PART_EXCHANGE_TREE)
         CHECK(c, v->partial && v->sum_dim == s->dim, "%s is not partial over %s", v->name, c->m->dims[s->dim].name);
     else if (s->exchange == PART_EXCHANGE_SELECT)

@@ -82,7 +82,7 @@ struct part_weight {
 
 enum part_rows {
     PART_TOKENS,
-    PART_SLOTS, /* a token's place at one of its experts: top_k (and one for a shared expert) rows for each token */
+    PART_SLOTS, /* a token's place at one of its experts: top_k (in tensor mode one more for a shared expert) rows for each token */
     PART_LOGIT_ROWS
 };
 
@@ -91,6 +91,7 @@ struct part_value {
     enum part_rows rows;
     struct part_axis axis; /* width of the whole */
     bool partial;          /* [n_vectors] partial sums of dimension sum_dim; with more than one rank it lives in the exchange's send buffer */
+    int follows;           /* partial: the value behind whose vectors it lies there, and with which it travels; PART_NONE: it is the first */
     int sum_dim;
     uint32_t element_bytes; /* 4, or the size of a record */
 
@@ -128,7 +129,7 @@ enum part_op {
     PART_EXPERTS_IN, /* out[i][S, ffn] = in[0][token of the slot] · (weight[i] + e)ᵀ (+ bias[i] + e), i < n_parts, of the experts e that in[1] routes to */
     PART_EXPERTS_OUT, /* out[0] = Σ over a token's slots of weight · (in[0][slot] · (weight[0] + e)ᵀ), partial: by leaves, or by groups of experts (expert mode: + bias[0] + e) */
     PART_EXPERTS_BIAS, /* out[0][T] = Σ over a token's experts by in[0] of weight · (bias[0] + e): tensor mode, once after the tree */
-    PART_EXCHANGE,   /* in[0] of every rank goes to every rank: mode says what for */
+    PART_EXCHANGE,   /* in[0] of every rank goes to every rank, and in[1], if there is one, behind it: mode says what for */
     PART_SUM,        /* out[0] = in[0] + (tree over the vectors of in[1] + bias[0], or + in[2] if there is one); after an exchange: over all ranks' vectors */
     PART_SELECT,     /* out[0][t] = the row of in[0] that the owner of token t's id sent (one rank: in[0] itself is already right and the step is left out) */
     PART_PICK,       /* out[0][R, hidden] = rows of in[0] by the step's logit rows */
@@ -232,7 +233,7 @@ struct part_step *part_add_step(struct part_model *m, struct part_program *p, en
 /* Rows of a value for each token of a step (or logit row). */
 static inline uint64_t part_rows_per_token(const struct part_model *m, enum part_rows rows)
 {
-    return rows == PART_SLOTS ? (uint64_t)(m->config.moe.top_k + m->config.moe.n_shared) : 1;
+    return rows == PART_SLOTS ? (uint64_t)(m->config.moe.top_k + (m->dim_experts < 0 ? m->config.moe.n_shared : 0)) : 1;
 }
 
 static inline struct part_axis part_axis_whole(uint64_t size) { return (struct part_axis){PART_WHOLE, 1, 1, size}; }

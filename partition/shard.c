@@ -179,12 +179,20 @@ static struct part_step *add_exchange(struct part_model *m, struct part_program 
     return x;
 }
 
+static int follower_of(const struct part_model *m, int value)
+{
+    for (int v = 0; v < m->n_values; v++)
+        if (m->values[v].follows == value)
+            return v;
+    return PART_NONE;
+}
+
 static void rewrite(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_model *shard, const struct part_program *from, struct part_program *to)
 {
     for (int i = 0; i < from->n_steps; i++) {
         const struct part_step *s = &from->steps[i];
-        if (cut->n_ranks > 1 && s->op == PART_SUM)
-            add_exchange(shard, to, s->layer, PART_EXCHANGE_TREE, s->in[1], s->dim);
+        if (cut->n_ranks > 1 && s->op == PART_SUM && whole->values[s->in[1]].follows == PART_NONE)
+            add_exchange(shard, to, s->layer, PART_EXCHANGE_TREE, s->in[1], s->dim)->in[1] = (int16_t)follower_of(whole, s->in[1]);
         if (cut->n_ranks > 1 && s->op == PART_SCORE) /* the logits themselves, for whoever asked for them; before they are reduced to scores and candidates */
             add_exchange(shard, to, s->layer, PART_EXCHANGE_LOGITS, s->in[0], shard->dim_vocab);
         struct part_step *mine = part_add_step(shard, to, s->op, s->layer);

@@ -407,7 +407,7 @@ static void do_sum(const struct rt_exec *x, struct kern_queue q, const struct pa
         .width = (int)out->width,
     };
     for (int r = 0; r < x->o.plan->options.n_ranks; r++) {
-        const float *vectors = x->o.comm ? x->views[r] : address(x, s->in[1]);
+        const float *vectors = x->o.comm ? (const float *)(const void *)((const unsigned char *)x->views[r] + sent_offset(x, r, s->in[1])) : address(x, s->in[1]);
         for (uint32_t k = 0; k < cut->n_vectors[r]; k++) {
             const int i = args.n_vectors++;
             args.vectors[i] = vectors + (size_t)k * (size_t)n_tokens * out->width;
@@ -621,7 +621,8 @@ static enum st gather(struct rt_exec *x, const struct part_step *s)
         now->bytes.received += all_bytes - bytes[x->m->rank];
         now->n_exchanges++;
         now->n_sums += s->exchange == PART_EXCHANGE_TREE;
-        now->n_vectors += s->exchange == PART_EXCHANGE_TREE ? value_of(x, s->in[0])->n_vectors : 0;
+        for (int k = 0; k < 2 && s->exchange == PART_EXCHANGE_TREE; k++)
+            now->n_vectors += s->in[k] == PART_NONE ? 0 : value_of(x, s->in[k])->n_vectors;
     }
     x->send_buffer = comm_send_buffer(x->o.comm);
     for (int r = 0; r < plan->options.n_ranks; r++)

@@ -71,16 +71,23 @@ struct rt_exec {
 
 static inline const struct part_value *value_of(const struct rt_exec *x, int v) { return &x->m->values[v]; }
 
-static inline float *address(const struct rt_exec *x, int v)
-{
-    const struct part_value *value = value_of(x, v);
-    return (float *)(value->partial && x->o.comm ? x->send_buffer : x->values + value->offset);
-}
-
 static inline int rows_in(const struct rt_exec *x, int v)
 {
     const enum part_rows rows = value_of(x, v)->rows;
     return rows == PART_TOKENS ? x->desc->batch.n_tokens : rows == PART_SLOTS ? x->slots.n_slots : x->n_rows;
+}
+
+/* Where rank r's vectors of a partial value begin among what it sends. */
+static inline size_t sent_offset(const struct rt_exec *x, int r, int v)
+{
+    const int before = value_of(x, v)->follows;
+    return before == PART_NONE ? 0 : part_rows_bytes(x->o.plan->ranks[r], before, rows_in(x, before));
+}
+
+static inline float *address(const struct rt_exec *x, int v)
+{
+    const struct part_value *value = value_of(x, v);
+    return (float *)(void *)(value->partial && x->o.comm ? (unsigned char *)x->send_buffer + sent_offset(x, x->m->rank, v) : x->values + value->offset);
 }
 
 static inline const float *vector_of(const struct rt_exec *x, int w) { return w == PART_NONE ? NULL : x->o.weights->items[w].vector; }

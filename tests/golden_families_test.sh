@@ -8,7 +8,7 @@ for dir in "$golden"/*/; do
     case=$(basename "$dir")
     modes='tp'
     case $case in
-    qwen3-* | glm4_moe-*) ;; # no experts; a shared one
+    qwen3-*) ;; # no experts
     *) modes='tp ep' ;;
     esac
     for mode in $modes; do

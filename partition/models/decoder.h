@@ -35,6 +35,7 @@ struct decoder {
     /* values, made by decoder_begin; those of a kind of layer that the model does not have are −1 */
     int x, h, rope, q, k, v, a, attention_part, gate, up, y, ffn_part, picked, normed, logits, samples, scores;
     int squares, router, routes, expert_gate, expert_up, expert_y, expert_part, expert_bias;
+    int shared_gate, shared_up, shared_y, shared_part; /* expert mode: of the shared expert, which is cut as in tensor mode */
     int32_t embedding; /* the weight */
     bool qkv_bias[3], o_bias, gate_up_bias[2], down_bias;
 };

@@ -2,7 +2,7 @@
  *
  * x += Σ over a token's experts of weight · down_e(gate(gate_e(h), up_e(h))). Tensor mode cuts every expert along its intermediate size: leaves as of any row-parallel product, each
  * the weighted sum of the experts' leaves; what their biases come to is added once, after the tree. Expert mode deals out whole experts: a leaf is a group of them, and a bias is added
- * with its expert. A shared expert stands behind the others, with weight 1. */
+ * with its expert. A shared expert stands behind the others, with weight 1; in expert mode it is cut like a dense layer, and its vectors travel with the groups'. */
 #include <stdio.h>
 #include <string.h>
 
@@ -88,7 +88,8 @@ static enum st add_one(struct part_model *m, int layer, const struct expert_name
 {
     const struct moe_config *moe = &m->config.moe;
     const struct part_axis hidden = part_axis_whole((uint64_t)m->config.hidden);
-    const struct part_axis ffn = is_expert_mode(m) ? part_axis_whole((uint64_t)moe->ffn) : part_axis_cut(m->dim_expert_ffn, 1, 1, (uint64_t)moe->ffn);
+    const bool owned = is_expert_mode(m) && expert < moe->n_experts;
+    const struct part_axis ffn = owned ? part_axis_whole((uint64_t)moe->ffn) : part_axis_cut(m->dim_expert_ffn, 1, 1, (uint64_t)moe->ffn);
     const struct part_axis rows = part == DOWN ? hidden : ffn, columns = bias ? part_axis_whole(1) : part == DOWN ? ffn : hidden;
     struct place p;
     if (!find_expert(m, layer, n, expert, part, bias, rows.size, &p))
@@ -97,7 +98,7 @@ static enum st add_one(struct part_model *m, int layer, const struct expert_name
     if (st)
         return st;
     struct part_weight *w = &m->weights[*index];
-    if (is_expert_mode(m)) {
+    if (owned) {
         w->owner_dim = m->dim_experts;
         w->owner_unit = (uint64_t)expert;
     }
@@ -108,11 +109,13 @@ static enum st add_one(struct part_model *m, int layer, const struct expert_name
     return ST_OK;
 }
 
+/* Matrices that one step of experts goes over. */
+static int n_stacked(const struct part_model *m) { return m->config.moe.n_experts + (is_expert_mode(m) ? 0 : m->config.moe.n_shared); }
+
 /* All experts' matrices or biases of one part, one after another; *first is the first one's. */
 static enum st add_all(struct part_model *m, int layer, const struct expert_names *n, enum part_of_expert part, bool bias, int32_t *first, struct err *e)
 {
-    const int count = m->config.moe.n_experts + m->config.moe.n_shared;
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < n_stacked(m); i++) {
         int32_t index;
         const enum st st = add_one(m, layer, n, i, part, bias, &index, e);
         if (st)
@@ -158,6 +161,15 @@ void decoder_begin_experts(struct part_model *m, struct decoder *d)
     d->expert_up = part_add_value(m, "expert up", PART_SLOTS, ffn);
     d->expert_y = part_add_value(m, "expert y", PART_SLOTS, ffn);
     d->expert_part = part_add_partial(m, "experts", hidden, is_expert_mode(m) ? m->dim_experts : m->dim_expert_ffn);
+    d->shared_gate = d->shared_up = d->shared_y = d->shared_part = PART_NONE;
+    if (is_expert_mode(m) && moe->n_shared) {
+        const struct part_axis cut = part_axis_cut(m->dim_expert_ffn, 1, 1, (uint64_t)moe->ffn);
+        d->shared_gate = part_add_value(m, "shared gate", PART_TOKENS, cut);
+        d->shared_up = part_add_value(m, "shared up", PART_TOKENS, cut);
+        d->shared_y = part_add_value(m, "shared y", PART_TOKENS, cut);
+        d->shared_part = part_add_partial(m, "shared", hidden, m->dim_expert_ffn);
+        m->values[d->shared_part].follows = d->expert_part;
+    }
     d->expert_bias = down_bias && !is_expert_mode(m) ? part_add_value(m, "expert bias", PART_TOKENS, part_axis_whole(hidden)) : PART_NONE;
 }
 
@@ -179,7 +191,7 @@ static enum st add_router(struct part_model *m, int layer, const struct decoder 
     route->in[0] = (int16_t)d->router;
     route->out[0] = (int16_t)d->routes;
     route->n_experts = (uint32_t)m->config.moe.n_experts;
-    route->expert_end = (uint32_t)(m->config.moe.n_experts + m->config.moe.n_shared);
+    route->expert_end = (uint32_t)n_stacked(m);
     char full[128];
     const bool gguf = ck_kind_of(m->ck) == CK_GGUF;
     if (!(gguf ? n->correction.gguf : n->correction.hub))
@@ -194,18 +206,49 @@ static struct part_step *add_expert_step(struct part_model *m, enum part_op op, 
     struct part_step *s = part_add_step(m, &m->main, op, layer);
     s->in[0] = (int16_t)in;
     s->in[1] = (int16_t)routes;
-    s->n_experts = s->expert_end = (uint32_t)(m->config.moe.n_experts + m->config.moe.n_shared);
+    s->n_experts = s->expert_end = (uint32_t)n_stacked(m);
     return s;
+}
+
+static struct part_step *add_sum(struct part_model *m, int layer, const struct decoder *d, int part)
+{
+    struct part_step *sum = part_add_step(m, &m->main, PART_SUM, layer);
+    sum->in[0] = sum->out[0] = (int16_t)d->x;
+    sum->in[1] = (int16_t)part;
+    sum->dim = (int16_t)m->values[part].sum_dim;
+    return sum;
+}
+
+/* Expert mode: the shared expert's products, up to its partial sums. */
+static enum st add_shared(struct part_model *m, int layer, const struct decoder *d, struct err *e)
+{
+    const int shared = m->config.moe.n_experts;
+    struct part_step *in = part_add_step(m, &m->main, PART_LINEAR, layer);
+    in->in[0] = (int16_t)d->h;
+    in->n_parts = 2;
+    in->out[0] = (int16_t)d->shared_gate;
+    in->out[1] = (int16_t)d->shared_up;
+    enum st st = add_one(m, layer, d->experts, shared, GATE, false, &in->weight[0], e);
+    if (!st)
+        st = add_one(m, layer, d->experts, shared, UP, false, &in->weight[1], e);
+    struct part_step *gate = part_add_step(m, &m->main, PART_GATE, layer);
+    gate->in[0] = (int16_t)d->shared_gate;
+    gate->in[1] = (int16_t)d->shared_up;
+    gate->out[0] = (int16_t)d->shared_y;
+    struct part_step *out = part_add_step(m, &m->main, PART_LINEAR, layer);
+    out->in[0] = (int16_t)d->shared_y;
+    out->out[0] = (int16_t)d->shared_part;
+    return st ? st : add_one(m, layer, d->experts, shared, DOWN, false, &out->weight[0], e);
 }
 
 enum st decoder_experts(struct part_model *m, int layer, const struct decoder *d, struct err *e)
 {
     const struct expert_names *n = d->experts;
-    if (is_expert_mode(m) && m->config.moe.n_shared)
-        return err_set(e, ST_UNSUPPORTED, "%s: family %s has a shared expert, which --moe ep does not deal out yet; --moe tp cuts it like the others", ck_path(m->ck), m->config.family);
     enum st st = decoder_norm(m, &m->main, layer, d->x, d->h, d->ffn_norm, e);
     if (!st)
         st = add_router(m, layer, d, e);
+    if (!st && d->shared_part != PART_NONE)
+        st = add_shared(m, layer, d, e);
     if (st)
         return st;
 
@@ -244,10 +287,8 @@ enum st decoder_experts(struct part_model *m, int layer, const struct decoder *d
         mix->n_experts = (uint32_t)m->config.moe.n_experts;
     }
 
-    struct part_step *sum = part_add_step(m, &m->main, PART_SUM, layer);
-    sum->in[0] = sum->out[0] = (int16_t)d->x;
-    sum->in[1] = (int16_t)d->expert_part;
-    sum->in[2] = (int16_t)(bias != PART_NONE && !is_expert_mode(m) ? d->expert_bias : PART_NONE);
-    sum->dim = (int16_t)m->values[d->expert_part].sum_dim;
+    add_sum(m, layer, d, d->expert_part)->in[2] = (int16_t)(bias != PART_NONE && !is_expert_mode(m) ? d->expert_bias : PART_NONE);
+    if (d->shared_part != PART_NONE)
+        add_sum(m, layer, d, d->shared_part);
     return ST_OK;
 }
