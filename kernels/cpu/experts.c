@@ -132,11 +132,10 @@ void cpu_experts_out_prepare(const struct cpu_matmul *m, struct kern_queue q, co
     }
 }
 
-/* sums: [row tile][token][sum][16] of row tiles [tile_lo, tile_hi). */
+/* sums: [row tile][token][sum][16] of row tiles [tile_lo, tile_hi), +0 before and after. */
 static void run_tiles(const struct cpu_matmul *m, const struct kern_experts_out *args, const struct cpu_records *records, float *sums, size_t tile_lo, size_t tile_hi) {
     const struct kern_slots *s = args->slots;
     const size_t n_sums = (size_t)args->n_sums, n_tokens = (size_t)args->n_tokens, token_stride = n_sums * KERN_TILE_ROWS, tile_stride = n_tokens * token_stride;
-    memset(sums, 0, (tile_hi - tile_lo) * tile_stride * sizeof *sums);
     for (int e = 0; e < s->n_experts; e++) {
         if (n_slots_of(s, e) == 0) continue;
         size_t first = (size_t)s->begin[e];
@@ -168,5 +167,6 @@ void cpu_experts_out_run(const struct cpu_matmul *m, struct kern_queue q, const 
     block = block < MIN_TILES ? MIN_TILES : block / MIN_TILES * MIN_TILES;
     float *sums = (float *)(void *)((uint8_t *)args->scratch + records_bytes + (size_t)q.i_thread * sums_bytes(args->n_tokens, args->n_sums));
     cpu_share(cpu_tiles((size_t)args->n_rows), q, &lo, &hi);
+    memset(sums, 0, (hi - lo < block ? hi - lo : block) * tile_bytes(args->n_tokens, args->n_sums));
     for (size_t tile = lo; tile < hi; tile += block) run_tiles(m, args, &records, sums, tile, tile + block < hi ? tile + block : hi);
 }
