@@ -92,7 +92,9 @@ struct walk {
 };
 
 /* Rows that there are of 16 from `row` on. */
-INLINE __mmask16 mask_of(const struct cpu_rows *a, size_t row) { return a->n_rows - row >= ROWS ? 0xffff : (__mmask16)((1u << (a->n_rows - row)) - 1); }
+INLINE __mmask16 mask_of(const struct cpu_rows *a, size_t row) {
+    return a->n_rows - row >= ROWS ? 0xffff : (__mmask16)((1u << (a->n_rows - row)) - 1);
+}
 
 /* The sums of token t that the next vector goes into: of the first of the row tiles. */
 INLINE float *sums_of(const struct walk *k, int t) {
