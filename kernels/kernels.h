@@ -168,13 +168,25 @@ struct kern_embed {
     float scale; /* 1 for most families */
 };
 
-/* y = x / sqrt(mean(x²) + eps) · weight; the sum of squares in 16 interleaved lanes, then a tree: the same on every rank, since the dimension is not cut. */
+/* y = x / sqrt(mean(x²) + eps) · weight; the sum of squares in 16 interleaved lanes, then a tree: the same on every rank, since the dimension is not cut. Where it is, x is a part of the
+ * row, and the caller says what the squares of the whole come to. */
 struct kern_norm {
     const float *x, *weight;
     float *y;
     size_t x_stride, y_stride;
     int n_tokens, width;
     float eps;
+    const float *squares; /* [n_tokens] or NULL */
+    int whole_width;      /* of the row that squares are of */
+};
+
+/* out[t · out_stride + h · out_step] = Σ x² of head h, summed as kern_norm does. */
+struct kern_squares {
+    const float *x; /* [n_tokens, n_heads·head_dim] */
+    size_t x_stride;
+    int n_tokens, n_heads, head_dim;
+    float *out;
+    size_t out_stride, out_step;
 };
 
 /* cos_sin[t] = {cos(p·f_0) … cos(p·f_{n−1}), sin …} · factor, computed in double by our own functions, rounded once. */
@@ -353,7 +365,7 @@ double kern_lse_merge(const float *max, const float *sum, int n_slices);
 
 /* ---- the table ---------------------------------------------------------------------------------------------------------------------------------- */
 
-enum kern_op { KERN_OP_MATMUL, KERN_OP_EMBED, KERN_OP_KV_APPEND, KERN_OP_ATTENTION, KERN_OP_NORM, KERN_OP_ROPE_TABLE, KERN_OP_ROPE, KERN_OP_GATE, KERN_OP_SUM, KERN_OP_TOPK, KERN_OP_SAMPLE, KERN_OP_LSE, KERN_OP_ROUTE, KERN_OP_EXPERTS_IN, KERN_OP_EXPERTS_OUT, KERN_OP_EXPERTS_BIAS, KERN_OP_COUNT };
+enum kern_op { KERN_OP_MATMUL, KERN_OP_EMBED, KERN_OP_KV_APPEND, KERN_OP_ATTENTION, KERN_OP_NORM, KERN_OP_ROPE_TABLE, KERN_OP_ROPE, KERN_OP_GATE, KERN_OP_SUM, KERN_OP_TOPK, KERN_OP_SAMPLE, KERN_OP_LSE, KERN_OP_ROUTE, KERN_OP_EXPERTS_IN, KERN_OP_EXPERTS_OUT, KERN_OP_EXPERTS_BIAS, KERN_OP_SQUARES, KERN_OP_COUNT };
 const char *kern_op_name(enum kern_op op);
 
 struct kern_backend {
@@ -376,6 +388,7 @@ struct kern_backend {
     void (*kv_append)(struct kern_queue q, const struct kern_kv_append *args);
     void (*attention)(struct kern_queue q, const struct kern_attention *args);
     void (*norm)(struct kern_queue q, const struct kern_norm *args);
+    void (*squares)(struct kern_queue q, const struct kern_squares *args);
     void (*rope_table)(struct kern_queue q, const struct kern_rope_table *args);
     void (*rope)(struct kern_queue q, const struct kern_rope *args);
     void (*gate)(struct kern_queue q, const struct kern_gate *args);

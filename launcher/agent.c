@@ -106,6 +106,8 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
         argv[n++] = base_arena_strdup(a, "--split");
         argv[n++] = text;
     }
+    if (t->moe == PART_MOE_EXPERT)
+        argv[n++] = base_arena_strdup(a, "--experts-whole");
     if (t->accurate)
         argv[n++] = base_arena_strdup(a, "--accurate");
     if (t->ledger)

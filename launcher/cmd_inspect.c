@@ -26,23 +26,28 @@ struct tally {
 
 static const char *type_name(const struct ck_tensor *t) { return t->unsupported ? t->unsupported : kern_format(t->format)->name; }
 
+enum { MAX_TALLIES = 64 };
+
+/* Finds or adds the name; where there are too many of them, the last ones are not counted. */
+static void count(struct tally tallies[MAX_TALLIES], int *n, const char *name, uint64_t bytes)
+{
+    int k = 0;
+    while (k < *n && strcmp(tallies[k].name, name))
+        k++;
+    if (k == MAX_TALLIES)
+        return;
+    if (k == *n)
+        tallies[(*n)++] = (struct tally){name, 0, 0};
+    tallies[k].n++;
+    tallies[k].bytes += bytes;
+}
+
 static void print_formats(const struct checkpoint *ck)
 {
-    struct tally tallies[64];
+    struct tally tallies[MAX_TALLIES];
     int n = 0;
-    for (size_t i = 0; i < ck_n_tensors(ck); i++) {
-        const struct ck_tensor *t = ck_tensor_at(ck, i);
-        int k = 0;
-        while (k < n && strcmp(tallies[k].name, type_name(t)))
-            k++;
-        if (k == n) {
-            if (n == 64)
-                continue;
-            tallies[n++] = (struct tally){type_name(t), 0, 0};
-        }
-        tallies[k].n++;
-        tallies[k].bytes += t->bytes;
-    }
+    for (size_t i = 0; i < ck_n_tensors(ck); i++)
+        count(tallies, &n, type_name(ck_tensor_at(ck, i)), ck_tensor_at(ck, i)->bytes);
     for (int k = 0; k < n; k++)
         printf("  %-8s %6zu tensors %14.1f MiB\n", tallies[k].name, tallies[k].n, (double)tallies[k].bytes / 1048576.0);
 }
@@ -50,22 +55,11 @@ static void print_formats(const struct checkpoint *ck)
 /* Matrices that are put together from several tensors. */
 static void print_schemes(const struct part_model *whole)
 {
-    struct tally tallies[64];
+    struct tally tallies[MAX_TALLIES];
     int n = 0;
-    for (int i = 0; i < whole->n_weights; i++) {
-        const struct quant_scheme *s = whole->weights[i].scheme;
-        int k = 0;
-        while (s->name && k < n && strcmp(tallies[k].name, s->name))
-            k++;
-        if (!s->name || (k == n && n == 64))
-            continue;
-        if (k == n)
-            tallies[n++] = (struct tally){s->name, 0, 0};
-        tallies[k].n++;
-        if (whole->weights[i].first_row == 0) /* fused ones share their tensors */
-            for (uint32_t j = 0; j < s->n_sources; j++)
-                tallies[k].bytes += s->sources[j].tensor->bytes;
-    }
+    for (int i = 0; i < whole->n_weights; i++)
+        if (whole->weights[i].scheme->name)
+            count(tallies, &n, whole->weights[i].scheme->name, part_weight_stored_bytes(&whole->weights[i]));
     for (int k = 0; k < n; k++)
         printf("  %zu matrices are %s: %.1f MiB with their scales\n", tallies[k].n, tallies[k].name, (double)tallies[k].bytes / 1048576.0);
 }

@@ -115,7 +115,7 @@ const char *launch_ledger_op_name(int op) { return op == RT_LEDGER_NO_OP ? "" : 
 
 double launch_ledger_rate(const struct rt_ledger_sum *sum)
 {
-    const uint64_t ns = sum->op_ns[PART_LINEAR];
+    const uint64_t ns = sum->op_ns[PART_LINEAR] + sum->op_ns[PART_EXPERTS_IN] + sum->op_ns[PART_EXPERTS_OUT];
     return ns ? (double)sum->bytes.weights * 1e9 / (double)ns : 0;
 }
 

@@ -16,6 +16,7 @@ static const struct option agent_options[] = {
     {"--sequences", NULL, OPT_INT, offsetof(struct rank_values, sequences), "N", "sequences at once", 1, 65536, NULL},
     {"--split", NULL, OPT_STR, offsetof(struct rank_values, shares), "A:B", "shares", 0, 0, NULL},
     {"--kv", NULL, OPT_STR, offsetof(struct rank_values, kv), "F", "cache format", 0, 0, NULL},
+    {"--experts-whole", NULL, OPT_FLAG, offsetof(struct rank_values, experts_whole), NULL, "--moe ep", 0, 0, NULL},
     {"--accurate", NULL, OPT_FLAG, offsetof(struct rank_values, accurate), NULL, "activations in F32", 0, 0, NULL},
     {"--ledger", NULL, OPT_FLAG, offsetof(struct rank_values, ledger), NULL, "keep the ledger", 0, 0, NULL},
     {"--backend", NULL, OPT_STR, offsetof(struct rank_values, backend), "NAME", "what carries the bytes", 0, 0, NULL},

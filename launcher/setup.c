@@ -18,6 +18,7 @@
 #define DEFAULT_CHUNK 512
 
 static const char *const activation_choices[] = {"f32", "auto", NULL};
+static const char *const moe_choices[] = {[PART_MOE_TENSOR] = "tp", [PART_MOE_EXPERT] = "ep", NULL};
 static const char *const kv_choices[] = {"f32", "f16", "bf16", "fp8", "auto", NULL};
 static const enum format kv_formats[LAUNCH_KV_AUTO] = {FMT_F32, FMT_F16, FMT_BF16, FMT_E4M3};
 
@@ -26,6 +27,7 @@ static const struct option shared_options[] = {
     {"--threads", NULL, OPT_INT, offsetof(struct launch_options, n_threads), "T", "threads of each rank (default: allowed CPUs / ranks, at least 1)", 1, 1024, NULL},
     {"--split", NULL, OPT_STR, offsetof(struct launch_options, split), "A:B...", "shares of the ranks (default equal; zero allowed)", 0, 0, NULL},
     {"--activations", NULL, OPT_ENUM, offsetof(struct launch_options, activations), "f32|auto", "f32: dequantise and multiply in F32, the accurate setting (default auto)", 0, 0, activation_choices},
+    {"--moe", NULL, OPT_ENUM, offsetof(struct launch_options, moe), "tp|ep", "experts: tp cuts each of them over the ranks, ep deals out whole ones (default tp; the bits of the two differ)", 0, 0, moe_choices},
     {"--kv", NULL, OPT_ENUM, offsetof(struct launch_options, kv), "f32|f16|bf16|fp8|auto", "format of the key/value cache (auto: f32 with --activations f32 and in eval, else fp8 where the model declares it, else f16)", 0, 0, kv_choices},
     {"--chunk", NULL, OPT_INT, offsetof(struct launch_options, chunk), "N", "tokens of one step (default 512)", 1, 65536, NULL},
     {"--ctx", NULL, OPT_INT, offsetof(struct launch_options, context), "N", "tokens of one sequence (default: what the command needs, or the model's maximum up to 8192)", 1, 16777216, NULL},
@@ -185,6 +187,7 @@ static void choose(const struct launch_options *o, const struct launch_needs *ne
     const int64_t most = s->whole->config.max_context;
     struct rt_settings *t = &s->settings;
     t->accurate = o->activations == 0;
+    t->moe = (enum part_moe)o->moe;
     t->kv_format = o->kv != LAUNCH_KV_AUTO ? kv_formats[o->kv] : t->accurate || needs->accurate_cache ? FMT_F32 : s->whole->config.fp8_cache ? FMT_E4M3 : FMT_F16;
     t->context = o->context ? o->context : needs->context ? needs->context : most && most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT;
     t->chunk = (int)(o->chunk ? o->chunk : DEFAULT_CHUNK);
@@ -212,7 +215,7 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
     if (!st)
         st = ck_open(model, &s->ck, e);
     if (!st)
-        st = part_model_create(s->ck, &s->whole, e);
+        st = part_model_create(s->ck, (enum part_moe)options->moe, &s->whole, e);
     if (!st && s->hosts) {
         char path[PATH_MAX];
         s->model_path = realpath(model, path) ? strdup(path) : model; /* a hub name stays one */

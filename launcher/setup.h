@@ -16,6 +16,7 @@ struct launch_options {
     int64_t n_threads;  /* 0: not given */
     const char *split;
     int activations;    /* 0 f32, 1 auto */
+    int moe;            /* enum part_moe */
     int kv;             /* index of the choices in setup.c; the last is auto */
     int64_t chunk, context; /* 0: not given */
     const char *bind;

@@ -65,6 +65,11 @@ static enum st audit_axis(const struct part_plan *plan, int i, bool rows, struct
         const struct part_range range = rows ? w->rows : w->columns, mine = range_of(plan, axis, r);
         if (range.begin > range.end || range.end > axis.size)
             return err_set(e, ST_INVALID, "%s: rank %d holds %ss %" PRIu64 " to %" PRIu64 " of %" PRIu64, whole->name, r, word, range.begin, range.end, axis.size);
+        if (!part_weight_is_here(plan->whole, &plan->cut, r, whole)) {
+            if (range.begin != range.end)
+                return err_set(e, ST_INVALID, "%s: rank %d holds %ss %" PRIu64 " to %" PRIu64 ", but the expert is another's", whole->name, r, word, range.begin, range.end);
+            continue;
+        }
         if (axis.dim == PART_WHOLE) {
             if (range.begin != 0 || range.end != axis.size)
                 return err_set(e, ST_INVALID, "%s: rank %d holds %ss %" PRIu64 " to %" PRIu64 ", but that axis is never cut", whole->name, r, word, range.begin, range.end);
@@ -95,6 +100,8 @@ static struct part_range elements_of(struct part_range range, uint64_t unit)
     return (struct part_range){range.begin / unit, range.end / unit + (range.end % unit != 0)};
 }
 
+static uint64_t slice_bytes(const struct part_slice *s) { return s->count[0] * s->count[1] * s->run_bytes; }
+
 /* A rank's slice of one source lies inside its tensor, and is the elements that cover the rows and columns which the rank holds. */
 static enum st audit_slice(const struct part_plan *plan, int r, int i, uint32_t k, struct part_range *along, struct err *e)
 {
@@ -109,14 +116,15 @@ static enum st audit_slice(const struct part_plan *plan, int r, int i, uint32_t 
     const struct part_range held = {whole->first_row + w->rows.begin, whole->first_row + w->rows.end};
     const struct part_range rows = elements_of(held, source->row_unit), columns = elements_of(whole->kind == PART_MATRIX ? w->columns : (struct part_range){0, 1}, source->column_unit);
     const struct part_range outer = source->transposed ? columns : rows, inner = source->transposed ? rows : columns;
-    const uint64_t n_outer = elements_of((struct part_range){0, source->transposed ? whole->scheme->columns : whole->scheme->rows}, source->transposed ? source->column_unit : source->row_unit).end;
-    const uint64_t stride = source->tensor->bytes / n_outer;
-    if (s->file != source->tensor->file || s->stride[0] != stride || s->count[0] == 0 || s->count[0] > n_outer || s->count[1] != 1 || s->count[2] != 1 || s->run_bytes > stride ||
-        s->offset < source->tensor->offset || s->offset - source->tensor->offset > source->tensor->bytes ||
-        (s->count[0] - 1) * stride + s->run_bytes > source->tensor->bytes - (s->offset - source->tensor->offset))
+    const uint64_t outer_stride = source->transposed ? source->column_stride : source->row_stride, inner_stride = source->transposed ? source->row_stride : source->column_stride;
+    const uint64_t n_outer = outer.end - outer.begin, n_inner = inner.end - inner.begin, bytes = source->element_bytes;
+    const uint64_t offset = source->offset + outer.begin * outer_stride + inner.begin * inner_stride;
+    const bool dense = inner_stride == bytes;
+    if (s->file != source->tensor->file || s->count[0] == 0 || s->count[1] == 0 || s->offset < source->tensor->offset ||
+        s->offset - source->tensor->offset + (s->count[0] - 1) * s->stride[0] + (s->count[1] - 1) * s->stride[1] + s->run_bytes > source->tensor->bytes)
         return err_set(e, ST_INVALID, "%s: rank %d would read outside tensor %s", whole->name, r, name);
-    if (s->count[0] != outer.end - outer.begin || s->run_bytes != (inner.end - inner.begin) * source->element_bytes || s->first_row != rows.begin * source->row_unit ||
-        s->first_column != columns.begin * source->column_unit || s->offset != source->tensor->offset + outer.begin * stride + inner.begin * source->element_bytes)
+    if (s->offset != source->tensor->offset + offset || s->count[0] != n_outer || s->stride[0] != outer_stride || s->count[1] != (dense ? 1 : n_inner) || s->stride[1] != (dense ? 0 : inner_stride) ||
+        s->run_bytes != (dense ? n_inner * bytes : bytes) || s->first_row != rows.begin * source->row_unit || s->first_column != columns.begin * source->column_unit)
         return err_set(e, ST_INVALID, "%s: rank %d would read other bytes of %s than rows %" PRIu64 " to %" PRIu64 ", columns %" PRIu64 " to %" PRIu64, whole->name, r, name, w->rows.begin,
                        w->rows.end, w->columns.begin, w->columns.end);
     *along = whole->kind == PART_MATRIX && whole->column_axis.dim != PART_WHOLE ? columns : rows;
@@ -140,7 +148,7 @@ static enum st audit_source(const struct part_plan *plan, int i, uint32_t k, str
             return st;
         if (along.begin == along.end)
             continue;
-        held += weight_of(plan, r, i)->slices[k].count[0] * weight_of(plan, r, i)->slices[k].run_bytes;
+        held += slice_bytes(&weight_of(plan, r, i)->slices[k]);
         if (along.begin > covered)
             return err_set(e, ST_INVALID, "%s: nobody reads %s %" PRIu64 " to %" PRIu64 " of %s", whole->name, by_columns ? "columns" : "rows", covered, along.begin, source->tensor->name);
         covered = along.end > covered ? along.end : covered;
@@ -160,11 +168,12 @@ static enum st audit_bytes(const struct part_plan *plan, int i, struct part_audi
     for (int r = 0; r < plan->options.n_ranks; r++) {
         const struct part_weight *w = weight_of(plan, r, i);
         uint64_t bytes = 0;
-        if (w->tensor != whole->tensor || w->scheme != whole->scheme || w->kind != whole->kind || w->first_row != whole->first_row || !same_axis(w->row_axis, whole->row_axis) ||
+        if (w->tensor != whole->tensor || w->scheme != whole->scheme || w->kind != whole->kind || w->first_row != whole->first_row || w->leaf_dim != whole->leaf_dim || w->leaves_apart != whole->leaves_apart ||
+            w->exact != whole->exact || w->owner_dim != whole->owner_dim || w->owner_unit != whole->owner_unit || !same_axis(w->row_axis, whole->row_axis) ||
             !same_axis(w->column_axis, whole->column_axis))
             return err_set(e, ST_INVALID, "%s: rank %d has another tensor, or another part of it", whole->name, r);
         for (uint32_t k = 0; k < w->scheme->n_sources; k++)
-            bytes += w->slices[k].count[0] * w->slices[k].run_bytes;
+            bytes += slice_bytes(&w->slices[k]);
         if (bytes != w->slice_bytes)
             return err_set(e, ST_INVALID, "%s: rank %d reads %" PRIu64 " bytes and counts %" PRIu64, whole->name, r, bytes, w->slice_bytes);
     }
@@ -187,23 +196,50 @@ static void count_scale(const struct part_plan *plan, const struct ck_tensor *t,
     audit->replica_bytes += t->bytes * (uint64_t)(plan->options.n_ranks - 1);
 }
 
+/* Of one tensor: rows that weights use of each of its views (planes, rows in turn), in order. */
+struct usage {
+    const struct quant_scheme *user; /* any of those that use it; NULL: nobody does */
+    uint64_t *rows;                  /* [planes · step] */
+};
+
+static size_t n_views(const struct quant_view *v) { return (size_t)(quant_view_planes(v) * quant_view_step(v)); }
+
+static enum st count_rows(struct usage *u, const struct part_weight *w, const struct ck_tensor *tensor, struct err *e)
+{
+    const struct quant_view *v = &w->scheme->view;
+    if (!u->rows && !(u->rows = calloc(n_views(v), sizeof *u->rows)))
+        return err_set(e, ST_NO_MEMORY, "no memory to audit %s", tensor->name);
+    if (u->user && (u->user->rows != w->scheme->rows || n_views(&u->user->view) != n_views(v) || quant_view_step(&u->user->view) != quant_view_step(v)))
+        return err_set(e, ST_INVALID, "%s: another weight divides its tensor otherwise", w->name);
+    u->user = w->scheme;
+    uint64_t *used = &u->rows[v->plane * quant_view_step(v) + v->phase];
+    if (w->first_row != *used)
+        return err_set(e, ST_INVALID, "%s: begins at row %" PRIu64 " of its tensor, of which %" PRIu64 " are used", w->name, w->first_row, *used);
+    *used += w->row_axis.size;
+    return ST_OK;
+}
+
+static enum st all_rows_used(const struct usage *u, const struct ck_tensor *tensor, struct err *e)
+{
+    for (size_t i = 0; i < n_views(&u->user->view); i++)
+        if (u->rows[i] != u->user->rows)
+            return err_set(e, ST_INVALID, "%s: %" PRIu64 " of %" PRIu64 " rows are used%s", tensor->name, u->rows[i], u->user->rows, u->user->view.n_planes ? " of one of its planes" : "");
+    return ST_OK;
+}
+
 /* A tensor that nothing uses is named; one that several weights share (fused) must be used up by them, one after another. */
 static enum st audit_tensors(const struct part_plan *plan, struct part_audit *audit, struct err *e)
 {
     const struct checkpoint *ck = plan->whole->ck;
     const size_t n = ck_n_tensors(ck);
-    uint64_t *used_rows = calloc(n ? n : 1, sizeof *used_rows);
-    const struct quant_scheme **user = calloc(n ? n : 1, sizeof *user);
+    struct usage *usage = calloc(n ? n : 1, sizeof *usage);
     bool *read = calloc(n ? n : 1, sizeof *read);
-    enum st st = used_rows && user && read ? ST_OK : err_set(e, ST_NO_MEMORY, "no memory to audit %zu tensors", n);
+    enum st st = usage && read ? ST_OK : err_set(e, ST_NO_MEMORY, "no memory to audit %zu tensors", n);
     for (int i = 0; i < plan->whole->n_weights && !st; i++) {
         const struct part_weight *w = &plan->whole->weights[i];
         for (uint32_t k = 0; k < w->scheme->n_sources && !st; k++) {
-            const size_t t = (size_t)(w->scheme->sources[k].tensor - ck_tensor_at(ck, 0)); /* the table is one array */
-            if (w->first_row != used_rows[t])
-                st = err_set(e, ST_INVALID, "%s: begins at row %" PRIu64 " of its tensor, of which %" PRIu64 " are used", w->name, w->first_row, used_rows[t]);
-            used_rows[t] += w->row_axis.size;
-            user[t] = w->scheme;
+            const struct ck_tensor *tensor = w->scheme->sources[k].tensor;
+            st = count_rows(&usage[tensor - ck_tensor_at(ck, 0)], w, tensor, e); /* the table is one array */
         }
     }
     for (int i = 0; i < plan->ranks[0]->n_caches && !st; i++) {
@@ -212,10 +248,11 @@ static enum st audit_tensors(const struct part_plan *plan, struct part_audit *au
     }
     for (size_t t = 0; t < n && !st; t++) {
         const struct ck_tensor *tensor = ck_tensor_at(ck, t);
+        const bool used = usage[t].user != NULL;
         audit->checkpoint_bytes += tensor->bytes;
-        if (read[t] && user[t])
+        if (read[t] && used)
             st = err_set(e, ST_INVALID, "%s: both a weight and a scale of a cache", tensor->name);
-        else if (!user[t] && !read[t]) {
+        else if (!used && !read[t]) {
             audit->unused_bytes += tensor->bytes;
             if (quant_is_beside(tensor->name)) {
                 audit->beside = audit->n_beside++ ? audit->beside : tensor->name;
@@ -224,12 +261,13 @@ static enum st audit_tensors(const struct part_plan *plan, struct part_audit *au
             if (audit->n_unused < (int)(sizeof audit->unused / sizeof *audit->unused))
                 audit->unused[audit->n_unused] = tensor->name;
             audit->n_unused++;
-        } else if (user[t] && used_rows[t] != user[t]->rows)
-            st = err_set(e, ST_INVALID, "%s: %" PRIu64 " of %" PRIu64 " rows are used", tensor->name, used_rows[t], user[t]->rows);
+        } else if (used)
+            st = all_rows_used(&usage[t], tensor, e);
     }
+    for (size_t t = 0; usage && t < n; t++)
+        free(usage[t].rows);
     free(read);
-    free(user);
-    free(used_rows);
+    free(usage);
     if (!st && audit->owned_bytes + audit->unused_bytes != audit->checkpoint_bytes)
         return err_set(e, ST_INVALID, "the ranks own %" PRIu64 " bytes and %" PRIu64 " are unused, the checkpoint has %" PRIu64, audit->owned_bytes, audit->unused_bytes, audit->checkpoint_bytes);
     return st;
@@ -249,7 +287,7 @@ static enum st audit_values(const struct part_plan *plan, int r, struct err *e)
         const struct part_range range = range_of(plan, first->axis, r);
         const uint64_t width = i == whole->value_scores ? 2 * (plan->cut.dims[whole->dim_vocab].hi[r] - plan->cut.dims[whole->dim_vocab].lo[r]) + 1 : range.end - range.begin;
         const uint32_t n_vectors = first->partial && first->sum_dim != PART_WHOLE ? plan->cut.dims[first->sum_dim].n_vectors[r] : 1;
-        if (v->rows != first->rows || v->partial != first->partial || v->sum_dim != first->sum_dim || v->element_bytes != first->element_bytes || !same_axis(v->axis, first->axis))
+        if (v->rows != first->rows || v->partial != first->partial || v->sum_dim != first->sum_dim || v->follows != first->follows || v->element_bytes != first->element_bytes || !same_axis(v->axis, first->axis))
             return err_set(e, ST_INVALID, "value %s: rank %d has another one of this name", first->name, r);
         if (v->width != width)
             return err_set(e, ST_INVALID, "value %s: rank %d has a width of %" PRIu64 ", its leaves %" PRIu64, first->name, r, v->width, width);
@@ -321,7 +359,7 @@ static enum st audit_places(const struct part_plan *plan, int r, struct err *e)
 /* All but the numbers of heads, which ranks do not share; outs: where it writes, too. */
 static bool same_step(const struct part_step *a, const struct part_step *b, bool outs)
 {
-    return a->op == b->op && a->exchange == b->exchange && a->layer == b->layer && a->n_parts == b->n_parts && a->dim == b->dim && a->group == b->group && a->cache == b->cache &&
+    return a->op == b->op && a->exchange == b->exchange && a->layer == b->layer && a->n_parts == b->n_parts && a->dim == b->dim && a->group == b->group && a->cache == b->cache && a->window == b->window && a->of_keys == b->of_keys && a->n_experts == b->n_experts &&
            memcmp(&a->eps, &b->eps, sizeof a->eps) == 0 && memcmp(&a->scale, &b->scale, sizeof a->scale) == 0 && a->head_group == b->head_group && memcmp(a->in, b->in, sizeof a->in) == 0 &&
            (!outs || memcmp(a->out, b->out, sizeof a->out) == 0) && memcmp(a->weight, b->weight, sizeof a->weight) == 0 && memcmp(a->bias, b->bias, sizeof a->bias) == 0;
 }
@@ -350,10 +388,17 @@ static enum st audit_heads(const struct part_plan *plan, int r, const struct par
 {
     const struct part_model *m = plan->whole;
     const uint64_t head_dim = (uint64_t)m->config.head_dim;
-    if (s->op == PART_ROPE)
-        return s->n_heads * head_dim == plan->ranks[r]->values[s->in[0]].width ? ST_OK : err_set(e, ST_INVALID, "turns %u heads", s->n_heads);
-    if (s->op != PART_ATTENTION)
+    if (whole->expert_end) {
+        const struct part_range mine = m->dim_experts < 0 ? (struct part_range){whole->expert_first, whole->expert_end} : units_of(plan, m->dim_experts, r);
+        if (s->expert_first != mine.begin || s->expert_end != mine.end)
+            return err_set(e, ST_INVALID, "has experts %u to %u, its leaves are %" PRIu64 " to %" PRIu64, s->expert_first, s->expert_end, mine.begin, mine.end);
+    }
+    if (whole->n_heads == 0)
         return ST_OK;
+    if (s->op == PART_NORM && s->in[1] != PART_NONE)
+        return ST_OK;
+    if (s->op != PART_ATTENTION)
+        return s->n_heads * head_dim == plan->ranks[r]->values[s->in[0]].width ? ST_OK : err_set(e, ST_INVALID, "takes %u heads", s->n_heads);
     const struct part_range q = range_of(plan, part_axis_cut(m->dim_heads, 1, 1, whole->n_heads), r);
     const struct part_range kv = range_of(plan, part_axis_cut(m->dim_heads, 1, whole->head_group, whole->n_heads / whole->head_group), r);
     if (s->n_heads != q.end - q.begin || s->q_first != q.begin || s->kv_first != kv.begin)
@@ -380,6 +425,10 @@ static enum st audit_program(const struct part_plan *plan, int p, int r, struct 
             if (exchanged[s->in[0]] != NOT_EXCHANGED)
                 why = "exchanges a value twice";
             exchanged[s->in[0]] = (int)s->exchange;
+            if (s->in[1] != PART_NONE && exchanged[s->in[1]] != NOT_EXCHANGED)
+                why = "exchanges a value twice";
+            if (s->in[1] != PART_NONE)
+                exchanged[s->in[1]] = (int)s->exchange;
             audit->n_exchanges += p == 0 && r == 0;
             continue;
         }
@@ -394,6 +443,8 @@ static enum st audit_program(const struct part_plan *plan, int p, int r, struct 
                 why = "is not followed by an exchange and a select of what it wrote";
             else if (several && s->op == PART_SUM && exchanged[s->in[1]] != PART_EXCHANGE_TREE)
                 why = "sums what was not exchanged for that";
+            else if (several && s->op == PART_NORM && s->in[1] != PART_NONE && exchanged[s->in[1]] != PART_EXCHANGE_SQUARES)
+                why = "takes squares that were not exchanged";
             next++;
             if (!why) {
                 const enum st st = audit_heads(plan, r, w, s, e);

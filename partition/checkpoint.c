@@ -68,6 +68,12 @@ bool ck_has_suffix(const char *text, const char *suffix) {
     return n >= n_suffix && memcmp(text + n - n_suffix, suffix, n_suffix) == 0;
 }
 
+uint64_t ck_n_elements(const struct ck_tensor *t) {
+    uint64_t n = 1; /* does not overflow: checked when the header was read */
+    for (int i = 0; i < t->n_dims; i++) n *= t->dims[i];
+    return n;
+}
+
 const char *ck_base_name(const char *path) {
     const char *slash = strrchr(path, '/');
     return slash ? slash + 1 : path;
@@ -373,24 +379,19 @@ enum st ck_read_bytes(const struct checkpoint *ck, const struct ck_tensor *t, si
 enum st ck_read_f32(const struct checkpoint *ck, const struct ck_tensor *t, size_t max_elements, float **values, struct err *e) {
     const char *file = ck->files[t->file].path;
     if (t->unsupported) return err_set(e, ST_UNSUPPORTED, "%s: tensor %.200s is %.100s, which is not supported yet", file, t->name, t->unsupported);
-    uint64_t n = 1; /* does not overflow: checked when the header was read */
-    for (int i = 0; i < t->n_dims; i++) n *= t->dims[i];
+    const uint64_t n = ck_n_elements(t);
     if (n > max_elements)
         return err_set(e, ST_INVALID, "%s: tensor %.200s has %llu elements where at most %zu are expected", file, t->name, (unsigned long long)n,
                        max_elements);
-    struct ck_source s;
-    enum st st = open_again(ck, t, &s, e);
+    void *raw;
+    enum st st = ck_read_bytes(ck, t, SIZE_MAX, &raw, e);
     if (st != ST_OK) return st;
-    void *raw = malloc(t->bytes ? t->bytes : 1);
     float *out = malloc(n ? n * sizeof *out : 1);
-    st = raw && out ? ck_source_read(&s, t->offset, raw, t->bytes, e) : err_set(e, ST_NO_MEMORY, "%s: no memory for tensor %.200s", file, t->name);
-    ck_source_close(&s);
-    if (st == ST_OK) {
-        if (n) kern_format_dequantise(t->format, raw, n, out); /* rows are whole blocks, so the tensor is one run of blocks */
+    if (out) {
+        kern_format_dequantise(t->format, raw, n, out); /* rows are whole blocks, so the tensor is one run of blocks */
         *values = out;
-        out = NULL;
-    }
-    free(out);
+    } else
+        st = err_set(e, ST_NO_MEMORY, "%s: no memory for tensor %.200s", file, t->name);
     free(raw);
     return st;
 }

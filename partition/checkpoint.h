@@ -95,5 +95,6 @@ int64_t ck_gguf_array_int(const struct checkpoint *ck, const struct gguf_value *
 double ck_gguf_array_float(const struct checkpoint *ck, const struct gguf_value *array, uint64_t i);
 
 bool ck_has_suffix(const char *text, const char *suffix);
+uint64_t ck_n_elements(const struct ck_tensor *t);
 
 #endif

@@ -1,6 +1,4 @@
-/* config.json or GGUF keys → struct model_config. A family is a row of the table below with one reader for each of the two; then the tensors have the last word.
- *
- * Sources: transformers' configuration_llama.py for names and defaults; llama.cpp's gguf-py constants and llama-model.cpp for keys. */
+/* config.json or GGUF keys → struct model_config: a family's reader (families.c) takes what is said; then the tensors have the last word. */
 #include "partition/config.h"
 
 #include <math.h>
@@ -13,76 +11,7 @@
 #include "partition/config_priv.h"
 #include "partition/quant.h"
 
-#define MAX_LAYERS 10000
-#define MAX_SIZE (1 << 24)            /* hidden, heads, intermediate sizes: no model comes near, and products of two fit 64 bits */
 #define MAX_GUESS ((uint64_t)1 << 30) /* bytes of a head that is compared with the embedding although nothing says that they are tied */
-
-static enum st optional(enum st st) { return st == ST_NOT_FOUND ? ST_OK : st; }
-
-static enum st missing(const struct config_reader *r, enum st st, const char *key) {
-    return st == ST_NOT_FOUND ? err_set(r->e, ST_INVALID, "%s: %s is missing", r->where, key) : st;
-}
-
-/* ---- getters ---- */
-
-static enum st hub_int(const struct config_reader *r, const char *key, int64_t min, int64_t max, int *value) {
-    int64_t wide;
-    enum st st = base_json_i64(r->root, r->where, key, min, max, &wide, r->e);
-    if (st == ST_OK) *value = (int)wide;
-    return st;
-}
-
-static bool gguf_value(const struct config_reader *r, const char *suffix, char key[256], struct gguf_value *v) {
-    int n = snprintf(key, 256, "%s.%s", r->architecture, suffix);
-    return n > 0 && n < 256 && ck_gguf_get(r->ck, key, v);
-}
-
-enum st config_gguf_i64(const struct config_reader *r, const char *suffix, int64_t min, int64_t max, int64_t *value) {
-    char key[256];
-    struct gguf_value v;
-    if (!gguf_value(r, suffix, key, &v)) return ST_NOT_FOUND;
-    int64_t number;
-    if (v.kind == GGUF_UINT && v.u <= INT64_MAX) {
-        number = (int64_t)v.u;
-    } else if (v.kind == GGUF_INT) {
-        number = v.i;
-    } else if (v.kind == GGUF_ARRAY && v.array.n && (v.array.element == GGUF_INT || v.array.element == GGUF_UINT)) {
-        number = ck_gguf_array_int(r->ck, &v, 0);
-        for (uint64_t i = 1; i < v.array.n; i++)
-            if (ck_gguf_array_int(r->ck, &v, i) != number)
-                return err_set(r->e, ST_UNSUPPORTED, "%s: %s differs from layer to layer, which this family does not support", r->where, key);
-    } else {
-        return err_set(r->e, ST_INVALID, "%s: %s is not a whole number", r->where, key);
-    }
-    if (number < min || number > max)
-        return err_set(r->e, ST_INVALID, "%s: %s: %lld is outside %lld … %lld", r->where, key, (long long)number, (long long)min, (long long)max);
-    *value = number;
-    return ST_OK;
-}
-
-static enum st gguf_int(const struct config_reader *r, const char *suffix, int64_t min, int64_t max, int *value) {
-    int64_t wide;
-    enum st st = config_gguf_i64(r, suffix, min, max, &wide);
-    if (st == ST_OK) *value = (int)wide;
-    return st;
-}
-
-enum st config_gguf_f64(const struct config_reader *r, const char *suffix, double *value) {
-    char key[256];
-    struct gguf_value v;
-    if (!gguf_value(r, suffix, key, &v)) return ST_NOT_FOUND;
-    double number = v.kind == GGUF_FLOAT ? v.f : v.kind == GGUF_UINT ? (double)v.u : v.kind == GGUF_INT ? (double)v.i : NAN;
-    if (!isfinite(number)) return err_set(r->e, ST_INVALID, "%s: %s is not a finite number", r->where, key);
-    *value = number;
-    return ST_OK;
-}
-
-bool config_gguf_string(const struct config_reader *r, const char *key, struct gguf_string *value) {
-    struct gguf_value v;
-    if (!ck_gguf_get(r->ck, key, &v) || v.kind != GGUF_STRING) return false;
-    *value = v.string;
-    return true;
-}
 
 /* ---- end tokens ---- */
 
@@ -145,141 +74,6 @@ static enum st tokens_gguf(const struct config_reader *r) {
     }
     if (ck_gguf_get(r->ck, "tokenizer.ggml.bos_token_id", &v) && v.kind == GGUF_UINT && v.u <= INT32_MAX) open_with(r, (int64_t)v.u);
     return ST_OK;
-}
-
-/* ---- llama ---- */
-
-static enum st llama_hub(struct config_reader *r) {
-    struct model_config *c = r->c;
-    enum st st;
-    if ((st = missing(r, hub_int(r, "num_hidden_layers", 1, MAX_LAYERS, &c->n_layers), "num_hidden_layers")) != ST_OK ||
-        (st = missing(r, hub_int(r, "hidden_size", 1, MAX_SIZE, &c->hidden), "hidden_size")) != ST_OK ||
-        (st = missing(r, hub_int(r, "num_attention_heads", 1, MAX_SIZE, &c->n_heads), "num_attention_heads")) != ST_OK ||
-        (st = missing(r, hub_int(r, "intermediate_size", 1, MAX_SIZE, &c->ffn), "intermediate_size")) != ST_OK)
-        return st;
-    c->n_kv_heads = c->n_heads;
-    c->head_dim = c->hidden / c->n_heads;
-    c->norm_eps = 1e-6;
-    const char *act = "silu";
-    if ((st = optional(hub_int(r, "num_key_value_heads", 1, MAX_SIZE, &c->n_kv_heads))) != ST_OK ||
-        (st = optional(hub_int(r, "head_dim", 1, MAX_SIZE, &c->head_dim))) != ST_OK ||
-        (st = optional(base_json_i64(r->root, r->where, "vocab_size", 1, INT32_MAX, &c->vocab, r->e))) != ST_OK ||
-        (st = optional(base_json_i64(r->root, r->where, "max_position_embeddings", 0, INT64_C(1) << 40, &c->max_context, r->e))) != ST_OK ||
-        (st = optional(base_json_f64(r->root, r->where, "rms_norm_eps", &c->norm_eps, r->e))) != ST_OK ||
-        (st = optional(base_json_str(r->root, r->where, "hidden_act", &act, r->e))) != ST_OK ||
-        (st = optional(base_json_bool(r->root, r->where, "attention_bias", &c->attention_bias, r->e))) != ST_OK ||
-        (st = optional(base_json_bool(r->root, r->where, "mlp_bias", &c->mlp_bias, r->e))) != ST_OK)
-        return st;
-    c->output_bias = c->attention_bias;
-    st = base_json_bool(r->root, r->where, "tie_word_embeddings", &r->tie_flag, r->e);
-    r->tie_flagged = st == ST_OK;
-    if (optional(st) != ST_OK) return st;
-    if (strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0)
-        return err_set(r->e, ST_UNSUPPORTED, "%s: hidden_act: '%.64s' is not supported in family llama; known: silu", r->where, act);
-    return ST_OK;
-}
-
-static enum st llama_gguf(struct config_reader *r) {
-    struct model_config *c = r->c;
-    enum st st;
-    int n_experts = 0, value_dim = 0, window = 0;
-    if ((st = missing(r, gguf_int(r, "block_count", 1, MAX_LAYERS, &c->n_layers), "llama.block_count")) != ST_OK ||
-        (st = missing(r, gguf_int(r, "embedding_length", 1, MAX_SIZE, &c->hidden), "llama.embedding_length")) != ST_OK ||
-        (st = missing(r, gguf_int(r, "attention.head_count", 1, MAX_SIZE, &c->n_heads), "llama.attention.head_count")) != ST_OK ||
-        (st = missing(r, gguf_int(r, "feed_forward_length", 1, MAX_SIZE, &c->ffn), "llama.feed_forward_length")) != ST_OK ||
-        (st = missing(r, config_gguf_f64(r, "attention.layer_norm_rms_epsilon", &c->norm_eps), "llama.attention.layer_norm_rms_epsilon")) != ST_OK)
-        return st;
-    c->n_kv_heads = c->n_heads;
-    c->head_dim = c->hidden / c->n_heads;
-    if ((st = optional(gguf_int(r, "expert_count", 0, INT32_MAX, &n_experts))) != ST_OK) return st;
-    if (n_experts) return err_set(r->e, ST_UNSUPPORTED, "%s: llama.expert_count is %d: family mixtral is not supported yet", r->where, n_experts);
-    if ((st = optional(gguf_int(r, "attention.head_count_kv", 1, MAX_SIZE, &c->n_kv_heads))) != ST_OK ||
-        (st = optional(gguf_int(r, "attention.key_length", 1, MAX_SIZE, &c->head_dim))) != ST_OK)
-        return st;
-    value_dim = c->head_dim;
-    if ((st = optional(gguf_int(r, "attention.value_length", 1, MAX_SIZE, &value_dim))) != ST_OK ||
-        (st = optional(config_gguf_i64(r, "vocab_size", 1, INT32_MAX, &c->vocab))) != ST_OK ||
-        (st = optional(config_gguf_i64(r, "context_length", 0, INT64_C(1) << 40, &c->max_context))) != ST_OK ||
-        (st = optional(config_gguf_f64(r, "attention.scale", &c->attention_scale))) != ST_OK ||
-        (st = optional(gguf_int(r, "attention.sliding_window", 0, INT32_MAX, &window))) != ST_OK)
-        return st;
-    if (value_dim != c->head_dim)
-        return err_set(r->e, ST_UNSUPPORTED, "%s: llama.attention.value_length is %d where key_length is %d", r->where, value_dim, c->head_dim);
-    if (window && window < c->max_context)
-        return err_set(r->e, ST_UNSUPPORTED, "%s: llama.attention.sliding_window is %d: not supported in family llama", r->where, window);
-    return ST_OK;
-}
-
-static enum st llama_rope_hub(struct config_reader *r) { return config_rope_hub(r, 10000); }
-/* GGUF's llama: the converter has permuted the rows of q and k, so that pairs lie side by side. */
-static enum st llama_rope_gguf(struct config_reader *r) { return config_rope_gguf(r, true); }
-
-/* ---- the table of families ---- */
-
-struct family {
-    const char *name;
-    const char *hub_types[4];         /* model_type */
-    const char *hub_architectures[4]; /* architectures[0], where model_type is absent; where both are there, both must be known */
-    const char *gguf_architectures[4];
-    enum st (*hub)(struct config_reader *r);
-    enum st (*gguf)(struct config_reader *r);
-    /* After head_dim is final. */
-    enum st (*rope_hub)(struct config_reader *r);
-    enum st (*rope_gguf)(struct config_reader *r);
-};
-
-static const struct family families[] = {
-    {"llama", {"llama"}, {"LlamaForCausalLM"}, {"llama"}, llama_hub, llama_gguf, llama_rope_hub, llama_rope_gguf},
-};
-#define N_FAMILIES (sizeof families / sizeof families[0])
-
-static bool among(const char *const list[4], const char *text, size_t n) {
-    for (int i = 0; i < 4 && list[i]; i++)
-        if (strlen(list[i]) == n && memcmp(list[i], text, n) == 0) return true;
-    return false;
-}
-
-static enum st unknown_family(const struct config_reader *r, const char *text, size_t n) {
-    char known[256];
-    size_t used = 0;
-    for (size_t i = 0; i < N_FAMILIES && used < sizeof known; i++)
-        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", families[i].name);
-    return err_set(r->e, ST_UNSUPPORTED, "%s: family %.*s is not supported yet; known: %s", r->where, (int)(n < 64 ? n : 64), text, known);
-}
-
-static enum st family_hub(const struct config_reader *r, const struct family **family) {
-    const char *type = NULL;
-    enum st st = optional(base_json_str(r->root, r->where, "model_type", &type, r->e));
-    if (st != ST_OK) return st;
-    const json_t *list = json_object_get(r->root, "architectures");
-    const char *architecture = json_string_value(json_array_get(list, 0));
-    if (!type && !architecture) return err_set(r->e, ST_INVALID, "%s: neither model_type nor architectures names the family", r->where);
-    for (size_t i = 0; i < N_FAMILIES; i++) {
-        const struct family *f = &families[i];
-        if (type ? !among(f->hub_types, type, strlen(type)) : !among(f->hub_architectures, architecture, strlen(architecture))) continue;
-        if (architecture && !among(f->hub_architectures, architecture, strlen(architecture)))
-            return unknown_family(r, architecture, strlen(architecture));
-        *family = f;
-        return ST_OK;
-    }
-    return type ? unknown_family(r, type, strlen(type)) : unknown_family(r, architecture, strlen(architecture));
-}
-
-static enum st family_gguf(struct config_reader *r, const struct family **family) {
-    struct gguf_string text;
-    if (!config_gguf_string(r, "general.architecture", &text)) return err_set(r->e, ST_INVALID, "%s: general.architecture is missing", r->where);
-    struct gguf_string type;
-    if (config_gguf_string(r, "general.type", &type) && !(type.bytes == 5 && memcmp(type.data, "model", 5) == 0))
-        return err_set(r->e, ST_UNSUPPORTED, "%s: general.type is '%.*s': not a model", r->where, (int)(type.bytes < 64 ? type.bytes : 64),
-                       type.data);
-    for (size_t i = 0; i < N_FAMILIES; i++) {
-        if (!among(families[i].gguf_architectures, text.data, text.bytes)) continue;
-        r->architecture = base_arena_strndup(r->arena, text.data, text.bytes);
-        if (!r->architecture) return err_set(r->e, ST_NO_MEMORY, "%s: no memory", r->where);
-        *family = &families[i];
-        return ST_OK;
-    }
-    return unknown_family(r, text.data, text.bytes);
 }
 
 /* ---- what the tensors say ---- */
@@ -375,7 +169,7 @@ static enum st check_layers(const struct config_reader *r) {
         if (rows / heads != (uint64_t)c->head_dim) {
             LOG_WARNING("part", "%s: a head should have %d dimensions, but has %llu in tensor %s, which are taken", r->where, c->head_dim,
                         (unsigned long long)(rows / heads), q->name);
-            if (rows / heads > MAX_SIZE)
+            if (rows / heads > CONFIG_MAX_SIZE)
                 return err_set(r->e, ST_INVALID, "%s: tensor %s: a head has %llu dimensions", ck_path(r->ck), q->name,
                                (unsigned long long)(rows / heads));
             c->head_dim = (int)(rows / heads);
@@ -387,7 +181,7 @@ static enum st check_layers(const struct config_reader *r) {
         return err_set(r->e, ST_INVALID, "%s: %d heads in a hidden size of %d, and nothing says how large a head is", r->where, c->n_heads,
                        c->hidden);
     if (gate && gate->n_dims == 2 && gate_rows != (uint64_t)c->ffn) {
-        if (gate_rows < 1 || gate_rows > MAX_SIZE)
+        if (gate_rows < 1 || gate_rows > CONFIG_MAX_SIZE)
             return err_set(r->e, ST_INVALID, "%s: tensor %s has %llu rows", ck_path(r->ck), gate->name, (unsigned long long)gate_rows);
         LOG_WARNING("part", "%s: the intermediate size is given as %d, but tensor %s has %llu rows, which are taken", r->where, c->ffn, gate->name,
                     (unsigned long long)gate_rows);
@@ -440,24 +234,24 @@ static const char *name_of(const struct config_reader *r) {
 /* ---- all together ---- */
 
 enum st part_config_read(const struct checkpoint *ck, struct arena *arena, struct model_config *config, struct err *e) {
-    struct model_config c = {.embedding_scale = 1, .opening_token = -1};
+    struct model_config c = {.embedding_scale = 1, .opening_token = -1, .moe = {.scale = 1, .n_groups = 1, .k_groups = 1}};
     struct config_reader r = {.ck = ck, .arena = arena, .c = &c, .e = e, .where = ck_path(ck)};
-    const struct family *family = NULL;
+    const struct config_family *family = NULL;
     const bool gguf = ck_kind_of(ck) == CK_GGUF;
     enum st st;
     if (gguf) {
-        if ((st = family_gguf(&r, &family)) != ST_OK || (st = family->gguf(&r)) != ST_OK) return st;
+        if ((st = config_family_gguf(&r, &family)) != ST_OK || (st = family->gguf(&r)) != ST_OK) return st;
     } else {
         r.where = base_arena_printf(arena, "%s/config.json", ck_path(ck));
         if (!r.where) return err_set(e, ST_NO_MEMORY, "%s: no memory", ck_path(ck));
         if ((st = ck_json(ck, "config.json", &r.root, e)) != ST_OK) return st;
         if (!r.root) return err_set(e, ST_NOT_FOUND, "%s: no such file", r.where);
         if (!json_is_object(r.root)) return err_set(e, ST_INVALID, "%s: not an object", r.where);
-        if ((st = family_hub(&r, &family)) != ST_OK) return st;
+        if ((st = config_family_hub(&r, &family)) != ST_OK) return st;
         if ((st = quant_read(ck, r.root, arena, &c.quant, e)) != ST_OK || (st = part_cache_declared(ck, r.root, &c.fp8_cache, e)) != ST_OK) return st;
         if ((st = family->hub(&r)) != ST_OK) return st;
     }
-    c.family = family->name;
+    if (!c.family) c.family = family->name;
     if (!((float)c.norm_eps > 0) || c.norm_eps > 1) return err_set(e, ST_INVALID, "%s: a norm's epsilon of %g is outside 0 … 1", r.where, c.norm_eps);
     c.norm_eps = (double)(float)c.norm_eps; /* GGUF stores F32 and transformers computes in it: the same model, the same bits */
     if ((st = check_embedding(&r)) != ST_OK || (st = check_layers(&r)) != ST_OK ||

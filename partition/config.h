@@ -13,18 +13,37 @@
 
 struct quant;
 
-enum rope_kind { ROPE_PLAIN, ROPE_LINEAR, ROPE_LLAMA3 /* yarn, longrope, dynamic: refused by name until a family needs them */ };
+enum rope_kind { ROPE_PLAIN, ROPE_LINEAR, ROPE_LLAMA3, ROPE_YARN /* longrope, dynamic: refused by name until a family needs them */ };
 
 struct rope_config {
     enum rope_kind kind;
     double theta;
-    double factor;                    /* linear, llama3 */
+    double factor;                    /* linear, llama3, yarn */
     double low_freq_factor, high_freq_factor; /* llama3 */
-    int64_t original_context;         /* llama3 */
+    double beta_fast, beta_slow;      /* yarn: turns within original_context above which a frequency stays, and below which it is slowed by factor */
+    bool truncate;                    /* yarn: the two ends of the ramp are rounded outwards to whole dimensions */
+    int64_t original_context;         /* llama3, yarn */
     int rotary_dim;                   /* the first rotary_dim dimensions of a head rotate */
     bool interleaved;                 /* pairs (2i, 2i+1): GGUF's llama weights are permuted so; false: halves */
     const double *frequency;          /* [rotary_dim / 2] final inverse frequencies, scaling and rope_freqs.weight applied; by base_math_pow, in double */
-    double attention_factor;          /* on cos and sin; 1 */
+    double attention_factor;          /* on cos and sin; 1, yarn: 0.1 · ln factor + 1 unless the file says otherwise */
+};
+
+#define CONFIG_MAX_TOP_K 64
+
+/* As kernels.h has them. */
+enum config_router { CONFIG_ROUTER_SOFTMAX, CONFIG_ROUTER_TOPK_SOFTMAX, CONFIG_ROUTER_SIGMOID };
+enum config_gate { CONFIG_GATE_SILU, CONFIG_GATE_CLAMPED };
+
+struct moe_config {
+    int n_experts; /* routed ones; 0: a dense model */
+    int top_k;     /* of them for each token, ≤ CONFIG_MAX_TOP_K */
+    int n_shared;  /* 0 or 1: an expert of the same size for every token */
+    int ffn;       /* intermediate size of one */
+    enum config_router router;
+    bool renormalise;       /* weights of a token's experts add up to `scale` */
+    double scale;           /* 1 */
+    int n_groups, k_groups; /* 1, 1: choose from all */
 };
 
 struct model_config {
@@ -36,6 +55,10 @@ struct model_config {
     double norm_eps;
     double attention_scale;   /* 1/√head_dim unless the config says otherwise */
     double embedding_scale;   /* 1 */
+    enum config_gate gate;
+    double gate_alpha, gate_limit; /* CONFIG_GATE_CLAMPED */
+    const uint32_t *windows;  /* [n_layers] positions that a layer sees, 0: all; NULL: every layer sees all */
+    struct moe_config moe;
     bool tied_head;           /* after looking at the tensors: no head of its own, or one with the same bytes */
     bool attention_bias, output_bias, mlp_bias; /* after looking at the tensors */
     struct rope_config rope;

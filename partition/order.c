@@ -49,13 +49,16 @@ void order_columns(uint64_t n_in, bool super_block, struct order_leaves *leaves)
     }
 }
 
-void order_vocabulary(uint64_t n_vocab, struct order_leaves *leaves)
+static void share_out(enum order_kind kind, uint32_t n, uint64_t n_units, struct order_leaves *leaves)
 {
-    leaves->kind = ORDER_VOCABULARY;
-    leaves->n = 32;
-    for (uint32_t i = 0; i < 32; i++)
-        leaves->end[i] = (i + 1) * n_vocab / 32;
+    leaves->kind = kind;
+    leaves->n = n;
+    for (uint32_t i = 0; i < n; i++)
+        leaves->end[i] = (i + 1) * n_units / n;
 }
+
+void order_experts(uint32_t n_experts, struct order_leaves *leaves) { share_out(ORDER_EXPERTS, n_experts < 32 ? n_experts : 32, n_experts, leaves); }
+void order_vocabulary(uint64_t n_vocab, struct order_leaves *leaves) { share_out(ORDER_VOCABULARY, 32, n_vocab, leaves); }
 
 void order_cut(uint32_t n_leaves, const uint32_t *shares, uint32_t n_ranks, uint32_t *lo, uint32_t *hi)
 {

@@ -16,6 +16,7 @@
 enum order_kind {
     ORDER_HEADS,     /* output projection: units are query heads */
     ORDER_COLUMNS,   /* other row-parallel products: units are columns */
+    ORDER_EXPERTS,   /* expert mode: units are experts, leaves groups of them */
     ORDER_VOCABULARY /* 32 fixed slices: units are rows of embedding and head; a select, never a sum */
 };
 
@@ -31,6 +32,8 @@ struct order_leaves {
 enum st order_heads(uint32_t n_heads, uint32_t n_kv, struct order_leaves *leaves, struct err *e);
 /* Units of 64 columns, 256 where super_block and n_in ≥ 3072, 32 where n_in < 256 or ⌈n_in/64⌉ is odd and below 12; shared out over at most 12 leaves. */
 void order_columns(uint64_t n_in, bool super_block, struct order_leaves *leaves);
+/* At most 32 groups of consecutive experts. */
+void order_experts(uint32_t n_experts, struct order_leaves *leaves);
 void order_vocabulary(uint64_t n_vocab, struct order_leaves *leaves);
 
 static inline uint64_t order_leaf_begin(const struct order_leaves *l, uint32_t i) { return i ? l->end[i - 1] : 0; }

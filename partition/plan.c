@@ -14,7 +14,7 @@ static uint64_t align64(uint64_t bytes) { return (bytes + 63) & ~63ull; }
 
 uint64_t part_value_bytes(const struct part_model *m, const struct part_value *v, const struct part_plan_options *o)
 {
-    const uint64_t rows = (uint64_t)(v->rows == PART_TOKENS ? o->max_tokens : o->max_rows);
+    const uint64_t rows = (uint64_t)(v->rows == PART_LOGIT_ROWS ? o->max_rows : o->max_tokens) * part_rows_per_token(m, v->rows);
     if (v->partial && m->n_ranks > 1)
         return 0;
     return align64(rows * v->width * v->n_vectors * v->element_bytes);
@@ -74,11 +74,16 @@ static uint64_t place_values(struct part_model *m, const struct part_plan_option
 
 /* ---- exchanges ----------------------------------------------------------------------------------------------------------------------------------------- */
 
+uint64_t part_rows_bytes(const struct part_model *m, int value, int n_rows)
+{
+    const struct part_value *v = &m->values[value];
+    return (uint64_t)n_rows * v->width * v->n_vectors * v->element_bytes;
+}
+
 uint64_t part_exchange_bytes(const struct part_plan *plan, const struct part_step *s, int rank, int n_rows)
 {
     const struct part_model *m = plan->ranks[rank];
-    const struct part_value *v = &m->values[s->in[0]];
-    return (uint64_t)n_rows * v->width * v->n_vectors * v->element_bytes;
+    return part_rows_bytes(m, s->in[0], n_rows) + (s->in[1] == PART_NONE ? 0 : part_rows_bytes(m, s->in[1], n_rows));
 }
 
 static uint64_t largest_exchange(const struct part_plan *plan)
@@ -120,6 +125,8 @@ static void digest_config(struct base_hasher *h, const struct model_config *c)
         (uint64_t)c->n_layers, (uint64_t)c->hidden, (uint64_t)c->n_heads, (uint64_t)c->n_kv_heads, (uint64_t)c->head_dim, (uint64_t)c->ffn,
         (uint64_t)c->vocab, bits_of(c->norm_eps), bits_of(c->attention_scale), bits_of(c->embedding_scale), c->tied_head,
         (uint64_t)c->rope.rotary_dim, c->rope.interleaved, bits_of(c->rope.attention_factor), (uint64_t)c->n_ends,
+        c->gate, bits_of(c->gate_alpha), bits_of(c->gate_limit), (uint64_t)c->moe.n_experts, (uint64_t)c->moe.top_k, (uint64_t)c->moe.n_shared, (uint64_t)c->moe.ffn, c->moe.router,
+        c->moe.renormalise, bits_of(c->moe.scale), (uint64_t)c->moe.n_groups, (uint64_t)c->moe.k_groups,
     };
     digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
     for (int i = 0; i < c->rope.rotary_dim / 2; i++)
@@ -132,7 +139,7 @@ static void digest_step(struct base_hasher *h, const struct part_step *s)
 {
     const uint64_t numbers[] = {
         s->op, s->exchange, (uint64_t)s->layer, (uint64_t)s->n_parts, (uint64_t)s->dim, (uint64_t)s->group, (uint64_t)s->cache, bits_of(s->eps), bits_of(s->scale),
-        s->n_heads, s->q_first, s->kv_first, s->head_group,
+        s->n_heads, s->q_first, s->kv_first, s->head_group, s->window, s->of_keys, s->n_experts, s->expert_first, s->expert_end,
     };
     digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
     for (int k = 0; k < 3; k++)
@@ -151,13 +158,13 @@ static void digest_model(struct base_hasher *h, const struct part_model *m)
         base_hasher_update_str(h, kern_format(w->scheme->format)->name);
         const uint64_t numbers[] = {
             w->kind,          w->first_row,   w->rows.begin, w->rows.end, w->columns.begin, w->columns.end, w->slice_bytes, w->scheme->scale_columns, w->scheme->divides, w->scheme->zero_plus_one,
-            w->scheme->n_sources};
+            w->scheme->n_sources, (uint64_t)w->leaf_dim, w->leaves_apart, w->exact, (uint64_t)w->owner_dim, w->owner_unit};
         digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
         for (uint32_t k = 0; k < w->scheme->n_sources; k++) {
             const struct part_slice *s = &w->slices[k];
             const struct quant_source *source = &w->scheme->sources[k];
             const uint64_t slice[] = {
-                s->file,      s->offset,       s->count[0],        s->count[1],           s->count[2],  s->stride[0],     s->stride[1],         s->stride[2],           s->run_bytes,     s->first_row,
+                s->file,      s->offset,       s->count[0],        s->count[1],           s->stride[0],     s->stride[1],         s->run_bytes,     s->first_row,
                 s->first_column, source->role, source->row_unit, source->column_unit, source->bits, source->transposed, source->along_rows, source->interleaved, source->is_signed,
             };
             digest_u64(h, slice, sizeof slice / sizeof *slice);
@@ -165,7 +172,7 @@ static void digest_model(struct base_hasher *h, const struct part_model *m)
     }
     for (int i = 0; i < m->n_values; i++) {
         const struct part_value *v = &m->values[i];
-        const uint64_t numbers[] = {v->rows, v->partial, (uint64_t)v->sum_dim, v->element_bytes, v->width, v->n_vectors, v->offset};
+        const uint64_t numbers[] = {v->rows, v->partial, (uint64_t)v->sum_dim, (uint64_t)v->follows, v->element_bytes, v->width, v->n_vectors, v->offset};
         digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
     }
     for (int i = 0; i < m->n_caches; i++) {
@@ -238,7 +245,7 @@ static uint64_t matrix_bytes(struct sizes_memo *memo, const struct part_sizes *s
     for (int k = 0; k < memo->n; k++) {
         const struct part_weight *u = memo->of[k];
         if (u->scheme->format == w->scheme->format && u->scheme->scale_columns == w->scheme->scale_columns && u->rows.end - u->rows.begin == w->rows.end - w->rows.begin && u->columns.begin == w->columns.begin &&
-            u->columns.end == w->columns.end && u->column_axis.dim == w->column_axis.dim && u->column_axis.scale == w->column_axis.scale)
+            u->columns.end == w->columns.end && u->column_axis.dim == w->column_axis.dim && u->column_axis.scale == w->column_axis.scale && u->leaf_dim == w->leaf_dim && u->leaves_apart == w->leaves_apart && u->exact == w->exact)
             return memo->bytes[k];
     }
     const uint64_t bytes = sizes->matrix_bytes(sizes, m, w);
@@ -273,23 +280,30 @@ static enum st add_budget(struct part_plan *plan, const struct part_sizes *sizes
     return ST_OK;
 }
 
-/* Of all tensors of a weight, its share of fused ones. */
-static uint64_t stored_bytes(const struct part_weight *w)
+/* What a step's matrices are stored in: of routed experts those that one token goes to, of an embedding nothing to speak of. */
+static uint64_t step_bytes(const struct part_model *whole, const struct part_step *s)
 {
+    const struct moe_config *moe = &whole->config.moe;
+    const bool experts = s->op == PART_EXPERTS_IN || s->op == PART_EXPERTS_OUT;
     uint64_t bytes = 0;
-    for (uint32_t k = 0; k < w->scheme->n_sources; k++)
-        bytes += w->scheme->sources[k].tensor->bytes;
-    return w->row_axis.size == w->scheme->rows ? bytes : (uint64_t)((double)bytes * (double)w->row_axis.size / (double)w->scheme->rows);
+    for (int k = 0; k < s->n_parts && (experts || s->op == PART_LINEAR); k++) {
+        uint64_t routed = 0;
+        for (int i = 0; i < (experts ? moe->n_experts : 0); i++)
+            routed += part_weight_stored_bytes(&whole->weights[s->weight[k] + i]);
+        bytes += routed * (uint64_t)moe->top_k / (uint64_t)(moe->n_experts ? moe->n_experts : 1);
+        for (int i = experts ? moe->n_experts : 0; i < (experts ? (int)s->n_experts : 1); i++)
+            bytes += part_weight_stored_bytes(&whole->weights[s->weight[k] + i]);
+    }
+    return bytes;
 }
 
-/* Every matrix once, except an embedding that is not the head too: of that only a row is read. */
 static uint64_t bytes_per_token(const struct part_model *whole)
 {
-    const int32_t table = whole->main.steps[0].op == PART_EMBED ? whole->main.steps[0].weight[0] : PART_NONE;
     uint64_t bytes = 0;
-    for (int i = 0; i < whole->n_weights; i++)
-        if (whole->weights[i].kind == PART_MATRIX && (i != table || whole->config.tied_head))
-            bytes += stored_bytes(&whole->weights[i]);
+    const struct part_program *const programs[] = {&whole->main, &whole->head};
+    for (int p = 0; p < 2; p++)
+        for (int i = 0; i < programs[p]->n_steps; i++)
+            bytes += step_bytes(whole, &programs[p]->steps[i]);
     return bytes;
 }
 

@@ -47,24 +47,30 @@ enum part_weight_kind {
     PART_VECTOR  /* [rows], kept as F32 */
 };
 
-/* Where a rank's bytes of one tensor lie: count[2] × count[1] × count[0] runs of run_bytes, strides in bytes. For a plain matrix count[0] = rows; where the tensor's first axis runs
- * along the columns (quant_source.transposed) count[0] counts those. A cut may fall inside a stored block, a scale block or a packed word: both ranks read it. */
+/* Where a rank's bytes of one tensor lie: count[0] × count[1] runs of run_bytes, strides in bytes. For a plain matrix count[0] = rows; where rows lie next to each other in the file
+ * (quant_source.transposed) count[0] counts columns. count[1] is 1 unless only every other number is wanted (quant_view.step of transposed ones). A cut may fall inside a stored block,
+ * a scale block or a packed word: both ranks read it. */
 struct part_slice {
     uint32_t file;
     uint64_t offset;
-    uint64_t count[3], stride[3];
+    uint64_t count[2], stride[2];
     uint64_t run_bytes;
     uint64_t first_row;    /* of the matrix, fused ones whole: what the first element covers from, a multiple of the source's row_unit */
     uint64_t first_column; /* likewise, of its column_unit (a format's block) */
 };
 
 struct part_weight {
-    const char *name; /* the tensor's name in the checkpoint (with "[a:b]" where it is a part of a fused one) */
+    const char *name; /* the tensor's name in the checkpoint, with "[3]" for a plane, "[0::2]" for every other row, "[a:b]" for rows a to b where it is a part of one */
     const struct ck_tensor *tensor;      /* what holds the numbers, or the codes: sources[0] of its scheme */
     const struct quant_scheme *scheme;   /* of which tensors it is put together, and to which format */
     enum part_weight_kind kind;
     uint64_t first_row; /* of the tensor: where this weight's rows start (fused tensors) */
     struct part_axis row_axis, column_axis;
+    int leaf_dim;        /* the dimension whose leaves the product's sums are taken over; PART_WHOLE: one leaf. As column_axis's where ranks cut the columns */
+    bool leaves_apart;   /* the leaves' sums are not added by the product itself: an expert's, which are weighted first */
+    bool exact;          /* activations are never quantised for it: a router's */
+    int owner_dim;       /* expert mode: the rank that has unit owner_unit of this dimension holds the weight, the others nothing of it. PART_WHOLE: no such owner */
+    uint64_t owner_unit;
 
     /* this rank's part, set by part_shard (for the unsharded model: all) */
     struct part_range rows, columns; /* of the weight */
@@ -74,13 +80,18 @@ struct part_weight {
 
 /* ---- values --------------------------------------------------------------------------------------------------------------------------------------- */
 
-enum part_rows { PART_TOKENS, PART_LOGIT_ROWS };
+enum part_rows {
+    PART_TOKENS,
+    PART_SLOTS, /* a token's place at one of its experts: top_k (in tensor mode one more for a shared expert) rows for each token */
+    PART_LOGIT_ROWS
+};
 
 struct part_value {
     const char *name;
     enum part_rows rows;
     struct part_axis axis; /* width of the whole */
     bool partial;          /* [n_vectors] partial sums of dimension sum_dim; with more than one rank it lives in the exchange's send buffer */
+    int follows;           /* partial: the value behind whose vectors it lies there, and with which it travels; PART_NONE: it is the first */
     int sum_dim;
     uint32_t element_bytes; /* 4, or the size of a record */
 
@@ -108,37 +119,47 @@ struct part_cache {
 enum part_op {
     PART_EMBED,      /* out[0][T, hidden] = rows of weight[0] by token id; zeroes where the row belongs to another rank */
     PART_ROPE_TABLE, /* out[0][T, rotary_dim] = cos, sin of positions */
-    PART_NORM,       /* out[0] = rmsnorm(in[0]) · weight[0] */
+    PART_NORM,       /* out[0] = rmsnorm(in[0]) · weight[0]; with n_heads: of each head by itself; with in[1]: of all heads together, whose squares that is */
+    PART_SQUARES,    /* out[0][T, 2 a query head] = Σ x² of each head of in[0], then of the key/value head of in[1] whose first query head it is (else 0) */
     PART_LINEAR,     /* out[i] = in[0] · weight[i]ᵀ (+ bias[i]), i < n_parts; where the columns follow a dimension the result is partial */
     PART_ROPE,       /* in[0] rotated in place by the table in[1]; n_heads heads */
-    PART_ATTENTION,  /* appends k = in[1], v = in[2] to cache, out[0] = attention of q = in[0] */
-    PART_GATE,       /* out[0] = silu(in[0]) · in[1] */
-    PART_EXCHANGE,   /* in[0] of every rank goes to every rank: mode says what for */
-    PART_SUM,        /* out[0] = in[0] + (tree over the vectors of in[1] + bias[0]); after an exchange: over all ranks' vectors */
+    PART_ATTENTION,  /* appends k = in[1], v = in[2] to cache, out[0] = attention of q = in[0]; bias[0]: sinks, one score a head */
+    PART_GATE,       /* out[0] = silu(in[0]) · in[1], or what config.gate says */
+    PART_ROUTE,      /* out[0] = experts and weights of each token by the logits in[0]; bias[0]: added for the choice alone. Sorts the tokens by local experts */
+    PART_EXPERTS_IN, /* out[i][S, ffn] = in[0][token of the slot] · (weight[i] + e)ᵀ (+ bias[i] + e), i < n_parts, of the experts e that in[1] routes to */
+    PART_EXPERTS_OUT, /* out[0] = Σ over a token's slots of weight · (in[0][slot] · (weight[0] + e)ᵀ), partial: by leaves, or by groups of experts (expert mode: + bias[0] + e) */
+    PART_EXPERTS_BIAS, /* out[0][T] = Σ over a token's experts by in[0] of weight · (bias[0] + e): tensor mode, once after the tree */
+    PART_EXCHANGE,   /* in[0] of every rank goes to every rank, and in[1], if there is one, behind it: mode says what for */
+    PART_SUM,        /* out[0] = in[0] + (tree over the vectors of in[1] + bias[0], or + in[2] if there is one); after an exchange: over all ranks' vectors */
     PART_SELECT,     /* out[0][t] = the row of in[0] that the owner of token t's id sent (one rank: in[0] itself is already right and the step is left out) */
     PART_PICK,       /* out[0][R, hidden] = rows of in[0] by the step's logit rows */
     PART_SAMPLE,     /* out[0] = this rank's best candidate per logit row */
     PART_SCORE       /* out[0] = per logit row: (max, sum) of this rank's vocabulary slices, and the target's logit where it is here */
 };
 
-enum part_exchange { PART_EXCHANGE_TREE, PART_EXCHANGE_SELECT, PART_EXCHANGE_SAMPLE, PART_EXCHANGE_SCORE, PART_EXCHANGE_LOGITS };
+enum part_exchange { PART_EXCHANGE_TREE, PART_EXCHANGE_SELECT, PART_EXCHANGE_SAMPLE, PART_EXCHANGE_SCORE, PART_EXCHANGE_LOGITS, PART_EXCHANGE_SQUARES };
 
 #define PART_MAX_PARTS 4
 #define PART_NONE (-1)
 #define PART_SAMPLE_BYTES 16 /* double value, int32 id, float logit */
+#define PART_ROUTE_BYTES 8   /* int32 expert, float weight */
 
 struct part_step {
     enum part_op op;
     enum part_exchange exchange; /* PART_EXCHANGE only */
     int16_t layer;               /* −1: none */
-    int16_t n_parts;             /* PART_LINEAR */
+    int16_t n_parts;             /* LINEAR, EXPERTS_IN */
     int16_t in[3], out[PART_MAX_PARTS];
     int32_t weight[PART_MAX_PARTS], bias[PART_MAX_PARTS]; /* 10,000 layers, or experts of some dozen, are more than 32,767 */
     int16_t dim;                 /* EXCHANGE, SUM, SELECT: the dimension whose leaves are summed or selected from */
     int16_t group;               /* EXCHANGE: which group of ranks (0: the tensor group) */
     int16_t cache;               /* ATTENTION */
+    bool of_keys;                /* NORM with squares: of keys, not queries */
     float eps, scale;
-    uint32_t n_heads;            /* ROPE, ATTENTION: this rank's */
+    uint32_t n_heads;            /* ROPE, ATTENTION, NORM of heads: this rank's */
+    uint32_t window;             /* ATTENTION: positions that a token sees; 0: all */
+    uint32_t n_experts;          /* ROUTE: routed ones; EXPERTS: matrices that follow weight[i], the shared one last; this rank's are [expert_first, expert_end) of them */
+    uint32_t expert_first, expert_end;
     uint32_t q_first, kv_first, head_group; /* ATTENTION: global numbers of this rank's first heads; query heads per KV head */
 };
 
@@ -150,15 +171,22 @@ struct part_program {
 
 /* ---- the whole ------------------------------------------------------------------------------------------------------------------------------------ */
 
+enum part_moe {
+    PART_MOE_TENSOR, /* --moe tp */
+    PART_MOE_EXPERT  /* --moe ep */
+};
+
 struct part_model {
     struct arena arena;
     struct model_config config;
     const struct checkpoint *ck;
+    enum part_moe moe;
     int rank, n_ranks; /* 0 of 1: unsharded */
 
     struct part_dim dims[PART_MAX_DIMS];
     int n_dims;
     int dim_heads, dim_ffn, dim_vocab; /* indexes; −1: the family has none */
+    int dim_expert_ffn, dim_experts;   /* tensor mode cuts every expert along the first, expert mode deals out whole ones by the second (else −1) */
 
     struct part_weight *weights;
     int n_weights, weights_capacity;
@@ -181,8 +209,8 @@ struct part_family {
 };
 const struct part_family *const *part_families(void); /* NULL-terminated */
 
-/* Reads the configuration, finds the family, builds and checks the unsharded programs. ck must outlive the model. */
-enum st part_model_create(const struct checkpoint *ck, struct part_model **m, struct err *e);
+/* Reads the configuration, finds the family, builds and checks the unsharded programs. ck must outlive the model. moe matters to models with experts alone. */
+enum st part_model_create(const struct checkpoint *ck, enum part_moe moe, struct part_model **m, struct err *e);
 void part_model_destroy(struct part_model *m);
 
 int part_add_dim(struct part_model *m, const char *name, const struct order_leaves *leaves);
@@ -194,7 +222,19 @@ int part_add_cache(struct part_model *m, int layer, uint32_t n_kv_heads, uint32_
  * found by their names (quant.h). */
 enum st part_add_weight(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, uint64_t first_row, uint64_t tensor_rows, struct part_axis rows,
                         struct part_axis columns, int32_t *index, struct err *e);
+/* The same of a view of the tensor (quant.h): of one expert of a fused tensor, of every other row. The view has view_rows rows, of which these begin at first_row;
+ * the tensor's dimensions are [planes, view_rows · step, columns], transposed [planes, columns, view_rows · step], of a vector [planes, view_rows · step]. */
+enum st part_add_view(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, const struct quant_view *view, uint64_t first_row, uint64_t view_rows,
+                      struct part_axis rows, struct part_axis columns, int32_t *index, struct err *e);
+/* Of all tensors of an unsharded weight; of those that it shares with others, its part of the rows. */
+uint64_t part_weight_stored_bytes(const struct part_weight *w);
 struct part_step *part_add_step(struct part_model *m, struct part_program *p, enum part_op op, int layer);
+
+/* Rows of a value for each token of a step (or logit row). */
+static inline uint64_t part_rows_per_token(const struct part_model *m, enum part_rows rows)
+{
+    return rows == PART_SLOTS ? (uint64_t)(m->config.moe.top_k + (m->dim_experts < 0 ? m->config.moe.n_shared : 0)) : 1;
+}
 
 static inline struct part_axis part_axis_whole(uint64_t size) { return (struct part_axis){PART_WHOLE, 1, 1, size}; }
 static inline struct part_axis part_axis_cut(int dim, uint32_t scale, uint32_t group, uint64_t size) { return (struct part_axis){dim, scale, group, size}; }

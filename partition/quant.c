@@ -12,8 +12,8 @@
 
 /* ---- names ---------------------------------------------------------------------------------------------------------------------------------------- */
 
-static const char *const code_suffixes[] = {".weight", ".weight_packed", ".qweight"};
-enum { N_CODE_SUFFIXES = sizeof code_suffixes / sizeof *code_suffixes };
+static const char *const code_suffixes[] = {".weight", ".weight_packed", ".qweight", "_blocks"};
+enum { N_CODE_SUFFIXES = sizeof code_suffixes / sizeof *code_suffixes, GPTQ_SUFFIX = 2, GPT_OSS_SUFFIX };
 
 const struct ck_tensor *quant_codes(const struct checkpoint *ck, const char *module)
 {
@@ -24,7 +24,7 @@ const struct ck_tensor *quant_codes(const struct checkpoint *ck, const char *mod
         if (t)
             return t;
     }
-    return NULL;
+    return ck_find(ck, module);
 }
 
 /* Bytes of the module's name at the beginning of its codes' name. */
@@ -177,13 +177,7 @@ static enum st refuse_extra(const struct finding *f, const struct ck_tensor *use
 
 static bool is_float(const struct ck_tensor *t) { return !t->unsupported && kern_format(t->format)->block_columns == 1; }
 
-static bool is_single(const struct ck_tensor *t)
-{
-    uint64_t n = 1;
-    for (int d = 0; d < t->n_dims; d++)
-        n *= t->dims[d];
-    return n == 1;
-}
+static bool is_single(const struct ck_tensor *t) { return ck_n_elements(t) == 1; }
 
 static uint64_t up(uint64_t n, uint64_t unit) { return n / unit + (n % unit != 0); }
 
@@ -198,8 +192,8 @@ static enum st add_tensor_scale(struct finding *f, const struct ck_tensor *t)
 {
     if (t->unsupported || t->format != FMT_F32)
         return wrong_type(f, t, "F32");
-    if (!is_single(t))
-        return wrong_shape(f, t, "one number");
+    if (ck_n_elements(t) != quant_view_planes(&f->s->view))
+        return wrong_shape(f, t, f->s->view.n_planes ? "one number a plane" : "one number");
     add_source(f, t, QUANT_TENSOR_SCALE, f->rows, f->columns, sizeof(float));
     return ST_OK;
 }
@@ -310,6 +304,33 @@ static enum st mxfp4(struct finding *f)
     if (!st)
         add_source(f, scale, QUANT_SCALES, 1, 32, 1);
     return st;
+}
+
+/* GPT-OSS's experts: MODULE_blocks U8 [planes, rows, columns / 32, 16], MODULE_scales U8 [planes, rows, columns / 32]. */
+static enum st gpt_oss(struct finding *f)
+{
+    const struct quant_view *v = &f->s->view;
+    char full[CK_MAX_MODULE + 32];
+    snprintf(full, sizeof full, "%.*s_scales", f->module_bytes, f->module);
+    const struct ck_tensor *c = f->codes, *scale = ck_find(f->ck, full);
+    if (!scale)
+        return REFUSE(f, ST_INVALID, "tensor %.200s is missing beside %.200s", full, c->name);
+    if (c->raw != CK_RAW_U8)
+        return wrong_type(f, c, "U8");
+    if (scale->raw != CK_RAW_U8 && scale->raw != CK_RAW_F8_E8M0)
+        return wrong_type(f, scale, "U8 or F8_E8M0");
+    if (f->columns % 32)
+        return REFUSE(f, ST_INVALID, "tensor %.200s: %" PRIu64 " columns are no multiple of the group of 32", c->name, f->columns);
+    const uint64_t want[] = {quant_view_planes(v), f->rows * quant_view_step(v), f->columns / 32, 16};
+    if (c->n_dims != 4 || memcmp(c->dims, want, sizeof want) != 0)
+        return wrong_shape(f, c, "[experts, rows, columns / 32, 16]");
+    if (scale->n_dims != 3 || memcmp(scale->dims, want, 3 * sizeof *want) != 0)
+        return wrong_shape(f, scale, "[experts, rows, columns / 32]");
+    f->s->format = FMT_MXFP4;
+    f->s->name = "MXFP4 of GPT-OSS";
+    add_source(f, c, QUANT_CODES, 1, 2, 1)->bits = 4;
+    add_source(f, scale, QUANT_SCALES, 1, 32, 1);
+    return ST_OK;
 }
 
 static enum st fp4(struct finding *f)
@@ -525,7 +546,7 @@ uint64_t quant_rows(const struct checkpoint *ck, const struct ck_tensor *codes)
 {
     int i_suffix;
     const size_t n = module_bytes(codes, &i_suffix);
-    if (i_suffix != 2)
+    if (i_suffix != GPTQ_SUFFIX)
         return codes->n_dims == 2 ? codes->dims[0] : 0;
     char full[CK_MAX_MODULE + 32];
     snprintf(full, sizeof full, "%.*s.scales", (int)n, codes->name);
@@ -536,6 +557,9 @@ uint64_t quant_rows(const struct checkpoint *ck, const struct ck_tensor *codes)
 static enum st find_scheme(struct finding *f)
 {
     const struct ck_tensor *c = f->codes;
+    const struct quant_view *v = &f->s->view;
+    if (v->n_planes || quant_view_step(v) > 1 || v->transposed)
+        return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: several matrices in one tensor are not supported in this format yet; in GPT-OSS's MXFP4, BF16 and GGUF types they are", c->name);
     enum st st = find_parts(f);
     if (!st)
         st = refuse_extra(f, c, (const struct ck_tensor *const[]){f->parts.weight, f->parts.weight_packed, f->parts.qweight}, 3);
@@ -574,8 +598,23 @@ static enum st gguf_scale(struct finding *f)
     return scale ? add_tensor_scale(f, scale) : ST_OK;
 }
 
-enum st quant_scheme_of(const struct checkpoint *ck, struct quant *q, const struct ck_tensor *codes, uint64_t rows, uint64_t columns, struct arena *arena,
-                        const struct quant_scheme **scheme, struct err *e)
+/* Where the elements of each source lie. */
+static void place_sources(struct quant_scheme *s)
+{
+    const uint64_t step = quant_view_step(&s->view);
+    for (uint32_t k = 0; k < s->n_sources; k++) {
+        struct quant_source *x = &s->sources[k];
+        const uint64_t n_rows = up(s->rows, x->row_unit) * step, n_columns = up(s->columns, x->column_unit), bytes = x->element_bytes;
+        const uint64_t next_row = x->transposed ? bytes : n_columns * bytes; /* of the tensor */
+        BASE_ASSERT(step == 1 || x->row_unit == 1);
+        x->row_stride = step * next_row;
+        x->column_stride = x->transposed ? n_rows * bytes : bytes;
+        x->offset = s->view.plane * n_rows * n_columns * bytes + s->view.phase * next_row;
+    }
+}
+
+enum st quant_scheme_of(const struct checkpoint *ck, struct quant *q, const struct ck_tensor *codes, uint64_t rows, uint64_t columns, const struct quant_view *view,
+                        struct arena *arena, const struct quant_scheme **scheme, struct err *e)
 {
     struct quant_scheme *s = base_arena_alloc(arena, sizeof *s);
     int i_suffix;
@@ -583,18 +622,23 @@ enum st quant_scheme_of(const struct checkpoint *ck, struct quant *q, const stru
     if (!s)
         return err_set(e, ST_NO_MEMORY, "%s: no memory for the scheme of %.200s", ck_path(ck), codes->name);
     *s = (struct quant_scheme){.rows = rows, .columns = columns};
+    if (view)
+        s->view = *view;
+    BASE_ASSERT(s->view.plane < quant_view_planes(&s->view) && s->view.phase < quant_view_step(&s->view));
     if (codes->raw != CK_RAW_NONE || i_suffix != 0) {
         if (rows == 0 || columns == 0)
             return REFUSE(&f, ST_INVALID, "tensor %.200s: a quantised matrix [%" PRIu64 ", %" PRIu64 "]", codes->name, rows, columns);
-        const enum st st = find_scheme(&f);
+        const enum st st = i_suffix == GPT_OSS_SUFFIX ? gpt_oss(&f) : find_scheme(&f);
         if (st)
             return st;
     } else {
         BASE_ASSERT(!codes->unsupported);
         const struct format_info *info = kern_format(codes->format);
         s->format = codes->format;
-        add_source(&f, codes, QUANT_BLOCKS, 1, info->block_columns, info->block_bytes);
-        const enum st st = ck_kind_of(ck) == CK_GGUF && codes->n_dims == 2 ? gguf_scale(&f) : ST_OK;
+        if (s->view.transposed && info->block_columns > 1)
+            return REFUSE(&f, ST_UNSUPPORTED, "tensor %.200s: blocks of %s along the rows are not supported", codes->name, info->name);
+        add_source(&f, codes, QUANT_BLOCKS, 1, info->block_columns, info->block_bytes)->transposed = s->view.transposed && columns > 1; /* of a vector either is the same */
+        const enum st st = ck_kind_of(ck) == CK_GGUF && codes->n_dims >= 2 ? gguf_scale(&f) : ST_OK;
         if (st)
             return st;
     }
@@ -603,6 +647,7 @@ enum st quant_scheme_of(const struct checkpoint *ck, struct quant *q, const stru
         snprintf(module, sizeof module, "%.*s", f.module_bytes, codes->name);
         quant_note(q, module, s);
     }
+    place_sources(s);
     *scheme = s;
     return ST_OK;
 }

@@ -20,13 +20,22 @@ enum quant_role {
     QUANT_TENSOR_SCALE /* one F32 for the whole tensor */
 };
 
+/* Which part of its tensors a matrix is, where they hold more than one: a plane of [planes, rows, columns] (an expert), of it every step-th row from phase on (gate and up, row by row),
+ * or its transpose (BF16 experts, input dimension first). All zero: the tensors are the matrix. */
+struct quant_view {
+    uint64_t plane, n_planes; /* n_planes 0: the tensors have no such axis */
+    uint64_t phase, step;     /* step 0 is 1 */
+    bool transposed;          /* the tensor is [planes, columns, rows]; plain numbers only */
+};
+
 /* One tensor of a matrix [rows, columns] (of out × in; fused ones whole). An element of it covers row_unit rows and column_unit columns, the last ones perhaps in part. */
 struct quant_source {
     const struct ck_tensor *tensor;
     enum quant_role role;
     uint64_t row_unit, column_unit;
     uint32_t element_bytes;
-    bool transposed; /* the tensor's first axis runs along the columns */
+    bool transposed; /* rows lie next to each other in the file, else columns */
+    uint64_t offset, row_stride, column_stride; /* bytes: element [i, j] lies at offset + i · row_stride + j · column_stride of the tensor */
     /* QUANT_CODES and QUANT_ZEROS: an element holds 8 · element_bytes / bits numbers, the first in its lowest bits */
     uint8_t bits;
     bool along_rows;  /* they follow each other along the rows, else along the columns */
@@ -39,6 +48,7 @@ struct quant_scheme {
     enum format format;     /* what the kernels get */
     uint32_t scale_columns; /* as kern_matrix has it; 0 where the format knows */
     uint64_t rows, columns; /* of the whole */
+    struct quant_view view;
     bool divides;           /* by the tensor scale, instead of multiplying */
     bool zero_plus_one;     /* GPTQ's first convention: a zero point is stored less one, modulo 2^bits */
     uint32_t n_sources;
@@ -50,7 +60,7 @@ struct quant;
 /* config: the parsed config.json. ST_UNSUPPORTED names an unknown method and lists the known ones; ST_INVALID names a malformed key. GGUF: *q is NULL. */
 enum st quant_read(const struct checkpoint *ck, const json_t *config, struct arena *arena, struct quant **q, struct err *e);
 
-/* The tensor that holds a module's numbers or codes: MODULE.weight, MODULE.weight_packed or MODULE.qweight; NULL: none. */
+/* The tensor that holds a module's numbers or codes: MODULE.weight, MODULE.weight_packed, MODULE.qweight, MODULE_blocks (GPT-OSS's experts) or MODULE itself (theirs in BF16); NULL: none. */
 const struct ck_tensor *quant_codes(const struct checkpoint *ck, const char *module);
 /* Outputs of the matrix that these codes belong to; 0: its tensors do not tell. */
 uint64_t quant_rows(const struct checkpoint *ck, const struct ck_tensor *codes);
@@ -59,10 +69,14 @@ uint64_t quant_rows(const struct checkpoint *ck, const struct ck_tensor *codes);
  * configuration gives, and orders of columns (which quant_scheme_of refuses where they are not ascending). */
 bool quant_is_beside(const char *name);
 
-/* The scheme of the matrix [rows, columns] whose codes these are. Tensors are missing or too many, of a wrong type or shape: ST_INVALID or ST_UNSUPPORTED, one sentence with the
+/* The scheme of the matrix [rows, columns] whose codes these are, or that view of theirs (NULL: they are the matrix). Tensors are missing or too many, of a wrong type or shape: ST_INVALID or ST_UNSUPPORTED, one sentence with the
  * tensor's name. q may be NULL (GGUF). */
-enum st quant_scheme_of(const struct checkpoint *ck, struct quant *q, const struct ck_tensor *codes, uint64_t rows, uint64_t columns, struct arena *arena,
-                        const struct quant_scheme **scheme, struct err *e);
+enum st quant_scheme_of(const struct checkpoint *ck, struct quant *q, const struct ck_tensor *codes, uint64_t rows, uint64_t columns, const struct quant_view *view,
+                        struct arena *arena, const struct quant_scheme **scheme, struct err *e);
+
+/* Numbers along an axis of the tensors for each of the view's: planes, and rows. */
+static inline uint64_t quant_view_planes(const struct quant_view *v) { return v->n_planes ? v->n_planes : 1; }
+static inline uint64_t quant_view_step(const struct quant_view *v) { return v->step ? v->step : 1; }
 
 /* Whether the configuration says that the module is quantised: exclude and ignore lists (exact names, wildcards, "re:" patterns, fused names for their parts and the reverse),
  * targets of its groups. */

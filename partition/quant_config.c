@@ -131,11 +131,13 @@ static enum st read_patterns(struct quant *q, const json_t *object, const char *
     return ST_OK;
 }
 
-/* '*' stands for any run of characters; linear in name × pattern. */
+/* '*' stands for any run of characters. What is below a module that matches matches too. Linear in name × pattern. */
 static bool wild_match(const char *p, const char *s)
 {
     const char *star = NULL, *from = NULL;
     while (*s) {
+        if (*p == 0 && *s == '.')
+            return true;
         if (*p == '*') {
             star = p++;
             from = s;
@@ -384,11 +386,19 @@ static enum st read_awq(struct quant *q, const json_t *c, struct err *e)
     return ST_OK;
 }
 
+/* GPT-OSS: nothing more is said. */
+static enum st read_mxfp4(struct quant *q, const json_t *c, struct err *e)
+{
+    (void)c, (void)e;
+    q->as = (struct stored_as){.bits = 4, .is_float = true, .group = 32};
+    return ST_OK;
+}
+
 static const struct method {
     const char *name;
     enum st (*read)(struct quant *q, const json_t *c, struct err *e);
 } methods[] = {
-    {"compressed-tensors", read_compressed_tensors}, {"modelopt", read_modelopt}, {"modelopt_fp4", read_modelopt}, {"fp8", read_fp8}, {"fbgemm_fp8", read_fp8}, {"gptq", read_gptq}, {"awq", read_awq},
+    {"compressed-tensors", read_compressed_tensors}, {"modelopt", read_modelopt}, {"modelopt_fp4", read_modelopt}, {"fp8", read_fp8}, {"fbgemm_fp8", read_fp8}, {"gptq", read_gptq}, {"awq", read_awq}, {"mxfp4", read_mxfp4},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 

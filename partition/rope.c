@@ -19,8 +19,24 @@
 #define TWO_PI 6.283185307179586476925286766559
 
 static enum st unknown_type(const struct config_reader *r, const char *key, const char *type, size_t n) {
-    return err_set(r->e, ST_UNSUPPORTED, "%s: %s: rope type '%.*s' is not supported; known: default, linear, llama3", r->where, key,
+    return err_set(r->e, ST_UNSUPPORTED, "%s: %s: rope type '%.*s' is not supported; known: default, linear, llama3, yarn", r->where, key,
                    (int)(n < 64 ? n : 64), type);
+}
+
+/* YaRN: dimensions that turn often within the original context stay, those that turn rarely are slowed by factor, a ramp between. The dimension that turns n times. */
+static double dimension_of(const struct rope_config *rope, double n) {
+    return rope->rotary_dim * base_math_log((double)rope->original_context / (n * TWO_PI)) / (2 * base_math_log(rope->theta));
+}
+
+static double yarn_divisor(const struct rope_config *rope, int i) {
+    double low = dimension_of(rope, rope->beta_fast), high = dimension_of(rope, rope->beta_slow);
+    if (rope->truncate) low = floor(low), high = ceil(high);
+    if (low < 0) low = 0;
+    if (high > rope->rotary_dim - 1) high = rope->rotary_dim - 1;
+    if (low == high) high += 0.001;
+    double ramp = (i - low) / (high - low);
+    ramp = ramp < 0 ? 0 : ramp > 1 ? 1 : ramp;
+    return 1 / (ramp / rope->factor + (1 - ramp));
 }
 
 /* n_divisors is 0 or rotary_dim / 2. */
@@ -45,6 +61,7 @@ static enum st compute(const struct config_reader *r, const float *divisors) {
             }
             f[i] /= (double)(float)divisor;
         }
+        if (rope->kind == ROPE_YARN) f[i] /= yarn_divisor(rope, i);
         if (divisors) f[i] /= (double)divisors[i];
         if (!isfinite(f[i])) return err_set(r->e, ST_INVALID, "%s: rope frequency %d is not finite", r->where, i);
     }
@@ -71,6 +88,8 @@ struct spelling {
     const char *key; /* where it stands, for errors */
     const char *type;
     double factor, low, high, theta; /* 0: not said */
+    double fast, slow, attention_factor;
+    bool truncate;
     int64_t context;
 };
 
@@ -83,7 +102,7 @@ static enum st positive(const struct config_reader *r, const json_t *object, con
 
 static enum st read_spelling(const struct config_reader *r, const char *key, struct spelling *s) {
     const json_t *object = json_object_get(r->root, key);
-    *s = (struct spelling){.key = key};
+    *s = (struct spelling){.key = key, .truncate = true};
     if (!object || json_is_null(object)) return ST_OK;
     const char *where = base_arena_printf(r->arena, "%s: %s", r->where, key), *type = NULL, *rope_type = NULL;
     if (!where) return err_set(r->e, ST_NO_MEMORY, "%s: no memory", r->where);
@@ -96,8 +115,15 @@ static enum st read_spelling(const struct config_reader *r, const char *key, str
     s->type = rope_type ? rope_type : type;
     if ((st = positive(r, object, where, "factor", &s->factor)) != ST_OK || (st = positive(r, object, where, "low_freq_factor", &s->low)) != ST_OK ||
         (st = positive(r, object, where, "high_freq_factor", &s->high)) != ST_OK ||
-        (st = positive(r, object, where, "rope_theta", &s->theta)) != ST_OK)
+        (st = positive(r, object, where, "rope_theta", &s->theta)) != ST_OK || (st = positive(r, object, where, "beta_fast", &s->fast)) != ST_OK ||
+        (st = positive(r, object, where, "beta_slow", &s->slow)) != ST_OK || (st = positive(r, object, where, "attention_factor", &s->attention_factor)) != ST_OK)
         return st;
+    if ((st = base_json_bool(object, where, "truncate", &s->truncate, r->e)) != ST_OK && st != ST_NOT_FOUND) return st;
+    for (size_t i = 0; s->type && strcmp(s->type, "yarn") == 0 && i < 2; i++) { /* DeepSeek's, of which no family here knows */
+        const char *name = i ? "mscale_all_dim" : "mscale";
+        if (json_is_number(json_object_get(object, name)))
+            return err_set(r->e, ST_UNSUPPORTED, "%s: %s is not supported in rope type yarn", where, name);
+    }
     if (!s->type && (s->factor || s->low || s->high))
         return err_set(r->e, ST_INVALID, "%s: neither rope_type nor type says what its factors are for", where);
     if (!s->type && !s->theta && json_object_size(object)) {
@@ -127,6 +153,10 @@ static enum st merge(const struct config_reader *r, const struct spelling *a, st
     if (a->factor != b->factor) differs = "factor";
     if (a->low != b->low) differs = "low_freq_factor";
     if (a->high != b->high) differs = "high_freq_factor";
+    if (a->fast != b->fast) differs = "beta_fast";
+    if (a->slow != b->slow) differs = "beta_slow";
+    if (a->attention_factor != b->attention_factor) differs = "attention_factor";
+    if (a->truncate != b->truncate) differs = "truncate";
     if (a->context && b->context && a->context != b->context) differs = "original_max_position_embeddings";
     if (differs)
         return err_set(r->e, ST_INVALID, "%s: %s and %s differ in %s; which one is meant cannot be known", r->where, a->key, b->key, differs);
@@ -134,7 +164,28 @@ static enum st merge(const struct config_reader *r, const struct spelling *a, st
     return ST_OK;
 }
 
-enum st config_rope_hub(const struct config_reader *r, double default_theta) {
+/* The context that the frequencies were made for: beside the factor, or outside. */
+static enum st original_context(const struct config_reader *r, struct spelling *s) {
+    if (s->context) return ST_OK;
+    const enum st st = base_json_i64(r->root, r->where, "original_max_position_embeddings", 1, INT64_C(1) << 40, &s->context, r->e);
+    return st == ST_NOT_FOUND ? ST_OK : st;
+}
+
+static enum st set_yarn(const struct config_reader *r, const char *key, double factor, double fast, double slow, bool truncate, double attention_factor, int64_t context) {
+    struct rope_config *rope = &r->c->rope;
+    rope->kind = ROPE_YARN;
+    if (!factor || !context) return err_set(r->e, ST_INVALID, "%s: %s: rope type yarn without %s", r->where, key, factor ? "original_max_position_embeddings" : "factor");
+    rope->factor = factor;
+    rope->beta_fast = fast ? fast : 32;
+    rope->beta_slow = slow ? slow : 1;
+    rope->truncate = truncate;
+    rope->original_context = context;
+    rope->attention_factor = attention_factor ? attention_factor : factor > 1 ? 0.1 * base_math_log(factor) + 1 : 1;
+    if (!(rope->theta > 1)) return err_set(r->e, ST_INVALID, "%s: %s: rope type yarn with a base of %g", r->where, key, rope->theta);
+    return ST_OK;
+}
+
+enum st config_rope_hub(const struct config_reader *r, double default_theta, double default_share) {
     struct rope_config *rope = &r->c->rope;
     struct spelling old, s;
     enum st st;
@@ -148,7 +199,7 @@ enum st config_rope_hub(const struct config_reader *r, double default_theta) {
     if (!s.theta && old.theta) s.theta = old.theta;
     rope->theta = s.theta ? s.theta : theta ? theta : default_theta;
 
-    double share = 1;
+    double share = default_share;
     const json_t *parameters = json_object_get(r->root, "rope_parameters");
     if ((st = positive(r, r->root, r->where, "partial_rotary_factor", &share)) != ST_OK) return st;
     if (json_is_object(parameters) && (st = positive(r, parameters, r->where, "partial_rotary_factor", &share)) != ST_OK) return st;
@@ -166,10 +217,7 @@ enum st config_rope_hub(const struct config_reader *r, double default_theta) {
         rope->factor = s.factor;
     } else if (strcmp(s.type, "llama3") == 0) {
         rope->kind = ROPE_LLAMA3;
-        if (!s.context) {
-            st = base_json_i64(r->root, r->where, "original_max_position_embeddings", 1, INT64_C(1) << 40, &s.context, r->e);
-            if (st != ST_OK && st != ST_NOT_FOUND) return st;
-        }
+        if ((st = original_context(r, &s)) != ST_OK) return st;
         const char *missing = !s.factor    ? "factor"
                               : !s.low     ? "low_freq_factor"
                               : !s.high    ? "high_freq_factor"
@@ -182,6 +230,10 @@ enum st config_rope_hub(const struct config_reader *r, double default_theta) {
         rope->low_freq_factor = s.low;
         rope->high_freq_factor = s.high;
         rope->original_context = s.context;
+    } else if (strcmp(s.type, "yarn") == 0) {
+        if ((st = original_context(r, &s)) != ST_OK ||
+            (st = set_yarn(r, s.key, s.factor, s.fast, s.slow, s.truncate, s.attention_factor, s.context)) != ST_OK)
+            return st;
     } else {
         return unknown_type(r, s.key, s.type, strlen(s.type));
     }
@@ -208,7 +260,8 @@ enum st config_rope_gguf(const struct config_reader *r, bool interleaved) {
     if (!key) return err_set(r->e, ST_NO_MEMORY, "%s: no memory", r->where);
     bool typed = config_gguf_string(r, key, &type);
     bool linear = !typed || (type.bytes == 6 && memcmp(type.data, "linear", 6) == 0); /* a factor without a type is linear: llama.cpp's default */
-    if (!linear && !(type.bytes == 4 && memcmp(type.data, "none", 4) == 0)) return unknown_type(r, key, type.data, type.bytes);
+    const bool none = type.bytes == 4 && memcmp(type.data, "none", 4) == 0, yarn = type.bytes == 4 && memcmp(type.data, "yarn", 4) == 0;
+    if (!linear && !none && !yarn) return unknown_type(r, key, type.data, type.bytes);
     double factor = 0;
     st = config_gguf_f64(r, "rope.scaling.factor", &factor);
     if (st == ST_NOT_FOUND) st = config_gguf_f64(r, "rope.scale_linear", &factor);
@@ -218,6 +271,20 @@ enum st config_rope_gguf(const struct config_reader *r, bool interleaved) {
     if (rope->kind == ROPE_LINEAR) rope->factor = factor;
     if ((st = config_gguf_f64(r, "rope.scaling.attn_factor", &rope->attention_factor)) != ST_OK && st != ST_NOT_FOUND) return st;
     if ((st = check_positive(r, "rope.scaling.attn_factor", rope->attention_factor)) != ST_OK) return st;
+
+    if (yarn) {
+        double fast = 0, slow = 0;
+        int64_t context = 0;
+        if (((st = config_gguf_i64(r, "rope.scaling.original_context_length", 1, INT64_C(1) << 40, &context)) != ST_OK && st != ST_NOT_FOUND) ||
+            ((st = config_gguf_f64(r, "rope.scaling.yarn_beta_fast", &fast)) != ST_OK && st != ST_NOT_FOUND) ||
+            ((st = config_gguf_f64(r, "rope.scaling.yarn_beta_slow", &slow)) != ST_OK && st != ST_NOT_FOUND))
+            return st;
+        if ((fast && (st = check_positive(r, "rope.scaling.yarn_beta_fast", fast)) != ST_OK) || (slow && (st = check_positive(r, "rope.scaling.yarn_beta_slow", slow)) != ST_OK)) return st;
+        /* attn_factor is a factor more, to llama.cpp. It rounds the ramp's ends; the files have no key for it, and GPT-OSS, the one family here that they are for, does not. */
+        const double more = rope->attention_factor;
+        if ((st = set_yarn(r, key, factor, fast, slow, false, 0, context)) != ST_OK) return st;
+        rope->attention_factor *= more;
+    }
 
     if (ck_find(r->ck, "rope_factors_long.weight")) return unknown_type(r, "rope_factors_long.weight", "longrope", 8);
     const struct ck_tensor *t = ck_find(r->ck, "rope_freqs.weight");

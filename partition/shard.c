@@ -102,6 +102,14 @@ struct part_range part_axis_range(const struct part_model *whole, const struct p
     return (struct part_range){u0 / axis.group * axis.scale, (u1 + axis.group - 1) / axis.group * axis.scale};
 }
 
+bool part_weight_is_here(const struct part_model *whole, const struct part_cut *cut, int rank, const struct part_weight *w)
+{
+    if (w->owner_dim == PART_WHOLE)
+        return true;
+    const struct part_range mine = part_axis_range(whole, cut, rank, part_axis_cut(w->owner_dim, 1, 1, 0));
+    return w->owner_unit >= mine.begin && w->owner_unit < mine.end;
+}
+
 /* ---- weights, values, caches ------------------------------------------------------------------------------------------------------------------------ */
 
 /* Whole elements: whatever covers a row and a column that the rank holds. Returns their bytes. */
@@ -111,13 +119,14 @@ static uint64_t cut_source(struct part_weight *w, uint32_t k)
     const uint64_t row_begin = (w->first_row + w->rows.begin) / s->row_unit, column_begin = w->columns.begin / s->column_unit;
     const bool empty = w->rows.begin == w->rows.end || w->columns.begin == w->columns.end;
     const uint64_t n_rows = empty ? 0 : (w->first_row + w->rows.end - 1) / s->row_unit + 1 - row_begin, n_columns = empty ? 0 : (w->columns.end - 1) / s->column_unit + 1 - column_begin;
-    const uint64_t stride = s->transposed ? (w->scheme->rows - 1) / s->row_unit + 1 : (w->scheme->columns - 1) / s->column_unit + 1; /* elements */
+    const uint64_t inner_stride = s->transposed ? s->row_stride : s->column_stride, n_inner = s->transposed ? n_rows : n_columns;
+    const bool dense = inner_stride == s->element_bytes;
     w->slices[k] = (struct part_slice){
         .file = s->tensor->file,
-        .offset = s->tensor->offset + (s->transposed ? column_begin * stride + row_begin : row_begin * stride + column_begin) * s->element_bytes,
-        .count = {s->transposed ? n_columns : n_rows, 1, 1},
-        .stride = {stride * s->element_bytes, 0, 0},
-        .run_bytes = (s->transposed ? n_rows : n_columns) * s->element_bytes,
+        .offset = s->tensor->offset + s->offset + row_begin * s->row_stride + column_begin * s->column_stride,
+        .count = {s->transposed ? n_columns : n_rows, dense ? 1 : n_inner},
+        .stride = {s->transposed ? s->column_stride : s->row_stride, dense ? 0 : inner_stride},
+        .run_bytes = empty ? 0 : dense ? n_inner * s->element_bytes : s->element_bytes,
         .first_row = row_begin * s->row_unit,
         .first_column = column_begin * s->column_unit,
     };
@@ -128,6 +137,8 @@ static void cut_weight(const struct part_model *whole, const struct part_cut *cu
 {
     w->rows = part_axis_range(whole, cut, rank, w->row_axis);
     w->columns = w->kind == PART_MATRIX ? part_axis_range(whole, cut, rank, w->column_axis) : (struct part_range){0, 1};
+    if (!part_weight_is_here(whole, cut, rank, w))
+        w->rows = w->columns = (struct part_range){0, 0};
     w->slice_bytes = 0;
     for (uint32_t k = 0; k < w->scheme->n_sources; k++)
         w->slice_bytes += cut_source(w, k);
@@ -146,7 +157,7 @@ static void cut_heads(const struct part_model *whole, const struct part_cut *cut
 {
     const struct part_axis heads = part_axis_cut(whole->dim_heads, 1, 1, (uint64_t)whole->config.n_heads);
     const struct part_range q = part_axis_range(whole, cut, rank, heads);
-    if (s->op == PART_ROPE) {
+    if (s->op != PART_ATTENTION) {
         s->n_heads = (uint32_t)(shard->values[s->in[0]].width / (uint64_t)whole->config.head_dim);
         return;
     }
@@ -168,18 +179,31 @@ static struct part_step *add_exchange(struct part_model *m, struct part_program 
     return x;
 }
 
+static int follower_of(const struct part_model *m, int value)
+{
+    for (int v = 0; v < m->n_values; v++)
+        if (m->values[v].follows == value)
+            return v;
+    return PART_NONE;
+}
+
 static void rewrite(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_model *shard, const struct part_program *from, struct part_program *to)
 {
     for (int i = 0; i < from->n_steps; i++) {
         const struct part_step *s = &from->steps[i];
-        if (cut->n_ranks > 1 && s->op == PART_SUM)
-            add_exchange(shard, to, s->layer, PART_EXCHANGE_TREE, s->in[1], s->dim);
+        if (cut->n_ranks > 1 && s->op == PART_SUM && whole->values[s->in[1]].follows == PART_NONE)
+            add_exchange(shard, to, s->layer, PART_EXCHANGE_TREE, s->in[1], s->dim)->in[1] = (int16_t)follower_of(whole, s->in[1]);
         if (cut->n_ranks > 1 && s->op == PART_SCORE) /* the logits themselves, for whoever asked for them; before they are reduced to scores and candidates */
             add_exchange(shard, to, s->layer, PART_EXCHANGE_LOGITS, s->in[0], shard->dim_vocab);
         struct part_step *mine = part_add_step(shard, to, s->op, s->layer);
         *mine = *s;
-        if (s->op == PART_ROPE || s->op == PART_ATTENTION)
+        if (s->n_heads)
             cut_heads(whole, cut, rank, shard, mine);
+        if (s->expert_end && whole->dim_experts >= 0) {
+            const struct part_range experts = part_axis_range(whole, cut, rank, part_axis_cut(whole->dim_experts, 1, 1, 0));
+            mine->expert_first = (uint32_t)experts.begin;
+            mine->expert_end = (uint32_t)experts.end;
+        }
         if (cut->n_ranks == 1)
             continue;
         if (s->op == PART_EMBED) { /* rows of the vocabulary lie on different ranks: a select */
@@ -193,6 +217,8 @@ static void rewrite(const struct part_model *whole, const struct part_cut *cut, 
             select->out[0] = x;
             select->dim = s->dim;
         }
+        if (s->op == PART_SQUARES)
+            add_exchange(shard, to, s->layer, PART_EXCHANGE_SQUARES, s->out[0], shard->dim_heads);
         if (s->op == PART_SCORE)
             add_exchange(shard, to, s->layer, PART_EXCHANGE_SCORE, s->out[0], shard->dim_vocab);
         if (s->op == PART_SAMPLE)

@@ -11,7 +11,6 @@
 struct line {
     const struct quant_source *source;
     const unsigned char *first; /* the element that covers the piece's first column */
-    size_t step_bytes;          /* between elements along the columns */
     uint64_t first_element, column_unit;
 };
 
@@ -33,15 +32,14 @@ static struct line line_of(const struct rt_assembly *a, enum quant_role role, ui
             continue;
         const uint64_t i = row / s->row_unit - p->first_row / s->row_unit;
         return (struct line){.source = s,
-                             .first = p->data + i * (p->transposed ? s->element_bytes : p->stride_bytes),
-                             .step_bytes = p->transposed ? p->stride_bytes : s->element_bytes,
+                             .first = p->data + i * p->stride_bytes,
                              .first_element = p->first_column / s->column_unit,
                              .column_unit = s->column_unit};
     }
     return (struct line){.source = NULL};
 }
 
-static const unsigned char *element(const struct line *l, uint64_t column) { return l->first + (column / l->column_unit - l->first_element) * l->step_bytes; }
+static const unsigned char *element(const struct line *l, uint64_t column) { return l->first + (column / l->column_unit - l->first_element) * l->source->element_bytes; }
 
 /* Where the next scale begins. */
 static uint64_t next_of(const struct line *l, uint64_t column) { return (column / l->column_unit + 1) * l->column_unit; }
@@ -252,26 +250,24 @@ static void numbers_at(const struct row *r, uint64_t from, uint64_t to, unsigned
     }
     if (s->along_rows) {
         const unsigned shift = shift_of(s, r->row, 0);
-        for (uint64_t c = from; c < to; c++, at += r->codes.step_bytes)
+        for (uint64_t c = from; c < to; c++, at += s->element_bytes)
             *q++ = (unsigned char)(load_u32(at) >> shift & mask);
         return;
     }
-    for (uint64_t c = from; c < to; at += r->codes.step_bytes) {
+    for (uint64_t c = from; c < to; at += s->element_bytes) {
         uint32_t word = load_u32(at) >> shift_of(s, r->row, c);
         for (uint64_t i = c % s->column_unit; i < s->column_unit && c < to; i++, c++, word >>= s->bits)
             *q++ = (unsigned char)(word & mask);
     }
 }
 
-/* A whole block of 32 nibbles in four words, one after another or apart: pairs, as the bytes of little-endian words are. */
+/* A whole block of 32 nibbles in four words: pairs, as the bytes of little-endian words are. */
 static bool nibbles_at(const struct row *r, uint64_t from, uint64_t to, unsigned char pairs[16])
 {
     const struct quant_source *s = r->codes.source;
     if (s->element_bytes != 4 || s->bits != 4 || s->along_rows || to - from != 32)
         return false;
-    const unsigned char *at = element(&r->codes, from);
-    for (size_t i = 0; i < 4; i++)
-        memcpy(pairs + 4 * i, at + i * r->codes.step_bytes, 4);
+    memcpy(pairs, element(&r->codes, from), 16);
     return true;
 }
 
@@ -352,14 +348,14 @@ enum st rt_assemble(const struct rt_assembly *a, unsigned char *rows, struct rt_
     return ST_OK;
 }
 
-void rt_transpose(const unsigned char *from, size_t stride_bytes, uint64_t n_outer, uint64_t n_inner, uint32_t element_bytes, unsigned char *to)
+void rt_transpose(const unsigned char *from, size_t outer_stride, size_t inner_stride, uint64_t n_outer, uint64_t n_inner, uint32_t element_bytes, unsigned char *to)
 {
     enum { TILE = 16 }; /* lines of the cache */
     for (uint64_t o = 0; o < n_outer; o += TILE)
         for (uint64_t i = 0; i < n_inner; i += TILE)
             for (uint64_t k = i; k < i + TILE && k < n_inner; k++)
                 for (uint64_t j = o; j < o + TILE && j < n_outer; j++) {
-                    const unsigned char *a = from + j * stride_bytes + k * element_bytes;
+                    const unsigned char *a = from + j * outer_stride + k * inner_stride;
                     unsigned char *b = to + (k * n_outer + j) * element_bytes;
                     if (element_bytes == 4)
                         memcpy(b, a, 4);

@@ -9,13 +9,12 @@
 
 #include "partition/quant.h"
 
-/* Elements of one source (quant_source says what an element covers): the first covers rows from first_row on and columns from first_column on. stride_bytes lies between elements of the
- * tensor's first axis, as they are in the file; transposed here or there, it lies between rows. */
+/* Elements of one source (quant_source says what an element covers): the first covers rows from first_row on and columns from first_column on. elements along the
+ * columns lie side by side (rt_transpose has turned those that did not), stride_bytes between those along the rows. */
 struct rt_piece {
     const unsigned char *data;
     size_t stride_bytes;
     uint64_t first_row, first_column;
-    bool transposed; /* first axis along the columns: as the source, unless rt_transpose has turned it */
 };
 
 /* Rows [row_begin, row_end) and columns [column_begin, column_end) of the whole matrix; pieces in the order of the scheme's sources (the tensor scale's is not looked at). */
@@ -36,9 +35,9 @@ size_t rt_assembled_bytes(const struct quant_scheme *s, uint64_t column_begin, u
 /* Row i to rows + i · rt_assembled_bytes(). Adds to *odd. */
 enum st rt_assemble(const struct rt_assembly *a, unsigned char *rows, struct rt_odd_scales *odd, struct err *e);
 
-/* Elements [n_outer][n_inner], stride_bytes between the outer ones, to [n_inner][n_outer] without gaps. A walk along the columns of what lies along the rows would touch a line of the cache
+/* Elements [n_outer][n_inner], outer_stride and inner_stride bytes apart, to [n_inner][n_outer] without gaps. A walk along the columns of what lies along the rows would touch a line of the cache
  * for each number. element_bytes: 1, 2 or 4. */
-void rt_transpose(const unsigned char *from, size_t stride_bytes, uint64_t n_outer, uint64_t n_inner, uint32_t element_bytes, unsigned char *to);
+void rt_transpose(const unsigned char *from, size_t outer_stride, size_t inner_stride, uint64_t n_outer, uint64_t n_inner, uint32_t element_bytes, unsigned char *to);
 
 /* The factor of a whole tensor: the number in the file, or its reciprocal where the scheme divides. It must be positive and finite; zero (divides: infinite) is that of a tensor of zeros. */
 enum st rt_tensor_scale(const struct quant_scheme *s, const struct quant_source *source, float stored, float *scale, struct err *e);

@@ -24,8 +24,13 @@ enum rt_ledger_kind rt_ledger_kind_of(enum part_op op)
         return RT_LEDGER_HOST;
     case PART_EMBED:
     case PART_NORM:
+    case PART_SQUARES:
     case PART_LINEAR:
     case PART_GATE:
+    case PART_ROUTE:
+    case PART_EXPERTS_IN:
+    case PART_EXPERTS_OUT:
+    case PART_EXPERTS_BIAS:
     case PART_SUM:
     case PART_SELECT:
     case PART_PICK:

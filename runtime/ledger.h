@@ -32,7 +32,7 @@ enum rt_ledger_kind rt_ledger_kind_of(enum part_op op);
 /* Steps with more tokens than sequences, and the others. */
 enum rt_ledger_phase { RT_LEDGER_PREFILL, RT_LEDGER_DECODE, RT_LEDGER_PHASES };
 
-#define RT_LEDGER_OPS 16                     /* enum part_op, and the last: outside of the programs */
+#define RT_LEDGER_OPS 24                     /* enum part_op, and the last: outside of the programs */
 #define RT_LEDGER_NO_OP (RT_LEDGER_OPS - 1)
 #define RT_LEDGER_STEPS 4096
 #define RT_LEDGER_MARKS 8192 /* of each phase: several steps of a hundred layers */

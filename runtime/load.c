@@ -50,27 +50,30 @@ static enum st read_exactly(int fd, void *to, uint64_t bytes, uint64_t offset, c
 /* The distance in memory between runs that lie so far apart in the file. A quarter wanted of what lies between: one large read beats many small ones. */
 static uint64_t apart_of(uint64_t run_bytes, uint64_t stride_bytes) { return run_bytes * 4 >= stride_bytes ? stride_bytes : run_bytes; }
 
-/* n runs of run_bytes; *apart is the distance between them in memory. */
-static enum st read_runs(const struct loading *l, const struct part_weight *w, uint32_t k, uint64_t offset, uint64_t n, uint64_t run_bytes, unsigned char *to, size_t *apart, struct err *e)
+/* n runs of bytes each, as far apart in the file as the slice says; *apart is the distance between them in memory. */
+static enum st read_runs(const struct loading *l, const struct part_weight *w, uint32_t k, uint64_t offset, uint64_t n, uint64_t bytes, unsigned char *to, size_t *apart, struct err *e)
 {
     const struct part_slice *s = &w->slices[k];
     const char *name = w->scheme->sources[k].tensor->name;
-    *apart = apart_of(run_bytes, s->stride[0]);
+    *apart = apart_of(bytes, s->stride[0]);
     if (*apart == s->stride[0])
-        return read_exactly(l->fds[s->file], to, (n - 1) * s->stride[0] + run_bytes, offset, name, e);
+        return read_exactly(l->fds[s->file], to, (n - 1) * s->stride[0] + bytes, offset, name, e);
     for (uint64_t i = 0; i < n; i++) {
-        const enum st st = read_exactly(l->fds[s->file], to + i * run_bytes, run_bytes, offset + i * s->stride[0], name, e);
+        const enum st st = read_exactly(l->fds[s->file], to + i * bytes, bytes, offset + i * s->stride[0], name, e);
         if (st)
             return st;
     }
     return ST_OK;
 }
 
-/* What one source has of local rows [row, row + n): elements along the rows, and how they lie in the file. */
+/* What one source has of local rows [row, row + n): elements along the rows, and how they lie in the file: runs that begin slice.stride[0] apart. */
 struct extent {
-    uint64_t begin, n;         /* elements along the rows, from the tensor's beginning */
+    uint64_t begin, n;         /* elements along the rows, from the matrix's beginning */
     uint64_t n_runs, run_bytes, offset;
 };
+
+/* A run of a transposed source is some of its rows, with what lies between them where they take turns with another's. */
+static uint64_t transposed_run(const struct quant_source *s, uint64_t n) { return (n - 1) * s->row_stride + s->element_bytes; }
 
 static struct extent extent_of(const struct part_weight *w, uint32_t k, uint64_t row, uint64_t n)
 {
@@ -79,10 +82,9 @@ static struct extent extent_of(const struct part_weight *w, uint32_t k, uint64_t
     const uint64_t first = w->first_row + w->rows.begin + row;
     struct extent x = {.begin = first / s->row_unit};
     x.n = (first + n - 1) / s->row_unit + 1 - x.begin;
-    const uint64_t skip = x.begin - slice->first_row / s->row_unit;
     x.n_runs = s->transposed ? slice->count[0] : x.n;
-    x.run_bytes = s->transposed ? x.n * s->element_bytes : slice->run_bytes;
-    x.offset = slice->offset + skip * (s->transposed ? s->element_bytes : slice->stride[0]);
+    x.run_bytes = s->transposed ? transposed_run(s, x.n) : slice->run_bytes;
+    x.offset = slice->offset + (x.begin - slice->first_row / s->row_unit) * s->row_stride;
     return x;
 }
 
@@ -94,9 +96,9 @@ static uint64_t bounce_bytes_of(const struct part_weight *w, uint64_t n)
     for (uint32_t k = 0; k < w->scheme->n_sources; k++) {
         const struct quant_source *s = &w->scheme->sources[k];
         const uint64_t n_elements = (n - 1) / s->row_unit + 2;
-        const uint64_t run = s->transposed ? n_elements * s->element_bytes : w->slices[k].run_bytes, stride = w->slices[k].stride[0];
+        const uint64_t run = s->transposed ? transposed_run(s, n_elements) : w->slices[k].run_bytes, stride = w->slices[k].stride[0];
         const uint64_t n_runs = s->transposed ? w->slices[k].count[0] : n_elements;
-        bytes += n_runs * apart_of(run, stride) + 64 + (s->transposed ? n_runs * run + 64 : 0);
+        bytes += n_runs * apart_of(run, stride) + 64 + (s->transposed ? n_runs * n_elements * s->element_bytes + 64 : 0);
     }
     return bytes;
 }
@@ -140,7 +142,7 @@ static enum st load_rows(const struct loading *l, const struct part_weight *w, s
                             .row_end = w->first_row + w->rows.begin + row + n,
                             .column_begin = w->columns.begin,
                             .column_end = w->columns.end};
-    struct kern_pack pack = {.matrix = matrix, .row_begin = row, .n_rows = n, .src = bounce};
+    struct kern_pack pack = {.matrix = matrix, .row_begin = row, .n_rows = n};
     for (uint32_t k = 0; k < w->scheme->n_sources; k++) {
         const struct quant_source *s = &w->scheme->sources[k];
         const struct extent x = extent_of(w, k, row, n);
@@ -153,12 +155,13 @@ static enum st load_rows(const struct loading *l, const struct part_weight *w, s
         const unsigned char *as_read = bounce;
         bounce += ((x.n_runs - 1) * a.pieces[k].stride_bytes + x.run_bytes + 63) / 64 * 64;
         if (s->transposed) {
-            rt_transpose(as_read, a.pieces[k].stride_bytes, x.n_runs, x.n, s->element_bytes, bounce);
+            rt_transpose(as_read, a.pieces[k].stride_bytes, s->row_stride, x.n_runs, x.n, s->element_bytes, bounce);
             a.pieces[k].data = bounce;
             a.pieces[k].stride_bytes = x.n_runs * s->element_bytes;
-            bounce += (x.n_runs * x.run_bytes + 63) / 64 * 64;
+            bounce += (x.n_runs * x.n * s->element_bytes + 63) / 64 * 64;
         }
     }
+    pack.src = a.pieces[0].data;
     pack.row_stride_bytes = a.pieces[0].stride_bytes;
     pack.first_column = a.pieces[0].first_column;
     if (w->scheme->sources[0].role != QUANT_BLOCKS) {
@@ -194,13 +197,14 @@ static enum st load_matrix(struct loading *l, const struct part_weight *w, struc
 
 static enum st load_vector(struct loading *l, const struct part_weight *w, float *vector, unsigned char *bounce, size_t bounce_bytes, struct err *e)
 {
-    const uint64_t n = w->rows.end - w->rows.begin, size = kern_format(w->scheme->format)->block_bytes;
+    const uint64_t n = w->rows.end - w->rows.begin, size = kern_format(w->scheme->format)->block_bytes, stride = w->slices[0].stride[0];
     for (uint64_t at = 0; at < n;) {
-        const uint64_t count = (n - at) * size < bounce_bytes ? n - at : bounce_bytes / size;
-        const enum st st = read_exactly(l->fds[w->slices[0].file], bounce, count * size, w->slices[0].offset + at * size, w->name, e);
+        const uint64_t most = bounce_bytes / stride, count = n - at < most ? n - at : most;
+        const enum st st = read_exactly(l->fds[w->slices[0].file], bounce, (count - 1) * stride + size, w->slices[0].offset + at * stride, w->name, e);
         if (st)
             return st;
-        kern_format_dequantise(w->scheme->format, bounce, count, vector + at);
+        for (uint64_t i = 0; i < count; i++)
+            kern_format_dequantise(w->scheme->format, bounce + i * stride, 1, vector + at + i);
         at += count;
     }
     tick(l, n * size);

@@ -164,7 +164,7 @@ static enum st make_plan(struct rank *r, struct err *e)
     if (!st)
         st = ck_open(r->o->model, &r->ck, e);
     if (!st)
-        st = part_model_create(r->ck, &r->whole, e);
+        st = part_model_create(r->ck, r->o->settings.moe, &r->whole, e);
     if (st)
         return st;
     struct rt_sizes sizes;

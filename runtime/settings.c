@@ -2,6 +2,7 @@
 #include "runtime/settings.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "comm/comm.h"
 
@@ -10,8 +11,8 @@ enum st rt_columns_init(const struct part_model *m, const struct part_weight *w,
     const struct part_axis axis = w->column_axis;
     uint64_t leaf_end[KERN_MAX_LEAVES] = {w->columns.end};
     uint32_t lo = 0, hi = w->columns.begin < w->columns.end ? 1 : 0, n_total = 1;
-    if (axis.dim != PART_WHOLE) {
-        const struct order_leaves *l = &m->dims[axis.dim].leaves;
+    if (w->leaf_dim != PART_WHOLE && hi) {
+        const struct order_leaves *l = &m->dims[w->leaf_dim].leaves;
         BASE_ASSERT(axis.group == 1 && l->n <= KERN_MAX_LEAVES);
         n_total = l->n;
         for (lo = 0; lo < l->n && order_leaf_begin(l, lo) * axis.scale < w->columns.begin; lo++)
@@ -25,13 +26,18 @@ enum st rt_columns_init(const struct part_model *m, const struct part_weight *w,
     if (!begin || !count)
         return err_set(e, ST_NO_MEMORY, "no memory for the column segments of %s", w->name);
     kern_columns_init(columns, w->columns.begin, leaf_end, lo, hi, n_total, begin, count);
+    if (w->leaves_apart) {
+        memset(columns->n_folds, 0, sizeof columns->n_folds);
+        memset(columns->emit, 1, columns->n_leaves);
+        columns->n_vectors = columns->n_leaves;
+    }
     return ST_OK;
 }
 
 enum st rt_matrix_init(const struct part_model *m, const struct part_weight *w, bool accurate, struct arena *arena, struct kern_matrix *matrix, struct err *e)
 {
     *matrix = (struct kern_matrix){.format = w->scheme->format,
-                                   .activation = kern_activation_for(w->scheme->format, accurate),
+                                   .activation = kern_activation_for(w->scheme->format, accurate || w->exact),
                                    .n_rows = w->rows.end - w->rows.begin,
                                    .scale = 1,
                                    .scale_columns = w->scheme->scale_columns};
@@ -67,6 +73,15 @@ enum st rt_scratch_init(const struct kern_backend *b, const struct part_model *m
                 struct kern_columns columns;
                 st = rt_columns_init(m, &m->weights[step->weight[0]], &a, &columns, e);
                 const size_t bytes = st ? 0 : b->matmul_scratch_bytes(&columns, p ? RT_HEAD_ROWS : max_tokens);
+                most.matmul = bytes > most.matmul ? bytes : most.matmul;
+                base_arena_reset(&a);
+            }
+            if ((step->op == PART_EXPERTS_IN || step->op == PART_EXPERTS_OUT) && step->expert_first < step->expert_end) {
+                struct kern_columns columns;
+                const struct part_value *out = &m->values[step->out[0]];
+                st = rt_columns_init(m, &m->weights[step->weight[0] + (int32_t)step->expert_first], &a, &columns, e);
+                const int n_slots = max_tokens * (int)part_rows_per_token(m, PART_SLOTS), n_sums = out->partial ? (int)m->dims[out->sum_dim].leaves.n : 0;
+                const size_t bytes = st ? 0 : b->experts_scratch_bytes(&columns, n_slots, max_tokens, n_sums, n_threads);
                 most.matmul = bytes > most.matmul ? bytes : most.matmul;
                 base_arena_reset(&a);
             }
@@ -126,6 +141,7 @@ struct digest rt_settings_digest(const struct rt_settings *settings)
     struct base_hasher *h = base_hasher_create();
     BASE_ASSERT(h != NULL);
     base_hasher_update_u64(h, settings->accurate);
+    base_hasher_update_u64(h, settings->moe);
     base_hasher_update_str(h, kern_format(settings->kv_format)->name);
     base_hasher_update_u64(h, (uint64_t)settings->chunk);
     base_hasher_update_u64(h, (uint64_t)settings->context);

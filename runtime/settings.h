@@ -9,6 +9,7 @@
 struct rt_settings {
     bool accurate;       /* --activations f32 */
     enum format kv_format;
+    enum part_moe moe;
     int chunk;           /* tokens of one step */
     int64_t context;     /* tokens of one sequence */
     int max_sequences;

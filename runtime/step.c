@@ -2,58 +2,15 @@
  *
  * A value's address is fixed, except that of a value which goes into an exchange: it lies in comm's send buffer, which changes from one exchange to the next; thread 0 looks it up
  * at the end of each exchange, before the barrier that follows. */
-#include "runtime/step.h"
+#include "runtime/step_priv.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/arena.h"
 #include "base/log.h"
 
 /* Beside values, barriers watch two more things that steps share. */
 enum { SCRATCH_BIT = 62, VIEWS_BIT = 63 };
-
-/* What the ledger counts each time a step is walked: fixed, so looked up once. */
-struct moved {
-    uint64_t weights, stored; /* see struct rt_ledger_bytes */
-    uint64_t cache;           /* a token */
-};
-
-struct bound_program {
-    const struct part_program *p;
-    bool *barrier_before; /* [n_steps] */
-    struct moved *moved;  /* [n_steps]; NULL without a ledger */
-};
-
-struct rt_exec {
-    struct rt_exec_options o;
-    const struct part_model *m;
-    struct arena arena;
-    struct bound_program main, head;
-
-    unsigned char *values; /* the step arena */
-    void *scratch_matmul, *scratch_attention;
-    struct kern_kv *kv; /* [m->n_caches] */
-    struct kern_sampled *sampled; /* [RT_HEAD_ROWS, n_threads] */
-    uint32_t *slice_begin;  /* [n local slices + 1] */
-    float *lse_max, *lse_sum; /* [RT_HEAD_ROWS, n local slices] */
-    int n_slices;
-
-    /* one run */
-    const struct rt_desc *desc;
-    const struct comm_header *header;
-    struct comm_header *root;
-    struct rt_row_result *results;
-    const struct bound_program *walking;
-    uint64_t cache_tokens; /* keys that a layer's attention reads; only with a ledger */
-    int first_row, n_rows; /* of the head program */
-    uint32_t row_wants;    /* any of those rows */
-    void *send_buffer;
-    const void *views[COMM_MAX_RANKS];
-    enum st st; /* written by thread 0 before a barrier */
-    struct err *e;
-    struct rt_ledger ledger;
-};
 
 /* ---- binding ------------------------------------------------------------------------------------------------------------------------------------------ */
 
@@ -63,7 +20,7 @@ static uint64_t mask_in(const struct part_step *s)
     for (int k = 0; k < 3; k++)
         if (s->in[k] != PART_NONE)
             mask |= 1ull << s->in[k];
-    if (s->op == PART_SUM || s->op == PART_SELECT)
+    if (s->op == PART_SUM || s->op == PART_SELECT || (s->op == PART_NORM && s->in[1] != PART_NONE))
         mask |= 1ull << VIEWS_BIT;
     return mask;
 }
@@ -76,7 +33,7 @@ static uint64_t mask_out(const struct part_step *s)
             mask |= 1ull << s->out[k];
     if (s->op == PART_EXCHANGE)
         mask |= 1ull << VIEWS_BIT;
-    if (s->op == PART_LINEAR)
+    if (s->op == PART_LINEAR || s->op == PART_EXPERTS_IN || s->op == PART_EXPERTS_OUT)
         mask |= 1ull << SCRATCH_BIT;
     return mask;
 }
@@ -148,7 +105,8 @@ static enum st bind_scratch(struct rt_exec *x, struct err *e)
     x->scratch_attention = base_arena_alloc(&x->arena, scratch.attention + 64);
     x->sampled = base_arena_array(&x->arena, (size_t)RT_HEAD_ROWS * (size_t)x->o.settings->n_threads, sizeof *x->sampled);
     x->values = base_arena_alloc(&x->arena, x->o.plan->budget[x->o.rank].activations + 64);
-    if (!x->scratch_matmul || !x->scratch_attention || !x->sampled || !x->values)
+    x->squares = base_arena_array(&x->arena, (size_t)x->o.settings->chunk, sizeof *x->squares);
+    if (!x->squares || !x->scratch_matmul || !x->scratch_attention || !x->sampled || !x->values)
         return err_set(e, ST_NO_MEMORY, "no memory for the values of a step");
     return ST_OK;
 }
@@ -195,6 +153,10 @@ enum st rt_exec_create(const struct rt_exec_options *options, struct rt_exec **o
     if (!st)
         st = bind_barriers(x, &x->m->head, &x->head, e);
     if (!st)
+        st = rt_experts_bind(x, &x->m->main, &x->main, e);
+    if (!st)
+        st = rt_experts_bind(x, &x->m->head, &x->head, e);
+    if (!st)
         st = bind_slices(x, e);
     if (!st)
         st = bind_caches(x, e);
@@ -222,18 +184,6 @@ void rt_exec_destroy(struct rt_exec *x)
 struct rt_ledger *rt_exec_ledger(struct rt_exec *x) { return x->ledger.on ? &x->ledger : NULL; }
 
 /* ---- one step each ------------------------------------------------------------------------------------------------------------------------------------ */
-
-static const struct part_value *value_of(const struct rt_exec *x, int v) { return &x->m->values[v]; }
-
-static float *address(const struct rt_exec *x, int v)
-{
-    const struct part_value *value = value_of(x, v);
-    return (float *)(value->partial && x->o.comm ? x->send_buffer : x->values + value->offset);
-}
-
-static int rows_in(const struct rt_exec *x, int v) { return value_of(x, v)->rows == PART_TOKENS ? x->desc->batch.n_tokens : x->n_rows; }
-
-static const float *vector_of(const struct rt_exec *x, int w) { return w == PART_NONE ? NULL : x->o.weights->items[w].vector; }
 
 static void do_embed(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
 {
@@ -265,18 +215,89 @@ static void do_rope_table(const struct rt_exec *x, struct kern_queue q, const st
 
 static void do_norm(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
 {
-    const size_t width = value_of(x, s->in[0])->width;
+    const size_t all = value_of(x, s->in[0])->width, width = s->n_heads ? all / s->n_heads : all;
     const struct kern_norm args = {
         .x = address(x, s->in[0]),
         .weight = vector_of(x, s->weight[0]),
         .y = address(x, s->out[0]),
         .x_stride = width,
         .y_stride = width,
-        .n_tokens = rows_in(x, s->in[0]),
+        .n_tokens = rows_in(x, s->in[0]) * (int)(width ? all / width : 0), /* heads lie side by side: each is a row */
         .width = (int)width,
         .eps = s->eps,
     };
     x->o.backend->norm(q, &args);
+}
+
+/* Σ over heads [a, b) of the whole in the tree of sums; a leaf is a head, of keys the one whose first query head it is. */
+static float sum_heads(const struct rt_exec *x, const struct part_step *s, int t, uint32_t a, uint32_t b)
+{
+    if (b - a > 1) {
+        const uint32_t m = a + (b - a + 1) / 2;
+        const float left = sum_heads(x, s, t, a, m);
+        return left + sum_heads(x, s, t, m, b);
+    }
+    const uint32_t head = a * (s->of_keys ? (uint32_t)(x->m->config.n_heads / x->m->config.n_kv_heads) : 1);
+    const struct part_axis heads = part_axis_cut(x->m->dim_heads, 1, 1, 0);
+    for (int r = 0;; r++) {
+        const struct part_range mine = part_axis_range(x->o.plan->whole, &x->o.plan->cut, r, heads);
+        if (head < mine.begin || head >= mine.end)
+            continue;
+        const float *record = x->o.comm ? x->views[r] : address(x, s->in[1]);
+        return record[((size_t)t * (mine.end - mine.begin) + head - mine.begin) * 2 + s->of_keys];
+    }
+}
+
+/* A norm over all heads, of which this rank has some. */
+static void do_norm_all(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const size_t width = value_of(x, s->in[0])->width;
+    const int n_heads = s->of_keys ? x->m->config.n_kv_heads : x->m->config.n_heads;
+    size_t begin, end;
+    base_pool_share((size_t)x->desc->batch.n_tokens, 1, q.i_thread, q.n_threads, &begin, &end);
+    for (size_t t = begin; t < end; t++)
+        x->squares[t] = sum_heads(x, s, (int)t, 0, (uint32_t)n_heads);
+    base_pool_barrier(x->o.pool, q.i_thread);
+    const struct kern_norm args = {
+        .x = address(x, s->in[0]),
+        .weight = vector_of(x, s->weight[0]),
+        .y = address(x, s->out[0]),
+        .x_stride = width,
+        .y_stride = width,
+        .n_tokens = x->desc->batch.n_tokens,
+        .width = (int)width,
+        .eps = s->eps,
+        .squares = x->squares,
+        .whole_width = n_heads * x->m->config.head_dim,
+    };
+    x->o.backend->norm(q, &args);
+}
+
+/* Of queries at even places; of keys behind the first query head of their group, whose rank the others leave them to. */
+static void do_squares(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const size_t width = value_of(x, s->out[0])->width, n_heads = width / 2, group = (size_t)(x->m->config.n_heads / x->m->config.n_kv_heads), dim = (size_t)x->m->config.head_dim;
+    const struct part_range heads = part_axis_range(x->o.plan->whole, &x->o.plan->cut, x->m->rank, part_axis_cut(x->m->dim_heads, 1, 1, 0));
+    const size_t first = (heads.begin + group - 1) / group * group, foreign = first - heads.begin; /* query heads whose key/value head is counted by a lower rank */
+    const int n_tokens = x->desc->batch.n_tokens;
+    float *out = address(x, s->out[0]);
+    size_t begin, end;
+    base_pool_share((size_t)n_tokens, 1, q.i_thread, q.n_threads, &begin, &end);
+    for (size_t t = begin; t < end; t++)
+        for (size_t h = 0; h < n_heads; h++)
+            out[t * width + 2 * h + 1] = 0;
+    base_pool_barrier(x->o.pool, q.i_thread);
+    struct kern_squares args = {.x = address(x, s->in[0]), .x_stride = value_of(x, s->in[0])->width, .n_tokens = n_tokens, .n_heads = (int)n_heads, .head_dim = (int)dim, .out = out,
+                                .out_stride = width, .out_step = 2};
+    x->o.backend->squares(q, &args);
+    if (foreign >= n_heads)
+        return;
+    args.n_heads = (int)((n_heads - foreign + group - 1) / group);
+    args.x = address(x, s->in[1]) + (foreign ? dim : 0); /* the cut head stands first */
+    args.x_stride = value_of(x, s->in[1])->width;
+    args.out = out + 2 * foreign + 1;
+    args.out_step = 2 * group;
+    x->o.backend->squares(q, &args);
 }
 
 static void do_linear(struct rt_exec *x, struct kern_queue q, const struct part_step *s)
@@ -342,6 +363,8 @@ static void do_attention(const struct rt_exec *x, struct kern_queue q, const str
         .kv_first = (int)s->kv_first,
         .group = (int)s->head_group,
         .scale = s->scale,
+        .window = (int)s->window,
+        .sinks = vector_of(x, s->bias[0]),
         .scratch = x->scratch_attention,
     };
     x->o.backend->attention(q, &args);
@@ -357,8 +380,11 @@ static void do_gate(const struct rt_exec *x, struct kern_queue q, const struct p
         .gate_stride = width,
         .up_stride = width,
         .y_stride = width,
-        .n_tokens = x->desc->batch.n_tokens,
+        .n_tokens = rows_in(x, s->in[0]),
         .width = (int)width,
+        .kind = x->m->config.gate == CONFIG_GATE_CLAMPED ? KERN_GATE_CLAMPED : KERN_GATE_SILU,
+        .alpha = (float)x->m->config.gate_alpha,
+        .limit = (float)x->m->config.gate_limit,
     };
     x->o.backend->gate(q, &args);
 }
@@ -371,7 +397,8 @@ static void do_sum(const struct rt_exec *x, struct kern_queue q, const struct pa
     struct kern_sum args = {
         .residual = address(x, s->in[0]),
         .residual_stride = out->width,
-        .bias = vector_of(x, s->bias[0]),
+        .bias = s->in[2] != PART_NONE ? address(x, s->in[2]) : vector_of(x, s->bias[0]),
+        .bias_stride = s->in[2] != PART_NONE ? out->width : 0,
         .vector_token_stride = out->width,
         .n_leaves = x->m->dims[s->dim].leaves.n,
         .y = address(x, s->out[0]),
@@ -380,7 +407,7 @@ static void do_sum(const struct rt_exec *x, struct kern_queue q, const struct pa
         .width = (int)out->width,
     };
     for (int r = 0; r < x->o.plan->options.n_ranks; r++) {
-        const float *vectors = x->o.comm ? x->views[r] : address(x, s->in[1]);
+        const float *vectors = x->o.comm ? (const float *)(const void *)((const unsigned char *)x->views[r] + sent_offset(x, r, s->in[1])) : address(x, s->in[1]);
         for (uint32_t k = 0; k < cut->n_vectors[r]; k++) {
             const int i = args.n_vectors++;
             args.vectors[i] = vectors + (size_t)k * (size_t)n_tokens * out->width;
@@ -594,7 +621,8 @@ static enum st gather(struct rt_exec *x, const struct part_step *s)
         now->bytes.received += all_bytes - bytes[x->m->rank];
         now->n_exchanges++;
         now->n_sums += s->exchange == PART_EXCHANGE_TREE;
-        now->n_vectors += s->exchange == PART_EXCHANGE_TREE ? value_of(x, s->in[0])->n_vectors : 0;
+        for (int k = 0; k < 2 && s->exchange == PART_EXCHANGE_TREE; k++)
+            now->n_vectors += s->in[k] == PART_NONE ? 0 : value_of(x, s->in[k])->n_vectors;
     }
     x->send_buffer = comm_send_buffer(x->o.comm);
     for (int r = 0; r < plan->options.n_ranks; r++)
@@ -632,7 +660,7 @@ static void finish_alone(struct rt_exec *x, const struct part_step *s)
 
 /* ---- the walk ----------------------------------------------------------------------------------------------------------------------------------------- */
 
-static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_step *s, const struct bound_experts *experts)
 {
     switch (s->op) {
     case PART_EMBED:
@@ -642,7 +670,13 @@ static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_st
         do_rope_table(x, q, s);
         break;
     case PART_NORM:
-        do_norm(x, q, s);
+        if (s->in[1] == PART_NONE)
+            do_norm(x, q, s);
+        else
+            do_norm_all(x, q, s);
+        break;
+    case PART_SQUARES:
+        do_squares(x, q, s);
         break;
     case PART_LINEAR:
         do_linear(x, q, s);
@@ -655,6 +689,18 @@ static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_st
         break;
     case PART_GATE:
         do_gate(x, q, s);
+        break;
+    case PART_ROUTE:
+        rt_experts_route(x, q, s);
+        break;
+    case PART_EXPERTS_IN:
+        rt_experts_in(x, q, s, experts);
+        break;
+    case PART_EXPERTS_OUT:
+        rt_experts_out(x, q, s, experts);
+        break;
+    case PART_EXPERTS_BIAS:
+        rt_experts_bias(x, q, s, experts);
         break;
     case PART_SUM:
         do_sum(x, q, s);
@@ -684,13 +730,14 @@ static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_st
 static void mark(struct rt_exec *x, int i)
 {
     const struct part_step *s = &x->walking->p->steps[i];
-    const struct moved *moved = &x->walking->moved[i];
+    const struct bound_experts *experts = x->walking->experts[i];
+    const struct moved moved = experts ? rt_experts_moved(x, experts) : x->walking->moved[i];
     struct rt_ledger_bytes *bytes = &x->ledger.now.bytes;
     if (s->op != PART_EXCHANGE)
         rt_ledger_enter(&x->ledger, rt_ledger_kind_of(s->op), s->op, s->layer);
-    bytes->weights += moved->weights;
-    bytes->stored += moved->stored;
-    bytes->cache += moved->cache * x->cache_tokens;
+    bytes->weights += moved.weights;
+    bytes->stored += moved.stored;
+    bytes->cache += moved.cache * x->cache_tokens;
 }
 
 static void walk(void *arg, int i_thread, int n_threads)
@@ -707,7 +754,7 @@ static void walk(void *arg, int i_thread, int n_threads)
             continue;
         if (marks)
             mark(x, i);
-        do_step(x, q, s);
+        do_step(x, q, s, b->experts[i]);
         if (s->op == PART_EXCHANGE) {
             base_pool_barrier(x->o.pool, i_thread); /* what thread 0 found out is seen by all */
             if (x->st) /* asked here and nowhere else: until all have come to the barrier before the next exchange, thread 0 does not set it again */

@@ -47,7 +47,7 @@ static void norm(void **state) {
             int width = widths[w];
             size_t stride = (size_t)width + 3, n = stride * (size_t)(n_tokens ? n_tokens : 1);
             float *x = random_floats(&r, n, 3), *weight = random_floats(&r, (size_t)width, 1), *want = guarded(x, n);
-            struct kern_norm args = {x, weight, want, stride, stride, n_tokens, width, 1e-5f};
+            struct kern_norm args = {x, weight, want, stride, stride, n_tokens, width, 1e-5f, NULL, 0};
             RUN(kern_ref.norm, &args, 1);
             for (int t = 0; t < n_tokens; t++) {
                 double mean = 0;
@@ -73,6 +73,57 @@ static void norm(void **state) {
             free(x);
             free(weight);
         }
+}
+
+/* Heads of a row one by one; then a norm of half the row with the squares of the whole is that half of the whole's norm. */
+static void squares(void **state) {
+    (void)state;
+    struct base_rng r;
+    base_rng_init(&r, t_seed());
+    enum { TOKENS = 3, HEADS = 6 };
+    static const int dims[] = {1, 15, 16, 40, 128};
+    for (size_t k = 0; k < sizeof dims / sizeof dims[0]; k++) {
+        const int dim = dims[k], width = HEADS * dim;
+        const size_t stride = (size_t)width + 3, n = stride * TOKENS, n_out = TOKENS * (2 * HEADS + 1);
+        float *x = random_floats(&r, n, 3), *weight = random_floats(&r, (size_t)width, 1), *zero = calloc(n_out, sizeof *zero), *want = guarded(zero, n_out);
+        struct kern_squares args = {x, stride, TOKENS, HEADS, dim, want, 2 * HEADS + 1, 2};
+        RUN(kern_ref.squares, &args, 1);
+        float sums[TOKENS] = {0};
+        for (int t = 0; t < TOKENS; t++)
+            for (int h = 0; h < HEADS; h++) {
+                double sum = 0;
+                for (int i = 0; i < dim; i++)
+                    sum += (double)x[(size_t)t * stride + (size_t)(h * dim + i)] * (double)x[(size_t)t * stride + (size_t)(h * dim + i)];
+                assert_true(fabs((double)want[t * (2 * HEADS + 1) + 2 * h] - sum) <= 1e-6 * sum);
+                sums[t] += want[t * (2 * HEADS + 1) + 2 * h];
+            }
+        float *normed = guarded(x, n);
+        struct kern_norm half = {x + width / 2, weight + width / 2, normed + width / 2, stride, stride, TOKENS, width - width / 2, 1e-5f, sums, width};
+        RUN(kern_ref.norm, &half, 1);
+        for (int t = 0; t < TOKENS; t++)
+            for (int i = width / 2; i < width; i++) {
+                const size_t at = (size_t)t * stride + (size_t)i;
+                const double y = (double)x[at] / sqrt((double)sums[t] / width + 1e-5) * (double)weight[i];
+                assert_true(fabs((double)normed[at] - y) <= 1e-6 * (fabs(y) + 1e-3));
+            }
+        FOR_BACKENDS(b, KERN_OP_SQUARES)
+            for (int n_threads = 1; n_threads <= 3; n_threads++) {
+                float *out = guarded(zero, n_out), *y = guarded(x, n);
+                args.out = out;
+                RUN((*b)->squares, &args, n_threads);
+                expect_same("squares", *b, out, want, n_out, dim, n_threads);
+                half.y = y + width / 2;
+                RUN((*b)->norm, &half, n_threads);
+                expect_same("norm of a part", *b, y, normed, n, width, n_threads);
+                t_guard_free(out);
+                t_guard_free(y);
+            }
+        t_guard_free(want);
+        t_guard_free(normed);
+        free(x);
+        free(weight);
+        free(zero);
+    }
 }
 
 static void rope(void **state) {
@@ -422,7 +473,7 @@ static void selection(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(norm), cmocka_unit_test(rope),   cmocka_unit_test(gate),        cmocka_unit_test(gate_nan), cmocka_unit_test(sum),
+        cmocka_unit_test(norm), cmocka_unit_test(squares), cmocka_unit_test(rope),   cmocka_unit_test(gate),        cmocka_unit_test(gate_nan), cmocka_unit_test(sum),
         cmocka_unit_test(topk), cmocka_unit_test(sample), cmocka_unit_test(log_sum_exp), cmocka_unit_test(selection),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

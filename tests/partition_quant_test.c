@@ -168,7 +168,7 @@ static void schemes_by_tensors(void **state)
         struct part_model *m;
         struct err e = {""};
         T_OK(ck_open(write_model("", g->parts), &ck, &e), &e);
-        T_OK(part_model_create(ck, &m, &e), &e);
+        T_OK(part_model_create(ck, PART_MOE_TENSOR, &m, &e), &e);
         const struct part_weight *down = NULL;
         for (int k = 0; k < m->n_weights; k++)
             if (strstr(m->weights[k].name, MODULE))
@@ -260,8 +260,59 @@ static void refusals_by_name(void **state)
         struct part_model *m;
         struct err e = {""};
         T_OK(ck_open(write_model("", bads[i].parts), &ck, &e), &e);
-        t_expect_err_contains(bads[i].st, part_model_create(ck, &m, &e), &e, bads[i].says);
+        t_expect_err_contains(bads[i].st, part_model_create(ck, PART_MOE_TENSOR, &m, &e), &e, bads[i].says);
         assert_non_null(strstr(e.text, MODULE));
+        ck_close(ck);
+    }
+}
+
+/* ---- experts that share a tensor (their numbers: runtime_load_test) --------------------------------------------------------------------------------------------- */
+
+static void views_that_do_not_fit(void **state)
+{
+    (void)state;
+    enum { E = 2, ROWS = 4, COLUMNS = 64 };
+    const struct quant_view every_other = {.plane = 1, .n_planes = E, .phase = 1, .step = 2}, plane = {.plane = 1, .n_planes = E};
+    static const struct part_of good[] = {T("e_blocks", "U8", E, 2 * ROWS, 2, 16), T("e_scales", "U8", E, 2 * ROWS, 2)};
+    const struct {
+        const char *says;
+        enum st st;
+        struct part_of parts[2];
+        const struct quant_view *view;
+        uint64_t columns;
+    } cases[] = {
+        {NULL, ST_OK, {good[0], good[1]}, &every_other, COLUMNS},
+        {NULL, ST_OK, {good[0], T("e_scales", "F8_E8M0", E, 2 * ROWS, 2)}, &every_other, COLUMNS},
+        {"e_scales is missing beside e_blocks", ST_INVALID, {good[0], T("f_scales", "U8", E, 2 * ROWS, 2)}, &every_other, COLUMNS},
+        {"e_blocks is I32 where U8 is expected", ST_INVALID, {T("e_blocks", "I32", E, 2 * ROWS, 2, 16), good[1]}, &every_other, COLUMNS},
+        {"e_scales is F8_E4M3 where U8 or F8_E8M0 is expected", ST_INVALID, {good[0], T("e_scales", "F8_E4M3", E, 2 * ROWS, 2)}, &every_other, COLUMNS},
+        {"e_blocks has shape [2, 8, 2, 16], a matrix [4, 64] asks for [experts, rows, columns / 32, 16]", ST_INVALID, {good[0], good[1]}, &plane, COLUMNS},
+        {"e_scales has shape [2, 8, 1], a matrix [4, 64] asks for [experts, rows, columns / 32]", ST_INVALID, {good[0], T("e_scales", "U8", E, 2 * ROWS, 1)}, &every_other, COLUMNS},
+        {"48 columns are no multiple of the group of 32", ST_INVALID, {good[0], good[1]}, &every_other, 48},
+        {"several matrices in one tensor are not supported in this format yet", ST_UNSUPPORTED, {T("e.weight", "F8_E4M3", E, ROWS, COLUMNS), T("e.weight_scale", "F32", E)}, &plane, COLUMNS},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct t_tensor t[2];
+        size_t n = 0;
+        struct checkpoint *ck;
+        struct arena arena = {0};
+        const struct quant_scheme *s;
+        struct err e = {""};
+        for (int k = 0; k < 2; k++)
+            add(t, &n, cases[i].parts[k].what, cases[i].parts[k].dtype, cases[i].parts[k].n_dims, cases[i].parts[k].dims, NULL);
+        t_safetensors(t_path("e.safetensors"), t, n, NULL);
+        T_OK(ck_open(t_path("e.safetensors"), &ck, &e), &e);
+        T_OK(base_arena_init(&arena, "test", 0, &e), &e);
+        const enum st st = quant_scheme_of(ck, NULL, quant_codes(ck, "e"), ROWS, cases[i].columns, cases[i].view, &arena, &s, &e);
+        if (cases[i].says)
+            t_expect_err_contains(cases[i].st, st, &e, cases[i].says);
+        else {
+            T_OK(st, &e);
+            const struct quant_source *x = &s->sources[0]; /* rows of 32 bytes: the fourth odd one of the second plane is the last */
+            assert_int_equal(x->offset + (ROWS - 1) * x->row_stride + 32, x->tensor->bytes);
+            assert_string_equal(s->name, "MXFP4 of GPT-OSS");
+        }
+        base_arena_release(&arena);
         ck_close(ck);
     }
 }
@@ -369,7 +420,7 @@ static void build(void *arg)
     struct checkpoint *ck;
     struct part_model *m;
     struct err e = {""};
-    if (ck_open(write_model(t->config, t->parts), &ck, &e) != ST_OK || part_model_create(ck, &m, &e) != ST_OK) {
+    if (ck_open(write_model(t->config, t->parts), &ck, &e) != ST_OK || part_model_create(ck, PART_MOE_TENSOR, &m, &e) != ST_OK) {
         fprintf(stderr, "%s\n", e.text);
         return;
     }
@@ -417,7 +468,7 @@ static void tensors_decide(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(schemes_by_tensors), cmocka_unit_test(refusals_by_name), cmocka_unit_test(configurations_by_name), cmocka_unit_test(lists_decide_by_module), cmocka_unit_test(tensors_decide),
+        cmocka_unit_test(schemes_by_tensors), cmocka_unit_test(refusals_by_name), cmocka_unit_test(views_that_do_not_fit), cmocka_unit_test(configurations_by_name), cmocka_unit_test(lists_decide_by_module), cmocka_unit_test(tensors_decide),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -82,8 +82,8 @@ static enum st assemble(const struct matrix *m, uint64_t begin, uint64_t end, un
 {
     const struct quant_source *a = &m->s.sources[0], *b = &m->s.sources[1];
     struct rt_assembly x = {.scheme = &m->s, .row_begin = 0, .row_end = ROWS, .column_begin = begin, .column_end = end};
-    x.pieces[0] = (struct rt_piece){m->code + begin / a->column_unit * a->element_bytes, m->code_stride, 0, begin / a->column_unit * a->column_unit, false};
-    x.pieces[1] = (struct rt_piece){m->scale + begin / b->column_unit * b->element_bytes, m->scale_stride, 0, begin / b->column_unit * b->column_unit, false};
+    x.pieces[0] = (struct rt_piece){m->code + begin / a->column_unit * a->element_bytes, m->code_stride, 0, begin / a->column_unit * a->column_unit};
+    x.pieces[1] = (struct rt_piece){m->scale + begin / b->column_unit * b->element_bytes, m->scale_stride, 0, begin / b->column_unit * b->column_unit};
     return rt_assemble(&x, out, odd, e);
 }
 
@@ -286,16 +286,16 @@ static void test_transpose(void **state)
 {
     (void)state;
     static const uint64_t shapes[][2] = {{1, 1}, {3, 50}, {17, 16}, {40, 33}};
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 8; i++)
         for (uint32_t bytes = 1; bytes <= 4; bytes *= 2) {
-            const uint64_t outer = shapes[i][0], inner = shapes[i][1], stride = inner * bytes + 3;
-            unsigned char *from = t_guard_alloc(outer * stride), *to = t_guard_alloc(outer * inner * bytes);
-            for (uint64_t k = 0; k < outer * stride; k++)
+            const uint64_t outer = shapes[i / 2][0], inner = shapes[i / 2][1], apart = (1 + (uint64_t)i % 2) * bytes, run = (inner - 1) * apart + bytes, stride = run + 3;
+            unsigned char *from = t_guard_alloc((outer - 1) * stride + run), *to = t_guard_alloc(outer * inner * bytes);
+            for (uint64_t k = 0; k < (outer - 1) * stride + run; k++)
                 from[k] = (unsigned char)(k * 31 + k / 251);
-            rt_transpose(from, stride, outer, inner, bytes, to);
+            rt_transpose(from, stride, apart, outer, inner, bytes, to);
             for (uint64_t o = 0; o < outer; o++)
                 for (uint64_t k = 0; k < inner; k++)
-                    assert_memory_equal(from + o * stride + k * bytes, to + (k * outer + o) * bytes, bytes);
+                    assert_memory_equal(from + o * stride + k * apart, to + (k * outer + o) * bytes, bytes);
             t_guard_free(from);
             t_guard_free(to);
         }

@@ -8,6 +8,7 @@ bool cpu_ops_supports(enum kern_op op, enum format format, int head_dim) {
     case KERN_OP_KV_APPEND:
         return kern_format(format)->block_columns == 1;
     case KERN_OP_NORM:
+    case KERN_OP_SQUARES:
     case KERN_OP_ROPE_TABLE:
     case KERN_OP_ROPE:
     case KERN_OP_GATE:

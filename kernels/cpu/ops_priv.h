@@ -11,6 +11,7 @@
     void cpu_kv_append_##suffix(struct kern_queue q, const struct kern_kv_append *args);    \
     void cpu_attention_##suffix(struct kern_queue q, const struct kern_attention *args);    \
     void cpu_norm_##suffix(struct kern_queue q, const struct kern_norm *args);              \
+    void cpu_squares_##suffix(struct kern_queue q, const struct kern_squares *args);        \
     void cpu_rope_table_##suffix(struct kern_queue q, const struct kern_rope_table *args);  \
     void cpu_rope_##suffix(struct kern_queue q, const struct kern_rope *args);              \
     void cpu_gate_##suffix(struct kern_queue q, const struct kern_gate *args);              \
@@ -31,7 +32,7 @@ CPU_OPS(avx512)
 
 /* For struct kern_backend: .kv_append … .lse, .route, .experts_bias, and the attention's scratch (none: its state lives on the stack). */
 #define CPU_OPS_TABLE(suffix)                                                                                                                    \
-    .kv_append = cpu_kv_append_##suffix, .attention = cpu_attention_##suffix, .norm = cpu_norm_##suffix, .rope_table = cpu_rope_table_##suffix,   \
+    .kv_append = cpu_kv_append_##suffix, .attention = cpu_attention_##suffix, .norm = cpu_norm_##suffix, .squares = cpu_squares_##suffix, .rope_table = cpu_rope_table_##suffix,   \
     .rope = cpu_rope_##suffix, .gate = cpu_gate_##suffix, .sum = cpu_sum_##suffix, .topk = cpu_topk_##suffix, .sample = cpu_sample_##suffix,      \
     .lse = cpu_lse_##suffix, .route = cpu_route_##suffix, .experts_bias = cpu_experts_bias_##suffix,                                             \
     .attention_scratch_bytes = cpu_attention_scratch_bytes

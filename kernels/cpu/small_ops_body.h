@@ -53,12 +53,21 @@ void CPU_NAME(norm)(struct kern_queue q, const struct kern_norm *args) {
     for (size_t t = s.token_begin; t < s.token_end && s.column_begin < s.column_end; t++) {
         const float *x = args->x + t * args->x_stride;
         float *y = args->y + t * args->y_stride;
-        float mean = vec_sum(square_sum(x, width)) / (float)args->width;
+        float mean = args->squares ? args->squares[t] / (float)args->whole_width : vec_sum(square_sum(x, width)) / (float)args->width;
         vec scale = vec_set1(1.0f / sqrtf(mean + args->eps));
         for (size_t i = s.column_begin; i < s.column_end; i += VEC_LANES) {
             size_t n = least(VEC_LANES, s.column_end - i);
             vec_store_n(y + i, vec_mul(vec_mul(vec_load_n(x + i, n), scale), vec_load_n(args->weight + i, n)), n);
         }
+    }
+}
+
+void CPU_NAME(squares)(struct kern_queue q, const struct kern_squares *args) {
+    size_t begin, end, n_heads = (size_t)args->n_heads, dim = (size_t)args->head_dim;
+    base_pool_share((size_t)args->n_tokens * n_heads, 1, q.i_thread, q.n_threads, &begin, &end);
+    for (size_t i = begin; i < end; i++) {
+        size_t t = i / n_heads, h = i % n_heads;
+        args->out[t * args->out_stride + h * args->out_step] = vec_sum(square_sum(args->x + t * args->x_stride + h * dim, dim));
     }
 }
 

@@ -43,6 +43,7 @@ const struct kern_backend kern_ref = {
     .kv_append = ref_kv_append,
     .attention = ref_attention,
     .norm = ref_norm,
+    .squares = ref_squares,
     .rope_table = ref_rope_table,
     .rope = ref_rope,
     .gate = ref_gate,

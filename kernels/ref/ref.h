@@ -20,6 +20,7 @@ void ref_embed(struct kern_queue q, const struct kern_embed *args);
 void ref_kv_append(struct kern_queue q, const struct kern_kv_append *args);
 void ref_attention(struct kern_queue q, const struct kern_attention *args);
 void ref_norm(struct kern_queue q, const struct kern_norm *args);
+void ref_squares(struct kern_queue q, const struct kern_squares *args);
 void ref_rope_table(struct kern_queue q, const struct kern_rope_table *args);
 void ref_rope(struct kern_queue q, const struct kern_rope *args);
 void ref_gate(struct kern_queue q, const struct kern_gate *args);

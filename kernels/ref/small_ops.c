@@ -5,18 +5,30 @@
 #include "kernels/ref/ref.h"
 #include "kernels/tree.h"
 
-/* Σx²: lane l takes the columns l, l + 16, … by fma; lanes add l with l + 8, then + 4, + 2, + 1. y = (x · (1 / sqrt(Σ / width + eps))) · weight */
+/* Lane l takes the columns l, l + 16, … by fma; lanes add l with l + 8, then + 4, + 2, + 1. */
+static float squares_of(const float *x, int n) {
+    float lane[16] = {0};
+    for (int i = 0; i < n; i++)
+        lane[i % 16] = fmaf(x[i], x[i], lane[i % 16]);
+    for (int w = 8; w; w /= 2)
+        for (int l = 0; l < w; l++)
+            lane[l] = lane[l] + lane[l + w];
+    return lane[0];
+}
+
+void ref_squares(struct kern_queue q, const struct kern_squares *args) {
+    REF_FOR_SHARE(int, t, args->n_tokens, q)
+        for (int h = 0; h < args->n_heads; h++)
+            args->out[(size_t)t * args->out_stride + (size_t)h * args->out_step] = squares_of(args->x + (size_t)t * args->x_stride + (size_t)(h * args->head_dim), args->head_dim);
+}
+
+/* y = (x · (1 / sqrt(Σ / width + eps))) · weight */
 void ref_norm(struct kern_queue q, const struct kern_norm *args) {
     REF_FOR_SHARE(int, t, args->n_tokens, q) {
         const float *x = args->x + (size_t)t * args->x_stride;
         float *y = args->y + (size_t)t * args->y_stride;
-        float lane[16] = {0};
-        for (int i = 0; i < args->width; i++)
-            lane[i % 16] = fmaf(x[i], x[i], lane[i % 16]);
-        for (int w = 8; w; w /= 2)
-            for (int l = 0; l < w; l++)
-                lane[l] = lane[l] + lane[l + w];
-        float scale = 1.0f / sqrtf(lane[0] / (float)args->width + args->eps);
+        float mean = args->squares ? args->squares[t] / (float)args->whole_width : squares_of(x, args->width) / (float)args->width;
+        float scale = 1.0f / sqrtf(mean + args->eps);
         for (int i = 0; i < args->width; i++) {
             float scaled = x[i] * scale;
             y[i] = scaled * args->weight[i];

@@ -13,13 +13,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
 enum { QUANT_MOST_ROWS = 64, QUANT_MOST_COLUMNS = 1024 };
 
+static uint64_t quant_elements(uint64_t n, uint64_t unit) { return (n - 1) / unit + 1; }
+
 static void quant_check_sources(const struct quant_scheme *s)
 {
     BASE_ASSERT(s->n_sources >= 1 && s->n_sources <= QUANT_MAX_SOURCES);
+    const uint64_t n_views = quant_view_planes(&s->view) * quant_view_step(&s->view);
     for (uint32_t k = 0; k < s->n_sources; k++) {
         const struct quant_source *x = &s->sources[k];
         BASE_ASSERT(x->row_unit && x->column_unit && x->element_bytes);
-        BASE_ASSERT(((s->rows - 1) / x->row_unit + 1) * ((s->columns - 1) / x->column_unit + 1) * x->element_bytes == x->tensor->bytes);
+        const uint64_t n_rows = quant_elements(s->rows, x->row_unit), n_columns = quant_elements(s->columns, x->column_unit);
+        BASE_ASSERT(n_views * n_rows * n_columns * x->element_bytes == x->tensor->bytes);
+        BASE_ASSERT(x->offset + (n_rows - 1) * x->row_stride + (n_columns - 1) * x->column_stride + x->element_bytes <= x->tensor->bytes);
     }
 }
 
@@ -29,10 +34,16 @@ static void quant_assemble(const struct quant_scheme *s, const uint8_t *file, ui
     unsigned char *copies[QUANT_MAX_SOURCES] = {NULL};
     for (uint32_t k = 0; k < s->n_sources; k++) { /* exact copies, so that a sanitizer sees the first byte that is read too far */
         const struct quant_source *x = &s->sources[k];
-        copies[k] = malloc(x->tensor->bytes);
+        const uint64_t n_rows = quant_elements(s->rows, x->row_unit), n_columns = quant_elements(s->columns, x->column_unit);
+        const uint8_t *from = file + x->tensor->offset + x->offset;
+        copies[k] = malloc(n_rows * n_columns * x->element_bytes);
         BASE_ASSERT(copies[k] != NULL);
-        memcpy(copies[k], file + x->tensor->offset, x->tensor->bytes);
-        a.pieces[k] = (struct rt_piece){.data = copies[k], .transposed = x->transposed, .stride_bytes = (size_t)(x->transposed ? (s->rows - 1) / x->row_unit + 1 : (s->columns - 1) / x->column_unit + 1) * x->element_bytes};
+        if (x->transposed)
+            rt_transpose(from, x->column_stride, x->row_stride, n_columns, n_rows, x->element_bytes, copies[k]);
+        else
+            for (uint64_t i = 0; i < n_rows; i++)
+                memcpy(copies[k] + i * n_columns * x->element_bytes, from + i * x->row_stride, n_columns * x->element_bytes);
+        a.pieces[k] = (struct rt_piece){.data = copies[k], .stride_bytes = (size_t)(n_columns * x->element_bytes)};
     }
     const size_t row_bytes = rt_assembled_bytes(s, column_begin, column_end), block = kern_format(s->format)->block_columns;
     const uint64_t n = row_bytes / kern_format(s->format)->block_bytes * block;
@@ -55,11 +66,12 @@ static void quant_assemble(const struct quant_scheme *s, const uint8_t *file, ui
         free(copies[k]);
 }
 
-static void quant_try(const struct checkpoint *ck, struct quant *q, const struct ck_tensor *t, uint64_t rows, uint64_t columns, const uint8_t *file, struct arena *arena)
+static void quant_try(const struct checkpoint *ck, struct quant *q, const struct ck_tensor *t, uint64_t rows, uint64_t columns, const struct quant_view *view, const uint8_t *file,
+                      struct arena *arena)
 {
     const struct quant_scheme *s;
     struct err e = {""};
-    if (quant_scheme_of(ck, q, t, rows, columns, arena, &s, &e) != ST_OK) {
+    if (quant_scheme_of(ck, q, t, rows, columns, view, arena, &s, &e) != ST_OK) {
         BASE_ASSERT(e.text[0]);
         return;
     }
@@ -79,13 +91,16 @@ static void quant_try_all(const struct checkpoint *ck, struct quant *q, const ui
         const struct ck_tensor *t = ck_tensor_at(ck, i);
         quant_expects(q, t->name);
         quant_is_beside(t->name);
+        if (t->n_dims >= 3 && t->dims[0] && t->dims[1] / 2) /* experts: one of them, and its odd rows */
+            for (uint64_t step = 1; step <= 2; step++)
+                quant_try(ck, q, t, t->dims[1] / step, t->dims[2] * 32, &(struct quant_view){.plane = t->dims[0] - 1, .n_planes = t->dims[0], .phase = step - 1, .step = step}, file, arena);
         if (t->n_dims != 2 || (t->unsupported && t->raw == CK_RAW_NONE))
             continue;
         const uint64_t rows = quant_rows(ck, t), known = rows ? rows : 1, a = t->dims[0], b = t->dims[1];
         const uint64_t columns[] = {b, b * 2, b * 4, b * 8, a, a * 4, a * 8};
         for (size_t k = 0; k < sizeof columns / sizeof *columns; k++)
-            quant_try(ck, q, t, known, columns[k], file, arena);
-        quant_try(ck, q, t, 0, 0, file, arena);
+            quant_try(ck, q, t, known, columns[k], NULL, file, arena);
+        quant_try(ck, q, t, 0, 0, NULL, file, arena);
     }
     quant_report(q);
 }

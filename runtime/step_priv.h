@@ -1,0 +1,104 @@
+/* What step.c and experts.c share: one executor, its bound programs, where values lie. */
+#ifndef RUNTIME_STEP_PRIV_H
+#define RUNTIME_STEP_PRIV_H
+
+#include "base/arena.h"
+#include "runtime/step.h"
+
+/* The tokens of each local expert, sorted anew by every route; written by thread 0. */
+struct slot_table {
+    int32_t *begin, *token; /* [local experts + 1], [most slots] */
+    float *weight;
+    int n_experts, n_slots; /* of the route that was walked last */
+};
+
+/* One step of experts, looked up once: of each local expert (the shared one last) its matrices, biases and bytes. */
+struct bound_experts {
+    int n; /* local experts */
+    const struct kern_matrix **matrix[2]; /* of each part */
+    const float **bias[2];                /* NULL: none */
+    struct moved *moved;                  /* [n]; NULL without a ledger */
+    /* EXPERTS_OUT: what the weighted sums are (leaves, or groups of experts), and how they are folded */
+    uint8_t *sum_of; /* expert mode: [n] */
+    int n_sums;
+    uint8_t n_folds[KERN_MAX_LEAVES], emit[KERN_MAX_LEAVES];
+};
+
+/* What the ledger counts each time a step is walked: fixed, so looked up once. */
+struct moved {
+    uint64_t weights, stored; /* see struct rt_ledger_bytes */
+    uint64_t cache;           /* a token */
+};
+
+struct bound_program {
+    const struct part_program *p;
+    bool *barrier_before; /* [n_steps] */
+    struct moved *moved;  /* [n_steps]; NULL without a ledger */
+    struct bound_experts **experts; /* [n_steps]; NULL where the step is not of experts */
+};
+
+struct rt_exec {
+    struct rt_exec_options o;
+    const struct part_model *m;
+    struct arena arena;
+    struct bound_program main, head;
+
+    unsigned char *values; /* the step arena */
+    void *scratch_matmul, *scratch_attention;
+    struct kern_kv *kv; /* [m->n_caches] */
+    float *squares; /* [chunk], of a norm over all heads */
+    struct slot_table slots; /* of the layer that runs */
+    struct kern_sampled *sampled; /* [RT_HEAD_ROWS, n_threads] */
+    uint32_t *slice_begin;  /* [n local slices + 1] */
+    float *lse_max, *lse_sum; /* [RT_HEAD_ROWS, n local slices] */
+    int n_slices;
+
+    /* one run */
+    const struct rt_desc *desc;
+    const struct comm_header *header;
+    struct comm_header *root;
+    struct rt_row_result *results;
+    const struct bound_program *walking;
+    uint64_t cache_tokens; /* keys that a layer's attention reads; only with a ledger */
+    int first_row, n_rows; /* of the head program */
+    uint32_t row_wants;    /* any of those rows */
+    void *send_buffer;
+    const void *views[COMM_MAX_RANKS];
+    enum st st; /* written by thread 0 before a barrier */
+    struct err *e;
+    struct rt_ledger ledger;
+};
+
+static inline const struct part_value *value_of(const struct rt_exec *x, int v) { return &x->m->values[v]; }
+
+static inline int rows_in(const struct rt_exec *x, int v)
+{
+    const enum part_rows rows = value_of(x, v)->rows;
+    return rows == PART_TOKENS ? x->desc->batch.n_tokens : rows == PART_SLOTS ? x->slots.n_slots : x->n_rows;
+}
+
+/* Where rank r's vectors of a partial value begin among what it sends. */
+static inline size_t sent_offset(const struct rt_exec *x, int r, int v)
+{
+    const int before = value_of(x, v)->follows;
+    return before == PART_NONE ? 0 : part_rows_bytes(x->o.plan->ranks[r], before, rows_in(x, before));
+}
+
+static inline float *address(const struct rt_exec *x, int v)
+{
+    const struct part_value *value = value_of(x, v);
+    return (float *)(void *)(value->partial && x->o.comm ? (unsigned char *)x->send_buffer + sent_offset(x, x->m->rank, v) : x->values + value->offset);
+}
+
+static inline const float *vector_of(const struct rt_exec *x, int w) { return w == PART_NONE ? NULL : x->o.weights->items[w].vector; }
+
+/* experts.c: steps of mixtures of experts. */
+enum st rt_experts_bind(struct rt_exec *x, const struct part_program *p, struct bound_program *b, struct err *e);
+void rt_experts_route(struct rt_exec *x, struct kern_queue q, const struct part_step *s);
+void rt_experts_in(const struct rt_exec *x, struct kern_queue q, const struct part_step *s, const struct bound_experts *b);
+void rt_experts_out(const struct rt_exec *x, struct kern_queue q, const struct part_step *s, const struct bound_experts *b);
+void rt_experts_bias(const struct rt_exec *x, struct kern_queue q, const struct part_step *s, const struct bound_experts *b);
+/* Bytes of those experts that have a token in this step. */
+struct moved rt_experts_moved(const struct rt_exec *x, const struct bound_experts *b);
+
+#endif

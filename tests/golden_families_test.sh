@@ -1,0 +1,33 @@
+#!/bin/bash
+# tests/golden/families/CASE (see make_families.py): our logits against those of Hugging Face transformers, and the same bytes for every number of ranks, in both modes.
+. tests/t.sh
+golden=tests/golden/families
+. tests/t_golden.sh
+
+for dir in "$golden"/*/; do
+    case=$(basename "$dir")
+    modes='tp'
+    case $case in
+    qwen3-*) ;; # no experts
+    *) modes='tp ep' ;;
+    esac
+    for mode in $modes; do
+        evaluate "$case, $mode" "$case" --activations f32 --moe "$mode" || continue
+        compare "$case, $mode" "$case" max $accurate
+        ok "$case, $mode: greedy ids" diff "$t_dir/greedy" "${dir}greedy.txt"
+        mv "$t_dir/logits" "$t_dir/one"
+        for ranks in '-n 2' '-n 3' '--split 1:0:4:2'; do
+            # shellcheck disable=SC2086 # two words
+            evaluate "$case, $mode, $ranks" "$case" --activations f32 --moe "$mode" $ranks --threads 1 --chunk 7 &&
+                ok "$case, $mode, $ranks: the same bytes" cmp "$t_dir/one" "$t_dir/logits"
+        done
+        case $case in
+        *q4_0 | *mxfp4) # rounded activations: the same bytes too
+            evaluate "$case, $mode, int8" "$case" --moe "$mode" && mv "$t_dir/logits" "$t_dir/one"
+            evaluate "$case, $mode, int8, 3 ranks" "$case" --moe "$mode" -n 3 --threads 2 --chunk 5 &&
+                ok "$case, $mode, int8, 3 ranks: the same bytes" cmp "$t_dir/one" "$t_dir/logits"
+            ;;
+        esac
+    done
+done
+t_end
