@@ -72,7 +72,7 @@ static void start(struct layer *l, enum format f, bool by_groups) {
     l->x = allocate((size_t)MAX_SLOTS * HIDDEN * sizeof(float));
     l->inner = allocate((size_t)MAX_SLOTS * INNER * 2 * sizeof(float));
     l->y = allocate((size_t)MAX_SLOTS * HIDDEN * sizeof(float));
-    for (size_t i = 0; i < (size_t)MAX_SLOTS * HIDDEN; i++) l->x[i] = base_rng_normal(&rng);
+    for (size_t i = 0; i < (size_t)MAX_SLOTS * HIDDEN; i++) l->x[i] = base_rng_uniform(&rng, -2, 2);
     for (int i = 0; i < MAX_SLOTS; i++) l->weight[i] = 1.0f / K;
     l->slots = (struct kern_slots){N_EXPERTS, l->begin, l->token, l->weight};
     l->in = (struct kern_experts_in){.slots = &l->slots, .x = l->x, .x_stride = HIDDEN, .n_parts = 2,

@@ -11,7 +11,7 @@
 #include "kernels/cpu/matmul_priv.h"
 
 /* Sums of a thread: half of the smallest second-level cache that we care for, and never less than what two row tiles need. */
-enum { SUMS_BYTES = 512 * 1024, MIN_TILES = 2 };
+enum { SUMS_BYTES = 512 * 1024, MIN_TILES = 2, FETCHED_BYTES = 2048 };
 
 static size_t tile_bytes(int n_tokens, int n_sums) { return (size_t)n_tokens * (size_t)n_sums * KERN_TILE_ROWS * sizeof(float); }
 
@@ -132,11 +132,22 @@ void cpu_experts_out_prepare(const struct cpu_matmul *m, struct kern_queue q, co
     }
 }
 
-/* sums: [row tile][token][sum][16] of row tiles [tile_lo, tile_hi). */
+/* Many tokens leave room for few tiles, so that a matrix begins every few microseconds: its first lines are fetched while the one before is at work. */
+static void fetch_next(const struct kern_experts_out *args, int e, size_t tile_lo, size_t tile_hi) {
+    while (e < args->slots->n_experts && n_slots_of(args->slots, e) == 0) e++;
+    if (e == args->slots->n_experts || tile_hi - tile_lo > MIN_TILES) return;
+    const struct kern_matrix *matrix = args->matrix[e];
+    const size_t bytes = cpu_row_tile_bytes(matrix->format, matrix);
+    for (size_t tile = tile_lo; tile < tile_hi; tile++)
+        for (size_t line = 0; line < FETCHED_BYTES && line < bytes; line += 64)
+            __builtin_prefetch((const uint8_t *)matrix->data + tile * bytes + line, 0, 2);
+}
+
+/* sums: [row tile][token][sum][16] of row tiles [tile_lo, tile_hi), +0 before and after. */
 static void run_tiles(const struct cpu_matmul *m, const struct kern_experts_out *args, const struct cpu_records *records, float *sums, size_t tile_lo, size_t tile_hi) {
     const struct kern_slots *s = args->slots;
-    const size_t n_sums = (size_t)args->n_sums, n_tokens = (size_t)args->n_tokens, token_stride = n_sums * KERN_TILE_ROWS, tile_stride = n_tokens * token_stride;
-    memset(sums, 0, (tile_hi - tile_lo) * tile_stride * sizeof *sums);
+    const size_t n_sums = (size_t)args->n_sums, n_tokens = (size_t)args->n_tokens, token_stride = n_sums * KERN_TILE_ROWS,
+                 tile_stride = n_tokens * token_stride;
     for (int e = 0; e < s->n_experts; e++) {
         if (n_slots_of(s, e) == 0) continue;
         size_t first = (size_t)s->begin[e];
@@ -149,6 +160,7 @@ static void run_tiles(const struct cpu_matmul *m, const struct kern_experts_out 
                                              .token_stride = token_stride,
                                              .token = s->token + first,
                                              .weight = s->weight + first}};
+        fetch_next(args, e + 1, tile_lo, tile_hi);
         run_all_groups(m, &product, tile_lo, tile_hi);
     }
     for (size_t t = 0; t < n_tokens; t++)
@@ -168,5 +180,6 @@ void cpu_experts_out_run(const struct cpu_matmul *m, struct kern_queue q, const 
     block = block < MIN_TILES ? MIN_TILES : block / MIN_TILES * MIN_TILES;
     float *sums = (float *)(void *)((uint8_t *)args->scratch + records_bytes + (size_t)q.i_thread * sums_bytes(args->n_tokens, args->n_sums));
     cpu_share(cpu_tiles((size_t)args->n_rows), q, &lo, &hi);
+    memset(sums, 0, (hi - lo < block ? hi - lo : block) * tile_bytes(args->n_tokens, args->n_sums));
     for (size_t tile = lo; tile < hi; tile += block) run_tiles(m, args, &records, sums, tile, tile + block < hi ? tile + block : hi);
 }

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "kernels/cpu/matmul_priv.h"
+#include "kernels/cpu/ops_priv.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
@@ -236,6 +237,19 @@ struct walk {
     __m256 stack[CPU_STACK][MAX_SUMS]; /* [..][2·nr half tiles][nt] */
 };
 
+/* The sums of token t that the next vector goes into, of half tile h. */
+INLINE float *sums_of(const struct walk *k, int t, int h) {
+    const struct cpu_sums *to = &k->a->to;
+    const size_t tile = (k->row + (size_t)(h / 2) * k->apart) / ROWS;
+    return to->sums + tile * to->tile_stride + (size_t)to->token[t] * to->token_stride + k->i_vector * ROWS + (size_t)(h % 2) * HALF;
+}
+
+/* At the start of a leaf: they lie apart, and in the second-level cache at best. */
+INLINE void prefetch_sums(const struct walk *k, const int nt, const int nr) {
+    for (int t = 0; t < nt; t++)
+        for (int r = 0; r < nr; r++) _mm_prefetch((const char *)sums_of(k, t, 2 * r), _MM_HINT_T0);
+}
+
 /* After leaf i has been stored on top of the stack. Once, not in each kernel: that would take half of the compiler's time. */
 static __attribute__((noinline)) void end_leaf(struct walk *k, const struct kern_columns *c, uint32_t i_leaf, int nt, int nr) {
     const struct cpu_rows *a = k->a;
@@ -253,7 +267,7 @@ static __attribute__((noinline)) void end_leaf(struct walk *k, const struct kern
             __m256 sum = k->stack[k->depth][h * nt + t];
             if (a->bias) sum = _mm256_add_ps(sum, _mm256_maskload_ps(a->bias + row, mask));
             if (a->to.sums) {
-                float *to = a->to.sums + row / ROWS * a->to.tile_stride + (size_t)a->to.token[t] * a->to.token_stride + k->i_vector * ROWS + row % ROWS;
+                float *to = sums_of(k, t, h);
                 _mm256_store_ps(to, _mm256_fmadd_ps(_mm256_set1_ps(a->to.weight[t]), sum, _mm256_load_ps(to)));
                 continue;
             }
@@ -279,6 +293,7 @@ INLINE void walk_tiles(const struct cpu_rows *a, size_t row, size_t apart, const
     struct walk k;
     k.a = a, k.row = row, k.apart = apart, k.depth = 0, k.i_vector = 0;
     for (uint32_t i = 0; i < c->n_leaves; i++) {
+        if (a->to.sums && c->emit[i]) prefetch_sums(&k, nt, nr);
         __m256 *acc = k.stack[k.depth];
         for (int j = 0; j < 2 * nr * nt; j++) acc[j] = _mm256_setzero_ps();
         for (uint32_t s = c->leaf_segment[i]; s < c->leaf_segment[i + 1]; s++, w += tile_bytes, x += record_bytes) {
@@ -442,5 +457,5 @@ const struct cpu_matmul cpu_matmul_avx2 = {
     .int8 = {CPU_QUANTISED(CPU_INT8_ENTRY)},
     .f32 = {CPU_QUANTISED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
     .quantise = quantise,
-    .fold = cpu_fold,
+    .fold = cpu_fold_avx2,
 };

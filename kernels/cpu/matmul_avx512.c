@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "kernels/cpu/matmul_priv.h"
+#include "kernels/cpu/ops_priv.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
@@ -90,6 +91,40 @@ struct walk {
     __m512 stack[CPU_STACK][16]; /* [..][nr·nt] */
 };
 
+/* Rows that there are of 16 from `row` on. */
+INLINE __mmask16 mask_of(const struct cpu_rows *a, size_t row) {
+    return a->n_rows - row >= ROWS ? 0xffff : (__mmask16)((1u << (a->n_rows - row)) - 1);
+}
+
+/* The sums of token t that the next vector goes into: of the first of the row tiles. */
+INLINE float *sums_of(const struct walk *k, int t) {
+    const struct cpu_sums *to = &k->a->to;
+    return to->sums + k->row / ROWS * to->tile_stride + (size_t)to->token[t] * to->token_stride + k->i_vector * ROWS;
+}
+
+/* At the start of a leaf: they lie apart, and in the second-level cache at best. */
+INLINE void prefetch_sums(const struct walk *k, const int nt, const int nr) {
+    const size_t apart = k->apart / ROWS * k->a->to.tile_stride;
+    for (int t = 0; t < nt; t++)
+        for (int r = 0; r < nr; r++) _mm_prefetch((const char *)(sums_of(k, t) + (size_t)r * apart), _MM_HINT_T0);
+}
+
+/* The vector on top of the stack, weighted. */
+INLINE void add_to_sums(const struct walk *k, int nt, int nr) {
+    const struct cpu_rows *a = k->a;
+    const size_t apart = k->apart / ROWS * a->to.tile_stride;
+    for (int t = 0; t < nt; t++) {
+        const __m512 weight = _mm512_set1_ps(a->to.weight[t]);
+        float *to = sums_of(k, t);
+        for (int r = 0; r < nr; r++, to += apart) {
+            const size_t row = k->row + (size_t)r * k->apart;
+            __m512 sum = k->stack[k->depth][r * nt + t];
+            if (a->bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask_of(a, row), a->bias + row));
+            _mm512_store_ps(to, _mm512_fmadd_ps(weight, sum, _mm512_load_ps(to)));
+        }
+    }
+}
+
 /* After leaf i times the scale has been stored on top of the stack. Once, not in each kernel: that would take half of the compiler's time. */
 static __attribute__((noinline)) void end_leaf(struct walk *k, const struct kern_columns *c, uint32_t i_leaf, int nt, int nr) {
     const struct cpu_rows *a = k->a;
@@ -98,17 +133,17 @@ static __attribute__((noinline)) void end_leaf(struct walk *k, const struct kern
         for (int i = 0; i < nr * nt; i++) k->stack[k->depth - 2][i] = _mm512_add_ps(k->stack[k->depth - 2][i], k->stack[k->depth - 1][i]);
     if (!c->emit[i_leaf]) return;
     k->depth--;
+    if (a->to.sums) {
+        add_to_sums(k, nt, nr);
+        k->i_vector++;
+        return;
+    }
     for (int r = 0; r < nr; r++) {
         size_t row = k->row + (size_t)r * k->apart;
-        __mmask16 mask = a->n_rows - row >= ROWS ? 0xffff : (__mmask16)((1u << (a->n_rows - row)) - 1);
+        __mmask16 mask = mask_of(a, row);
         for (int t = 0; t < nt; t++) {
             __m512 sum = k->stack[k->depth][r * nt + t];
             if (a->bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, a->bias + row));
-            if (a->to.sums) {
-                float *to = a->to.sums + row / ROWS * a->to.tile_stride + (size_t)a->to.token[t] * a->to.token_stride + k->i_vector * ROWS;
-                _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_set1_ps(a->to.weight[t]), sum, _mm512_load_ps(to)));
-                continue;
-            }
             _mm512_mask_storeu_ps(a->y + k->i_vector * a->vector_stride + (size_t)t * a->y_stride + row, mask, sum);
         }
     }
@@ -149,6 +184,7 @@ INLINE void walk_tiles(const struct cpu_rows *a, size_t row, size_t apart, const
     struct walk k;
     k.a = a, k.row = row, k.apart = apart, k.depth = 0, k.i_vector = 0;
     for (uint32_t i = 0; i < c->n_leaves; i++) {
+        if (a->to.sums && c->emit[i]) prefetch_sums(&k, nt, nr);
         /* Sixteen integer sums leave no room for as many accumulators: those wait in the first-level cache. */
         __m512 in_registers[16], *acc = !is_f32 && nr * nt > 8 ? k.stack[k.depth] : in_registers;
         _Pragma("GCC unroll 16") for (int j = 0; j < nr * nt; j++) acc[j] = _mm512_setzero_ps();
@@ -450,5 +486,5 @@ const struct cpu_matmul cpu_matmul_avx512 = {
     .int8 = {CPU_QUANTISED(CPU_INT8_ENTRY)},
     .f32 = {CPU_QUANTISED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
     .quantise = quantise,
-    .fold = cpu_fold,
+    .fold = cpu_fold_avx512,
 };

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels/cpu/matmul_priv.h"
+#include "kernels/cpu/ops_priv.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -183,5 +184,5 @@ const struct cpu_matmul cpu_matmul_portable = {
     .int8 = {CPU_QUANTISED(CPU_INT8_ENTRY)},
     .f32 = {CPU_QUANTISED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
     .quantise = quantise,
-    .fold = cpu_fold,
+    .fold = cpu_fold_portable,
 };

@@ -230,23 +230,8 @@ struct cpu_matmul {
     cpu_rows_fn int8[FMT_COUNT]; /* KERN_ACT_INT8 or KERN_ACT_INT8_16, as the format has it; NULL: neither */
     cpu_rows_fn f32[FMT_COUNT];
     struct cpu_scale (*quantise)(const float *x, size_t n, int8_t *q);
-    void (*fold)(const struct kern_experts_out *args, const float *sums, size_t token, size_t row); /* cpu_fold */
+    void (*fold)(const struct kern_experts_out *args, float *sums, size_t token, size_t row); /* cpu_fold_… of ops_priv.h */
 };
-
-/* Folds one token's sums of 16 rows from `row` on, and stores its vectors; compiled with each variant. */
-static inline void cpu_fold(const struct kern_experts_out *args, const float *sums, size_t token, size_t row) {
-    float stack[CPU_STACK][KERN_TILE_ROWS], *y = args->y + token * args->y_stride + row;
-    size_t n_rows = (size_t)args->n_rows - row < KERN_TILE_ROWS ? (size_t)args->n_rows - row : KERN_TILE_ROWS;
-    int depth = 0;
-    for (int i = 0; i < args->n_sums; i++) {
-        memcpy(stack[depth++], sums + (size_t)i * KERN_TILE_ROWS, sizeof stack[0]);
-        for (int n = args->n_folds[i]; n > 0; n--, depth--)
-            for (int r = 0; r < KERN_TILE_ROWS; r++) stack[depth - 2][r] = stack[depth - 2][r] + stack[depth - 1][r];
-        if (!args->emit[i]) continue;
-        memcpy(y, stack[--depth], n_rows * sizeof *y);
-        y += args->vector_stride;
-    }
-}
 
 extern const struct cpu_matmul cpu_matmul_portable;
 #if defined(__x86_64__)

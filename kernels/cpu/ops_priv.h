@@ -20,7 +20,9 @@
     void cpu_sample_##suffix(struct kern_queue q, const struct kern_sample *args);          \
     void cpu_lse_##suffix(struct kern_queue q, const struct kern_lse *args);                \
     void cpu_route_##suffix(struct kern_queue q, const struct kern_route *args);            \
-    void cpu_experts_bias_##suffix(struct kern_queue q, const struct kern_experts_bias *args);
+    void cpu_experts_bias_##suffix(struct kern_queue q, const struct kern_experts_bias *args); \
+    /* One token's sums [n_sums][16] of 16 rows from `row` on: folded, their vectors stored, and set to +0 for the next rows. */ \
+    void cpu_fold_##suffix(const struct kern_experts_out *args, float *sums, size_t token, size_t row);
 
 CPU_OPS(portable)
 #if defined(__x86_64__)

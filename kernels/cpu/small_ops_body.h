@@ -201,6 +201,27 @@ void CPU_NAME(sum)(struct kern_queue q, const struct kern_sum *args) {
     }
 }
 
+/* ---- the end of experts' sums --------------------------------------------------------------------------------------------------------------------------- */
+
+void CPU_NAME(fold)(const struct kern_experts_out *args, float *sums, size_t token, size_t row) {
+    float *y = args->y + token * args->y_stride + row;
+    const size_t n_rows = least(VEC_LANES, (size_t)args->n_rows - row);
+    vec stack[KERN_TREE_STACK];
+    int depth = 0;
+    for (int i = 0; i < args->n_sums; i++, sums += VEC_LANES) {
+        vec top = vec_load(sums);
+        vec_store(sums, vec_zero());
+        for (int n = args->n_folds[i]; n > 0; n--)
+            top = vec_add(stack[--depth], top);
+        if (args->emit[i]) {
+            vec_store_n(y, top, n_rows);
+            y += args->vector_stride;
+        } else {
+            stack[depth++] = top;
+        }
+    }
+}
+
 /* ---- biases of experts -------------------------------------------------------------------------------------------------------------------------------- */
 
 void CPU_NAME(experts_bias)(struct kern_queue q, const struct kern_experts_bias *args) {
