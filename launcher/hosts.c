@@ -12,6 +12,7 @@
 #include "base/hash.h"
 #include "launcher/agent.h"
 #include "launcher/bundle.h"
+#include "launcher/handed.h"
 #include "launcher/interrupt.h"
 #include "launcher/meeting.h"
 #include "launcher/setup.h"
@@ -30,6 +31,7 @@ enum st launch_hosts_parse(const char *list, const char *ssh, int n_ranks, struc
     if (!hosts)
         return err_set(e, ST_NO_MEMORY, "no memory for the hosts");
     hosts->ssh = ssh;
+    hosts->handed_fd = -1;
     enum st st = ST_OK;
     for (const char *at = list; !st; at++) {
         const size_t n = strcspn(at, ", \t\n");
@@ -61,6 +63,7 @@ enum st launch_hosts_parse(const char *list, const char *ssh, int n_ranks, struc
         hosts->h[i].n_ranks = total / hosts->n + (i < total % hosts->n);
         first += hosts->h[i].n_ranks;
         hosts->h[i].end = (struct launch_end){.in_fd = -1, .out_fd = -1};
+        hosts->h[i].direct_fd = -1;
     }
     if (st) {
         free(hosts);
@@ -82,9 +85,14 @@ static void close_end(struct launch_end *end)
 
 void launch_hosts_destroy(struct launch_hosts *hosts)
 {
-    for (int i = 0; hosts && i < hosts->n; i++)
+    for (int i = 0; hosts && i < hosts->n; i++) {
         close_end(&hosts->h[i].end);
+        if (hosts->h[i].direct_fd >= 0)
+            close(hosts->h[i].direct_fd);
+    }
     if (hosts) {
+        if (hosts->handed_fd >= 0)
+            close(hosts->handed_fd);
         launch_bundle_destroy(hosts->bundle);
         launch_decision_release(&hosts->decision);
         free(hosts->interfaces);
@@ -108,16 +116,28 @@ static enum st begin(struct launch_hosts *hosts, struct launch_hosts_entry *h, s
             st = launch_bundle_create(hosts->with_mpi, &hosts->bundle, e);
         return st ? st : launch_remote_start(&o, hosts->bundle, &h->end.remote, e);
     }
-    int pair[2];
+    int pair[2], handed[2] = {-1, -1};
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
         return err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
-    st = launch_agent_spawn_host(pair[1], &h->end.pid, e);
+    if (hosts->handed_fd < 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, handed))
+        st = err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
+    if (!st)
+        st = launch_agent_spawn_host(pair[1], handed[1], &h->end.pid, e);
     close(pair[1]);
-    if (st)
+    if (handed[1] >= 0)
+        close(handed[1]);
+    if (st) {
         close(pair[0]);
-    else
-        h->end.in_fd = h->end.out_fd = pair[0];
-    return st;
+        if (handed[0] >= 0)
+            close(handed[0]);
+        return st;
+    }
+    if (handed[0] >= 0) {
+        hosts->handed_fd = handed[0];
+        hosts->i_own = (int)(h - hosts->h);
+    }
+    h->end.in_fd = h->end.out_fd = pair[0];
+    return ST_OK;
 }
 
 static enum st open_end(struct launch_hosts_entry *h, struct err *e)
@@ -290,6 +310,14 @@ static enum st find_ways(struct launch_hosts *hosts, uint64_t until, struct laun
 
 /* ---- what was decided, opened and tried ----------------------------------------------------------------------------------------------------------------- */
 
+/* From our own host to one that was started by ssh. */
+static bool is_control(const struct launch_hosts *hosts, int a, int b)
+{
+    return hosts->handed_fd >= 0 && ((a == hosts->i_own && hosts->h[b].end.remote) || (b == hosts->i_own && hosts->h[a].end.remote));
+}
+
+static bool is_tried(const struct launch_hosts *hosts, int a, int b) { return is_control(hosts, a, b) || launch_decision_pair(&hosts->decision, a, b)->transport != LAUNCH_RDMA; }
+
 static void describe_ways(const struct launch_hosts *hosts, int from, struct launch_ways *w)
 {
     const struct launch_hosts_entry *h = &hosts->h[from];
@@ -308,7 +336,8 @@ static void describe_ways(const struct launch_hosts *hosts, int from, struct lau
                                    .first_rank = (uint32_t)other->first_rank,
                                    .n_ranks = (uint32_t)other->n_ranks,
                                    .index = (uint32_t)rail->index[own],
-                                   .tcp = pair->transport != LAUNCH_RDMA,
+                                   .tcp = is_tried(hosts, from, to),
+                                   .control = is_control(hosts, from, to),
                                    .own = rail->address[own],
                                    .address = rail->address[1 - own]};
         snprintf(way->name, sizeof way->name, "%.63s", other->typed);
@@ -363,6 +392,35 @@ static enum st hear_reached(struct launch_hosts *hosts, int i, uint64_t until, s
     return code ? err_set(e, ST_PEER_LOST, "%.*s", (int)(bytes > 504 ? 500 : bytes - sizeof code), (const char *)payload + sizeof code) : ST_OK;
 }
 
+/* From our own agent: what leads to the others' over the decided ways. */
+static enum st take_direct(struct launch_hosts *hosts, uint64_t until, struct err *e)
+{
+    int n_left = 0;
+    for (int i = 0; i < hosts->n; i++)
+        n_left += is_control(hosts, hosts->i_own, i);
+    while (n_left > 0) {
+        uint32_t host;
+        int fd;
+        struct err why = {""};
+        const enum st st = launch_handed_receive(hosts->handed_fd, LOOK_MS, &host, &fd, &why);
+        if (st == ST_AGAIN && launch_interrupted())
+            return err_set(e, ST_CANCELLED, "interrupted");
+        if (st == ST_AGAIN && base_now_ns(base_clock_real()) >= until)
+            return err_set(e, ST_TIMEOUT, "host %s: its agent did not hand over the connections to the others within %d s", hosts->h[hosts->i_own].typed, ANSWER_MS / 1000);
+        if (st == ST_AGAIN)
+            continue;
+        if (st)
+            return err_set(e, st, "host %s: %s", hosts->h[hosts->i_own].typed, why.text);
+        if (host >= (uint32_t)hosts->n || !is_control(hosts, hosts->i_own, (int)host) || hosts->h[host].direct_fd >= 0) {
+            close(fd);
+            return err_set(e, ST_INVALID, "host %s: its agent hands over a connection that nobody wants", hosts->h[hosts->i_own].typed);
+        }
+        hosts->h[host].direct_fd = fd;
+        n_left--;
+    }
+    return ST_OK;
+}
+
 static enum st open_ways(struct launch_hosts *hosts, uint64_t until, struct err *e)
 {
     struct launch_port told[LAUNCH_MAX_HOSTS * LAUNCH_MAX_HOSTS] = {{0}};
@@ -379,7 +437,7 @@ static enum st open_ways(struct launch_hosts *hosts, uint64_t until, struct err 
         st = pass_ports(hosts, i, told, e);
     for (int i = 0; i < hosts->n && !st; i++)
         st = hear_reached(hosts, i, until, e);
-    return st;
+    return st || hosts->handed_fd < 0 ? st : take_direct(hosts, until, e);
 }
 
 /* The one address decision. */
@@ -430,7 +488,7 @@ void launch_hosts_print(const struct launch_hosts *hosts, FILE *out)
     launch_decision_print(&hosts->decision, named, out);
     for (int i = 0; i < hosts->n; i++) /* what open_ways has tried */
         for (int k = i + 1; k < hosts->n; k++) {
-            if (launch_decision_pair(&hosts->decision, i, k)->transport == LAUNCH_RDMA)
+            if (!is_tried(hosts, i, k))
                 continue;
             fprintf(out, "tried: %s reaches %s by TCP at ", hosts->h[k].typed, hosts->h[i].typed);
             const int first = launch_ways_rank_port(hosts->port, hosts->h[i].first_rank);
@@ -478,7 +536,7 @@ enum st launch_hosts_start(struct launch_hosts *hosts, const struct launch_setup
         h->n_threads = setup->settings.n_threads ? setup->settings.n_threads : most;
     }
     for (int i = 0; i < hosts->n; i++) {
-        const struct launch_hosts_entry *h = &hosts->h[i];
+        struct launch_hosts_entry *h = &hosts->h[i];
         char *text = NULL;
         size_t bytes = 0;
         enum st st = launch_agent_words(setup, h, &text, &bytes, e);
@@ -487,6 +545,13 @@ enum st launch_hosts_start(struct launch_hosts *hosts, const struct launch_setup
         free(text);
         if (st)
             return err_set(e, st, "host %s: its agent is gone before it was told what to do", h->typed);
+        if (h->direct_fd < 0)
+            continue;
+        rt_inbox_release(h->end.inbox); /* at most beats: what matters comes by the new one */
+        rt_inbox_init(h->end.inbox, h->direct_fd);
+        h->end.in_fd = h->end.out_fd = h->direct_fd;
+        h->end.is_direct = true;
+        h->direct_fd = -1;
     }
     return ST_OK;
 }

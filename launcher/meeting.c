@@ -114,6 +114,16 @@ struct launch_pulse *launch_meeting_take_pulse(struct launch_meeting *m)
 
 const struct launch_ways *launch_meeting_ways(const struct launch_meeting *m) { return m->tries ? &m->ways : NULL; }
 
+int launch_meeting_take_control(struct launch_meeting *m, int *host) { return m->tries ? launch_tries_take(m->tries, host) : -1; }
+
+bool launch_meeting_has_control(const struct launch_meeting *m)
+{
+    for (uint32_t i = 0; m->tries && i < m->ways.n; i++)
+        if (m->ways.list[i].control)
+            return true;
+    return false;
+}
+
 static enum st take_ports(struct launch_meeting *m, const void *payload, size_t bytes, struct err *e)
 {
     struct launch_port ports[LAUNCH_MAX_HOSTS - 1];

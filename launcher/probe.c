@@ -49,6 +49,7 @@ void launch_packet_put(const uint8_t key[LAUNCH_PROBE_KEY_BYTES], const struct l
     put_le(out + 14, (uint64_t)p->to_endpoint, 2);
     put_le(out + 16, p->nonce, 8);
     put_le(out + 24, p->bytes, 4);
+    put_le(out + 28, p->challenge, 8);
     (void)base_mac(key, out, 48, out + 48);
 }
 
@@ -56,7 +57,7 @@ bool launch_packet_get(const uint8_t key[LAUNCH_PROBE_KEY_BYTES], const uint8_t 
 {
     if (bytes < LAUNCH_PACKET_BYTES || memcmp(data, MAGIC, 8) != 0 || get_le(data + 24, 4) != bytes || !base_mac_is(key, data, 48, data + 48))
         return false;
-    if (data[8] < LAUNCH_PACKET_CALL || data[8] > LAUNCH_PACKET_TCP_ANSWER || data[9] >= LAUNCH_MAX_HOSTS || data[10] >= LAUNCH_MAX_HOSTS)
+    if (data[8] < LAUNCH_PACKET_CALL || data[8] > LAUNCH_PACKET_TCP_PROOF || data[9] >= LAUNCH_MAX_HOSTS || data[10] >= LAUNCH_MAX_HOSTS)
         return false;
     *p = (struct launch_packet){
         .kind = (enum launch_packet_kind)data[8],
@@ -65,6 +66,7 @@ bool launch_packet_get(const uint8_t key[LAUNCH_PROBE_KEY_BYTES], const uint8_t 
         .from_endpoint = (int)get_le(data + 12, 2),
         .to_endpoint = (int)get_le(data + 14, 2),
         .nonce = get_le(data + 16, 8),
+        .challenge = get_le(data + 28, 8),
         .bytes = (uint32_t)bytes,
     };
     return true;

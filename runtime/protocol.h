@@ -41,7 +41,8 @@ enum rt_frame_kind {
     RT_PMI,      /* both ways: u32 rank, then bytes of that rank's PMI-1 connection; none: its end */
     RT_FRONT,    /* both ways: bytes of the front end's connection to rank 0; none: its end */
     RT_LOST,     /* agent → launcher: u32 host, then text: it is silent on the way that was decided */
-    RT_NOTE      /* agent → launcher: text, for the user: all goes on */
+    RT_NOTE,     /* agent → launcher: text, for the user: all goes on */
+    RT_LEFT      /* agent → launcher, last: its ranks have left in peace */
 };
 
 #define RT_FRAME_MAX (64u << 20)
