@@ -99,7 +99,7 @@ static enum st take_ways(struct launch_meeting *m, const void *payload, size_t b
     if (!st)
         st = launch_tries_open(&m->ways, ports, &m->tries, e);
     if (!st)
-        st = launch_pulse_open(&m->ways, ports, &m->pulse, e);
+        st = launch_pulse_open(&m->ways, NULL, ports, &m->pulse, e);
     return st ? st : launch_outbox_frame(out, RT_PORTS, ports, m->ways.n * sizeof *ports, NULL, 0, e);
 }
 

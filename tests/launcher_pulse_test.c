@@ -85,7 +85,7 @@ static struct launch_pulse *open_one(int host, struct launch_port *port)
     struct launch_pulse *p = NULL;
     struct err e = {""};
     *port = (struct launch_port){.host = w.list[0].host};
-    T_OK(launch_pulse_open(&w, port, &p, &e), &e);
+    T_OK(launch_pulse_open(&w, NULL, port, &p, &e), &e);
     assert_true(port->beat > 0);
     return p;
 }
@@ -122,7 +122,6 @@ static void hosts_that_talk_are_there(void **state)
     assert_int_equal(wait_news(p[0], 3000, &news), -1);
     assert_int_equal(wait_news(p[1], 10, &news), -1);
     assert_int_equal(rt_vitals_progress(&vitals[0][1]), 42); /* what the other host's ranks do is seen here */
-    assert_int_equal(atomic_load(&vitals[0][1].step), 17);
     launch_pulse_stop(p[1], LAUNCH_BEAT_LEFT); /* and then it is not missed */
     assert_int_equal(wait_news(p[0], 3000, &news), -1);
     launch_pulse_stop(p[0], LAUNCH_BEAT_LEFT);

@@ -38,6 +38,8 @@ void free(void *block) {
 }
 #endif
 
+long t_sim_n_blocks(void) { return n_blocks; }
+
 /* What a survivor's report may take from the fault on, beside what the weather adds. */
 #define DEATH_NS BASE_NS_PER_S
 #define SILENCE_NS (3700 * BASE_NS_PER_MS) /* SILENCE_MS of comm/tcp_wire.c, its look every half second, and a sleeper's slice */
