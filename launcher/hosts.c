@@ -11,7 +11,6 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "launcher/agent.h"
-#include "launcher/bundle.h"
 #include "launcher/handed.h"
 #include "launcher/interrupt.h"
 #include "launcher/meeting.h"
@@ -93,7 +92,7 @@ void launch_hosts_destroy(struct launch_hosts *hosts)
     if (hosts) {
         if (hosts->handed_fd >= 0)
             close(hosts->handed_fd);
-        launch_bundle_destroy(hosts->bundle);
+        launch_bundles_release(&hosts->bundles);
         launch_decision_release(&hosts->decision);
         free(hosts->interfaces);
         explicit_bzero(hosts->key, sizeof hosts->key);
@@ -112,9 +111,9 @@ static enum st begin(struct launch_hosts *hosts, struct launch_hosts_entry *h, s
     if (!h->is_local) {
         static const char *const words[] = {"agent", "--host", NULL};
         const struct launch_remote_options o = {.host = &h->target, .ssh = hosts->ssh, .words = words};
-        if (!hosts->bundle)
-            st = launch_bundle_create(hosts->with_mpi, &hosts->bundle, e);
-        return st ? st : launch_remote_start(&o, hosts->bundle, &h->end.remote, e);
+        if (!hosts->bundles.n)
+            st = launch_bundles_create(hosts->with_mpi, &hosts->bundles, e);
+        return st ? st : launch_remote_start(&o, &hosts->bundles, &h->end.remote, e);
     }
     int pair[2], handed[2] = {-1, -1};
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
@@ -209,6 +208,16 @@ static enum st say_one(struct launch_hosts *hosts, int to, enum rt_frame_kind ki
     return say(hosts, to, kind, &(const struct iovec){(void *)(uintptr_t)payload, bytes}, 1, e);
 }
 
+/* --allow-mixed is not there yet. */
+static enum st check_machines(const struct launch_hosts *hosts, struct err *e)
+{
+    for (int i = 1; i < hosts->n; i++)
+        if (strcmp(hosts->h[i].info.machine, hosts->h[0].info.machine) != 0)
+            return err_set(e, ST_UNSUPPORTED, "--hosts: %s is %s, and %s is %s; the hosts of one job must have one architecture", hosts->h[0].typed, hosts->h[0].info.machine, hosts->h[i].typed,
+                           hosts->h[i].info.machine);
+    return ST_OK;
+}
+
 static enum st hear_host(struct launch_hosts *hosts, int from, struct launch_interfaces *interfaces, uint64_t until, struct err *e)
 {
     struct launch_hosts_entry *h = &hosts->h[from];
@@ -221,7 +230,8 @@ static enum st hear_host(struct launch_hosts *hosts, int from, struct launch_int
     if (launch_host_parse(payload, bytes, &h->info, &why))
         return err_set(e, ST_INVALID, "host %s: %s", h->typed, why.text);
     if (strcmp(h->info.build, tandem_build_id))
-        return err_set(e, ST_MISMATCH, "host %s: its tandem was built from other sources (%.12s, here %.12s)", h->typed, h->info.build, tandem_build_id);
+        return err_set(e, ST_MISMATCH, "host %s: its tandem was built from other sources (%.12s, here %.12s)%s%s", h->typed, h->info.build, tandem_build_id,
+                       h->end.remote ? ": the bundle is old; make it again by make bundle ARCH=" : "", h->end.remote ? h->info.machine : "");
     st = hear(hosts, from, RT_INTERFACES, until, &payload, &bytes, e);
     return st ? st : launch_interfaces_from_json(h->typed, payload, bytes, interfaces, e);
 }
@@ -513,6 +523,8 @@ enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
         st = err_set(e, ST_NO_MEMORY, "no memory for the hosts' interfaces");
     for (int i = 0; i < hosts->n && !st; i++)
         st = hear_host(hosts, i, &hosts->interfaces[i], until, e);
+    if (!st)
+        st = check_machines(hosts, e);
     if (!st)
         st = base_key_draw(hosts->key, e);
     if (!st)

@@ -7,6 +7,7 @@
 #ifndef LAUNCHER_HOSTS_H
 #define LAUNCHER_HOSTS_H
 
+#include "launcher/bundle.h"
 #include "launcher/decide.h"
 #include "launcher/host.h"
 #include "launcher/remote.h"
@@ -34,7 +35,7 @@ struct launch_hosts {
     bool with_mpi; /* ranks talk by MPI: the bundle needs it */
     int port;      /* --port; 0: any */
     uint8_t key[LAUNCH_PROBE_KEY_BYTES]; /* the job's */
-    struct launch_bundle *bundle; /* of this binary, for hosts that lack it */
+    struct launch_bundles bundles; /* for hosts that lack the binary */
     int n;
     bool is_open;
     int handed_fd; /* socket by which our own host's agent hands us the direct connections; −1: our host is none of these */
