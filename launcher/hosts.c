@@ -21,6 +21,7 @@
 #define RESOLVE_MS 2000
 #define LOOK_MS 100
 #define LAST_WORDS_MS 500
+#define PATIENT_NS (2 * BASE_NS_PER_S) /* who is waited for longer is named */
 
 /* ---- the list ----------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -139,13 +140,24 @@ static enum st begin(struct launch_hosts *hosts, struct launch_hosts_entry *h, s
     return ST_OK;
 }
 
+static void tell_awaited(const struct launch_hosts_entry *h, const char *what, uint64_t since, bool *is_told)
+{
+    if (!*is_told && base_now_ns(base_clock_real()) - since >= PATIENT_NS)
+        fprintf(stderr, "waiting for host %s %s\n", h->typed, what);
+    *is_told |= base_now_ns(base_clock_real()) - since >= PATIENT_NS;
+}
+
 static enum st open_end(struct launch_hosts_entry *h, struct err *e)
 {
     enum st st = ST_OK;
     if (h->end.remote) {
-        while ((st = launch_remote_wait(h->end.remote, 1000, e)) == ST_AGAIN)
+        const uint64_t since = base_now_ns(base_clock_real());
+        bool is_told = false;
+        while ((st = launch_remote_wait(h->end.remote, 1000, e)) == ST_AGAIN) {
             if (launch_interrupted())
                 return err_set(e, ST_CANCELLED, "interrupted");
+            tell_awaited(h, "to be reached by ssh", since, &is_told);
+        }
         if (!st)
             h->end.in_fd = h->end.out_fd = launch_remote_fd(h->end.remote);
     }
@@ -161,8 +173,12 @@ static enum st open_end(struct launch_hosts_entry *h, struct err *e)
 static enum st hear(struct launch_hosts *hosts, int from, enum rt_frame_kind wanted, uint64_t until, const void **payload, size_t *bytes, struct err *e)
 {
     struct launch_hosts_entry *h = &hosts->h[from];
-    uint64_t heard = base_now_ns(base_clock_real()); /* agents beat from their first word on */
+    const uint64_t since = base_now_ns(base_clock_real());
+    const char *what = wanted == RT_HOST ? "to tell of itself" : wanted == RT_REACHED ? "to reach the others' ports" : "to find the other hosts";
+    uint64_t heard = since; /* agents beat from their first word on */
+    bool is_told = false;
     for (;;) {
+        tell_awaited(h, what, since, &is_told);
         enum rt_frame_kind kind;
         struct err why = {""};
         const uint64_t now = base_now_ns(base_clock_real());
@@ -463,7 +479,7 @@ static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
     enum st st = found && merged ? find_ways(hosts, until, found, merged, &n_merged, e) : err_set(e, ST_NO_MEMORY, "no memory for the ways between hosts");
     for (int i = 0; i < hosts->n; i++)
         named[i] = (struct launch_host){hosts->h[i].typed, &hosts->interfaces[i]};
-    const struct launch_wishes wishes = {.transport = LAUNCH_ANY_TRANSPORT, .port = hosts->port};
+    const struct launch_wishes wishes = {.transport = LAUNCH_ANY_TRANSPORT, .port = hosts->port, .n_ports = hosts->n - 1};
     if (!st)
         st = launch_decide(named, hosts->n, merged, n_merged, &wishes, &hosts->decision, e);
     for (int i = 0; i < hosts->n && !st; i++) {

@@ -49,6 +49,7 @@ struct host_now {
 struct peer {
     const struct launch_way *way;
     int fd;
+    uint32_t port; /* of ours, that it sends to */
     uint64_t number, heard_number; /* of the last packet there, from there */
     uint64_t heard_ns;             /* or when we began to listen */
     bool is_over, is_lost; /* over: it left, or it is lost */
@@ -211,7 +212,10 @@ static void judge_life(struct launch_pulse *p, uint64_t now)
         peer->is_over = peer->is_lost = true;
         launch_address_text(&way->own, NULL, own);
         launch_address_text(&way->address, NULL, other);
-        if (silent_ms >= LAUNCH_PULSE_SILENCE_MS)
+        if (silent_ms >= LAUNCH_PULSE_SILENCE_MS && !peer->heard_number)
+            snprintf(text, sizeof text, "nothing was ever heard of it at %.32s (%.15s %.45s - %.15s %.45s); a firewall? on %.32s: sudo ufw allow from %.45s to any port %u proto udp%s", p->ways.name,
+                     way->interface, own, way->peer_interface, other, p->ways.name, other, peer->port, p->ways.port ? "" : "; with --port the port stays the same");
+        else if (silent_ms >= LAUNCH_PULSE_SILENCE_MS)
             snprintf(text, sizeof text, "nothing was heard of it at %.63s for %.1f s (%.15s %s - %.15s %s); its ranks %u-%u were at step %u", p->ways.name, (double)silent_ms / 1000, way->interface, own,
                      way->peer_interface, other, way->first_rank, way->first_rank + way->n_ranks - 1, peer->step);
         else
@@ -355,7 +359,7 @@ static int port_of(const struct launch_pulse *p, int i)
     return port;
 }
 
-static enum st open_socket(const struct comm_os *os, struct peer *peer, int port, uint32_t *bound, struct err *e)
+static enum st open_socket(const struct comm_os *os, struct peer *peer, int port, struct err *e)
 {
     const struct launch_way *way = peer->way;
     struct sockaddr_storage s;
@@ -367,7 +371,7 @@ static enum st open_socket(const struct comm_os *os, struct peer *peer, int port
     if (peer->fd < 0 || os->bind(os, peer->fd, (const struct sockaddr *)&s, n) || (n = sizeof s, os->getsockname(os, peer->fd, (struct sockaddr *)&s, &n)))
         return err_set(e, ST_IO, "no socket for packets at %s port %d: %s%s", launch_address_text(&way->own, NULL, text), port, strerror(errno),
                        errno == EADDRINUSE ? "; take another one by --port" : "");
-    *bound = ntohs(((const struct sockaddr_in *)(const void *)&s)->sin_port); /* at the same place in both families */
+    peer->port = ntohs(((const struct sockaddr_in *)(const void *)&s)->sin_port); /* at the same place in both families */
     return ST_OK;
 }
 
@@ -388,7 +392,8 @@ enum st launch_pulse_open(const struct launch_ways *ways, const struct launch_pu
     for (uint32_t i = 0; i < ways->n && !st; i++) {
         p->peers[i] = (struct peer){.way = &p->ways.list[i], .fd = -1};
         p->n++;
-        st = open_socket(p->os, &p->peers[i], port_of(p, (int)i), &ports[i].beat, e);
+        st = open_socket(p->os, &p->peers[i], port_of(p, (int)i), e);
+        ports[i].beat = p->peers[i].port;
     }
     if (st)
         release(p);
