@@ -191,14 +191,10 @@ static enum st hear(struct launch_hosts *hosts, int from, enum rt_frame_kind wan
             return err_set(e, ST_PEER_LOST, "host %s: its agent is gone before it started", h->typed);
         if (st && st != ST_AGAIN)
             return err_set(e, st, "host %s: %s", h->typed, why.text);
-        if (!st && kind == RT_STORY && *bytes >= sizeof(uint32_t))
-            return err_set(e, ST_PEER_LOST, "host %s: %.*s", h->typed, (int)(*bytes > 404 ? 400 : *bytes - 4), (const char *)*payload + sizeof(uint32_t));
-        if (!st && kind == RT_LOST && *bytes >= sizeof(uint32_t)) {
-            uint32_t lost;
-            memcpy(&lost, *payload, sizeof lost);
-            return err_set(e, ST_PEER_LOST, "host %s: %.*s", lost < (uint32_t)hosts->n ? hosts->h[lost].typed : "?", (int)(*bytes > 404 ? 400 : *bytes - sizeof lost),
-                           (const char *)*payload + sizeof lost);
-        }
+        uint32_t number;
+        char text[400];
+        if (!st && (kind == RT_STORY || kind == RT_LOST) && rt_frame_told(*payload, *bytes, &number, text, sizeof text))
+            return err_set(e, ST_PEER_LOST, "host %s: %s", kind == RT_STORY ? h->typed : number < (uint32_t)hosts->n ? hosts->h[number].typed : "?", text);
         if (!st && kind == wanted)
             return ST_OK;
         heard = st ? heard : now;
@@ -410,12 +406,12 @@ static enum st hear_reached(struct launch_hosts *hosts, int i, uint64_t until, s
     const void *payload;
     size_t bytes;
     uint32_t code = ST_INVALID;
+    char text[500] = "an agent that tells nothing of the ports that it tried";
     const enum st st = hear(hosts, i, RT_REACHED, until, &payload, &bytes, e);
     if (st)
         return st;
-    if (bytes >= sizeof code)
-        memcpy(&code, payload, sizeof code);
-    return code ? err_set(e, ST_PEER_LOST, "%.*s", (int)(bytes > 504 ? 500 : bytes - sizeof code), (const char *)payload + sizeof code) : ST_OK;
+    (void)rt_frame_told(payload, bytes, &code, text, sizeof text);
+    return code ? err_set(e, ST_PEER_LOST, "%s", text) : ST_OK;
 }
 
 /* From our own agent: what leads to the others' over the decided ways. */

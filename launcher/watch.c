@@ -250,26 +250,23 @@ static void take_pmi(struct launch_watch *w, struct end *end, const void *payloa
 /* Another host's agent has not heard it for too long. Where we still do, that is worth a word. */
 static void take_lost(struct launch_watch *w, const void *payload, size_t bytes)
 {
-    char text[500];
+    char told[400], text[480];
     uint32_t host;
-    memcpy(&host, payload, sizeof host);
-    if (host >= (uint32_t)w->n_ends)
+    if (!rt_frame_told(payload, bytes, &host, told, sizeof told) || host >= (uint32_t)w->n_ends)
         return;
     struct end *lost = &w->ends[host];
-    snprintf(text, sizeof text, "%.*s%s", (int)(bytes > 404 ? 400 : bytes - sizeof host), (const char *)payload + sizeof host,
-             is_heard(lost) && !lost->is_over ? "; its agent still answers: is it the cable, or a firewall?" : "");
+    const bool answers = is_heard(lost) && !lost->is_over && !strstr(told, "firewall");
+    snprintf(text, sizeof text, "%s%s", told, answers ? "; its agent still answers: is it the cable, or a firewall?" : "");
     lost->has_told = lost->is_lost = true;
     tell_of(w, lost, LAUNCH_WORTH_KILLED, text);
 }
 
 static void take_frame(struct launch_watch *w, struct end *end, enum rt_frame_kind kind, const void *payload, size_t bytes)
 {
-    if (kind == RT_STORY && bytes >= sizeof(uint32_t)) {
-        char text[500];
-        uint32_t worth;
+    char text[480];
+    uint32_t worth;
+    if (kind == RT_STORY && rt_frame_told(payload, bytes, &worth, text, sizeof text)) {
         end->has_told = true;
-        memcpy(&worth, payload, sizeof worth);
-        snprintf(text, sizeof text, "%.*s", (int)(bytes > 484 ? 480 : bytes - sizeof worth), (const char *)payload + sizeof worth);
         tell_of(w, end, worth > LAUNCH_WORTH_KILLED ? LAUNCH_WORTH_KILLED : (int)worth, text);
     } else if (kind == RT_PMI && w->pmi)
         take_pmi(w, end, payload, bytes);
@@ -278,7 +275,7 @@ static void take_frame(struct launch_watch *w, struct end *end, enum rt_frame_ki
             (void)launch_outbox_append(&w->front_out, payload, bytes, NULL);
         else if (launch_outbox_flush(&w->front_out, w->front_fd) != ST_AGAIN)
             shutdown(w->front_fd, SHUT_WR);
-    } else if (kind == RT_LOST && bytes >= sizeof(uint32_t))
+    } else if (kind == RT_LOST)
         take_lost(w, payload, bytes);
     else if (kind == RT_LEFT)
         end->has_told = true;
