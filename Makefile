@@ -270,7 +270,7 @@ $(BENCHES): $(BUILD)/bench/%: $(OBJ)/bench/%.o $(LIB)
 DEPS      := gcc g++ libc6-dev make pkg-config libhwloc-dev libjansson-dev libxxhash-dev libsodium-dev libpcre2-dev libcmocka-dev libmpich-dev mpich libucx-dev \
              python3 python3-pip ca-certificates iproute2 procps
 DEPS_CROSS := gcc-$(CROSS)-linux-gnu qemu-user-static
-DEPS_SYSROOT := libc6-dev libhwloc-dev libjansson-dev libxxhash-dev libsodium-dev libpcre2-dev libcmocka-dev
+DEPS_SYSROOT := libc6-dev libhwloc-dev libjansson-dev libxxhash-dev libsodium-dev libpcre2-dev libcmocka-dev libucx0
 DEPS_LINT := clang-format clang-tidy cppcheck shellcheck
 
 # $(call apt_install,PACKAGES): nothing is asked of the network where all are there already.
@@ -317,11 +317,25 @@ test-long: deps
 _test-long: all $(TEST_TOOLS) $(filter $(BUILD)/%,$(RUN_TESTS))
 	@LONG=1 BUILD=$(BUILD) TANDEM=$(BUILD)/tandem tests/run.sh $(RUN_TESTS)
 
+# For hosts of another architecture, to be launched from this one: their binary and its libraries, unpacked beside this machine's ($(NATIVE)/bundle-aarch64).
+NATIVE := build
+.PHONY: bundle
+bundle:
+	@[ -n "$(CROSS)" ] || { echo "make bundle: wants the architecture of the hosts, where it is another one: make bundle ARCH=aarch64" >&2; exit 2; }
+	@env -u PKG_CONFIG_SYSROOT_DIR -u PKG_CONFIG_LIBDIR $(MAKE) --no-print-directory ARCH= BUILD=$(NATIVE) all
+	@$(MAKE) --no-print-directory BUILD=build-$(CROSS) deps
+	@$(MAKE) --no-print-directory BUILD=build-$(CROSS) all
+	@rm -rf $(NATIVE)/bundle-$(CROSS) $(NATIVE)/bundle-$(CROSS).new && mkdir -p $(NATIVE)/bundle-$(CROSS).new
+	@$(NATIVE)/tandem bundle-make build-$(CROSS)/tandem $(SYSROOT)/usr/lib/$(CROSS)-linux-gnu:$(SYSROOT)/lib/$(CROSS)-linux-gnu >$(NATIVE)/bundle-$(CROSS).tar
+	@tar xof $(NATIVE)/bundle-$(CROSS).tar -C $(NATIVE)/bundle-$(CROSS).new && rm -f $(NATIVE)/bundle-$(CROSS).tar
+	@mv $(NATIVE)/bundle-$(CROSS).new $(NATIVE)/bundle-$(CROSS)
+
 # The Arm build, emulated, gives the bits of this machine's.
 test-aarch64:
 	@$(MAKE) --no-print-directory all
 	@$(MAKE) --no-print-directory ARCH=aarch64 BUILD=build-aarch64 deps
 	@$(MAKE) --no-print-directory ARCH=aarch64 BUILD=build-aarch64 all tests
+	@$(MAKE) --no-print-directory ARCH=aarch64 BUILD=build-aarch64 NATIVE=$(BUILD) bundle
 	@BUILD=$(BUILD) TANDEM=$(BUILD)/tandem TANDEM_OTHER=build-aarch64/tandem tests/run.sh tests/aarch64.sh
 
 bench: deps
@@ -391,15 +405,17 @@ format:
 install: all
 	install -D -m 755 $(BUILD)/tandem $(DESTDIR)$(PREFIX)/bin/tandem
 	install -D -m 644 LICENSE $(DESTDIR)$(PREFIX)/share/doc/tandem/LICENSE
+	@for b in $(wildcard $(BUILD)/bundle-*); do mkdir -p $(DESTDIR)$(PREFIX)/lib/tandem && cp -rT $$b $(DESTDIR)$(PREFIX)/lib/tandem/$${b##*/}; done
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/tandem $(DESTDIR)$(PREFIX)/share/doc/tandem/LICENSE
+	rm -rf $(DESTDIR)$(PREFIX)/lib/tandem
 	-rmdir $(DESTDIR)$(PREFIX)/share/doc/tandem 2>/dev/null
 
 clean:
 	rm -rf build build-aarch64 build-address build-undefined build-address-undefined build-thread $(BUILD)
 
 help:
-	@echo 'targets: all (default) cuda deps deps-lint demo test test-long test-aarch64 bench bench-peers lint analyze check-headers check-layers format fuzz'
+	@echo 'targets: all (default) cuda deps deps-lint demo test test-long test-aarch64 bundle bench bench-peers lint analyze check-headers check-layers format fuzz'
 	@echo '         install uninstall (PREFIX, DESTDIR) clean; lib tests benches fuzzers; $(BUILD)/tests/NAME for one program'
 	@echo 'settings: DEV=1 (warnings are errors) SAN=address,undefined|thread CUDA=0 V=1 (show commands) BUILD=DIR ARCH=aarch64'
 	@echo '          ONLY="base kernels" (library of these rooms) T="base_%" (tests of these names) FUZZ_S=10'

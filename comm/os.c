@@ -14,6 +14,10 @@ static int real_socket(const struct comm_os *os, int family) {
     (void)os;
     return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 }
+static int real_datagrams(const struct comm_os *os, int family) {
+    (void)os;
+    return socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+}
 static int real_bind(const struct comm_os *os, int fd, const struct sockaddr *at, socklen_t bytes) {
     (void)os;
     return bind(fd, at, bytes);
@@ -81,6 +85,7 @@ static void real_unmap(const struct comm_os *os, void *memory, size_t bytes) {
 const struct comm_os *comm_os_real(void) {
     static const struct comm_os os = {
         .socket = real_socket,
+        .datagrams = real_datagrams,
         .bind = real_bind,
         .listen = real_listen,
         .getsockname = real_getsockname,

@@ -1,8 +1,8 @@
-/* What the tcp backend asks of the operating system, as a table: sockets, waiting, memory. The simulator (sim.h) has one of its own, so that the very same code meets short
- * transfers, resets and silent hosts at will.
+/* What the tcp backend, and the packets of life between hosts (launcher/pulse.h), ask of the operating system, as a table: sockets, waiting, memory. The simulator (sim.h) has one of its
+ * own, so that the very same code meets short transfers, resets and silent hosts at will.
  *
- * Each function does what the call of its name does and returns what that returns, errno included; sockets are streams that never block and are closed by exec. A table
- * belongs to one rank; whoever needs a context puts the table in front of it. */
+ * Each function does what the call of its name does and returns what that returns, errno included; sockets are streams, unless they are for datagrams, never block and are closed by exec.
+ * A table belongs to one rank; whoever needs a context puts the table in front of it. */
 #ifndef COMM_OS_H
 #define COMM_OS_H
 
@@ -15,6 +15,7 @@
 
 struct comm_os {
     int (*socket)(const struct comm_os *os, int family);
+    int (*datagrams)(const struct comm_os *os, int family); /* a socket for them, which is connected before it sends */
     int (*bind)(const struct comm_os *os, int fd, const struct sockaddr *at, socklen_t bytes);
     int (*listen)(const struct comm_os *os, int fd);
     int (*getsockname)(const struct comm_os *os, int fd, struct sockaddr *at, socklen_t *bytes);

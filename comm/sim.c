@@ -339,6 +339,8 @@ void comm_sim_draw(uint64_t seed, int n_ranks, struct comm_sim_weather *w) {
         const uint32_t factor = (uint32_t)log_uniform(&rng, 2, 300);
         w->slow[base_rng_below(&rng, (uint32_t)n_ranks)] = factor;
     }
+    static const uint32_t losses[] = {0, 0, 20, 100};
+    w->loss_permille = is_calm ? 0 : losses[base_rng_below(&rng, 4)];
 }
 
 /* ---- clock, sleep, boot ----------------------------------------------------------------------------------------------------------------------------- */

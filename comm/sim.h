@@ -6,7 +6,7 @@
  * One thread at a time uses a world; tasks are called on stacks of COMM_SIM_STACK_BYTES.
  *
  * The network is as Linux' TCP shows itself: streams with windows, FIN and RST, refused connections, keep-alive of idle connections, TCP_INFO of busy ones. Every rank is a host of its own.
- * Bytes are never wrong and packets are never seen: loss is delay. */
+ * Bytes are never wrong and packets are never seen: loss is delay. Datagrams may be lost, come twice, and overtake each other. */
 #ifndef COMM_SIM_H
 #define COMM_SIM_H
 
@@ -46,6 +46,7 @@ struct comm_sim_weather {
     size_t window_bytes;               /* that a connection takes before the other side has read; a power of two ≤ COMM_SIM_MAX_WINDOW_BYTES */
     uint32_t short_permille;           /* of transfers end early or come in two pieces */
     uint32_t interrupt_permille;       /* of calls are interrupted, or wake for nothing */
+    uint32_t loss_permille;            /* of datagrams are lost; a fourth as many come twice */
     uint32_t slow[COMM_SIM_MAX_TASKS]; /* factor for what the task's calls cost; 0: as 1 */
     struct comm_sim_fault faults[COMM_SIM_MAX_FAULTS];
     int n_faults;

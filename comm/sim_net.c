@@ -43,7 +43,7 @@ static void free_socket(struct sim_socket *x) {
     x->generation++; /* what is on its way to it finds nobody */
 }
 
-static uint64_t way_ns(struct comm_sim *s, int from, int to) {
+uint64_t sim_way_ns(struct comm_sim *s, int from, int to) {
     uint64_t ns = s->w->delay_ns + sim_random(s, s->w->jitter_ns + 1);
     return s->stalled_ns[from][to] > s->now_ns ? ns + s->stalled_ns[from][to] - s->now_ns : ns;
 }
@@ -56,6 +56,7 @@ static uint64_t room_to(const struct comm_sim *s, const struct sim_socket *x) {
 static short revents(const struct comm_sim *s, const struct sim_socket *x, short events) {
     int all = 0;
     if (x->state == SOCKET_LISTENS) return (short)(x->n_backlog ? events & POLLIN : 0);
+    if (x->state == SOCKET_DATAGRAM) return (short)((x->first >= 0 ? events & POLLIN : 0) | (events & POLLOUT) | (x->error ? POLLERR : 0));
     if (x->error) all |= POLLERR | POLLHUP | POLLIN | POLLOUT | POLLRDHUP;
     if (x->state == SOCKET_RESET) all |= POLLHUP | POLLIN | POLLOUT | POLLRDHUP;
     if (x->state == SOCKET_CONNECTED) {
@@ -80,7 +81,7 @@ static void hear_probes(struct comm_sim *s, struct sim_socket *x) {
     if (out->acked == out->written && s->now_ns > x->heard_ns + PROBE_NS + ago_ns) x->heard_ns = s->now_ns - ago_ns;
 }
 
-static void notify(struct comm_sim *s, const struct sim_socket *x) {
+void sim_notify(struct comm_sim *s, const struct sim_socket *x) {
     struct sim_task *t = &s->tasks[x->owner];
     if (t->polled && sim_net_is_ready(s, t->polled, t->n_polled)) sim_wake(t);
 }
@@ -98,7 +99,7 @@ static void expect_arrival(struct comm_sim *s, int i) {
 static void add_segment(struct comm_sim *s, int to, uint64_t end, bool fin) {
     struct sim_socket *x = &s->sockets[to];
     struct sim_stream *in = &x->in;
-    uint64_t at_ns = s->now_ns + way_ns(s, s->sockets[x->peer].owner, x->owner);
+    uint64_t at_ns = s->now_ns + sim_way_ns(s, s->sockets[x->peer].owner, x->owner);
     if (at_ns < in->last_ns) at_ns = in->last_ns;
     in->last_ns = at_ns;
     if (in->n_segments == SIM_MAX_SEGMENTS)
@@ -110,7 +111,7 @@ static void add_segment(struct comm_sim *s, int to, uint64_t end, bool fin) {
 
 static void send_reset(struct comm_sim *s, int from, int to, int error, bool at_once) {
     struct sim_socket *x = &s->sockets[to];
-    uint64_t at_ns = s->now_ns + way_ns(s, from, x->owner);
+    uint64_t at_ns = s->now_ns + sim_way_ns(s, from, x->owner);
     if (!at_once && at_ns < x->in.last_ns) at_ns = x->in.last_ns + 1; /* behind what was sent before it */
     sim_at(s, at_ns, SIM_RESET, to, x->generation, error);
 }
@@ -126,7 +127,7 @@ static void acknowledge(struct comm_sim *s, struct sim_socket *reader) {
     }
     if (reader->in.seen_read < reader->in.read) {
         reader->in.seen_read = reader->in.read;
-        notify(s, writer);
+        sim_notify(s, writer);
     }
 }
 
@@ -152,7 +153,7 @@ static void arrive(struct comm_sim *s, int i) {
     }
     in->fin |= segment.fin;
     acknowledge(s, x);
-    notify(s, x);
+    sim_notify(s, x);
     expect_arrival(s, i);
 }
 
@@ -167,7 +168,7 @@ static void take_reset(struct comm_sim *s, int i, int error) {
     x->state = SOCKET_RESET;
     x->error = x->in.fin ? EPIPE : error;
     x->in.n_segments = 0;
-    notify(s, x);
+    sim_notify(s, x);
 }
 
 /* ---- connecting ---------------------------------------------------------------------------------------------------------------------------------------- */
@@ -186,7 +187,7 @@ int comm_sim_port(const struct comm_sim *s, int rank) {
 
 static void take_syn(struct comm_sim *s, int i) {
     struct sim_socket *x = &s->sockets[i];
-    const int listener = listener_at(s, x->port), host = (x->port - SIM_FIRST_PORT) % COMM_SIM_MAX_TASKS; /* a port tells whose it is: see sim_bind */
+    const int listener = listener_at(s, x->port), host = sim_host_of_port(x->port);
     if (x->closed) return;
     if (sim_is_cut(s, x->owner, host)) {
         sim_at(s, s->now_ns + SYN_NS, SIM_SYN, i, x->generation, 0);
@@ -197,7 +198,7 @@ static void take_syn(struct comm_sim *s, int i) {
         return;
     }
     if (listener < 0) {
-        sim_at(s, s->now_ns + way_ns(s, host, x->owner), SIM_RESET, i, x->generation, ECONNREFUSED);
+        sim_at(s, s->now_ns + sim_way_ns(s, host, x->owner), SIM_RESET, i, x->generation, ECONNREFUSED);
         return;
     }
     const int accepted = new_socket(s, host);
@@ -206,10 +207,10 @@ static void take_syn(struct comm_sim *s, int i) {
         (struct sim_socket){.state = SOCKET_CONNECTED, .generation = y->generation, .owner = host, .port = l->port, .peer = i, .in.ring = y->in.ring};
     y->heard_ns = y->data_ns = s->now_ns;
     x->peer = accepted;
-    x->in.last_ns = s->now_ns + way_ns(s, host, x->owner);
+    x->in.last_ns = s->now_ns + sim_way_ns(s, host, x->owner);
     sim_at(s, x->in.last_ns, SIM_ANSWER, i, x->generation, 0);
     l->backlog[l->n_backlog++] = accepted;
-    notify(s, l);
+    sim_notify(s, l);
 }
 
 static void take_answer(struct comm_sim *s, int i) {
@@ -221,7 +222,7 @@ static void take_answer(struct comm_sim *s, int i) {
     }
     x->state = SOCKET_CONNECTED;
     x->heard_ns = x->data_ns = s->now_ns;
-    notify(s, x);
+    sim_notify(s, x);
 }
 
 /* ---- the end -------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -229,6 +230,7 @@ static void take_answer(struct comm_sim *s, int i) {
 static void close_socket(struct comm_sim *s, int i, bool silently) {
     struct sim_socket *x = &s->sockets[i];
     x->closed = true;
+    if (x->state == SOCKET_DATAGRAM) sim_datagram_close(s, x);
     for (int k = 0; k < x->n_backlog; k++) close_socket(s, x->backlog[k], silently);
     x->n_backlog = 0;
     if (x->peer < 0) {
@@ -258,6 +260,7 @@ void sim_net_close_all(struct comm_sim *s, int owner, bool silently) {
 void sim_net_clear(struct comm_sim *s) {
     for (int i = 0; i < s->n_sockets; i++) s->sockets[i].state = SOCKET_FREE;
     s->n_sockets = 0;
+    sim_datagram_clear(s);
     s->next_port = 0;
 }
 
@@ -279,13 +282,19 @@ bool sim_net_reset(struct comm_sim *s, int a, int b) {
     return found;
 }
 
+/* Probes begin on the way that is cut. */
+static void expect_probes(struct comm_sim *s, int i, int from, int to) {
+    const int detail = (int)s->block_epoch[from][to] << 8 | from << 4 | to;
+    sim_at(s, s->now_ns + 2 * PROBE_NS + sim_random(s, PROBE_NS), SIM_KEEPALIVE, i, s->sockets[i].generation, detail);
+}
+
 void sim_net_block(struct comm_sim *s, int from, int to) {
-    const uint32_t epoch = ++s->block_epoch[from][to];
+    s->block_epoch[from][to]++;
     for (int i = 0; i < s->n_sockets; i++) {
         struct sim_socket *x = &s->sockets[i];
         if (!x->keepalive || (!is_between(s, x, from, to) && !is_between(s, x, to, from))) continue;
         hear_probes(s, x);
-        sim_at(s, s->now_ns + 2 * PROBE_NS + sim_random(s, PROBE_NS), SIM_KEEPALIVE, i, x->generation, (int)epoch << 8 | from << 4 | to);
+        expect_probes(s, i, from, to);
     }
 }
 
@@ -301,7 +310,7 @@ static void take_keepalive(struct comm_sim *s, int i, int detail) {
     SIM_NOTE(s, x->owner, "socket %d: probes were not answered", i);
     x->state = SOCKET_RESET;
     x->error = ETIMEDOUT;
-    notify(s, x);
+    sim_notify(s, x);
 }
 
 /* What waits is sent again within the time of a retransmission. */
@@ -320,6 +329,10 @@ void sim_net_healed(struct comm_sim *s, int from, int to) {
 }
 
 void sim_net_event(struct comm_sim *s, const struct sim_event *e) {
+    if (e->kind == SIM_DATAGRAM) {
+        sim_datagram_arrive(s, e->object);
+        return;
+    }
     if (s->sockets[e->object].generation != e->generation || s->sockets[e->object].state == SOCKET_FREE) return;
     switch (e->kind) {
     case SIM_ARRIVE: arrive(s, e->object); break;
@@ -357,9 +370,21 @@ static int sim_socket(const struct comm_os *os, int family) {
     return new_socket(t->sim, t->i);
 }
 
+static int sim_datagrams(const struct comm_os *os, int family) {
+    const int fd = sim_socket(os, family);
+    if (fd < 0) return -1;
+    struct sim_socket *x = &task_of(os)->sim->sockets[fd];
+    x->state = SOCKET_DATAGRAM;
+    x->first = -1;
+    return fd;
+}
+
+static int bind_port(struct comm_sim *s, const struct sim_socket *x) { return SIM_FIRST_PORT + s->next_port++ * COMM_SIM_MAX_TASKS + x->owner; }
+
 static int sim_bind(const struct comm_os *os, int fd, const struct sockaddr *at, socklen_t bytes) {
     (void)at, (void)bytes;
     struct sim_socket *x = enter(os, fd);
+    if (x && x->state == SOCKET_DATAGRAM) x->port = bind_port(task_of(os)->sim, x);
     return x ? 0 : -1;
 }
 
@@ -368,7 +393,7 @@ static int sim_listen(const struct comm_os *os, int fd) {
     if (!x) return -1;
     struct comm_sim *s = task_of(os)->sim;
     x->state = SOCKET_LISTENS;
-    x->port = SIM_FIRST_PORT + s->next_port++ * COMM_SIM_MAX_TASKS + x->owner;
+    x->port = bind_port(s, x);
     return 0;
 }
 
@@ -385,11 +410,16 @@ static int sim_connect(const struct comm_os *os, int fd, const struct sockaddr *
     struct sim_socket *x = enter(os, fd);
     if (!x) return -1;
     struct comm_sim *s = task_of(os)->sim;
-    x->port = ntohs(((const struct sockaddr_in *)(const void *)to)->sin_port);
+    const int port = ntohs(((const struct sockaddr_in *)(const void *)to)->sin_port);
+    if (x->state == SOCKET_DATAGRAM) {
+        x->to_port = port;
+        return 0;
+    }
+    x->port = port;
     x->state = SOCKET_CONNECTS;
-    const int host = (x->port - SIM_FIRST_PORT) % COMM_SIM_MAX_TASKS;
+    const int host = sim_host_of_port(x->port);
     SIM_NOTE(s, x->owner, "socket %d connects to rank %d", fd, host);
-    sim_at(s, s->now_ns + way_ns(s, x->owner, host), SIM_SYN, fd, x->generation, 0);
+    sim_at(s, s->now_ns + sim_way_ns(s, x->owner, host), SIM_SYN, fd, x->generation, 0);
     return fail(EINPROGRESS);
 }
 
@@ -412,7 +442,13 @@ static int sim_setsockopt(const struct comm_os *os, int fd, int level, int name,
     struct sim_task *t = task_of(os);
     struct sim_socket *x = t->dead ? NULL : socket_of(t, fd);
     if (!x) return fail(EBADF);
-    if (level == SOL_SOCKET && name == SO_KEEPALIVE) x->keepalive = value != 0;
+    if (level != SOL_SOCKET || name != SO_KEEPALIVE || x->keepalive == (value != 0)) return 0;
+    x->keepalive = value != 0;
+    if (!value || x->peer < 0) return 0;
+    struct comm_sim *s = t->sim;
+    const int peer = s->sockets[x->peer].owner;
+    if (s->blocked[x->owner][peer]) expect_probes(s, fd, x->owner, peer);
+    if (s->blocked[peer][x->owner]) expect_probes(s, fd, peer, x->owner);
     return 0;
 }
 
@@ -458,6 +494,7 @@ static ssize_t sim_send(const struct comm_os *os, int fd, const void *data, size
         x->error = 0;
         return fail(error);
     }
+    if (x->state == SOCKET_DATAGRAM) return sim_datagram_send(s, fd, data, bytes);
     if (x->state == SOCKET_RESET) return fail(EPIPE);
     if (x->state != SOCKET_CONNECTED) return fail(EAGAIN);
     if (sim_chance(s, s->w->interrupt_permille)) return fail(EINTR);
@@ -466,7 +503,7 @@ static ssize_t sim_send(const struct comm_os *os, int fd, const void *data, size
     if (room == 0) return fail(EAGAIN);
     const size_t n = how_much(s, bytes < room ? bytes : room), window = s->w->window_bytes;
     SIM_NOTE(s, x->owner, "sends %zu of %zu bytes to rank %d (socket %d)", n, bytes, y->owner, fd);
-    if (y->closed) { /* they vanish; its system answers */
+    if (y->closed && !sim_is_cut(s, x->owner, y->owner)) { /* they vanish; its system answers */
         if (y->state != SOCKET_RESET) send_reset(s, y->owner, fd, ECONNRESET, false);
         return (ssize_t)n;
     }
@@ -490,6 +527,7 @@ static ssize_t sim_recv(const struct comm_os *os, int fd, void *data, size_t byt
     struct comm_sim *s = task_of(os)->sim;
     struct sim_stream *in = &x->in;
     if (sim_chance(s, s->w->interrupt_permille)) return fail(EINTR);
+    if (x->state == SOCKET_DATAGRAM && !x->error) return sim_datagram_receive(s, fd, data, bytes);
     const uint64_t there = in->arrived - in->read;
     if (there) {
         const size_t n = how_much(s, bytes < there ? bytes : there), window = s->w->window_bytes;
@@ -584,6 +622,7 @@ static void sim_unmap(const struct comm_os *os, void *memory, size_t bytes) {
 void sim_net_fill(struct comm_os *os) {
     *os = (struct comm_os){
         .socket = sim_socket,
+        .datagrams = sim_datagrams,
         .bind = sim_bind,
         .listen = sim_listen,
         .getsockname = sim_getsockname,

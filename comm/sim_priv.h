@@ -6,6 +6,7 @@
 #include "comm/sim.h"
 
 enum { SIM_MAX_SOCKETS = 2048, SIM_MAX_SEGMENTS = 16, SIM_MAX_BACKLOG = 64, SIM_MAX_EVENTS = 4096, SIM_FIRST_PORT = 20000 };
+enum { SIM_MAX_DATAGRAMS = 512, SIM_MAX_DATAGRAM_BYTES = 1700 };
 
 enum sim_event_kind {
     SIM_ARRIVE,    /* the first segment on its way to a socket */
@@ -14,6 +15,7 @@ enum sim_event_kind {
     SIM_RESET,     /* reaches a socket */
     SIM_KEEPALIVE, /* nobody has answered a socket's probes */
     SIM_HEAL,      /* a fault's time is over */
+    SIM_DATAGRAM,  /* a datagram, at its host */
 };
 struct sim_event {
     uint64_t at_ns, i_event; /* i_event: the how manieth, for those of one time */
@@ -56,7 +58,7 @@ struct sim_stream {
     bool is_coming; /* there is an event for the first */
     bool fin_sent, fin;
 };
-enum socket_state { SOCKET_FREE, SOCKET_FRESH, SOCKET_LISTENS, SOCKET_CONNECTS, SOCKET_CONNECTED, SOCKET_RESET };
+enum socket_state { SOCKET_FREE, SOCKET_FRESH, SOCKET_LISTENS, SOCKET_CONNECTS, SOCKET_CONNECTED, SOCKET_RESET, SOCKET_DATAGRAM };
 struct sim_socket {
     enum socket_state state;
     uint32_t generation;
@@ -66,6 +68,16 @@ struct sim_socket {
     uint64_t heard_ns, data_ns; /* from the other side's system: anything, data */
     struct sim_stream in;
     int backlog[SIM_MAX_BACKLOG], n_backlog;
+    int to_port, first, n_queued; /* for datagrams: where they go; those that came, from the first on; −1: none */
+};
+
+struct sim_datagram {
+    int from, to; /* hosts */
+    int from_port, to_port;
+    int socket, next; /* the sender's; of a queue, or of those that are free; −1: none */
+    uint32_t generation;
+    size_t bytes;
+    unsigned char data[SIM_MAX_DATAGRAM_BYTES];
 };
 
 struct comm_sim {
@@ -96,6 +108,8 @@ struct comm_sim {
 
     struct sim_socket sockets[SIM_MAX_SOCKETS];
     int n_sockets, n_open, next_port; /* n_sockets: ever used in this run */
+    struct sim_datagram datagrams[SIM_MAX_DATAGRAMS];
+    int free_datagram; /* the first that is; −1: none */
     size_t mapped_bytes;
     unsigned char *rings; /* [SIM_MAX_SOCKETS, COMM_SIM_MAX_WINDOW_BYTES], kept from run to run */
     unsigned char *stacks;
@@ -137,6 +151,18 @@ void sim_net_healed(struct comm_sim *s, int from, int to);
 /* Would poll have something to tell? */
 bool sim_net_is_ready(const struct comm_sim *s, const struct pollfd *fds, size_t n);
 
+uint64_t sim_way_ns(struct comm_sim *s, int from, int to); /* that something takes which leaves now */
+void sim_notify(struct comm_sim *s, const struct sim_socket *x);
+
+/* ---- sim_datagram.c -------------------------------------------------------------------------------------------------------------------------------- */
+
+void sim_datagram_clear(struct comm_sim *s);
+ssize_t sim_datagram_send(struct comm_sim *s, int socket, const void *data, size_t bytes);
+ssize_t sim_datagram_receive(struct comm_sim *s, int socket, void *data, size_t bytes);
+void sim_datagram_close(struct comm_sim *s, struct sim_socket *x);
+void sim_datagram_arrive(struct comm_sim *s, int i);
+
+static inline int sim_host_of_port(int port) { return (port - SIM_FIRST_PORT) % COMM_SIM_MAX_TASKS; } /* a port tells whose it is */
 static inline bool sim_is_cut(const struct comm_sim *s, int a, int b) { return s->blocked[a][b] || s->blocked[b][a]; }
 
 #endif

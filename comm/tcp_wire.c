@@ -307,9 +307,22 @@ static enum st say_lost(const struct tcp *t, int r, struct err *e) {
     return err_set(e, ST_PEER_LOST, "the connection to rank %d broke: %s", r, strerror(p->error));
 }
 
+/* Who ended without a word may have lost another before, and not got through with it: a rank that was busy meanwhile sees all ends at once. Who names a cause knows more. */
+static int who_names_a_cause(const struct tcp *t, int r) {
+    const struct tcp_peer *p = &t->peers[r];
+    if (p->garbled || p->said_bye || p->silent_s > 0) return r;
+    int best = -1;
+    for (int other = 0; other < t->n_ranks; other++) {
+        const struct tcp_peer *q = &t->peers[other];
+        if (q->fd >= 0 && q->ended && q->said_bye && q->blamed >= 0 && q->blamed != t->rank && (best < 0 || q->i_ended < t->peers[best].i_ended)) best = other;
+    }
+    return best < 0 ? r : best;
+}
+
 enum st comm_tcp_tell_lost(struct tcp *t, int r, struct err *e) {
     for (int other = 0; other < t->n_ranks; other++)
         if (t->peers[other].fd >= 0) receive_rest(t, other);
+    r = who_names_a_cause(t, r);
     for (int i = 0; i < t->n_ranks; i++) { /* who blames in circles is followed once around */
         const struct tcp_peer *p = &t->peers[r];
         if (p->garbled || p->blamed < 0) break;

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "comm/comm.h"
 #include "launcher/commands.h"
+#include "launcher/handed.h"
 #include "launcher/host.h"
 #include "launcher/hosts.h"
 #include "launcher/life.h"
@@ -129,7 +130,7 @@ static void become(pid_t parent, const int *keep, int n_keep, char **argv)
     if (getppid() != parent) /* it died in between */
         _exit(1);
     const int null = open("/dev/null", O_RDWR);
-    signal(SIGPIPE, SIG_DFL);
+    signal(SIGPIPE, SIG_IGN); /* stderr may end before us: where ssh carries it, its loss is only a warning */
     dup2(null, 0);
     dup2(2, 1);
     if (null > 2)
@@ -183,8 +184,10 @@ enum st launch_agent_words(const struct launch_setup *setup, const struct launch
     return right ? ST_OK : err_set(e, ST_NO_MEMORY, "no memory for an agent's arguments");
 }
 
+#define HANDED_FD 3 /* of an agent that was told --hand-over */
+
 /* In the child: fd becomes its standard input and output. */
-static void converse(pid_t parent, int fd)
+static void converse(pid_t parent, int fd, int handed_fd)
 {
     sigset_t none;
     sigemptyset(&none);
@@ -195,15 +198,19 @@ static void converse(pid_t parent, int fd)
         _exit(1);
     dup2(fd, 0);
     dup2(fd, 1);
+    if (handed_fd == HANDED_FD)
+        handed_fd = dup(handed_fd); /* so that it can be closed by exec */
     close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
+    if (handed_fd >= 0)
+        dup2(handed_fd, HANDED_FD);
 }
 
-enum st launch_agent_spawn_host(int fd, pid_t *pid, struct err *e)
+enum st launch_agent_spawn_host(int fd, int handed_fd, pid_t *pid, struct err *e)
 {
-    char *argv[] = {"tandem", "agent", "--host", NULL};
+    char *argv[] = {"tandem", "agent", "--host", handed_fd >= 0 ? "--hand-over" : NULL, NULL};
     const pid_t parent = getpid(), child = fork();
     if (child == 0) {
-        converse(parent, fd);
+        converse(parent, fd, handed_fd);
         execve("/proc/self/exe", argv, environ);
         _exit(127);
     }
@@ -222,6 +229,8 @@ struct agent {
     struct rt_vitals *vitals;
     int memory_fd, vitals_fd, signal_fd;
     int in_fd, out_fd; /* the launcher; the same socket on its own host */
+    int handed_fd;     /* to the launcher of this very host, for direct connections; −1 */
+    int direct_fd;     /* to a launcher on another host, for what follows RT_START; −1: not yet, or never */
     struct launch_outbox out;
     bool relays; /* one of several hosts: ranks' PMI-1 and the front end go through us */
     int first, end; /* our ranks: first … end − 1 */
@@ -677,7 +686,8 @@ static void say_last(struct agent *a)
     if (a->story.text[0]) {
         const uint32_t worth = a->story_worth ? (uint32_t)a->story_worth : LAUNCH_WORTH_FAILED;
         (void)launch_outbox_frame(&a->out, RT_STORY, &worth, sizeof worth, a->story.text, strlen(a->story.text), NULL);
-    }
+    } else if (a->relays && a->n_alive == 0)
+        (void)launch_outbox_frame(&a->out, RT_LEFT, NULL, 0, NULL, 0, NULL);
     enum st st;
     const uint64_t until = base_now_ns(base_clock_real()) + (a->story_worth || a->story.text[0] ? LAST_MS : PEACE_MS) * BASE_NS_PER_MS;
     while ((st = launch_outbox_flush(&a->out, a->out_fd)) == ST_AGAIN && base_now_ns(base_clock_real()) < until) {
@@ -804,12 +814,44 @@ static enum st open_front(struct agent *a, struct err *e)
     return ST_OK;
 }
 
+static enum st take_direct(struct agent *a, struct launch_meeting *m, struct err *e)
+{
+    int host;
+    const int fd = launch_meeting_take_control(m, &host);
+    if (fd < 0)
+        return ST_OK;
+    if (a->handed_fd < 0) {
+        a->direct_fd = fd;
+        return ST_OK;
+    }
+    const enum st st = launch_handed_send(a->handed_fd, (uint32_t)host, fd, e);
+    close(fd);
+    return st;
+}
+
+/* From now on the launcher is heard and told over the decided way; ssh, and whatever started us by it, may end. */
+static void go_direct(struct agent *a)
+{
+    const uint64_t until = base_now_ns(base_clock_real()) + LAST_MS * BASE_NS_PER_MS;
+    while (launch_outbox_flush(&a->out, a->out_fd) == ST_AGAIN && base_now_ns(base_clock_real()) < until)
+        usleep(1000);
+    launch_outbox_release(&a->out);
+    rt_inbox_release(&a->control);
+    close(a->in_fd);
+    close(a->out_fd);
+    a->in_fd = a->out_fd = a->direct_fd;
+    rt_inbox_init(&a->control, a->in_fd);
+    prctl(PR_SET_PDEATHSIG, 0);
+}
+
 /* Standard input and output are the conversation with the launcher, be it by ssh or not; whatever else would go there goes to stderr. */
 static int lead_host(struct agent *a)
 {
     struct err e = {""};
-    a->in_fd = fcntl(0, F_DUPFD_CLOEXEC, 3);
-    a->out_fd = fcntl(1, F_DUPFD_CLOEXEC, 3);
+    a->in_fd = fcntl(0, F_DUPFD_CLOEXEC, HANDED_FD + 1);
+    a->out_fd = fcntl(1, F_DUPFD_CLOEXEC, HANDED_FD + 1);
+    if (a->handed_fd >= 0)
+        (void)fcntl(a->handed_fd, F_SETFD, FD_CLOEXEC);
     const int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     dup2(null, 0);
     dup2(2, 1);
@@ -827,7 +869,8 @@ static int lead_host(struct agent *a)
     static char start[65536];
     static char *argv[MAX_ARGS];
     int argc = 0;
-    while (!st && argc == 0) {
+    size_t start_bytes = 0;
+    while (!st && (!start_bytes || (a->handed_fd < 0 && a->direct_fd < 0 && launch_meeting_has_control(meeting)))) {
         enum rt_frame_kind kind;
         const void *payload;
         size_t bytes;
@@ -837,13 +880,19 @@ static int lead_host(struct agent *a)
             st = launch_meeting_step(meeting, a->in_fd, LAUNCH_LOOK_MS, &a->out, &e);
         else if (!st && kind == RT_START && bytes < sizeof start) {
             memcpy(start, payload, bytes);
-            st = take_start(a, start, bytes, &argc, argv, &e);
+            start_bytes = bytes;
         } else if (!st)
             st = launch_meeting_frame(meeting, kind, payload, bytes, &a->out, &e);
         if ((!st || st == ST_AGAIN) && take_news(a, launch_meeting_pulse(meeting)))
             st = ST_CANCELLED;
+        if (!st)
+            st = take_direct(a, meeting, &e);
         beat(a, base_now_ns(base_clock_real()));
     }
+    if (!st && a->direct_fd >= 0)
+        go_direct(a);
+    if (!st)
+        st = take_start(a, start, start_bytes, &argc, argv, &e);
     if (!st && launch_meeting_ways(meeting)) /* else there is no other host */
         memcpy(a->key, launch_meeting_ways(meeting)->key, sizeof a->key);
     else if (!st)
@@ -864,9 +913,12 @@ static int lead_host(struct agent *a)
 
 int cmd_agent(int argc, char **argv)
 {
-    struct agent a = {.memory_fd = -1, .vitals_fd = -1, .signal_fd = -1, .front_fd = -1};
+    struct agent a = {.memory_fd = -1, .vitals_fd = -1, .signal_fd = -1, .front_fd = -1, .handed_fd = -1, .direct_fd = -1};
     for (int r = 0; r < COMM_MAX_RANKS; r++)
         a.pmi_fds[r] = -1;
     base_log_init(NULL);
-    return argc == 2 && strcmp(argv[1], "--host") == 0 ? lead_host(&a) : lead_alone(&a, argc, argv);
+    const bool hands_over = argc == 3 && strcmp(argv[2], "--hand-over") == 0;
+    if (hands_over)
+        a.handed_fd = HANDED_FD;
+    return (argc == 2 || hands_over) && strcmp(argv[1], "--host") == 0 ? lead_host(&a) : lead_alone(&a, argc, argv);
 }

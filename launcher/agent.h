@@ -13,8 +13,9 @@
 /* Forks and executes this binary as `tandem agent …`. control_fd and front_fd (the socket for rank 0) are passed on; the caller closes its copies. */
 enum st launch_agent_spawn(const struct launch_setup *setup, int control_fd, int front_fd, pid_t *pid, struct err *e);
 
-/* Of one of several hosts, here: `tandem agent --host`, whose standard input and output are fd. */
-enum st launch_agent_spawn_host(int fd, pid_t *pid, struct err *e);
+/* Of one of several hosts, here: `tandem agent --host`, whose standard input and output are fd. By handed_fd (handed.h) it hands the launcher the connections of the control ways (ways.h)
+ * that end here; −1: another agent of this host does. */
+enum st launch_agent_spawn_host(int fd, int handed_fd, pid_t *pid, struct err *e);
 /* What it is then told to do: arguments with NULs behind them; malloc'ed. */
 struct launch_hosts_entry;
 enum st launch_agent_words(const struct launch_setup *setup, const struct launch_hosts_entry *h, char **text, size_t *bytes, struct err *e);

@@ -17,6 +17,8 @@
 #include "launcher/elf.h"
 #include "launcher/libraries.h"
 
+static const char *const folders[] = {"bin/", "lib/", "lib/ucx/"};
+enum { N_FOLDERS = sizeof folders / sizeof *folders };
 enum { MAX_FILES = 256, NAME_BYTES = 100, BLOCK = 512, RECORD = 10240, DIGEST = 32, CHUNK = 256 << 10 };
 
 struct file {
@@ -37,6 +39,7 @@ struct launch_bundle {
     char machine[sizeof((struct utsname *)0)->machine];
     unsigned glibc[3];
     uint64_t bytes;
+    struct launch_bundle_options o;
 };
 
 const char *launch_bundle_hash(const struct launch_bundle *b) { return b->hash; }
@@ -102,7 +105,7 @@ static enum st add_needs(struct launch_bundle *b, const struct launch_elf *elf, 
         const char *name = elf->needed[i];
         char path[PATH_MAX];
         struct launch_elf library;
-        if (launch_library_is_hosts(name) || strchr(name, '/') || has(b, name) || !launch_library_find(name, elf, path, sizeof path))
+        if (launch_library_is_hosts(name) || strchr(name, '/') || has(b, name) || !launch_library_find(name, elf, b->o.folders, path, sizeof path))
             continue;
         st = launch_elf_read(path, &library, e);
         if (st)
@@ -121,7 +124,7 @@ static enum st add_needs(struct launch_bundle *b, const struct launch_elf *elf, 
 static enum st add_ucx_modules(struct launch_bundle *b, const struct launch_elf *by, struct err *e)
 {
     const struct file *ucs = find(b, "lib/libucs.so.0");
-    const char *set = getenv("UCX_MODULE_DIR");
+    const char *set = b->o.program ? NULL : getenv("UCX_MODULE_DIR");
     char folder[PATH_MAX];
     if (!ucs)
         return ST_OK;
@@ -153,12 +156,12 @@ static enum st add_ucx_modules(struct launch_bundle *b, const struct launch_elf 
 }
 
 /* What comm opens at run time (comm/ucx_api.c, comm/mpi_api.c), where it is here: the first name of each row. */
-static enum st add_opened(struct launch_bundle *b, const struct launch_elf *by, bool with_mpi, struct err *e)
+static enum st add_opened(struct launch_bundle *b, const struct launch_elf *by, struct err *e)
 {
     static const char *const names[][3] = {{"libucp.so.0", NULL}, {"libmpich.so.12", "libmpi.so.12", NULL}};
-    const char *own = getenv("TANDEM_UCX");
+    const char *own = b->o.program ? NULL : getenv("TANDEM_UCX");
     enum st st = ST_OK;
-    for (size_t i = 0; i < (with_mpi ? 2 : 1); i++)
+    for (size_t i = 0; i < (b->o.with_mpi ? 2 : 1); i++)
         for (int k = 0; names[i][k] && !st; k++) {
             char path[PATH_MAX];
             struct launch_elf library;
@@ -167,7 +170,7 @@ static enum st add_opened(struct launch_bundle *b, const struct launch_elf *by, 
             const bool is_named = i == 0 && own && strchr(own, '/') && strlen(own) < sizeof path;
             if (is_named)
                 strcpy(path, own);
-            else if (!launch_library_find(names[i][k], by, path, sizeof path))
+            else if (!launch_library_find(names[i][k], by, b->o.folders, path, sizeof path))
                 continue;
             if (launch_elf_read(path, &library, NULL))
                 continue;
@@ -190,9 +193,19 @@ static const char *machine_name(uint16_t machine)
     }
 }
 
-static enum st collect(struct launch_bundle *b, bool with_mpi, struct err *e)
+static void set_machine(struct launch_bundle *b, const struct launch_elf *program)
 {
-    static const char self[] = "/proc/self/exe";
+    struct utsname here;
+    const char *machine = machine_name(program->machine);
+    if (!machine && uname(&here) == 0)
+        machine = here.machine;
+    snprintf(b->machine, sizeof b->machine, "%s", machine ? machine : "unknown");
+    take_glibc(b, program);
+}
+
+static enum st collect(struct launch_bundle *b, struct err *e)
+{
+    const char *self = b->o.program ? b->o.program : "/proc/self/exe";
     struct launch_elf elf;
     enum st st = launch_elf_read(self, &elf, e);
     if (st)
@@ -207,21 +220,53 @@ static enum st collect(struct launch_bundle *b, bool with_mpi, struct err *e)
             elf.path = copy;
         }
     }
-    struct utsname here;
-    const char *machine = machine_name(elf.machine);
-    if (!machine && uname(&here) == 0)
-        machine = here.machine;
-    snprintf(b->machine, sizeof b->machine, "%s", machine ? machine : "unknown");
-    take_glibc(b, &elf);
+    set_machine(b, &elf);
     st = add_file(b, "bin/", "tandem", self, e);
     if (!st)
         st = add_needs(b, &elf, e);
     if (!st)
-        st = add_opened(b, &elf, with_mpi, e);
+        st = add_opened(b, &elf, e);
     if (!st)
         st = add_ucx_modules(b, &elf, e);
     launch_elf_release(&elf);
     return st;
+}
+
+/* What lies in one folder of an unpacked bundle. */
+static enum st take_folder(struct launch_bundle *b, const char *root, const char *folder, struct err *e)
+{
+    char path[PATH_MAX];
+    struct dirent **entries = NULL;
+    snprintf(path, sizeof path, "%s/%s", root, folder);
+    const int n = scandir(path, &entries, NULL, alphasort);
+    enum st st = ST_OK;
+    for (int i = 0; i < n && !st; i++) {
+        struct launch_elf elf;
+        struct stat info;
+        snprintf(path, sizeof path, "%s/%s%s", root, folder, entries[i]->d_name);
+        if (stat(path, &info) || !S_ISREG(info.st_mode))
+            continue;
+        st = launch_elf_read(path, &elf, e);
+        if (st)
+            break;
+        if (strcmp(folder, "bin/") == 0)
+            set_machine(b, &elf);
+        take_glibc(b, &elf);
+        launch_elf_release(&elf);
+        st = add_file(b, folder, entries[i]->d_name, path, e);
+    }
+    for (int i = 0; i < n; i++)
+        free(entries[i]);
+    free(entries);
+    return st;
+}
+
+static enum st take_folders(struct launch_bundle *b, const char *root, struct err *e)
+{
+    enum st st = ST_OK;
+    for (int i = 0; i < N_FOLDERS && !st; i++)
+        st = take_folder(b, root, folders[i], e);
+    return !st && !find(b, "bin/tandem") ? err_set(e, ST_NOT_FOUND, "%s: no bundle lies there", root) : st;
 }
 
 /* ---- manifest and archive ------------------------------------------------------------------------------------------------------------------------------ */
@@ -275,8 +320,6 @@ static enum st write_manifest(struct launch_bundle *b, struct err *e)
 /* Folders before what lies in them, MANIFEST last: it is not there before all others are. */
 static enum st lay_out(struct launch_bundle *b, struct err *e)
 {
-    static const char *const folders[] = {"bin/", "lib/", "lib/ucx/"};
-    enum { N_FOLDERS = sizeof folders / sizeof *folders };
     if (b->n_files + N_FOLDERS + 1 > MAX_FILES)
         return err_set(e, ST_UNSUPPORTED, "there are more than %d files to send to other hosts", MAX_FILES);
     memmove(b->files + N_FOLDERS, b->files, (size_t)b->n_files * sizeof *b->files);
@@ -383,14 +426,17 @@ enum st launch_bundle_read(const struct launch_bundle *b, uint64_t offset, void 
 
 /* ---- life ------------------------------------------------------------------------------------------------------------------------------------------------ */
 
-enum st launch_bundle_create(bool with_mpi, struct launch_bundle **out, struct err *e)
+/* folder NULL: as options say. */
+static enum st create(const struct launch_bundle_options *options, const char *folder, struct launch_bundle **out, struct err *e)
 {
     if (sodium_init() < 0)
         return err_set(e, ST_IO, "libsodium cannot be initialised");
     struct launch_bundle *b = calloc(1, sizeof *b);
     if (!b)
         return err_set(e, ST_NO_MEMORY, "no memory");
-    enum st st = collect(b, with_mpi, e);
+    b->o = *options;
+    enum st st = folder ? take_folders(b, folder, e) : collect(b, e);
+    b->o = (struct launch_bundle_options){.with_mpi = false}; /* its texts are the caller's */
     if (!st)
         st = write_manifest(b, e);
     if (!st)
@@ -401,6 +447,14 @@ enum st launch_bundle_create(bool with_mpi, struct launch_bundle **out, struct e
     }
     *out = b;
     return ST_OK;
+}
+
+enum st launch_bundle_create(const struct launch_bundle_options *options, struct launch_bundle **bundle, struct err *e) { return create(options, NULL, bundle, e); }
+
+enum st launch_bundle_open(const char *folder, struct launch_bundle **bundle, struct err *e)
+{
+    static const struct launch_bundle_options none = {.with_mpi = false};
+    return create(&none, folder, bundle, e);
 }
 
 void launch_bundle_destroy(struct launch_bundle *b)
@@ -414,6 +468,50 @@ void launch_bundle_destroy(struct launch_bundle *b)
     }
     free(b->manifest);
     free(b);
+}
+
+/* Beside the binary, or where it was installed. */
+static bool find_unpacked(const char *machine, char *path, size_t bytes)
+{
+    static const char *const places[] = {"", "../lib/tandem/"};
+    char self[PATH_MAX];
+    const ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n <= 0)
+        return false;
+    self[n] = 0;
+    char *slash = strrchr(self, '/');
+    if (slash)
+        slash[1] = 0;
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+        if (snprintf(path, bytes, "%s%sbundle-%s", self, places[i], machine) < (int)bytes && access(path, R_OK) == 0)
+            return true;
+    return false;
+}
+
+enum st launch_bundles_create(bool with_mpi, struct launch_bundles *bundles, struct err *e)
+{
+    static const char *const machines[LAUNCH_MAX_BUNDLES] = {"x86_64", "aarch64"};
+    const struct launch_bundle_options own = {.with_mpi = with_mpi};
+    *bundles = (struct launch_bundles){.n = 0};
+    enum st st = launch_bundle_create(&own, &bundles->list[0], e);
+    bundles->n = !st;
+    for (int i = 0; i < LAUNCH_MAX_BUNDLES && !st && bundles->n < LAUNCH_MAX_BUNDLES; i++) {
+        char path[PATH_MAX];
+        if (strcmp(machines[i], bundles->list[0]->machine) == 0 || !find_unpacked(machines[i], path, sizeof path))
+            continue;
+        st = launch_bundle_open(path, &bundles->list[bundles->n], e);
+        bundles->n += !st;
+    }
+    if (st)
+        launch_bundles_release(bundles);
+    return st;
+}
+
+void launch_bundles_release(struct launch_bundles *bundles)
+{
+    for (int i = 0; i < bundles->n; i++)
+        launch_bundle_destroy(bundles->list[i]);
+    *bundles = (struct launch_bundles){.n = 0};
 }
 
 void launch_bundle_print(const struct launch_bundle *b, FILE *out)

@@ -1,6 +1,6 @@
 /* What another host needs to run this very binary: the binary, and the shared libraries that it needs or may open, but for those that must be the host's own (glibc, rdma-core, drivers).
  *
- * create → hash, read (any number of threads) → destroy. Files are held open, so that what was hashed is what is sent, also where a new build replaces them meanwhile.
+ * create, or open → hash, read (any number of threads) → destroy. Files are held open, so that what was hashed is what is sent, also where a new build replaces them meanwhile.
  *
  *   bin/tandem            lib/libhwloc.so.15 …           lib/ucx/libuct_ib.so.0 …        MANIFEST
  *
@@ -20,8 +20,15 @@
 
 struct launch_bundle;
 
-/* Reads all files once: about 1 GB/s. MPICH is four times the rest (42 of 53 MB here), and only --backend mpi opens it. */
-enum st launch_bundle_create(bool with_mpi, struct launch_bundle **bundle, struct err *e);
+struct launch_bundle_options {
+    bool with_mpi;       /* MPICH is four times the rest (42 of 53 MB here), and only --backend mpi opens it */
+    const char *program; /* of another machine; NULL: this very binary */
+    const char *folders; /* with that machine's libraries (libraries.h); NULL: this host's */
+};
+/* Reads all files once: about 1 GB/s. */
+enum st launch_bundle_create(const struct launch_bundle_options *options, struct launch_bundle **bundle, struct err *e);
+/* One that lies unpacked in a folder (`make bundle`). */
+enum st launch_bundle_open(const char *folder, struct launch_bundle **bundle, struct err *e);
 void launch_bundle_destroy(struct launch_bundle *b);
 
 const char *launch_bundle_hash(const struct launch_bundle *b);
@@ -36,6 +43,15 @@ enum st launch_bundle_read(const struct launch_bundle *b, uint64_t offset, void 
 
 /* Names, sizes and where they come from. */
 void launch_bundle_print(const struct launch_bundle *b, FILE *out);
+
+/* What a launcher can send: of this binary, and of other machines' where `make bundle ARCH=…` has put them beside it (bundle-MACHINE) or `make install` below (../lib/tandem/bundle-MACHINE). */
+#define LAUNCH_MAX_BUNDLES 2
+struct launch_bundles {
+    int n;
+    struct launch_bundle *list[LAUNCH_MAX_BUNDLES];
+};
+enum st launch_bundles_create(bool with_mpi, struct launch_bundles *bundles, struct err *e);
+void launch_bundles_release(struct launch_bundles *bundles);
 
 /* Is what lies in this folder the bundle of that hash? ST_MISMATCH names the first file that differs. Other files there are not looked at. */
 enum st launch_bundle_check(const char *folder, const char *hash, struct err *e);

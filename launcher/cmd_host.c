@@ -1,4 +1,5 @@
-/* Hidden commands about other hosts. host-check: starts host-info on each, and shows what came back. bundle-check: for hosts without b2sum (launcher/remote_start.sh). */
+/* Hidden commands about other hosts. host-check: starts host-info on each, and shows what came back. bundle-check: for hosts without b2sum (launcher/remote_start.sh).
+ * bundle-make: what `make bundle ARCH=…` calls. */
 #include <errno.h>
 #include <poll.h>
 #include <sched.h>
@@ -71,6 +72,34 @@ int cmd_bundle_check(int argc, char **argv)
         return launch_misuse("bundle-check", &e);
     }
     return launch_bundle_check(argv[1], argv[2], &e) ? launch_fail("bundle-check", &e) : 0;
+}
+
+/* Of another machine's program: the archive goes to stdout (`make bundle`). */
+int cmd_bundle_make(int argc, char **argv)
+{
+    enum { PIECE = 256 << 10 };
+    static unsigned char data[PIECE];
+    struct err e = {""};
+    if (argc != 3) {
+        err_set(&e, ST_INVALID, "wants a program, and the folders of its libraries with colons between");
+        return launch_misuse("bundle-make", &e);
+    }
+    const struct launch_bundle_options o = {.program = argv[1], .folders = argv[2]};
+    struct launch_bundle *b = NULL;
+    enum st st = launch_bundle_create(&o, &b, &e);
+    for (uint64_t at = 0; !st && at < launch_bundle_bytes(b); at += PIECE) {
+        const uint64_t left = launch_bundle_bytes(b) - at;
+        const size_t n = left < PIECE ? (size_t)left : PIECE;
+        st = launch_bundle_read(b, at, data, n, &e);
+        if (!st && fwrite(data, 1, n, stdout) != n)
+            st = launch_flush_stdout(&e);
+    }
+    if (!st)
+        launch_bundle_print(b, stderr);
+    launch_bundle_destroy(b);
+    if (!st)
+        st = launch_flush_stdout(&e);
+    return st ? launch_fail("bundle-make", &e) : 0;
 }
 
 /* ---- on this one --------------------------------------------------------------------------------------------------------------------------------------- */
@@ -204,12 +233,13 @@ int cmd_host_check(int argc, char **argv)
     if (e.text[0] || (v.hosts && split_hosts(v.hosts, hosts, &n, &e)))
         return launch_misuse("host-check", &e);
     setvbuf(stdout, NULL, _IOLBF, 0);
-    struct launch_bundle *b = NULL;
+    struct launch_bundles b;
     const uint64_t began = base_now_ns(base_clock_real());
-    if (launch_bundle_create(v.mpi, &b, &e))
+    if (launch_bundles_create(v.mpi, &b, &e))
         return launch_fail("host-check", &e);
     if (v.bundle) {
-        launch_bundle_print(b, stdout);
+        for (int i = 0; i < b.n; i++)
+            launch_bundle_print(b.list[i], stdout);
         printf("in %.1f ms\n", (double)(base_now_ns(base_clock_real()) - began) / 1e6);
     }
     const char *const words[] = {"host-info", v.word || v.hold_ms ? "--echo" : NULL, NULL};
@@ -220,7 +250,7 @@ int cmd_host_check(int argc, char **argv)
         options[i] = (struct launch_remote_options){.host = &hosts[i], .ssh = v.ssh, .words = words, .folder = v.folder, .connect_ms = (int)v.connect_ms};
         if (launch_host_is_local(hosts[i].name, RESOLVE_MS))
             printf("%s: this host\n", hosts[i].typed);
-        else if (launch_remote_start(&options[i], b, &remotes[i], &e))
+        else if (launch_remote_start(&options[i], &b, &remotes[i], &e))
             status = launch_fail("host-check", &e);
     }
     for (int i = 0; i < n; i++) {
@@ -233,7 +263,7 @@ int cmd_host_check(int argc, char **argv)
         status = launch_fail("host-check", &e);
         launch_remote_stop(remotes[i], 0);
     }
-    launch_bundle_destroy(b);
+    launch_bundles_release(&b);
     if (launch_flush_stdout(&e))
         status = launch_fail("host-check", &e);
     return status;

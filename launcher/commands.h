@@ -21,6 +21,7 @@ int cmd_topo(int argc, char **argv);
 int cmd_host_check(int argc, char **argv); /* hidden, and what it starts elsewhere: */
 int cmd_host_info(int argc, char **argv);
 int cmd_bundle_check(int argc, char **argv);
+int cmd_bundle_make(int argc, char **argv); /* hidden: for make */
 
 /* "tandem run: sentence" on stderr; returns the exit status for st (2 for misuse found while parsing, else 1). */
 int launch_fail(const char *command, const struct err *e);

@@ -191,10 +191,13 @@ static enum st faces_nobody(const struct pair_input *in, const struct launch_wis
         append(text, sizeof text, "%s%s %s - %s %s", i ? ", " : "", w->interface[0]->name, launch_address_text(w->address[0], NULL, a), w->interface[1]->name,
                launch_address_text(w->address[1], NULL, b));
     }
-    char port[24] = "", rule[48] = "";
+    char port[24] = "", rule[64] = "";
     if (wishes->port) {
         snprintf(port, sizeof port, " port %d", wishes->port);
-        snprintf(rule, sizeof rule, " to any port %d proto udp", wishes->port);
+        if (wishes->n_ports > 1)
+            snprintf(rule, sizeof rule, " to any port %d:%d proto udp", wishes->port, wishes->port + wishes->n_ports - 1);
+        else
+            snprintf(rule, sizeof rule, " to any port %d proto udp", wishes->port);
     }
     return err_set(e, ST_NOT_FOUND, "%.40s and %.40s do not face each other: of %d pairs of addresses that UDP%s was tried between, none answered (%s%s); a cable, or a firewall? on %.40s: sudo ufw allow from %s%s",
                    in->host[0]->name, in->host[1]->name, in->n_tried, port, text, in->n_tried > 3 ? ", ..." : "", in->host[1]->name, launch_address_text(in->ways[0].address[0], NULL, a), rule);

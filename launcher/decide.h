@@ -16,6 +16,7 @@ enum launch_transport { LAUNCH_ANY_TRANSPORT, LAUNCH_RDMA, LAUNCH_TCP, LAUNCH_SA
 struct launch_wishes {
     enum launch_transport transport; /* LAUNCH_ANY_TRANSPORT, LAUNCH_RDMA (or an error), LAUNCH_TCP (in spite of RDMA devices) */
     int port;                        /* that probes went to, for the rule in an error's sentence; 0: any */
+    int n_ports;                     /* from there on, that packets between hosts need; 0: one */
     const char *interfaces;          /* "enp1s0f0np0,10.0.0.0/24": names, addresses, subnets; both ends must be among them; NULL: all */
 };
 

@@ -11,7 +11,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "launcher/agent.h"
-#include "launcher/bundle.h"
+#include "launcher/handed.h"
 #include "launcher/interrupt.h"
 #include "launcher/meeting.h"
 #include "launcher/setup.h"
@@ -21,6 +21,7 @@
 #define RESOLVE_MS 2000
 #define LOOK_MS 100
 #define LAST_WORDS_MS 500
+#define PATIENT_NS (2 * BASE_NS_PER_S) /* who is waited for longer is named */
 
 /* ---- the list ----------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -30,6 +31,7 @@ enum st launch_hosts_parse(const char *list, const char *ssh, int n_ranks, struc
     if (!hosts)
         return err_set(e, ST_NO_MEMORY, "no memory for the hosts");
     hosts->ssh = ssh;
+    hosts->handed_fd = -1;
     enum st st = ST_OK;
     for (const char *at = list; !st; at++) {
         const size_t n = strcspn(at, ", \t\n");
@@ -61,6 +63,7 @@ enum st launch_hosts_parse(const char *list, const char *ssh, int n_ranks, struc
         hosts->h[i].n_ranks = total / hosts->n + (i < total % hosts->n);
         first += hosts->h[i].n_ranks;
         hosts->h[i].end = (struct launch_end){.in_fd = -1, .out_fd = -1};
+        hosts->h[i].direct_fd = -1;
     }
     if (st) {
         free(hosts);
@@ -82,10 +85,15 @@ static void close_end(struct launch_end *end)
 
 void launch_hosts_destroy(struct launch_hosts *hosts)
 {
-    for (int i = 0; hosts && i < hosts->n; i++)
+    for (int i = 0; hosts && i < hosts->n; i++) {
         close_end(&hosts->h[i].end);
+        if (hosts->h[i].direct_fd >= 0)
+            close(hosts->h[i].direct_fd);
+    }
     if (hosts) {
-        launch_bundle_destroy(hosts->bundle);
+        if (hosts->handed_fd >= 0)
+            close(hosts->handed_fd);
+        launch_bundles_release(&hosts->bundles);
         launch_decision_release(&hosts->decision);
         free(hosts->interfaces);
         explicit_bzero(hosts->key, sizeof hosts->key);
@@ -104,29 +112,52 @@ static enum st begin(struct launch_hosts *hosts, struct launch_hosts_entry *h, s
     if (!h->is_local) {
         static const char *const words[] = {"agent", "--host", NULL};
         const struct launch_remote_options o = {.host = &h->target, .ssh = hosts->ssh, .words = words};
-        if (!hosts->bundle)
-            st = launch_bundle_create(hosts->with_mpi, &hosts->bundle, e);
-        return st ? st : launch_remote_start(&o, hosts->bundle, &h->end.remote, e);
+        if (!hosts->bundles.n)
+            st = launch_bundles_create(hosts->with_mpi, &hosts->bundles, e);
+        return st ? st : launch_remote_start(&o, &hosts->bundles, &h->end.remote, e);
     }
-    int pair[2];
+    int pair[2], handed[2] = {-1, -1};
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
         return err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
-    st = launch_agent_spawn_host(pair[1], &h->end.pid, e);
+    if (hosts->handed_fd < 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, handed))
+        st = err_set(e, ST_IO, "cannot make a socket pair: %s", strerror(errno));
+    if (!st)
+        st = launch_agent_spawn_host(pair[1], handed[1], &h->end.pid, e);
     close(pair[1]);
-    if (st)
+    if (handed[1] >= 0)
+        close(handed[1]);
+    if (st) {
         close(pair[0]);
-    else
-        h->end.in_fd = h->end.out_fd = pair[0];
-    return st;
+        if (handed[0] >= 0)
+            close(handed[0]);
+        return st;
+    }
+    if (handed[0] >= 0) {
+        hosts->handed_fd = handed[0];
+        hosts->i_own = (int)(h - hosts->h);
+    }
+    h->end.in_fd = h->end.out_fd = pair[0];
+    return ST_OK;
+}
+
+static void tell_awaited(const struct launch_hosts_entry *h, const char *what, uint64_t since, bool *is_told)
+{
+    if (!*is_told && base_now_ns(base_clock_real()) - since >= PATIENT_NS)
+        fprintf(stderr, "waiting for host %s %s\n", h->typed, what);
+    *is_told |= base_now_ns(base_clock_real()) - since >= PATIENT_NS;
 }
 
 static enum st open_end(struct launch_hosts_entry *h, struct err *e)
 {
     enum st st = ST_OK;
     if (h->end.remote) {
-        while ((st = launch_remote_wait(h->end.remote, 1000, e)) == ST_AGAIN)
+        const uint64_t since = base_now_ns(base_clock_real());
+        bool is_told = false;
+        while ((st = launch_remote_wait(h->end.remote, 1000, e)) == ST_AGAIN) {
             if (launch_interrupted())
                 return err_set(e, ST_CANCELLED, "interrupted");
+            tell_awaited(h, "to be reached by ssh", since, &is_told);
+        }
         if (!st)
             h->end.in_fd = h->end.out_fd = launch_remote_fd(h->end.remote);
     }
@@ -142,8 +173,12 @@ static enum st open_end(struct launch_hosts_entry *h, struct err *e)
 static enum st hear(struct launch_hosts *hosts, int from, enum rt_frame_kind wanted, uint64_t until, const void **payload, size_t *bytes, struct err *e)
 {
     struct launch_hosts_entry *h = &hosts->h[from];
-    uint64_t heard = base_now_ns(base_clock_real()); /* agents beat from their first word on */
+    const uint64_t since = base_now_ns(base_clock_real());
+    const char *what = wanted == RT_HOST ? "to tell of itself" : wanted == RT_REACHED ? "to reach the others' ports" : "to find the other hosts";
+    uint64_t heard = since; /* agents beat from their first word on */
+    bool is_told = false;
     for (;;) {
+        tell_awaited(h, what, since, &is_told);
         enum rt_frame_kind kind;
         struct err why = {""};
         const uint64_t now = base_now_ns(base_clock_real());
@@ -156,14 +191,10 @@ static enum st hear(struct launch_hosts *hosts, int from, enum rt_frame_kind wan
             return err_set(e, ST_PEER_LOST, "host %s: its agent is gone before it started", h->typed);
         if (st && st != ST_AGAIN)
             return err_set(e, st, "host %s: %s", h->typed, why.text);
-        if (!st && kind == RT_STORY && *bytes >= sizeof(uint32_t))
-            return err_set(e, ST_PEER_LOST, "host %s: %.*s", h->typed, (int)(*bytes > 404 ? 400 : *bytes - 4), (const char *)*payload + sizeof(uint32_t));
-        if (!st && kind == RT_LOST && *bytes >= sizeof(uint32_t)) {
-            uint32_t lost;
-            memcpy(&lost, *payload, sizeof lost);
-            return err_set(e, ST_PEER_LOST, "host %s: %.*s", lost < (uint32_t)hosts->n ? hosts->h[lost].typed : "?", (int)(*bytes > 404 ? 400 : *bytes - sizeof lost),
-                           (const char *)*payload + sizeof lost);
-        }
+        uint32_t number;
+        char text[400];
+        if (!st && (kind == RT_STORY || kind == RT_LOST) && rt_frame_told(*payload, *bytes, &number, text, sizeof text))
+            return err_set(e, ST_PEER_LOST, "host %s: %s", kind == RT_STORY ? h->typed : number < (uint32_t)hosts->n ? hosts->h[number].typed : "?", text);
         if (!st && kind == wanted)
             return ST_OK;
         heard = st ? heard : now;
@@ -189,6 +220,16 @@ static enum st say_one(struct launch_hosts *hosts, int to, enum rt_frame_kind ki
     return say(hosts, to, kind, &(const struct iovec){(void *)(uintptr_t)payload, bytes}, 1, e);
 }
 
+/* --allow-mixed is not there yet. */
+static enum st check_machines(const struct launch_hosts *hosts, struct err *e)
+{
+    for (int i = 1; i < hosts->n; i++)
+        if (strcmp(hosts->h[i].info.machine, hosts->h[0].info.machine) != 0)
+            return err_set(e, ST_UNSUPPORTED, "--hosts: %s is %s, and %s is %s; the hosts of one job must have one architecture", hosts->h[0].typed, hosts->h[0].info.machine, hosts->h[i].typed,
+                           hosts->h[i].info.machine);
+    return ST_OK;
+}
+
 static enum st hear_host(struct launch_hosts *hosts, int from, struct launch_interfaces *interfaces, uint64_t until, struct err *e)
 {
     struct launch_hosts_entry *h = &hosts->h[from];
@@ -201,7 +242,8 @@ static enum st hear_host(struct launch_hosts *hosts, int from, struct launch_int
     if (launch_host_parse(payload, bytes, &h->info, &why))
         return err_set(e, ST_INVALID, "host %s: %s", h->typed, why.text);
     if (strcmp(h->info.build, tandem_build_id))
-        return err_set(e, ST_MISMATCH, "host %s: its tandem was built from other sources (%.12s, here %.12s)", h->typed, h->info.build, tandem_build_id);
+        return err_set(e, ST_MISMATCH, "host %s: its tandem was built from other sources (%.12s, here %.12s)%s%s", h->typed, h->info.build, tandem_build_id,
+                       h->end.remote ? ": the bundle is old; make it again by make bundle ARCH=" : "", h->end.remote ? h->info.machine : "");
     st = hear(hosts, from, RT_INTERFACES, until, &payload, &bytes, e);
     return st ? st : launch_interfaces_from_json(h->typed, payload, bytes, interfaces, e);
 }
@@ -290,6 +332,14 @@ static enum st find_ways(struct launch_hosts *hosts, uint64_t until, struct laun
 
 /* ---- what was decided, opened and tried ----------------------------------------------------------------------------------------------------------------- */
 
+/* From our own host to one that was started by ssh. */
+static bool is_control(const struct launch_hosts *hosts, int a, int b)
+{
+    return hosts->handed_fd >= 0 && ((a == hosts->i_own && hosts->h[b].end.remote) || (b == hosts->i_own && hosts->h[a].end.remote));
+}
+
+static bool is_tried(const struct launch_hosts *hosts, int a, int b) { return is_control(hosts, a, b) || launch_decision_pair(&hosts->decision, a, b)->transport != LAUNCH_RDMA; }
+
 static void describe_ways(const struct launch_hosts *hosts, int from, struct launch_ways *w)
 {
     const struct launch_hosts_entry *h = &hosts->h[from];
@@ -308,7 +358,8 @@ static void describe_ways(const struct launch_hosts *hosts, int from, struct lau
                                    .first_rank = (uint32_t)other->first_rank,
                                    .n_ranks = (uint32_t)other->n_ranks,
                                    .index = (uint32_t)rail->index[own],
-                                   .tcp = pair->transport != LAUNCH_RDMA,
+                                   .tcp = is_tried(hosts, from, to),
+                                   .control = is_control(hosts, from, to),
                                    .own = rail->address[own],
                                    .address = rail->address[1 - own]};
         snprintf(way->name, sizeof way->name, "%.63s", other->typed);
@@ -355,12 +406,41 @@ static enum st hear_reached(struct launch_hosts *hosts, int i, uint64_t until, s
     const void *payload;
     size_t bytes;
     uint32_t code = ST_INVALID;
+    char text[500] = "an agent that tells nothing of the ports that it tried";
     const enum st st = hear(hosts, i, RT_REACHED, until, &payload, &bytes, e);
     if (st)
         return st;
-    if (bytes >= sizeof code)
-        memcpy(&code, payload, sizeof code);
-    return code ? err_set(e, ST_PEER_LOST, "%.*s", (int)(bytes > 504 ? 500 : bytes - sizeof code), (const char *)payload + sizeof code) : ST_OK;
+    (void)rt_frame_told(payload, bytes, &code, text, sizeof text);
+    return code ? err_set(e, ST_PEER_LOST, "%s", text) : ST_OK;
+}
+
+/* From our own agent: what leads to the others' over the decided ways. */
+static enum st take_direct(struct launch_hosts *hosts, uint64_t until, struct err *e)
+{
+    int n_left = 0;
+    for (int i = 0; i < hosts->n; i++)
+        n_left += is_control(hosts, hosts->i_own, i);
+    while (n_left > 0) {
+        uint32_t host;
+        int fd;
+        struct err why = {""};
+        const enum st st = launch_handed_receive(hosts->handed_fd, LOOK_MS, &host, &fd, &why);
+        if (st == ST_AGAIN && launch_interrupted())
+            return err_set(e, ST_CANCELLED, "interrupted");
+        if (st == ST_AGAIN && base_now_ns(base_clock_real()) >= until)
+            return err_set(e, ST_TIMEOUT, "host %s: its agent did not hand over the connections to the others within %d s", hosts->h[hosts->i_own].typed, ANSWER_MS / 1000);
+        if (st == ST_AGAIN)
+            continue;
+        if (st)
+            return err_set(e, st, "host %s: %s", hosts->h[hosts->i_own].typed, why.text);
+        if (host >= (uint32_t)hosts->n || !is_control(hosts, hosts->i_own, (int)host) || hosts->h[host].direct_fd >= 0) {
+            close(fd);
+            return err_set(e, ST_INVALID, "host %s: its agent hands over a connection that nobody wants", hosts->h[hosts->i_own].typed);
+        }
+        hosts->h[host].direct_fd = fd;
+        n_left--;
+    }
+    return ST_OK;
 }
 
 static enum st open_ways(struct launch_hosts *hosts, uint64_t until, struct err *e)
@@ -379,7 +459,7 @@ static enum st open_ways(struct launch_hosts *hosts, uint64_t until, struct err 
         st = pass_ports(hosts, i, told, e);
     for (int i = 0; i < hosts->n && !st; i++)
         st = hear_reached(hosts, i, until, e);
-    return st;
+    return st || hosts->handed_fd < 0 ? st : take_direct(hosts, until, e);
 }
 
 /* The one address decision. */
@@ -395,7 +475,7 @@ static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
     enum st st = found && merged ? find_ways(hosts, until, found, merged, &n_merged, e) : err_set(e, ST_NO_MEMORY, "no memory for the ways between hosts");
     for (int i = 0; i < hosts->n; i++)
         named[i] = (struct launch_host){hosts->h[i].typed, &hosts->interfaces[i]};
-    const struct launch_wishes wishes = {.transport = LAUNCH_ANY_TRANSPORT, .port = hosts->port};
+    const struct launch_wishes wishes = {.transport = LAUNCH_ANY_TRANSPORT, .port = hosts->port, .n_ports = hosts->n - 1};
     if (!st)
         st = launch_decide(named, hosts->n, merged, n_merged, &wishes, &hosts->decision, e);
     for (int i = 0; i < hosts->n && !st; i++) {
@@ -430,7 +510,7 @@ void launch_hosts_print(const struct launch_hosts *hosts, FILE *out)
     launch_decision_print(&hosts->decision, named, out);
     for (int i = 0; i < hosts->n; i++) /* what open_ways has tried */
         for (int k = i + 1; k < hosts->n; k++) {
-            if (launch_decision_pair(&hosts->decision, i, k)->transport == LAUNCH_RDMA)
+            if (!is_tried(hosts, i, k))
                 continue;
             fprintf(out, "tried: %s reaches %s by TCP at ", hosts->h[k].typed, hosts->h[i].typed);
             const int first = launch_ways_rank_port(hosts->port, hosts->h[i].first_rank);
@@ -456,6 +536,8 @@ enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
     for (int i = 0; i < hosts->n && !st; i++)
         st = hear_host(hosts, i, &hosts->interfaces[i], until, e);
     if (!st)
+        st = check_machines(hosts, e);
+    if (!st)
         st = base_key_draw(hosts->key, e);
     if (!st)
         st = decide(hosts, until, e);
@@ -478,7 +560,7 @@ enum st launch_hosts_start(struct launch_hosts *hosts, const struct launch_setup
         h->n_threads = setup->settings.n_threads ? setup->settings.n_threads : most;
     }
     for (int i = 0; i < hosts->n; i++) {
-        const struct launch_hosts_entry *h = &hosts->h[i];
+        struct launch_hosts_entry *h = &hosts->h[i];
         char *text = NULL;
         size_t bytes = 0;
         enum st st = launch_agent_words(setup, h, &text, &bytes, e);
@@ -487,6 +569,13 @@ enum st launch_hosts_start(struct launch_hosts *hosts, const struct launch_setup
         free(text);
         if (st)
             return err_set(e, st, "host %s: its agent is gone before it was told what to do", h->typed);
+        if (h->direct_fd < 0)
+            continue;
+        rt_inbox_release(h->end.inbox); /* at most beats: what matters comes by the new one */
+        rt_inbox_init(h->end.inbox, h->direct_fd);
+        h->end.in_fd = h->end.out_fd = h->direct_fd;
+        h->end.is_direct = true;
+        h->direct_fd = -1;
     }
     return ST_OK;
 }

@@ -1,9 +1,13 @@
 /* Several hosts: `--hosts spark1,spark2`. Which ranks are where, how their agents are reached, and the addresses by which the hosts reach each other.
  *
- * parse → open (agents run and have told of their hosts; addresses are decided) → start (they get their arguments) → the ends go to launch_watch. One thread. */
+ * parse → open (agents run and have told of their hosts; addresses are decided) → start (they get their arguments) → the ends go to launch_watch. One thread.
+ *
+ * Up to and with RT_START the conversation with another host's agent goes through ssh. Where our own host is one of the list, it goes on over the way that was decided, on a connection that
+ * was proven meanwhile (ways.h): then the loss of ssh is only a warning. A launcher outside the list has ssh alone. */
 #ifndef LAUNCHER_HOSTS_H
 #define LAUNCHER_HOSTS_H
 
+#include "launcher/bundle.h"
 #include "launcher/decide.h"
 #include "launcher/host.h"
 #include "launcher/remote.h"
@@ -18,6 +22,7 @@ struct launch_hosts_entry {
     int first_rank, n_ranks; /* contiguous blocks in the order of the list */
     int n_threads;           /* of each of its ranks */
     struct launch_end end;
+    int direct_fd; /* to its agent over the way that was decided, which goes on there from RT_START; −1: there is none */
     struct launch_host_facts info;
     /* decided */
     char address[LAUNCH_ADDRESS_TEXT]; /* by which the other hosts reach it; "": there are none */
@@ -30,9 +35,11 @@ struct launch_hosts {
     bool with_mpi; /* ranks talk by MPI: the bundle needs it */
     int port;      /* --port; 0: any */
     uint8_t key[LAUNCH_PROBE_KEY_BYTES]; /* the job's */
-    struct launch_bundle *bundle; /* of this binary, for hosts that lack it */
+    struct launch_bundles bundles; /* for hosts that lack the binary */
     int n;
     bool is_open;
+    int handed_fd; /* socket by which our own host's agent hands us the direct connections; −1: our host is none of these */
+    int i_own;     /* its number, where there is one */
     struct launch_interfaces *interfaces; /* [n] */
     struct launch_decision decision;
     struct launch_hosts_entry h[LAUNCH_MAX_ENDS];

@@ -120,11 +120,13 @@ static bool find_in_cache(const struct wanted *w)
     return found;
 }
 
-bool launch_library_find(const char *name, const struct launch_elf *by, char *path, size_t path_bytes)
+bool launch_library_find(const char *name, const struct launch_elf *by, const char *folders, char *path, size_t path_bytes)
 {
     struct wanted w = {name, by, path, path_bytes};
     if (strchr(name, '/'))
         return take(&w, name);
+    if (folders)
+        return find_in(folders, &w);
     return dl_iterate_phdr(look_at_loaded, &w) || find_in(by->run_path, &w) || find_in(getenv("LD_LIBRARY_PATH"), &w) || find_in_cache(&w) ||
            find_in("/lib64:/usr/lib64:/lib:/usr/lib:/usr/local/lib", &w);
 }

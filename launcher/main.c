@@ -32,6 +32,7 @@ static const struct command commands[] = {
     {"host-check", cmd_host_check, NULL},
     {"host-info", cmd_host_info, NULL},
     {"bundle-check", cmd_bundle_check, NULL},
+    {"bundle-make", cmd_bundle_make, NULL},
 };
 
 static void print_help(FILE *out)

@@ -99,7 +99,7 @@ static enum st take_ways(struct launch_meeting *m, const void *payload, size_t b
     if (!st)
         st = launch_tries_open(&m->ways, ports, &m->tries, e);
     if (!st)
-        st = launch_pulse_open(&m->ways, ports, &m->pulse, e);
+        st = launch_pulse_open(&m->ways, NULL, ports, &m->pulse, e);
     return st ? st : launch_outbox_frame(out, RT_PORTS, ports, m->ways.n * sizeof *ports, NULL, 0, e);
 }
 
@@ -113,6 +113,16 @@ struct launch_pulse *launch_meeting_take_pulse(struct launch_meeting *m)
 }
 
 const struct launch_ways *launch_meeting_ways(const struct launch_meeting *m) { return m->tries ? &m->ways : NULL; }
+
+int launch_meeting_take_control(struct launch_meeting *m, int *host) { return m->tries ? launch_tries_take(m->tries, host) : -1; }
+
+bool launch_meeting_has_control(const struct launch_meeting *m)
+{
+    for (uint32_t i = 0; m->tries && i < m->ways.n; i++)
+        if (m->ways.list[i].control)
+            return true;
+    return false;
+}
 
 static enum st take_ports(struct launch_meeting *m, const void *payload, size_t bytes, struct err *e)
 {

@@ -32,6 +32,10 @@ struct launch_pulse *launch_meeting_pulse(const struct launch_meeting *m);
 struct launch_pulse *launch_meeting_take_pulse(struct launch_meeting *m);
 /* Of RT_WAYS, borrowed; NULL: there were none. */
 const struct launch_ways *launch_meeting_ways(const struct launch_meeting *m);
+/* The connection of the control way (ways.h), once it is proven; the caller's. *host: the other end's number. −1: none (any more). */
+int launch_meeting_take_control(struct launch_meeting *m, int *host);
+/* Is one of the ways of RT_WAYS a control way? */
+bool launch_meeting_has_control(const struct launch_meeting *m);
 /* Waits for in_fd, or what the exchange needs, at most timeout_ms; then moves the exchange, and tells what is known. */
 enum st launch_meeting_step(struct launch_meeting *m, int in_fd, int timeout_ms, struct launch_outbox *out, struct err *e);
 

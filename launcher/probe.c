@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/hash.h"
+#include "base/le.h"
 #include "base/log.h"
 
 #define MAGIC "tndmprb1"
@@ -24,20 +25,6 @@ enum { N_SIZES = 6, MAX_ROUNDS = 128, SIZE_TRIES = 4, RTT_TRIES = 4, BURST_PACKE
 
 /* ---- packets --------------------------------------------------------------------------------------------------------------------------------------------------- */
 
-static void put_le(uint8_t *at, uint64_t value, int bytes)
-{
-    for (int i = 0; i < bytes; i++)
-        at[i] = (uint8_t)(value >> (8 * i));
-}
-
-static uint64_t get_le(const uint8_t *at, int bytes)
-{
-    uint64_t value = 0;
-    for (int i = 0; i < bytes; i++)
-        value |= (uint64_t)at[i] << (8 * i);
-    return value;
-}
-
 void launch_packet_put(const uint8_t key[LAUNCH_PROBE_KEY_BYTES], const struct launch_packet *p, uint8_t out[LAUNCH_PACKET_BYTES])
 {
     memset(out, 0, LAUNCH_PACKET_BYTES);
@@ -45,26 +32,28 @@ void launch_packet_put(const uint8_t key[LAUNCH_PROBE_KEY_BYTES], const struct l
     out[8] = (uint8_t)p->kind;
     out[9] = (uint8_t)p->from_host;
     out[10] = (uint8_t)p->to_host;
-    put_le(out + 12, (uint64_t)p->from_endpoint, 2);
-    put_le(out + 14, (uint64_t)p->to_endpoint, 2);
-    put_le(out + 16, p->nonce, 8);
-    put_le(out + 24, p->bytes, 4);
+    base_put_le(out + 12, (uint64_t)p->from_endpoint, 2);
+    base_put_le(out + 14, (uint64_t)p->to_endpoint, 2);
+    base_put_le(out + 16, p->nonce, 8);
+    base_put_le(out + 24, p->bytes, 4);
+    base_put_le(out + 28, p->challenge, 8);
     (void)base_mac(key, out, 48, out + 48);
 }
 
 bool launch_packet_get(const uint8_t key[LAUNCH_PROBE_KEY_BYTES], const uint8_t *data, size_t bytes, struct launch_packet *p)
 {
-    if (bytes < LAUNCH_PACKET_BYTES || memcmp(data, MAGIC, 8) != 0 || get_le(data + 24, 4) != bytes || !base_mac_is(key, data, 48, data + 48))
+    if (bytes < LAUNCH_PACKET_BYTES || memcmp(data, MAGIC, 8) != 0 || base_get_le(data + 24, 4) != bytes || !base_mac_is(key, data, 48, data + 48))
         return false;
-    if (data[8] < LAUNCH_PACKET_CALL || data[8] > LAUNCH_PACKET_TCP_ANSWER || data[9] >= LAUNCH_MAX_HOSTS || data[10] >= LAUNCH_MAX_HOSTS)
+    if (data[8] < LAUNCH_PACKET_CALL || data[8] > LAUNCH_PACKET_TCP_PROOF || data[9] >= LAUNCH_MAX_HOSTS || data[10] >= LAUNCH_MAX_HOSTS)
         return false;
     *p = (struct launch_packet){
         .kind = (enum launch_packet_kind)data[8],
         .from_host = data[9],
         .to_host = data[10],
-        .from_endpoint = (int)get_le(data + 12, 2),
-        .to_endpoint = (int)get_le(data + 14, 2),
-        .nonce = get_le(data + 16, 8),
+        .from_endpoint = (int)base_get_le(data + 12, 2),
+        .to_endpoint = (int)base_get_le(data + 14, 2),
+        .nonce = base_get_le(data + 16, 8),
+        .challenge = base_get_le(data + 28, 8),
         .bytes = (uint32_t)bytes,
     };
     return true;

@@ -46,13 +46,13 @@ void launch_facings_release(struct launch_facings *f);
 /* ---- packets: pure -------------------------------------------------------------------------------------------------------------------------------------------- */
 
 #define LAUNCH_PACKET_BYTES 80
-enum launch_packet_kind { LAUNCH_PACKET_CALL = 1, LAUNCH_PACKET_ANSWER, LAUNCH_PACKET_BURST, LAUNCH_PACKET_TCP_CALL, LAUNCH_PACKET_TCP_ANSWER };
-/* magic 8 · kind 1 · from host 1 · to host 1 · zero 1 · from endpoint 2 · to endpoint 2 · nonce 8 · bytes 4 · zero 20 · keyed BLAKE2b 32 of what is before; then zeroes up to
+enum launch_packet_kind { LAUNCH_PACKET_CALL = 1, LAUNCH_PACKET_ANSWER, LAUNCH_PACKET_BURST, LAUNCH_PACKET_TCP_CALL, LAUNCH_PACKET_TCP_ANSWER, LAUNCH_PACKET_TCP_PROOF };
+/* magic 8 · kind 1 · from host 1 · to host 1 · zero 1 · from endpoint 2 · to endpoint 2 · nonce 8 · bytes 4 · challenge 8 · zero 12 · keyed BLAKE2b 32 of what is before; then zeroes up to
  * bytes, which is the length of the payload. Little-endian. */
 struct launch_packet {
     enum launch_packet_kind kind;
     int from_host, to_host, from_endpoint, to_endpoint;
-    uint64_t nonce;
+    uint64_t nonce, challenge;
     uint32_t bytes;
 };
 void launch_packet_put(const uint8_t key[LAUNCH_PROBE_KEY_BYTES], const struct launch_packet *p, uint8_t out[LAUNCH_PACKET_BYTES]);

@@ -11,83 +11,15 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "base/hash.h"
 #include "base/log.h"
 #include "runtime/vitals.h"
 
-#define MAGIC "tndmbt01"
 #define STALL_NS (500 * BASE_NS_PER_MS) /* we did not run for so long: others' silence in it means nothing */
 #define TELL_NS (10 * BASE_NS_PER_S)    /* between lines about strangers */
 #define WINDOW_MS 4000                  /* speeds are compared over so much */
 #define SLOW_FACTOR 2.0
 #define LAST_WORDS 3                    /* packets: one may be lost */
 enum { MAX_AT_ONCE = 64, N_SLOW_WINDOWS = 2 };
-
-/* ---- packets ----------------------------------------------------------------------------------------------------------------------------------------------- */
-
-static uint8_t *put_le(uint8_t *at, uint64_t value, int bytes)
-{
-    for (int i = 0; i < bytes; i++)
-        at[i] = (uint8_t)(value >> (8 * i));
-    return at + bytes;
-}
-
-static uint64_t get_le(const uint8_t **at, int bytes)
-{
-    uint64_t value = 0;
-    for (int i = 0; i < bytes; i++)
-        value |= (uint64_t)(*at)[i] << (8 * i);
-    *at += bytes;
-    return value;
-}
-
-size_t launch_beat_put(const uint8_t key[LAUNCH_PROBE_KEY_BYTES], const struct launch_beat *b, uint8_t out[LAUNCH_BEAT_MAX_BYTES])
-{
-    memcpy(out, MAGIC, 8);
-    uint8_t *at = put_le(out + 8, (uint64_t)b->kind, 1);
-    at = put_le(at, (uint64_t)b->from_host, 1);
-    at = put_le(at, (uint64_t)b->to_host, 1);
-    at = put_le(at, (uint64_t)b->n_ranks, 1);
-    at = put_le(at, b->heard_ms, 4);
-    at = put_le(at, b->number, 8);
-    at = put_le(at, 0, 8);
-    for (int i = 0; i < b->n_ranks; i++) {
-        const struct launch_beat_rank *r = &b->ranks[i];
-        at = put_le(at, r->progress, 8);
-        at = put_le(at, r->step, 4);
-        at = put_le(at, r->phase, 4);
-        at = put_le(at, r->step_ms, 4);
-        at = put_le(at, r->waited_ms, 4);
-    }
-    (void)base_mac(key, out, (size_t)(at - out), at);
-    return (size_t)(at - out) + 32;
-}
-
-bool launch_beat_get(const uint8_t key[LAUNCH_PROBE_KEY_BYTES], const uint8_t *data, size_t bytes, struct launch_beat *b)
-{
-    if (bytes < LAUNCH_BEAT_HEAD_BYTES + 32 || bytes > LAUNCH_BEAT_MAX_BYTES || memcmp(data, MAGIC, 8) != 0 || data[11] > 64 ||
-        bytes != LAUNCH_BEAT_HEAD_BYTES + (size_t)data[11] * LAUNCH_BEAT_RANK_BYTES + 32 || !base_mac_is(key, data, bytes - 32, data + bytes - 32))
-        return false;
-    if (data[8] < LAUNCH_BEAT_HERE || data[8] > LAUNCH_BEAT_LOST_YOU)
-        return false;
-    const uint8_t *at = data + 8;
-    b->kind = (enum launch_beat_kind)get_le(&at, 1);
-    b->from_host = (int)get_le(&at, 1);
-    b->to_host = (int)get_le(&at, 1);
-    b->n_ranks = (int)get_le(&at, 1);
-    b->heard_ms = (uint32_t)get_le(&at, 4);
-    b->number = get_le(&at, 8);
-    at += 8;
-    for (int i = 0; i < b->n_ranks; i++) {
-        struct launch_beat_rank *r = &b->ranks[i];
-        r->progress = get_le(&at, 8);
-        r->step = (uint32_t)get_le(&at, 4);
-        r->phase = (uint32_t)get_le(&at, 4);
-        r->step_ms = (uint32_t)get_le(&at, 4);
-        r->waited_ms = (uint32_t)get_le(&at, 4);
-    }
-    return true;
-}
 
 double launch_pulse_slowness(const uint32_t *worked_ms, int n, uint32_t window_ms, int *slowest)
 {
@@ -117,9 +49,10 @@ struct host_now {
 struct peer {
     const struct launch_way *way;
     int fd;
+    uint32_t port; /* of ours, that it sends to */
     uint64_t number, heard_number; /* of the last packet there, from there */
     uint64_t heard_ns;             /* or when we began to listen */
-    bool was_heard, is_over, is_lost; /* over: it left, or it is lost */
+    bool is_over, is_lost; /* over: it left, or it is lost */
     uint32_t its_heard_ms;         /* as it says */
     uint32_t step;                 /* of its first rank */
     struct host_now now;
@@ -129,10 +62,15 @@ struct launch_pulse {
     struct launch_ways ways;
     struct peer peers[LAUNCH_MAX_HOSTS - 1];
     int n;
-    int stop_fd, news_fd; /* eventfds */
+    const struct comm_os *os;
+    const struct base_clock *clock;
+    bool is_simulated;    /* there is no thread */
+    int stop_fd, news_fd; /* eventfds; −1 where it is simulated */
     bool is_running;
     pthread_t thread;
     /* the thread's alone */
+    uint64_t next_ns;     /* when packets are due */
+    uint64_t looked_ns;   /* when we last woke */
     uint64_t told_ns, n_strange;
     uint64_t window_ns;                    /* when it began */
     struct host_now before[LAUNCH_MAX_HOSTS]; /* as it began: the peers, then we */
@@ -148,7 +86,7 @@ struct launch_pulse {
     int n_news, n_taken;
 };
 
-static uint64_t now_ns(void) { return base_now_ns(base_clock_real()); }
+static uint64_t now_ns(const struct launch_pulse *p) { return base_now_ns(p->clock); }
 
 static void tell(struct launch_pulse *p, bool is_lost, int host, const char *text)
 {
@@ -159,7 +97,8 @@ static void tell(struct launch_pulse *p, bool is_lost, int host, const char *tex
         snprintf(n->text, sizeof n->text, "%s", text);
     }
     pthread_mutex_unlock(&p->lock);
-    (void)!write(p->news_fd, &(uint64_t){1}, sizeof(uint64_t));
+    if (!p->is_simulated)
+        (void)!write(p->news_fd, &(uint64_t){1}, sizeof(uint64_t));
 }
 
 /* ---- sending --------------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -167,7 +106,7 @@ static void tell(struct launch_pulse *p, bool is_lost, int host, const char *tex
 static void describe_ranks(struct launch_pulse *p, struct launch_beat *b)
 {
     pthread_mutex_lock(&p->lock);
-    for (uint32_t i = 0; p->vitals && i < p->ways.n_ranks && i < 64; i++) {
+    for (uint32_t i = 0; p->vitals && i < p->ways.n_ranks && i < LAUNCH_BEAT_MAX_RANKS; i++) {
         const struct rt_vitals *v = &p->vitals[p->ways.first_rank + i];
         b->ranks[i] = (struct launch_beat_rank){
             .progress = rt_vitals_progress(v),
@@ -192,9 +131,9 @@ static void send_beats(struct launch_pulse *p, enum launch_beat_kind kind, uint6
         b.kind = kind == LAUNCH_BEAT_FAILED && peer->is_lost ? LAUNCH_BEAT_LOST_YOU : kind;
         b.to_host = (int)peer->way->host;
         b.number = ++peer->number;
-        b.heard_ms = peer->was_heard ? (uint32_t)((now - peer->heard_ns) / BASE_NS_PER_MS) : LAUNCH_BEAT_NEVER;
+        b.heard_ms = (uint32_t)((now - peer->heard_ns) / BASE_NS_PER_MS);
         const size_t n = launch_beat_put(p->ways.key, &b, bytes);
-        (void)send(peer->fd, bytes, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+        (void)p->os->send(p->os, peer->fd, bytes, n);
     }
 }
 
@@ -220,7 +159,6 @@ static void take_ranks(struct launch_pulse *p, struct peer *peer, const struct l
     for (int i = 0; p->vitals && i < b->n_ranks && i < (int)peer->way->n_ranks && (int)peer->way->first_rank + i < p->n_ranks; i++) {
         struct rt_vitals *v = &p->vitals[peer->way->first_rank + (uint32_t)i];
         atomic_store_explicit(&v->tick, b->ranks[i].progress, memory_order_relaxed);
-        atomic_store_explicit(&v->step, b->ranks[i].step, memory_order_relaxed);
         atomic_store_explicit(&v->phase, (int)b->ranks[i].phase, memory_order_relaxed);
     }
     pthread_mutex_unlock(&p->lock);
@@ -239,7 +177,7 @@ static void receive(struct launch_pulse *p, struct peer *peer, uint64_t now)
 {
     uint8_t bytes[LAUNCH_BEAT_MAX_BYTES + 1];
     for (int i = 0; i < MAX_AT_ONCE; i++) {
-        const ssize_t n = recv(peer->fd, bytes, sizeof bytes, MSG_DONTWAIT);
+        const ssize_t n = p->os->recv(p->os, peer->fd, bytes, sizeof bytes);
         if (n < 0 && errno != ECONNREFUSED) /* refused: nobody is there at the moment, as the other host's kernel says */
             return;
         if (n < 0)
@@ -253,7 +191,6 @@ static void receive(struct launch_pulse *p, struct peer *peer, uint64_t now)
             continue;
         peer->heard_number = b.number;
         peer->heard_ns = now;
-        peer->was_heard = true;
         peer->its_heard_ms = b.kind == LAUNCH_BEAT_LOST_YOU ? LAUNCH_PULSE_SILENCE_MS : b.heard_ms;
         take_ranks(p, peer, &b);
         peer->is_over = b.kind == LAUNCH_BEAT_LEFT || b.kind == LAUNCH_BEAT_FAILED;
@@ -269,13 +206,16 @@ static void judge_life(struct launch_pulse *p, uint64_t now)
         struct peer *peer = &p->peers[i];
         const struct launch_way *way = peer->way;
         const uint64_t silent_ms = (now - peer->heard_ns) / BASE_NS_PER_MS;
-        const bool hears_us = peer->its_heard_ms == LAUNCH_BEAT_NEVER || peer->its_heard_ms < LAUNCH_PULSE_SILENCE_MS;
+        const bool hears_us = peer->its_heard_ms < LAUNCH_PULSE_SILENCE_MS;
         if (peer->is_over || (silent_ms < LAUNCH_PULSE_SILENCE_MS && hears_us))
             continue;
         peer->is_over = peer->is_lost = true;
         launch_address_text(&way->own, NULL, own);
         launch_address_text(&way->address, NULL, other);
-        if (silent_ms >= LAUNCH_PULSE_SILENCE_MS)
+        if (silent_ms >= LAUNCH_PULSE_SILENCE_MS && !peer->heard_number)
+            snprintf(text, sizeof text, "nothing was ever heard of it at %.32s (%.15s %.45s - %.15s %.45s); a firewall? on %.32s: sudo ufw allow from %.45s to any port %u proto udp%s", p->ways.name,
+                     way->interface, own, way->peer_interface, other, p->ways.name, other, peer->port, p->ways.port ? "" : "; with --port the port stays the same");
+        else if (silent_ms >= LAUNCH_PULSE_SILENCE_MS)
             snprintf(text, sizeof text, "nothing was heard of it at %.63s for %.1f s (%.15s %s - %.15s %s); its ranks %u-%u were at step %u", p->ways.name, (double)silent_ms / 1000, way->interface, own,
                      way->peer_interface, other, way->first_rank, way->first_rank + way->n_ranks - 1, peer->step);
         else
@@ -324,57 +264,75 @@ static void judge_speed(struct launch_pulse *p, uint64_t now)
 
 /* ---- the thread ------------------------------------------------------------------------------------------------------------------------------------------------ */
 
-/* The next packet, or the moment at which the first silence would be too long. */
-static int wait_ms(const struct launch_pulse *p, uint64_t next_ns)
+/* Until the next packet, or the moment at which the first silence would be too long. */
+static uint64_t wait_ns(const struct launch_pulse *p)
 {
-    const uint64_t now = now_ns();
+    const uint64_t now = now_ns(p);
+    uint64_t next_ns = p->next_ns;
     for (int i = 0; i < p->n; i++) {
         const uint64_t until = p->peers[i].heard_ns + LAUNCH_PULSE_SILENCE_MS * BASE_NS_PER_MS;
         if (!p->peers[i].is_over && until < next_ns)
             next_ns = until;
     }
-    return next_ns > now ? (int)((next_ns - now) / BASE_NS_PER_MS) + 1 : 0;
+    return next_ns > now ? next_ns - now : 0;
+}
+
+/* False: it was told to stop. */
+static bool turn(struct launch_pulse *p)
+{
+    struct pollfd polled[LAUNCH_MAX_HOSTS];
+    for (int i = 0; i < p->n; i++)
+        polled[i] = (struct pollfd){.fd = p->peers[i].fd, .events = POLLIN};
+    polled[p->n] = (struct pollfd){.fd = p->stop_fd, .events = POLLIN};
+    uint64_t now = now_ns(p);
+    if (now >= p->next_ns) {
+        send_beats(p, LAUNCH_BEAT_HERE, now);
+        p->next_ns = now + LAUNCH_PULSE_PERIOD_MS * BASE_NS_PER_MS;
+    }
+    (void)p->os->poll(p->os, polled, (size_t)p->n + 1, wait_ns(p));
+    now = now_ns(p);
+    if (polled[p->n].revents)
+        return false;
+    const uint64_t gap = now - p->looked_ns;
+    p->looked_ns = now;
+    for (int i = 0; i < p->n; i++) {
+        if (gap > STALL_NS)
+            p->peers[i].heard_ns += gap;
+        receive(p, &p->peers[i], now);
+    }
+    judge_life(p, now);
+    judge_speed(p, now);
+    return true;
+}
+
+static void begin(struct launch_pulse *p)
+{
+    const uint64_t now = now_ns(p);
+    p->next_ns = p->looked_ns = p->window_ns = now;
+    for (int i = 0; i < p->n; i++)
+        p->peers[i].heard_ns = now;
+}
+
+static void say_goodbye(struct launch_pulse *p)
+{
+    pthread_mutex_lock(&p->lock);
+    const enum launch_beat_kind end = p->end;
+    pthread_mutex_unlock(&p->lock);
+    for (int i = 0; i < LAST_WORDS; i++)
+        send_beats(p, end, now_ns(p));
 }
 
 static void *run(void *arg)
 {
     struct launch_pulse *p = arg;
-    uint64_t now = now_ns(), next_ns = now;
-    uint64_t looked = now;
-    p->window_ns = now;
-    for (int i = 0; i < p->n; i++)
-        p->peers[i].heard_ns = now;
-    for (;;) {
-        struct pollfd polled[LAUNCH_MAX_HOSTS];
-        for (int i = 0; i < p->n; i++)
-            polled[i] = (struct pollfd){.fd = p->peers[i].fd, .events = POLLIN};
-        polled[p->n] = (struct pollfd){.fd = p->stop_fd, .events = POLLIN};
-        now = now_ns();
-        if (now >= next_ns) {
-            send_beats(p, LAUNCH_BEAT_HERE, now);
-            next_ns = now + LAUNCH_PULSE_PERIOD_MS * BASE_NS_PER_MS;
-        }
-        (void)poll(polled, (nfds_t)p->n + 1, wait_ms(p, next_ns));
-        now = now_ns();
-        if (polled[p->n].revents)
-            break;
-        const uint64_t gap = now - looked;
-        looked = now;
-        for (int i = 0; i < p->n; i++) {
-            if (gap > STALL_NS)
-                p->peers[i].heard_ns += gap;
-            receive(p, &p->peers[i], now);
-        }
-        judge_life(p, now);
-        judge_speed(p, now);
-    }
-    pthread_mutex_lock(&p->lock);
-    const enum launch_beat_kind end = p->end;
-    pthread_mutex_unlock(&p->lock);
-    for (int i = 0; i < LAST_WORDS; i++)
-        send_beats(p, end, now);
+    begin(p);
+    while (turn(p))
+        ;
+    say_goodbye(p);
     return NULL;
 }
+
+void launch_pulse_turn(struct launch_pulse *p) { (void)turn(p); }
 
 /* ---- for the owner --------------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -382,7 +340,7 @@ static void release(struct launch_pulse *p)
 {
     for (int i = 0; i < p->n; i++)
         if (p->peers[i].fd >= 0)
-            close(p->peers[i].fd);
+            (void)p->os->close(p->os, p->peers[i].fd);
     if (p->stop_fd >= 0)
         close(p->stop_fd);
     if (p->news_fd >= 0)
@@ -401,23 +359,23 @@ static int port_of(const struct launch_pulse *p, int i)
     return port;
 }
 
-static enum st open_socket(struct peer *peer, int port, uint32_t *bound, struct err *e)
+static enum st open_socket(const struct comm_os *os, struct peer *peer, int port, struct err *e)
 {
     const struct launch_way *way = peer->way;
     struct sockaddr_storage s;
     socklen_t n = launch_address_socket(&way->own, (int)way->index, port, &s);
     char text[LAUNCH_ADDRESS_TEXT];
-    peer->fd = socket(way->own.family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (peer->fd >= 0)
-        (void)setsockopt(peer->fd, SOL_SOCKET, SO_BINDTODEVICE, way->interface, (socklen_t)strlen(way->interface)); /* what it may be refused for is told by the probe */
-    if (peer->fd < 0 || bind(peer->fd, (const struct sockaddr *)&s, n) || (n = sizeof s, getsockname(peer->fd, (struct sockaddr *)&s, &n)))
+    peer->fd = os->datagrams(os, way->own.family);
+    if (peer->fd >= 0 && way->index)
+        (void)os->setsockopt(os, peer->fd, SOL_SOCKET, SO_BINDTOIFINDEX, (int)way->index); /* what it may be refused for is told by the probe */
+    if (peer->fd < 0 || os->bind(os, peer->fd, (const struct sockaddr *)&s, n) || (n = sizeof s, os->getsockname(os, peer->fd, (struct sockaddr *)&s, &n)))
         return err_set(e, ST_IO, "no socket for packets at %s port %d: %s%s", launch_address_text(&way->own, NULL, text), port, strerror(errno),
                        errno == EADDRINUSE ? "; take another one by --port" : "");
-    *bound = ntohs(((const struct sockaddr_in *)(const void *)&s)->sin_port); /* at the same place in both families */
+    peer->port = ntohs(((const struct sockaddr_in *)(const void *)&s)->sin_port); /* at the same place in both families */
     return ST_OK;
 }
 
-enum st launch_pulse_open(const struct launch_ways *ways, struct launch_port *ports, struct launch_pulse **out, struct err *e)
+enum st launch_pulse_open(const struct launch_ways *ways, const struct launch_pulse_world *world, struct launch_port *ports, struct launch_pulse **out, struct err *e)
 {
     struct launch_pulse *p = calloc(1, sizeof *p);
     if (!p)
@@ -425,13 +383,17 @@ enum st launch_pulse_open(const struct launch_ways *ways, struct launch_port *po
     p->ways = *ways;
     p->end = LAUNCH_BEAT_FAILED;
     pthread_mutex_init(&p->lock, NULL);
-    p->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    p->news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    enum st st = p->stop_fd < 0 || p->news_fd < 0 ? err_set(e, ST_IO, "cannot watch other hosts: %s", strerror(errno)) : ST_OK;
+    p->is_simulated = world != NULL;
+    p->os = world ? world->os : comm_os_real();
+    p->clock = world ? world->clock : base_clock_real();
+    p->stop_fd = world ? -1 : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    p->news_fd = world ? -1 : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    enum st st = !world && (p->stop_fd < 0 || p->news_fd < 0) ? err_set(e, ST_IO, "cannot watch other hosts: %s", strerror(errno)) : ST_OK;
     for (uint32_t i = 0; i < ways->n && !st; i++) {
         p->peers[i] = (struct peer){.way = &p->ways.list[i], .fd = -1};
         p->n++;
-        st = open_socket(&p->peers[i], port_of(p, (int)i), &ports[i].beat, e);
+        st = open_socket(p->os, &p->peers[i], port_of(p, (int)i), e);
+        ports[i].beat = p->peers[i].port;
     }
     if (st)
         release(p);
@@ -450,8 +412,13 @@ enum st launch_pulse_start(struct launch_pulse *p, const struct launch_port *por
         if (ports[i].host != way->host || ports[i].beat == 0 || ports[i].beat > 65535)
             return err_set(e, ST_INVALID, "a port of host %u that makes no sense", ports[i].host);
         const socklen_t bytes = launch_address_socket(&way->address, (int)way->index, (int)ports[i].beat, &s);
-        if (connect(p->peers[i].fd, (const struct sockaddr *)&s, bytes))
+        if (p->os->connect(p->os, p->peers[i].fd, (const struct sockaddr *)&s, bytes))
             return err_set(e, ST_IO, "no packets can be sent to host %s: %s", way->name, strerror(errno));
+    }
+    if (p->is_simulated) {
+        begin(p);
+        p->is_running = true;
+        return ST_OK;
     }
     sigset_t all, before; /* signals are for the other threads */
     sigfillset(&all);
@@ -480,7 +447,7 @@ bool launch_pulse_next(struct launch_pulse *p, struct launch_pulse_news *news)
     const bool has = p->n_taken < p->n_news;
     if (has)
         *news = p->news[p->n_taken++];
-    else
+    else if (!p->is_simulated)
         (void)!read(p->news_fd, &count, sizeof count);
     pthread_mutex_unlock(&p->lock);
     return has;
@@ -493,8 +460,11 @@ void launch_pulse_stop(struct launch_pulse *p, enum launch_beat_kind why)
     pthread_mutex_lock(&p->lock);
     p->end = why;
     pthread_mutex_unlock(&p->lock);
-    (void)!write(p->stop_fd, &(uint64_t){1}, sizeof(uint64_t));
-    if (p->is_running)
+    if (p->is_running && p->is_simulated)
+        say_goodbye(p);
+    if (!p->is_simulated)
+        (void)!write(p->stop_fd, &(uint64_t){1}, sizeof(uint64_t));
+    if (p->is_running && !p->is_simulated)
         pthread_join(p->thread, NULL);
     release(p);
 }

@@ -1,8 +1,11 @@
-/* A connector sends one packet of the probes' form (LAUNCH_PACKET_TCP_CALL, a nonce) and wants it back as LAUNCH_PACKET_TCP_ANSWER. A listener keeps at most MAX_GUESTS connections that
- * have not said everything; the oldest gives way. Strangers may come in numbers: who is accepted is listened to before anybody gives way, and a connector that is hung up on comes again. */
+/* A connector sends one packet of the probes' form (LAUNCH_PACKET_TCP_CALL, a nonce) and wants it back as LAUNCH_PACKET_TCP_ANSWER, with a challenge; that it sends back as
+ * LAUNCH_PACKET_TCP_PROOF. A listener keeps at most MAX_GUESTS connections; the oldest that has not proved anything gives way. Strangers may come in numbers: who is accepted is listened
+ * to before anybody gives way, and a connector that is hung up on comes again. */
 #include "launcher/reach.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,8 +23,11 @@ enum { MAX_GUESTS = 64, NAME_BYTES = 64 };
 
 struct guest {
     int fd;
-    size_t n_got;
+    size_t n_got; /* of the packet that it is at */
     uint8_t packet[LAUNCH_PACKET_BYTES];
+    int host; /* as it says */
+    uint64_t challenge; /* that it was sent; 0: it has not called yet */
+    bool is_proven;
 };
 
 struct launch_reach {
@@ -222,6 +228,7 @@ static enum st step_connector(struct launch_reach *r, struct err *e)
             *e = r->why;
         return r->result;
     }
+    uint8_t packet[LAUNCH_PACKET_BYTES];
     if (r->again_ns) {
         if (base_now_ns(r->clock) < r->again_ns)
             return ST_AGAIN;
@@ -243,8 +250,7 @@ static enum st step_connector(struct launch_reach *r, struct err *e)
         getsockopt(r->fd, SOL_SOCKET, SO_ERROR, &error, &n);
         if (error)
             return end_with(r, error, e);
-        uint8_t packet[LAUNCH_PACKET_BYTES];
-        const struct launch_packet call = {.kind = LAUNCH_PACKET_TCP_CALL, .nonce = r->nonce, .bytes = LAUNCH_PACKET_BYTES};
+        const struct launch_packet call = {.kind = LAUNCH_PACKET_TCP_CALL, .from_host = r->o.host, .to_host = r->o.to_host, .nonce = r->nonce, .bytes = LAUNCH_PACKET_BYTES};
         launch_packet_put(r->o.key, &call, packet);
         if (send(r->fd, packet, sizeof packet, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)sizeof packet) /* always fits into a fresh socket */
             return end_with(r, errno, e);
@@ -271,6 +277,10 @@ static enum st step_connector(struct launch_reach *r, struct err *e)
             *e = r->why;
         return r->result;
     }
+    const struct launch_packet proof = {.kind = LAUNCH_PACKET_TCP_PROOF, .from_host = r->o.host, .to_host = r->o.to_host, .nonce = answer.challenge, .bytes = LAUNCH_PACKET_BYTES};
+    launch_packet_put(r->o.key, &proof, packet);
+    if (send(r->fd, packet, sizeof packet, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)sizeof packet)
+        return end_with(r, errno, e);
     return r->result = ST_OK;
 }
 
@@ -283,31 +293,44 @@ static void drop_guest(struct launch_reach *r, int i)
     r->n_guests--;
 }
 
-/* False: it may go. Who has been answered is held until it goes itself, so that the answer is not lost with the connection. */
+static bool answer_call(const struct launch_reach *r, struct guest *g, struct launch_packet call)
+{
+    uint8_t packet[LAUNCH_PACKET_BYTES];
+    while (g->challenge == 0)
+        if (getrandom(&g->challenge, sizeof g->challenge, 0) != sizeof g->challenge)
+            return false;
+    g->host = call.from_host;
+    call.kind = LAUNCH_PACKET_TCP_ANSWER;
+    call.challenge = g->challenge;
+    launch_packet_put(r->o.key, &call, packet);
+    return send(g->fd, packet, sizeof packet, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)sizeof packet;
+}
+
+/* False: it may go. Who has proved itself is held until it goes, or is taken: what it says then is not for us. */
 static bool serve(struct launch_reach *r, struct guest *g)
 {
-    if (g->n_got == LAUNCH_PACKET_BYTES) {
-        uint8_t more;
-        const ssize_t n = recv(g->fd, &more, 1, MSG_DONTWAIT);
-        return n < 0 && (errno == EAGAIN || errno == EINTR);
+    while (!g->is_proven) {
+        const int got = read_packet(g->fd, g);
+        if (got <= 0)
+            return got == 0;
+        struct launch_packet p;
+        const enum launch_packet_kind wanted = g->challenge ? LAUNCH_PACKET_TCP_PROOF : LAUNCH_PACKET_TCP_CALL;
+        if (!launch_packet_get(r->o.key, g->packet, LAUNCH_PACKET_BYTES, &p) || p.kind != wanted || p.to_host != r->o.host ||
+            (g->challenge && (p.nonce != g->challenge || p.from_host != g->host))) {
+            if (!r->has_told)
+                LOG_WARNING("reach", "%s port %d: a connection was dropped: it did not prove that it belongs to this job (no others will be told of)", r->interface, r->port);
+            r->has_told = true;
+            return false;
+        }
+        g->n_got = 0;
+        if (g->challenge)
+            r->was_called = g->is_proven = true;
+        else if (!answer_call(r, g, p))
+            return false;
     }
-    const int got = read_packet(g->fd, g);
-    if (got <= 0)
-        return got == 0;
-    struct launch_packet call;
-    if (!launch_packet_get(r->o.key, g->packet, LAUNCH_PACKET_BYTES, &call) || call.kind != LAUNCH_PACKET_TCP_CALL) {
-        if (!r->has_told)
-            LOG_WARNING("reach", "%s port %d: a connection was dropped: it did not prove that it belongs to this job (no others will be told of)", r->interface, r->port);
-        r->has_told = true;
-        return false;
-    }
-    uint8_t packet[LAUNCH_PACKET_BYTES];
-    call.kind = LAUNCH_PACKET_TCP_ANSWER;
-    launch_packet_put(r->o.key, &call, packet);
-    if (send(g->fd, packet, sizeof packet, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)sizeof packet)
-        return false;
-    r->was_called = true;
-    return true;
+    uint8_t more;
+    const ssize_t n = recv(g->fd, &more, 1, MSG_DONTWAIT | MSG_PEEK);
+    return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
 }
 
 static void accept_guests(struct launch_reach *r)
@@ -321,8 +344,11 @@ static void accept_guests(struct launch_reach *r)
             close(fd);
             continue;
         }
+        int oldest = 0;
+        while (r->n_guests == MAX_GUESTS && oldest < MAX_GUESTS - 1 && r->guests[oldest].is_proven)
+            oldest++;
         if (r->n_guests == MAX_GUESTS)
-            drop_guest(r, 0);
+            drop_guest(r, oldest);
         struct epoll_event event = {.events = EPOLLIN};
         if (epoll_ctl(r->epoll, EPOLL_CTL_ADD, fd, &event)) {
             close(fd);
@@ -339,6 +365,28 @@ static enum st step_listener(struct launch_reach *r)
         if (!serve(r, &r->guests[i]))
             drop_guest(r, i);
     return r->was_called ? ST_OK : ST_AGAIN;
+}
+
+int launch_reach_take(struct launch_reach *r, int *host)
+{
+    const int one = 1;
+    int fd = -1;
+    if (r->is_connector && r->result == ST_OK) {
+        fd = r->fd;
+        *host = r->o.to_host;
+        r->fd = -1;
+    }
+    for (int i = 0; i < r->n_guests && fd < 0; i++)
+        if (r->guests[i].is_proven) {
+            fd = r->guests[i].fd;
+            *host = r->guests[i].host;
+            (void)epoll_ctl(r->epoll, EPOLL_CTL_DEL, fd, NULL);
+            memmove(&r->guests[i], &r->guests[i + 1], (size_t)(r->n_guests - i - 1) * sizeof r->guests[0]);
+            r->n_guests--;
+        }
+    if (fd >= 0)
+        (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    return fd;
 }
 
 enum st launch_reach_step(struct launch_reach *r, struct err *e) { return r->is_connector ? step_connector(r, e) : step_listener(r); }

@@ -2,7 +2,8 @@
  *
  * listen (on the lower host of a pair, on its first rail's address) → port told to the other → connect there → step both until the connector has ST_OK, or an error whose sentence says
  * from where to where, which port, and the rule to add → close. Nothing blocks: the caller polls fd for events, until wake_ns, then steps. One thread, in the
- * network namespace that it was opened in. Both sides prove that they know the job's key: what else listens at that port does not count. */
+ * network namespace that it was opened in. Both sides prove that they know the job's key, by what the other one has just drawn: what else listens at that port does not count, nor does
+ * what was said on another connection. Such a connection may go on for something else: take. */
 #ifndef LAUNCHER_REACH_H
 #define LAUNCHER_REACH_H
 
@@ -12,6 +13,7 @@ struct launch_reach;
 
 struct launch_reach_options {
     uint8_t key[LAUNCH_PROBE_KEY_BYTES];
+    int host, to_host;              /* our number; a connector's: the other one's */
     const struct base_clock *clock; /* NULL: the real one */
     uint64_t patience_ns;           /* of a connector; 0: 5 s */
     bool is_port_fixed;             /* by --port: then the sentence does not advise it */
@@ -30,6 +32,8 @@ short launch_reach_events(const struct launch_reach *r); /* POLLIN or POLLOUT */
 uint64_t launch_reach_wake_ns(const struct launch_reach *r);
 /* Connector: ST_AGAIN, ST_OK once, then always; ST_TIMEOUT, ST_PEER_LOST, ST_MISMATCH with the sentence. Listener: ST_AGAIN until somebody of the job came, then ST_OK; goes on serving. */
 enum st launch_reach_step(struct launch_reach *r, struct err *e);
+/* A proven connection, which is the caller's from then on, never blocks and sends small pieces at once; *host: the other end's number, as it says. −1: there is none (any more). */
+int launch_reach_take(struct launch_reach *r, int *host);
 void launch_reach_close(struct launch_reach *r);
 
 /* The sentence alone. error: an errno; ETIMEDOUT where time ran out. */

@@ -42,7 +42,8 @@ struct launch_remote {
     int port, connect_ms;
     bool kills; /* not a start: the other call */
     bool was_there;
-    const struct launch_bundle *bundle;
+    const struct launch_bundles *bundles;
+    const struct launch_bundle *bundle; /* of its machine, once that is known */
     char nonce[33];
 
     pthread_t thread;
@@ -117,9 +118,10 @@ static enum st write_script(struct launch_remote *r, const struct launch_remote_
         assign(f, "pid", number);
         assign(f, "of", kill_nonce);
     } else {
-        snprintf(number, sizeof number, "%" PRIu64, launch_bundle_bytes(r->bundle));
-        assign(f, "hash", launch_bundle_hash(r->bundle));
-        assign(f, "bytes", number);
+        fputs("bundles='", f);
+        for (int i = 0; i < r->bundles->n; i++)
+            fprintf(f, "%s%s:%s:%" PRIu64, i ? " " : "", launch_bundle_machine(r->bundles->list[i]), launch_bundle_hash(r->bundles->list[i]), launch_bundle_bytes(r->bundles->list[i]));
+        fputs("'\n", f);
         assign(f, "folder", folder ? folder : "");
         fputs("set --", f);
         for (int i = 0; o->words[i]; i++) {
@@ -459,14 +461,18 @@ static enum st explain_refusal(struct launch_remote *r, const char *said, struct
 }
 
 /* "MACHINE GLIBC" */
-static enum st check_hello(const struct launch_remote *r, const char *said, struct err *e)
+static enum st check_hello(struct launch_remote *r, const char *said, struct err *e)
 {
     char machine[64] = "", glibc[64] = "";
     unsigned version[3] = {0};
-    const unsigned *least = launch_bundle_glibc(r->bundle);
     (void)sscanf(said, "%63s %63s", machine, glibc);
-    if (strcmp(machine, launch_bundle_machine(r->bundle)) != 0)
-        return err_set(e, ST_UNSUPPORTED, "%s: is %s, and this host is %s; the hosts of one job must have one architecture", r->host.typed, machine, launch_bundle_machine(r->bundle));
+    for (int i = 0; i < r->bundles->n; i++)
+        if (strcmp(machine, launch_bundle_machine(r->bundles->list[i])) == 0)
+            r->bundle = r->bundles->list[i];
+    if (!r->bundle)
+        return err_set(e, ST_UNSUPPORTED, "%s: is %s, and this Tandem is %s: 'make bundle ARCH=%s', where it was built, makes what such hosts need", r->host.typed, machine,
+                       launch_bundle_machine(r->bundles->list[0]), machine);
+    const unsigned *least = launch_bundle_glibc(r->bundle);
     if (!launch_elf_parse_version(glibc, version))
         return err_set(e, ST_UNSUPPORTED, "%s: its C library is not glibc, which this binary needs (%u.%u or later)", r->host.typed, least[0], least[1]);
     if (launch_elf_compare_versions(version, least) < 0)
@@ -743,7 +749,7 @@ static void release(struct launch_remote *r)
     free(r);
 }
 
-static enum st start(const struct launch_remote_options *o, const struct launch_bundle *bundle, bool kills, pid_t kill_pid, const char *kill_nonce, struct launch_remote **out, struct err *e)
+static enum st start(const struct launch_remote_options *o, const struct launch_bundles *bundles, bool kills, pid_t kill_pid, const char *kill_nonce, struct launch_remote **out, struct err *e)
 {
     struct launch_remote *r = calloc(1, sizeof *r);
     if (!r || sodium_init() < 0) {
@@ -758,7 +764,7 @@ static enum st start(const struct launch_remote_options *o, const struct launch_
                                 .port = o->port,
                                 .connect_ms = o->connect_ms > 0 ? o->connect_ms : CONNECT_MS,
                                 .kills = kills,
-                                .bundle = bundle,
+                                .bundles = bundles,
                                 .fd = -1,
                                 .err_fd = -1,
                                 .stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
@@ -783,9 +789,9 @@ static enum st start(const struct launch_remote_options *o, const struct launch_
     return ST_OK;
 }
 
-enum st launch_remote_start(const struct launch_remote_options *options, const struct launch_bundle *bundle, struct launch_remote **remote, struct err *e)
+enum st launch_remote_start(const struct launch_remote_options *options, const struct launch_bundles *bundles, struct launch_remote **remote, struct err *e)
 {
-    return start(options, bundle, false, 0, NULL, remote, e);
+    return start(options, bundles, false, 0, NULL, remote, e);
 }
 
 enum st launch_remote_wait(struct launch_remote *r, int timeout_ms, struct err *e)

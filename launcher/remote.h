@@ -15,7 +15,7 @@
 
 #include "base/status.h"
 
-struct launch_bundle;
+struct launch_bundles;
 struct launch_remote;
 
 /* ---- names of hosts ------------------------------------------------------------------------------------------------------------------------------------ */
@@ -44,8 +44,8 @@ struct launch_remote_options {
     int connect_ms;           /* until the other side says its first word; 0: 10 s. Later steps have deadlines of their own: a push must go on */
 };
 
-/* Copies what it is given, but for the bundle, which must live until wait has returned anything but ST_AGAIN, or stop. Errors here are our own (no memory). */
-enum st launch_remote_start(const struct launch_remote_options *options, const struct launch_bundle *bundle, struct launch_remote **remote, struct err *e);
+/* Of the bundles, the one of that host's machine is sent. Copies what it is given, but for them: they must live until wait has returned anything but ST_AGAIN, or stop. Errors here are our own (no memory). */
+enum st launch_remote_start(const struct launch_remote_options *options, const struct launch_bundles *bundles, struct launch_remote **remote, struct err *e);
 
 /* Until it runs there: ST_OK; ST_AGAIN: not yet. Any other: a sentence that begins with the host as typed and says what would repair it. −1: no limit (start's own deadlines hold). */
 enum st launch_remote_wait(struct launch_remote *r, int timeout_ms, struct err *e);

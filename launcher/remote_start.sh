@@ -2,7 +2,7 @@
 # What runs on another host until Tandem itself does: POSIX shell, coreutils and tar. Built into the binary (launcher/remote.c), which sends it through ssh's stdin with these variables before it:
 #   nonce          no noise of start-up files has it; each line that is ours begins with tandem-$nonce
 #   mode           start: have the bundle, become the agent ("$@" are its words); kill: the agent $pid of that nonce ($of)
-#   hash bytes     of the bundle and of its archive
+#   bundles        that can be sent: MACHINE:HASH:BYTES, of the bundle and of its archive, with blanks between
 #   folder         where bundles lie; empty: /var/tmp/tandem-UID, and where nothing may be executed there, the user's cache
 # Said: hello MACHINE GLIBC | have FOLDER | need FOLDER, then the archive is read from stdin | go PID | killed, gone | error KIND DETAIL…
 # shellcheck disable=SC2154
@@ -31,7 +31,13 @@ case $glibc in
 "glibc "*) glibc=${glibc#glibc } ;;
 *) glibc=$(ldd --version 2>&1 | sed -n '1s/.*[Gg][Ll][Ii][Bb][Cc].* \([0-9][0-9.]*\)$/\1/p') ;;
 esac
-say hello "$(uname -m)" "${glibc:-none}"
+machine=$(uname -m)
+say hello "$machine" "${glibc:-none}"
+for bundle in $bundles; do
+    case $bundle in "$machine":*) bytes=${bundle##*:} hash=${bundle#*:} ;; esac
+done
+[ -n "${hash-}" ] || exit 1
+hash=${hash%:*}
 for tool in tar head mv ls; do command -v $tool >/dev/null 2>&1 || fail tool $tool; done
 
 # A folder that is ours alone: 0 yes, 1 cannot be made; anything else that lies there is refused.

@@ -145,6 +145,8 @@ static enum st read_wire(const struct launch_options *o, struct launch_setup *s,
     if (o->port > 65535 - COMM_MAX_RANKS)
         return err_set(e, ST_INVALID, "--port %" PRId64 ": at most %d, so that there is one for each rank", o->port, 65535 - COMM_MAX_RANKS);
     s->port = (int)o->port;
+    if (s->port && s->backend_name && (strcmp(s->backend_name, "ucx") == 0 || strcmp(s->backend_name, "mpi") == 0))
+        LOG_WARNING("setup", "--port %d: sockets that --backend %s opens by itself do not heed it, they take any port", s->port, s->backend_name);
     if (s->hosts)
         s->hosts->port = s->port;
     s->has_link = o->link != NULL;

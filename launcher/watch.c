@@ -24,7 +24,7 @@
 
 #define EXIT_MS 700 /* an agent that was told to go, or closed its end, and is still there is killed: at once where it is stopped */
 
-#define LEAD_MS 300
+#define LEAD_MS 300 /* ssh and what it leads to end within so much of each other */
 #define KILL_MS 600 /* for a second call to a host whose agent is silent: the command shall return in time */
 #define LOST_MS 50 /* for what leads to a host that is lost: nobody leaves there in peace */
 #define BETTER_MS 250
@@ -36,9 +36,11 @@ struct end {
     struct rt_inbox in;
     struct launch_outbox out;
     uint64_t heard_ns;
-    bool has_told; /* its story */
+    bool has_told; /* its story, or that there is none */
     bool is_over;  /* its stream has ended, or it was given up */
     bool is_lost;  /* silent: to us, or on the way to another host */
+    uint64_t alone_ns; /* its agent is reached without the remote, which has ended then; 0: it has not */
+    bool is_alone;     /* that has been told */
 };
 
 struct launch_watch {
@@ -151,8 +153,8 @@ static void tell_of_remote(struct launch_watch *w, const struct end *end)
     char words[300], text[480];
     if (end->has_told)
         return;
-    bool has_ended = launch_remote_has_ended(end->o.remote, &status);
-    for (int waited = 0; !has_ended && waited < LEAD_MS; waited += 10) { /* what leads there ends a moment after the stream */
+    bool has_ended = !end->is_alone && launch_remote_has_ended(end->o.remote, &status);
+    for (int waited = 0; !has_ended && !end->is_alone && waited < LEAD_MS; waited += 10) { /* what leads there ends a moment after the stream */
         usleep(10000);
         has_ended = launch_remote_has_ended(end->o.remote, &status);
     }
@@ -205,8 +207,9 @@ static void close_end(struct launch_watch *w, struct end *end, uint64_t wait_ms)
         if (is_gone) /* it may be stopped, or out of reach */
             kill_remote(end);
         launch_remote_stop(end->o.remote, is_gone ? LOST_MS : (int)wait_ms);
-    } else {
+    } else
         reap(w, end, wait_ms);
+    if (!end->o.remote || end->o.is_direct) {
         close(end->o.in_fd);
         if (end->o.out_fd != end->o.in_fd)
             close(end->o.out_fd);
@@ -247,26 +250,23 @@ static void take_pmi(struct launch_watch *w, struct end *end, const void *payloa
 /* Another host's agent has not heard it for too long. Where we still do, that is worth a word. */
 static void take_lost(struct launch_watch *w, const void *payload, size_t bytes)
 {
-    char text[500];
+    char told[400], text[480];
     uint32_t host;
-    memcpy(&host, payload, sizeof host);
-    if (host >= (uint32_t)w->n_ends)
+    if (!rt_frame_told(payload, bytes, &host, told, sizeof told) || host >= (uint32_t)w->n_ends)
         return;
     struct end *lost = &w->ends[host];
-    snprintf(text, sizeof text, "%.*s%s", (int)(bytes > 404 ? 400 : bytes - sizeof host), (const char *)payload + sizeof host,
-             is_heard(lost) && !lost->is_over ? "; its agent still answers: is it the cable, or a firewall?" : "");
+    const bool answers = is_heard(lost) && !lost->is_over && !strstr(told, "firewall");
+    snprintf(text, sizeof text, "%s%s", told, answers ? "; its agent still answers: is it the cable, or a firewall?" : "");
     lost->has_told = lost->is_lost = true;
     tell_of(w, lost, LAUNCH_WORTH_KILLED, text);
 }
 
 static void take_frame(struct launch_watch *w, struct end *end, enum rt_frame_kind kind, const void *payload, size_t bytes)
 {
-    if (kind == RT_STORY && bytes >= sizeof(uint32_t)) {
-        char text[500];
-        uint32_t worth;
+    char text[480];
+    uint32_t worth;
+    if (kind == RT_STORY && rt_frame_told(payload, bytes, &worth, text, sizeof text)) {
         end->has_told = true;
-        memcpy(&worth, payload, sizeof worth);
-        snprintf(text, sizeof text, "%.*s", (int)(bytes > 484 ? 480 : bytes - sizeof worth), (const char *)payload + sizeof worth);
         tell_of(w, end, worth > LAUNCH_WORTH_KILLED ? LAUNCH_WORTH_KILLED : (int)worth, text);
     } else if (kind == RT_PMI && w->pmi)
         take_pmi(w, end, payload, bytes);
@@ -275,8 +275,10 @@ static void take_frame(struct launch_watch *w, struct end *end, enum rt_frame_ki
             (void)launch_outbox_append(&w->front_out, payload, bytes, NULL);
         else if (launch_outbox_flush(&w->front_out, w->front_fd) != ST_AGAIN)
             shutdown(w->front_fd, SHUT_WR);
-    } else if (kind == RT_LOST && bytes >= sizeof(uint32_t))
+    } else if (kind == RT_LOST)
         take_lost(w, payload, bytes);
+    else if (kind == RT_LEFT)
+        end->has_told = true;
     else if (kind == RT_NOTE)
         LOG_WARNING("hosts", "%.*s", (int)(bytes > 400 ? 400 : bytes), (const char *)payload);
 }
@@ -302,7 +304,7 @@ static bool is_silent(struct launch_watch *w, struct end *end)
     const uint64_t silent_ms = (base_now_ns(base_clock_real()) - end->heard_ns) / BASE_NS_PER_MS;
     struct launch_life_sample sample;
     char text[300];
-    if (silent_ms < (end->o.remote ? LAUNCH_SILENCE_HOST_MS : LAUNCH_SILENCE_MS) || launch_outbox_waiting(&w->front_out) >= FRONT_LIMIT)
+    if (silent_ms < (end->o.remote && !end->o.is_direct ? LAUNCH_SILENCE_HOST_MS : LAUNCH_SILENCE_MS) || launch_outbox_waiting(&w->front_out) >= FRONT_LIMIT)
         return false;
     if (end->o.remote) {
         snprintf(text, sizeof text, "its agent gave no sign of life for %.1f s", (double)silent_ms / 1000);
@@ -317,6 +319,20 @@ static bool is_silent(struct launch_watch *w, struct end *end)
     tell_of(w, end, LAUNCH_WORTH_KILLED, text);
     kill(end->o.pid, SIGKILL);
     return true;
+}
+
+/* What started the agent has ended, and the agent is still heard: both would have ended together. */
+static void notice_alone(struct end *end, uint64_t now)
+{
+    int status;
+    if (!end->o.is_direct || end->is_alone)
+        return;
+    if (!end->alone_ns)
+        end->alone_ns = launch_remote_has_ended(end->o.remote, &status) ? now : 0;
+    else if (end->heard_ns >= end->alone_ns + LEAD_MS * BASE_NS_PER_MS) {
+        end->is_alone = true;
+        LOG_WARNING("hosts", "host %s: the ssh connection to it has ended; the job goes on without it, but what is logged there is no longer shown", end->host);
+    }
 }
 
 static void relay_front(struct launch_watch *w)
@@ -405,9 +421,13 @@ static void *run(void *arg)
             break;
         if (own[1].revents)
             relay_front(w);
-        for (int i = 0; i < w->n_ends; i++)
-            if (!w->ends[i].is_over && ((p[2 * i].revents && !listen_agent(w, &w->ends[i])) || is_silent(w, &w->ends[i])))
-                give_up(w, &w->ends[i], EXIT_MS);
+        for (int i = 0; i < w->n_ends; i++) {
+            struct end *end = &w->ends[i];
+            if (!end->is_over && ((p[2 * i].revents && !listen_agent(w, end)) || is_silent(w, end)))
+                give_up(w, end, EXIT_MS);
+            else if (!end->is_over)
+                notice_alone(end, now);
+        }
         if (w->front_fd >= 0)
             (void)launch_outbox_flush(&w->front_out, w->front_fd);
         if (w->has_story)
@@ -426,13 +446,12 @@ static void *run(void *arg)
 
 void launch_end_close(const struct launch_end *end, int wait_ms)
 {
-    if (end->remote) {
-        launch_remote_stop(end->remote, wait_ms);
-        return;
+    if (!end->remote || end->is_direct) {
+        close(end->in_fd);
+        if (end->out_fd != end->in_fd)
+            close(end->out_fd);
     }
-    close(end->in_fd);
-    if (end->out_fd != end->in_fd)
-        close(end->out_fd);
+    launch_remote_stop(end->remote, wait_ms);
     for (int waited = 0; end->pid > 0 && waitpid(end->pid, NULL, WNOHANG) == 0; waited += 5) {
         if (waited >= wait_ms)
             kill(end->pid, SIGKILL);

@@ -12,7 +12,7 @@
 #include "comm/comm.h"
 #include "runtime/protocol.h"
 
-#define LAUNCH_SILENCE_HOST_MS 2500 /* another host's agent: with the time to end the job, 4 s in all */
+#define LAUNCH_SILENCE_HOST_MS 2500 /* another host's agent, by ssh: with the time to end the job, 4 s in all */
 #define LAUNCH_BEAT_MS 500
 #define LAUNCH_MAX_ENDS COMM_MAX_RANKS
 
@@ -26,7 +26,8 @@ struct launch_end {
     const char *host;  /* as typed; NULL: the agent of this host, with no others */
     int in_fd, out_fd; /* from it, to it; may be the same socket */
     pid_t pid;         /* our child, the agent; 0: it is remote */
-    struct launch_remote *remote; /* on another host: leads to the agent, and owns the descriptors; else NULL */
+    struct launch_remote *remote; /* on another host: started the agent, and owns the descriptors unless is_direct; else NULL */
+    bool is_direct;    /* the descriptors lead over the way that was decided, not through remote, whose end is a warning then */
     const char *ssh;   /* what leads there; NULL: the default */
     int first_rank, n_ranks;
     struct rt_inbox *inbox; /* what was read from in_fd already, malloc'ed; NULL: nothing */

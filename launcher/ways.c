@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "comm/comm.h"
 #include "launcher/reach.h"
@@ -21,6 +22,7 @@ struct launch_tries {
     struct try list[LAUNCH_MAX_TRIES];
     int n;
     bool has_begun; /* to connect */
+    uint32_t taken; /* bit h: the connection with host h */
 };
 
 static bool is_text(const char *text, size_t bytes) { return text[0] && memchr(text, 0, bytes); }
@@ -50,9 +52,9 @@ enum st launch_ways_check(const void *payload, size_t bytes, struct launch_ways 
 /* A port for each rank where they are fixed: a firewall may admit some of them only. */
 static uint32_t n_ports(const struct launch_ways *w, uint32_t n_ranks) { return w->port ? n_ranks : 1; }
 
-static struct launch_reach_options options(const struct launch_ways *w, const char *to, uint32_t first_rank, uint32_t n_ranks)
+static struct launch_reach_options options(const struct launch_ways *w, uint32_t to_host, const char *to, uint32_t first_rank, uint32_t n_ranks)
 {
-    struct launch_reach_options o = {.patience_ns = PATIENCE_NS, .is_port_fixed = w->port != 0, .from_name = w->name, .to_name = to};
+    struct launch_reach_options o = {.host = (int)w->host, .to_host = (int)to_host, .patience_ns = PATIENCE_NS, .is_port_fixed = w->port != 0, .from_name = w->name, .to_name = to};
     if (w->port) {
         o.first_port = (int)(w->port + first_rank);
         o.last_port = (int)(w->port + first_rank + n_ranks - 1);
@@ -70,7 +72,7 @@ static enum st listen_at(struct launch_tries *t, const struct launch_way *way, u
             *port = (uint32_t)launch_reach_port(t->list[i].reach);
             return ST_OK;
         }
-    const struct launch_reach_options o = options(w, way->name, 0, 0);
+    const struct launch_reach_options o = options(w, w->host, way->name, 0, 0);
     for (uint32_t k = 0; k < n_ports(w, w->n_ranks); k++) {
         if (t->n == LAUNCH_MAX_TRIES)
             return err_set(e, ST_NO_MEMORY, "too many ports to try");
@@ -106,7 +108,7 @@ enum st launch_tries_open(const struct launch_ways *ways, struct launch_port *po
 
 static enum st connect_to(struct launch_tries *t, const struct launch_way *way, uint32_t port, struct err *e)
 {
-    const struct launch_reach_options o = options(t->ways, way->name, way->first_rank, way->n_ranks);
+    const struct launch_reach_options o = options(t->ways, way->host, way->name, way->first_rank, way->n_ranks);
     for (uint32_t k = 0; k < n_ports(t->ways, way->n_ranks); k++) {
         if (t->n == LAUNCH_MAX_TRIES)
             return err_set(e, ST_NO_MEMORY, "too many ports to try");
@@ -169,6 +171,29 @@ enum st launch_tries_step(struct launch_tries *t, struct err *e)
         st = result ? ST_AGAIN : st;
     }
     return st;
+}
+
+static bool is_control(const struct launch_ways *w, int host)
+{
+    for (uint32_t i = 0; i < w->n; i++)
+        if ((int)w->list[i].host == host)
+            return w->list[i].control != 0;
+    return false;
+}
+
+/* Of several ports of one host, any. */
+int launch_tries_take(struct launch_tries *t, int *host)
+{
+    int fd;
+    for (int i = 0; i < t->n; i++)
+        while ((fd = launch_reach_take(t->list[i].reach, host)) >= 0) {
+            if (is_control(t->ways, *host) && !(t->taken >> *host & 1)) {
+                t->taken |= 1u << *host;
+                return fd;
+            }
+            close(fd);
+        }
+    return -1;
 }
 
 void launch_tries_close(struct launch_tries *t)

@@ -14,7 +14,8 @@
 struct launch_way {
     uint32_t host, first_rank, n_ranks; /* the other one's */
     uint32_t index;                     /* of our interface; 0: unknown */
-    uint32_t tcp;                       /* ranks will talk over it by TCP: the higher ones connect to the lower ones */
+    uint32_t tcp;                       /* it is tried by TCP, the higher host connecting to the lower one: ranks will, or it is the control way */
+    uint32_t control;                   /* the launcher is at one of its ends: the connection that was tried goes on as its conversation with the agent at the other */
     char name[64];                      /* as typed */
     char interface[IF_NAMESIZE], peer_interface[IF_NAMESIZE];
     struct launch_address own, address;
@@ -55,6 +56,8 @@ int launch_tries_poll(const struct launch_tries *t, struct pollfd *p); /* [LAUNC
 uint64_t launch_tries_wake_ns(const struct launch_tries *t);
 /* ST_AGAIN; ST_OK: all that were to be reached are (goes on answering the others); else the sentence of the first that was not. */
 enum st launch_tries_step(struct launch_tries *t, struct err *e);
+/* The connection of a control way, as soon as it has been proven: the caller's. *host: the other end's number. −1: none (any more). */
+int launch_tries_take(struct launch_tries *t, int *host);
 void launch_tries_close(struct launch_tries *t);
 
 #endif

@@ -64,6 +64,17 @@ enum st rt_frame_send(int fd, enum rt_frame_kind kind, const void *payload, size
     return rt_frame_sendv(fd, kind, &v, 1, e);
 }
 
+bool rt_frame_told(const void *payload, size_t bytes, uint32_t *number, char *text, size_t text_bytes)
+{
+    if (bytes < sizeof *number)
+        return false;
+    memcpy(number, payload, sizeof *number);
+    const size_t n = bytes - sizeof *number < text_bytes - 1 ? bytes - sizeof *number : text_bytes - 1;
+    memcpy(text, (const char *)payload + sizeof *number, n);
+    text[n] = 0;
+    return true;
+}
+
 void rt_inbox_init(struct rt_inbox *in, int fd) { *in = (struct rt_inbox){.fd = fd}; }
 
 void rt_inbox_release(struct rt_inbox *in)

@@ -5,6 +5,7 @@
 #ifndef RUNTIME_PROTOCOL_H
 #define RUNTIME_PROTOCOL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/uio.h>
@@ -41,7 +42,8 @@ enum rt_frame_kind {
     RT_PMI,      /* both ways: u32 rank, then bytes of that rank's PMI-1 connection; none: its end */
     RT_FRONT,    /* both ways: bytes of the front end's connection to rank 0; none: its end */
     RT_LOST,     /* agent → launcher: u32 host, then text: it is silent on the way that was decided */
-    RT_NOTE      /* agent → launcher: text, for the user: all goes on */
+    RT_NOTE,     /* agent → launcher: text, for the user: all goes on */
+    RT_LEFT      /* agent → launcher, last: its ranks have left in peace */
 };
 
 #define RT_FRAME_MAX (64u << 20)
@@ -95,6 +97,9 @@ struct rt_done {
 enum st rt_frame_send(int fd, enum rt_frame_kind kind, const void *payload, size_t bytes, struct err *e);
 /* The payload in pieces. */
 enum st rt_frame_sendv(int fd, enum rt_frame_kind kind, const struct iovec *pieces, int n_pieces, struct err *e);
+
+/* A payload that is a number and then a text (RT_STORY, RT_LOST, RT_REACHED), which is cut where it does not fit. False: it is too short for that. */
+bool rt_frame_told(const void *payload, size_t bytes, uint32_t *number, char *text, size_t text_bytes);
 
 /* A growing receive buffer: one per socket. */
 struct rt_inbox {

@@ -30,8 +30,12 @@ static int by_size(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static void seeds_hold(void **state) {
-    (void)state;
+/* The two worlds: of ranks, and of hosts. */
+typedef bool run_seed(uint64_t seed, FILE *log, struct t_sim_outcome *out);
+static bool run_ranks(uint64_t seed, FILE *log, struct t_sim_outcome *out) { return t_sim_run(sim, seed, T_SIM_SOUND, log, out); }
+static bool run_hosts(uint64_t seed, FILE *log, struct t_sim_outcome *out) { return t_sim_hosts_run(sim, seed, T_SIM_HOSTS_SOUND, log, out); }
+
+static void hold(run_seed *run_one_of) {
     static uint32_t took_ns[N_SEEDS_LONG];
     const uint64_t first = t_seed() << 32, begun_ns = real_now_ns();
     const int n_wanted = t_long() ? N_SEEDS_LONG : N_SEEDS;
@@ -39,7 +43,7 @@ static void seeds_hold(void **state) {
     for (; n < n_wanted && (t_long() || real_now_ns() - begun_ns < ENOUGH_NS); n++) {
         struct t_sim_outcome out;
         const uint64_t before_ns = real_now_ns();
-        if (!t_sim_run(sim, first + (uint64_t)n, T_SIM_SOUND, NULL, &out))
+        if (!run_one_of(first + (uint64_t)n, NULL, &out))
             fail_msg("seed %llu: %s", (unsigned long long)first + (unsigned)n, out.why);
         took_ns[n] = (uint32_t)(real_now_ns() - before_ns);
         n_lethal += out.is_lethal;
@@ -53,12 +57,23 @@ static void seeds_hold(void **state) {
     assert_true(n_lethal > n / 10 && n_reports > n_lethal);
 }
 
+static void seeds_of_ranks_hold(void **state) {
+    (void)state;
+    hold(run_ranks);
+}
+
+static void seeds_of_hosts_hold(void **state) {
+    (void)state;
+    hold(run_hosts);
+}
+
 static void a_seed_is_a_run(void **state) {
     (void)state;
-    for (uint64_t seed = 1; seed <= 100; seed++) {
+    run_seed *const runs[] = {run_ranks, run_hosts};
+    for (uint64_t seed = 1; seed <= 200; seed++) {
         struct t_sim_outcome first, second;
-        assert_true(t_sim_run(sim, seed, T_SIM_SOUND, NULL, &first));
-        assert_true(t_sim_run(sim, seed, T_SIM_SOUND, NULL, &second));
+        assert_true(runs[seed % 2](seed, NULL, &first));
+        assert_true(runs[seed % 2](seed, NULL, &second));
         assert_memory_equal(&first.report, &second.report, sizeof first.report);
     }
 }
@@ -74,20 +89,31 @@ static void planted_faults_are_found(void **state) {
         printf("%s: found by seed %llu: %.150s\n", t_sim_planted_names[planted], (unsigned long long)seed, out.why);
         assert_true(t_sim_run(sim, seed, T_SIM_SOUND, NULL, &out));
     }
+    for (int planted = T_SIM_HOSTS_SOUND + 1; planted < T_SIM_HOSTS_N_PLANTED; planted++) {
+        struct t_sim_outcome out;
+        uint64_t seed = 0;
+        while (seed < N_PLANTED_SEEDS && t_sim_hosts_run(sim, seed, (enum t_sim_hosts_planted)planted, NULL, &out)) seed++;
+        if (seed == N_PLANTED_SEEDS) fail_msg("between hosts, %s was not found in %d seeds", t_sim_hosts_planted_names[planted], N_PLANTED_SEEDS);
+        printf("between hosts, %s: found by seed %llu: %.150s\n", t_sim_hosts_planted_names[planted], (unsigned long long)seed, out.why);
+        assert_true(run_hosts(seed, NULL, &out));
+    }
 }
 
 /* ---- the runner ------------------------------------------------------------------------------------------------------------------------------------------- */
 
 static const char usage[] = "usage: comm_sim_test                                                       the tests\n"
-                            "       comm_sim_test --seed S [-v]                                         one seed; -v: with its events\n"
-                            "       comm_sim_test --seeds FROM:TO [--shard I/N] [--progress FILE]       FROM … TO−1, of these every Nth from the "
-                            "Ith; goes on where FILE says\n";
+                            "       comm_sim_test --seed S [-v] [--hosts]                               one seed; -v: with its events\n"
+                            "       comm_sim_test --seeds FROM:TO [--shard I/N] [--progress FILE] [--hosts]\n"
+                            "                                                                           FROM … TO−1, of these every Nth from the "
+                            "Ith; goes on where FILE says\n"
+                            "       --hosts: of life between hosts, not of the ranks\n";
 
 struct range {
     uint64_t from, to, next;
     unsigned shard, n_shards;
     const char *progress; /* NULL: nothing is kept */
 };
+static run_seed *run = run_ranks; /* the world that was asked for */
 
 static char last_words[64]; /* of who dies of the seed in hand */
 static void take_in_hand(uint64_t seed) { snprintf(last_words, sizeof last_words, "died in seed %llu\n", (unsigned long long)seed); }
@@ -100,8 +126,8 @@ static void on_death(int signo) {
 static int run_one(uint64_t seed, FILE *log) {
     struct t_sim_outcome out;
     take_in_hand(seed);
-    const bool ok = t_sim_run(sim, seed, T_SIM_SOUND, log, &out);
-    printf("seed %llu, %d ranks, %llu calls, %.3f ms: %s%s\n", (unsigned long long)seed, out.n_ranks, (unsigned long long)out.report.n_calls,
+    const bool ok = run(seed, log, &out);
+    printf("seed %llu, %d %s, %llu calls, %.3f ms: %s%s\n", (unsigned long long)seed, out.n_ranks, run == run_hosts ? "hosts" : "ranks", (unsigned long long)out.report.n_calls,
            (double)out.report.end_ns / (double)BASE_NS_PER_MS, ok ? "holds" : "FAILED: ", out.why);
     return !ok;
 }
@@ -149,11 +175,11 @@ static int run_range(struct range *r) {
         }
         struct t_sim_outcome out;
         take_in_hand(r->next);
-        if (t_sim_run(sim, r->next, T_SIM_SOUND, NULL, &out)) continue;
+        if (run(r->next, NULL, &out)) continue;
         write_progress(r);
         run_one(r->next, stdout);
-        printf("FAILED: seed %llu: %s\nagain, with its events: comm_sim_test --seed %llu -v\n", (unsigned long long)r->next, out.why,
-               (unsigned long long)r->next);
+        printf("FAILED: seed %llu: %s\nagain, with its events: comm_sim_test --seed %llu -v%s\n", (unsigned long long)r->next, out.why,
+               (unsigned long long)r->next, run == run_hosts ? " --hosts" : "");
         return 1;
     }
     write_progress(r);
@@ -179,6 +205,10 @@ static int run_command(int argc, char **argv) {
         uint64_t shard, n_shards;
         if (strcmp(argv[i], "-v") == 0) {
             is_verbose = true;
+            continue;
+        }
+        if (strcmp(argv[i], "--hosts") == 0) {
+            run = run_hosts;
             continue;
         }
         if (strcmp(argv[i], "--seed") == 0)
@@ -215,7 +245,8 @@ int main(int argc, char **argv) {
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_seed_is_a_run),
-        cmocka_unit_test(seeds_hold),
+        cmocka_unit_test(seeds_of_ranks_hold),
+        cmocka_unit_test(seeds_of_hosts_hold),
         cmocka_unit_test(planted_faults_are_found),
     };
     const int status = argc > 1 ? run_command(argc, argv) : cmocka_run_group_tests_name("comm_sim", tests, NULL, NULL);

@@ -62,12 +62,13 @@ misuse "a host that nobody knows" "1 tandem run: " --hosts "$h0,nowhere"
 
 # --- death and silence ---
 
+run_here=() # what runs the command: nothing, or a namespace
 # dies NAME LIMIT_MS PART COMMAND…: a job that talks, the command, and then the end of the job.
 dies() {
     local name=$1 limit=$2 part=$3 job status=0 took i
     shift 3
     : >"$t_dir/out" # the last one's
-    "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 --ctx 400000 -p hi --ignore-eos >"$t_dir/out" 2>"$t_dir/err" &
+    "${run_here[@]}" "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 --ctx 400000 -p hi --ignore-eos >"$t_dir/out" 2>"$t_dir/err" &
     job=$!
     for ((i = 0; i < 3000; i++)); do { [ -s "$t_dir/out" ] || ! kill -0 $job 2>/dev/null; } && break; sleep 0.01; done
     since=$(ms)
@@ -102,5 +103,13 @@ dies "an agent is stopped" 4000 "host $h1: " kill_agent 1 STOP
 dies "the wire is cut" 4000 " (eth0 10.77.0." hosts_link 1 down
 hosts_link 1 up
 ok "and then it runs again" "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 -p hi --max-tokens 3
+
+# --- the same, where the launcher is on the first host, and reaches the other one's agent directly ---
+
+run_here=(ip netns exec "$h0")
+dies "directly: a rank is killed" 1000 "host $h1: rank 1 " kill_rank 1 KILL
+dies "directly: an agent is killed" 1000 "host $h1: " kill_agent 1 KILL
+dies "directly: an agent is stopped" 4000 "host $h1: " kill_agent 1 STOP
+dies "directly: our own agent is killed" 1000 "host $h0: " kill_agent 0 KILL
 
 t_end

@@ -47,6 +47,23 @@ same() {
     fi
 }
 
+# --- firewalls among three ---
+
+three() { "$TANDEM" run "$model" --hosts "$hosts_list" -p hi --ignore-eos --max-tokens 300000 --ctx 400000 --threads 1 --port 41000 >"$t_dir/out" 2>"$t_dir/err"; }
+if hosts_rule -4 0 blackhole ipproto udp && hosts_rule -6 0 blackhole ipproto udp; then
+    three
+    contains "UDP is dropped: the rule admits all ports" "$? $(cat "$t_dir/err")" "on ${hosts[1]}: sudo ufw allow from 10.77.0.1 to any port 41000:41001 proto udp"
+    hosts_no_rule -4 0
+    hosts_no_rule -6 0
+    hosts_rule -4 0 blackhole ipproto udp dport 41001
+    three
+    contains "only one port is open: who is not heard" "$? $(cat "$t_dir/err")" "1 "
+    contains "only one port is open: why" "$(cat "$t_dir/err")" "host ${hosts[2]}: nothing was ever heard of it at ${hosts[0]} (eth0 10.77.0.1 - eth0 10.77.0.3); a firewall? on ${hosts[0]}: sudo ufw allow from 10.77.0.3 to any port 41001 proto udp"
+    hosts_no_rule -4 0
+else
+    skip "firewalls" "this kernel has no rules by protocol"
+fi
+
 # --- strangers while a job starts ---
 
 rounds=${LONG:+5}

@@ -23,7 +23,7 @@ static struct launch_bundle *bundle(void)
 {
     struct launch_bundle *b = NULL;
     struct err e = {""};
-    T_OK(launch_bundle_create(false, &b, &e), &e);
+    T_OK(launch_bundle_create(&(const struct launch_bundle_options){.with_mpi = false}, &b, &e), &e);
     return b;
 }
 
@@ -128,6 +128,25 @@ static void a_copy_is_checked(void **state)
     launch_bundle_destroy(b);
 }
 
+/* As `make bundle` leaves it: the same bundle. */
+static void an_unpacked_one_is_the_same(void **state)
+{
+    (void)state;
+    struct launch_bundle *a = bundle(), *b = NULL;
+    struct err e = {""};
+    const char *folder = unpack(a, "unpacked");
+    T_OK(launch_bundle_open(folder, &b, &e), &e);
+    assert_string_equal(launch_bundle_hash(a), launch_bundle_hash(b));
+    assert_string_equal(launch_bundle_machine(a), launch_bundle_machine(b));
+    assert_memory_equal(launch_bundle_glibc(a), launch_bundle_glibc(b), 3 * sizeof(unsigned));
+    assert_int_equal(launch_bundle_bytes(a), launch_bundle_bytes(b));
+    launch_bundle_destroy(a);
+    launch_bundle_destroy(b);
+    t_expect_err_contains(ST_NOT_FOUND, launch_bundle_open(t_path("nowhere"), &b, &e), &e, "no bundle lies there");
+    t_write_text(t_path("unpacked/lib/libnoise.so.1"), "noise");
+    t_expect_err_contains(ST_INVALID, launch_bundle_open(folder, &b, &e), &e, "libnoise");
+}
+
 static void what_must_be_the_hosts_stays_out(void **state)
 {
     (void)state;
@@ -182,9 +201,9 @@ static void damaged_files(void **state)
     T_OK(launch_elf_read("/proc/self/exe", &self, &e), &e);
     assert_true(self.n_needed >= 2);
     assert_true(self.glibc[0] == 2);
-    assert_true(launch_library_find("libxxhash.so.0", &self, path, sizeof path));
-    assert_false(launch_library_find("libnobody.so.7", &self, path, 20));
-    assert_true(launch_library_find("libxxhash.so.0", &self, path, sizeof path));
+    assert_true(launch_library_find("libxxhash.so.0", &self, NULL, path, sizeof path));
+    assert_false(launch_library_find("libnobody.so.7", &self, NULL, path, 20));
+    assert_true(launch_library_find("libxxhash.so.0", &self, NULL, path, sizeof path));
     size_t n;
     char *good = t_read_file(path, &n), *bad = malloc(n);
     assert_non_null(bad);
@@ -250,7 +269,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(archive_is_the_same_each_time), cmocka_unit_test(any_piece_is_that_piece), cmocka_unit_test(a_copy_is_checked),
-        cmocka_unit_test(what_must_be_the_hosts_stays_out), cmocka_unit_test(versions),             cmocka_unit_test(damaged_files),
+        cmocka_unit_test(an_unpacked_one_is_the_same), cmocka_unit_test(what_must_be_the_hosts_stays_out), cmocka_unit_test(versions),             cmocka_unit_test(damaged_files),
         cmocka_unit_test(names_of_hosts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -340,7 +340,9 @@ static void sparks_with_both_cables(void **state)
         a.ports[i].addresses = bare[0][i];
         b.ports[i].addresses = bare[1][i];
     }
-    DECIDES(&a, &b, NULL, ST_OK, "RDMA, 2 rails", "in one subnet, told apart by their interfaces");
+    DECIDES(&a, &b, NULL, ST_OK, "RDMA, 2 rails", "in one subnet, told apart by their interfaces",
+            "ranks of spark1: UCX_NET_DEVICES=rocep1s0f0:1,roceP2p1s0f0:1 UCX_TLS=rc,ud,posix,cma,self UCX_TCP_AF_PRIO=inet UCX_IB_GID_INDEX=3 UCX_IB_ROCE_LOCAL_SUBNET=n UCX_MAX_RNDV_RAILS=2",
+            "NCCL_SOCKET_IFNAME==enp1s0f0np0 NCCL_SOCKET_FAMILY=AF_INET NCCL_IB_HCA==rocep1s0f0:1,roceP2p1s0f0:1 NCCL_IB_GID_INDEX=3");
 }
 
 static void sparks_with_half_an_address_plan(void **state)

@@ -540,6 +540,79 @@ static void ports_are_reached_or_explained(void **state)
     t_expect_err_contains(ST_IO, launch_reach_explain(&ends, EHOSTUNREACH, &e), &e, "to any port 41000:41003 proto tcp (or: sudo nft insert rule inet filter input ip6 saddr fe80::1 tcp dport 41000-41003 accept)");
 }
 
+/* A connection to our own listener that says this much of the job, whole packets, one after the answer to the other; returns it. */
+static int say_packets(int port, struct launch_reach *listener, uint8_t said[][LAUNCH_PACKET_BYTES], int n)
+{
+    const struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(connect(fd, (const struct sockaddr *)&to, sizeof to), 0);
+    for (int i = 0; i < n; i++) {
+        assert_int_equal(send(fd, said[i], LAUNCH_PACKET_BYTES, MSG_NOSIGNAL), LAUNCH_PACKET_BYTES);
+        for (int k = 0; k < 5; k++) {
+            (void)launch_reach_step(listener, NULL);
+            usleep(1000);
+        }
+    }
+    return fd;
+}
+
+static void connections_that_are_proven_go_on(void **state)
+{
+    (void)state;
+    t_declare_warnings();
+    const struct launch_interfaces in = half("127.0.0.1", 65536);
+    const struct launch_address *own = &in.list[0].addresses[0];
+    struct launch_reach_options at = reach_options(key), from = reach_options(key);
+    struct launch_reach *listener = NULL, *r = NULL;
+    struct err e = {""};
+    int host = -1;
+    at.host = from.to_host = 2;
+    from.host = 5;
+    T_OK(launch_reach_listen(&at, "lo", in.list[0].index, own, 0, &listener, &e), &e);
+    const int port = launch_reach_port(listener);
+    T_OK(launch_reach_connect(&from, "lo", in.list[0].index, own, "lo", own, port, &r, &e), &e);
+    while (launch_reach_step(r, &e) == ST_AGAIN) {
+        (void)launch_reach_step(listener, NULL);
+        usleep(1000);
+    }
+    const int ours = launch_reach_take(r, &host);
+    assert_true(ours >= 0 && host == 2);
+    assert_int_equal(send(ours, "x", 1, 0), 1); /* what follows the proof is not the listener's to read */
+    while (launch_reach_step(listener, &e) == ST_AGAIN)
+        usleep(1000);
+    (void)launch_reach_step(listener, NULL);
+    const int theirs = launch_reach_take(listener, &host);
+    char byte = 0;
+    assert_true(theirs >= 0 && host == 5);
+    assert_int_equal(recv(theirs, &byte, 1, MSG_DONTWAIT), 1);
+    assert_int_equal(byte, 'x');
+    launch_reach_close(r);
+    assert_int_equal(send(theirs, "y", 1, 0), 1);
+    assert_int_equal(recv(ours, &byte, 1, 0), 1);
+    assert_int_equal(launch_reach_take(listener, &host), -1);
+    close(ours);
+    close(theirs);
+
+    /* What somebody has heard, and says again: the call is answered, but the challenge is another one each time. */
+    uint8_t said[2][LAUNCH_PACKET_BYTES];
+    struct launch_packet p = {.kind = LAUNCH_PACKET_TCP_CALL, .from_host = 5, .to_host = 2, .nonce = 77, .bytes = LAUNCH_PACKET_BYTES};
+    launch_packet_put(key, &p, said[0]);
+    p.kind = LAUNCH_PACKET_TCP_PROOF;
+    launch_packet_put(key, &p, said[1]);
+    for (int n = 1; n <= 2; n++) {
+        const int fd = say_packets(port, listener, said, n);
+        assert_int_equal(launch_reach_take(listener, &host), -1);
+        close(fd);
+    }
+    p.kind = LAUNCH_PACKET_TCP_CALL; /* for another host */
+    p.to_host = 3;
+    launch_packet_put(key, &p, said[0]);
+    const int fd = say_packets(port, listener, said, 1);
+    assert_int_equal(recv(fd, &byte, 1, 0), 0);
+    close(fd);
+    launch_reach_close(listener);
+}
+
 int main(int argc, char **argv)
 {
     if (argc >= 4 && strcmp(argv[1], "hosts") == 0)
@@ -547,6 +620,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(packets_prove_themselves),    cmocka_unit_test(two_halves_find_each_other), cmocka_unit_test(strangers_are_ignored),
         cmocka_unit_test(what_only_one_saw_does_not_work), cmocka_unit_test(foreign_lists_are_checked),  cmocka_unit_test(ports_are_reached_or_explained),
+        cmocka_unit_test(connections_that_are_proven_go_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

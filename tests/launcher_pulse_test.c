@@ -85,7 +85,7 @@ static struct launch_pulse *open_one(int host, struct launch_port *port)
     struct launch_pulse *p = NULL;
     struct err e = {""};
     *port = (struct launch_port){.host = w.list[0].host};
-    T_OK(launch_pulse_open(&w, port, &p, &e), &e);
+    T_OK(launch_pulse_open(&w, NULL, port, &p, &e), &e);
     assert_true(port->beat > 0);
     return p;
 }
@@ -122,7 +122,6 @@ static void hosts_that_talk_are_there(void **state)
     assert_int_equal(wait_news(p[0], 3000, &news), -1);
     assert_int_equal(wait_news(p[1], 10, &news), -1);
     assert_int_equal(rt_vitals_progress(&vitals[0][1]), 42); /* what the other host's ranks do is seen here */
-    assert_int_equal(atomic_load(&vitals[0][1].step), 17);
     launch_pulse_stop(p[1], LAUNCH_BEAT_LEFT); /* and then it is not missed */
     assert_int_equal(wait_news(p[0], 3000, &news), -1);
     launch_pulse_stop(p[0], LAUNCH_BEAT_LEFT);
@@ -138,7 +137,9 @@ static void silence_is_told_in_time(void **state)
     const int64_t ms = wait_news(p, 5000, &news);
     assert_true(ms >= 2200 && ms <= 2700);
     assert_true(news.is_lost && news.host == 1);
-    assert_non_null(strstr(news.text, "nothing was heard of it at spark1 for 2.3 s (lo 127.0.0.2 - lo 127.0.0.3); its ranks 1-1 were at step 0"));
+    char wanted[300];
+    snprintf(wanted, sizeof wanted, "nothing was ever heard of it at spark1 (lo 127.0.0.2 - lo 127.0.0.3); a firewall? on spark1: sudo ufw allow from 127.0.0.3 to any port %u proto udp; with --port", port.beat);
+    assert_non_null(strstr(news.text, wanted));
     assert_int_equal(wait_news(p, 500, &news), -1); /* once */
     launch_pulse_stop(p, LAUNCH_BEAT_FAILED);
 }

@@ -150,6 +150,24 @@ again
 start "${decode[@]}"
 ends "cut in decode, and ssh with it" "host $h1: nothing was heard of it at $h0 for 2." talks unplug
 plug
+# The launcher is on one of the hosts: ssh is only what started the other's agent.
+talk=(run "$model" -p hi --ctx 400000 --ignore-eos --max-tokens 3000 --seed 1)
+"$TANDEM" "${talk[@]}" --threads 1 >"$t_dir/alone" 2>"$t_dir/err"
+start "${talk[@]}"
+for ((i = 0; i < 1000; i++)); do talks && break; sleep 0.01; done
+ok "ssh is killed" pkill -KILL -P $job -f t_wire_ssh
+status=0
+wait $job || status=$?
+if [ $status != 0 ] || ! cmp -s "$t_dir/alone" "$t_dir/out"; then t_fail "a job without its ssh: status $status: $(cat "$t_dir/err")"; else t_pass "a job goes on without its ssh, and says the same"; fi
+ok "one line tells of it" test "$(grep -vc "prompt tokens" "$t_dir/err")" = 1
+contains "and names the host" "$(cat "$t_dir/err")" "host $h1: the ssh connection to it has ended; the job goes on without it"
+ok "nothing is left of it" nothing_left
+start "${decode[@]}"
+for ((i = 0; i < 1000; i++)); do talks && break; sleep 0.01; done
+pkill -KILL -P $job -f t_wire_ssh
+for ((i = 0; i < 300; i++)); do grep -q "has ended" "$t_dir/err" && break; sleep 0.01; done
+ends "without ssh, a rank that dies" "host $h1: rank 1 " talks kill -SEGV "$(of 1)"
+again
 if [ -n "${LONG-}" ]; then
     start_chat
     ends "cut while idle, and ssh with it" "host $h1: " waits unplug

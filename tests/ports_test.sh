@@ -28,7 +28,7 @@ refused() {
         t_fail "$name: status $status: $(cat "$t_dir/err")"
     elif [ $took -gt 10000 ]; then
         t_fail "$name: took $took ms"
-    elif [ "$(wc -l <"$t_dir/err")" != 1 ]; then
+    elif [ "$(grep -vc "^waiting for host " "$t_dir/err")" != 1 ]; then
         t_fail "$name: not one sentence: $(cat "$t_dir/err")"
     else
         contains "$name" "$(cat "$t_dir/err")" "$part"
@@ -72,6 +72,7 @@ wait $taken 2>/dev/null
 
 if hosts_rule -4 0 blackhole ipproto tcp; then
     refused "TCP is dropped" "$h1 (10.77.0.2, eth0) cannot reach $h0 (10.77.0.1, eth0) port 41000 by TCP: connection timed out" --port 41000
+    contains "TCP is dropped: who is waited for" "$(cat "$t_dir/err")" "waiting for host $h1 to reach the others' ports"
     contains "TCP is dropped: the rule for ufw" "$(cat "$t_dir/err")" "on $h0: sudo ufw allow from 10.77.0.2 to any port 41000 proto tcp"
     contains "TCP is dropped: the rule for nftables" "$(cat "$t_dir/err")" "sudo nft insert rule inet filter input ip saddr 10.77.0.2 tcp dport 41000 accept"
     refused "TCP is dropped, any port" "with --port the port stays the same"

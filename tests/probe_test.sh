@@ -120,16 +120,9 @@ contains "link-local only: family" "$out" "UCX_TCP_AF_PRIO=inet6"
 
 ip -n "$a" address add 10.77.0.1/24 dev eth0 && ip -n "$b" address add 10.77.0.2/24 dev eth0
 for n in "$a" "$b"; do ip netns exec "$n" sh -c 'for i in /proc/sys/net/ipv6/conf/eth*/disable_ipv6; do echo 1 >"$i"; done'; done
-# deny PROTOCOL: what comes in is dropped in silence. Rules are asked before the table of our own addresses.
-deny() {
-    local n
-    for n in "$a" "$b"; do
-        ip -n "$n" rule add pref 100 lookup local 2>/dev/null
-        ip -n "$n" rule del pref 0 lookup local 2>/dev/null
-        ip -n "$n" rule add pref 10 iif eth0 ipproto "$1" blackhole || return 1
-    done
-}
-if deny tcp 2>/dev/null; then
+# deny PROTOCOL
+deny() { hosts_rule -4 0 blackhole ipproto "$1" && hosts_rule -4 1 blackhole ipproto "$1"; }
+if deny tcp; then
     out=$(run port=41001)
     contains "TCP is denied: from where to where" "$out" "$b (10.77.0.2, eth0) cannot reach $a (10.77.0.1, eth0) port 41001 by TCP: connection timed out"
     contains "TCP is denied: the rule" "$out" "on $a: sudo ufw allow from 10.77.0.2 to any port 41001 proto tcp"

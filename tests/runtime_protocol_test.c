@@ -75,6 +75,23 @@ static void put_head(unsigned char *at, uint32_t bytes, uint32_t kind)
 
 /* ---- frames in pieces -------------------------------------------------------------------------------------------------------------------------------------- */
 
+static void a_number_and_a_text(void **state)
+{
+    (void)state;
+    const char payload[] = "\1\0\0\0why";
+    char text[5];
+    uint32_t number = 7;
+    assert_true(rt_frame_told(payload, 7, &number, text, sizeof text));
+    assert_int_equal(number, 1);
+    assert_string_equal(text, "why");
+    assert_true(rt_frame_told(payload, 7, &number, text, 3));
+    assert_string_equal(text, "wh");
+    assert_true(rt_frame_told(payload, 4, &number, text, sizeof text));
+    assert_string_equal(text, "");
+    assert_false(rt_frame_told(payload, 3, &number, text, sizeof text));
+    assert_false(rt_frame_told(payload, 0, &number, text, sizeof text));
+}
+
 static void whole_frames(void **state)
 {
     (void)state;
@@ -587,7 +604,7 @@ static int make_noise(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(whole_frames),
+        cmocka_unit_test(a_number_and_a_text), cmocka_unit_test(whole_frames),
         cmocka_unit_test(the_bytes_on_the_wire),
         cmocka_unit_test(single_bytes),
         cmocka_unit_test(several_in_one_read),

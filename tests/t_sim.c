@@ -38,10 +38,13 @@ void free(void *block) {
 }
 #endif
 
+long t_sim_n_blocks(void) { return n_blocks; }
+
 /* What a survivor's report may take from the fault on, beside what the weather adds. */
 #define DEATH_NS BASE_NS_PER_S
 #define SILENCE_NS (3700 * BASE_NS_PER_MS) /* SILENCE_MS of comm/tcp_wire.c, its look every half second, and a sleeper's slice */
 #define FREEZE_NS ((LAUNCH_SILENCE_MS + LAUNCH_LOOK_MS + 350) * BASE_NS_PER_MS)
+#define GOOD_BYE_NS (BASE_NS_PER_S / 2) /* half of what comm/tcp.c takes for them at most */
 #define CALM_NS (15 * BASE_NS_PER_MS) /* an exchange in calm weather: a lost wake-up costs up to a sleeper's slice of 50 ms */
 
 const char *const t_sim_planted_names[] = {
@@ -697,6 +700,11 @@ static bool check(struct t_sim_outcome *out) {
     bool may_name = true, ok = true;
     for (int r = 0; r < play.n_ranks; r++)
         if (play.ranks[r].is_opening_group || play.ranks[r].is_in_group) may_name = false;
+    /* Nor does who hears no good-bye, because it took longer than one may. */
+    for (int i = 0; i < play.weather.n_faults; i++) {
+        const struct comm_sim_fault *f = &play.weather.faults[i];
+        if (f->fired_ns && comm_sim_is_harmless(f) && f->for_ns >= GOOD_BYE_NS) may_name = false;
+    }
     const char *differs = t_sim_compare_steps();
     if (differs) {
         snprintf(out->why, sizeof out->why, "%s", differs);

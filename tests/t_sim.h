@@ -39,4 +39,17 @@ struct t_sim_outcome {
 /* One seed. False: something did not hold, which out->why says. log: an event a line; NULL: none. */
 bool t_sim_run(struct comm_sim *s, uint64_t seed, enum t_sim_planted planted, FILE *log, struct t_sim_outcome *out);
 
+/* The other world: life between hosts (launcher/pulse.h), each of which is a task. Who is lost is reported by every survivor, within its deadline; who is not, by nobody. */
+enum t_sim_hosts_planted {
+    T_SIM_HOSTS_SOUND,
+    T_SIM_HOSTS_NO_DEADLINE,
+    T_SIM_HOSTS_READ_LATE,
+    T_SIM_HOSTS_MUTE,
+    T_SIM_HOSTS_LEAKED_SOCKET,
+    T_SIM_HOSTS_SLOW_CLOCK,
+    T_SIM_HOSTS_N_PLANTED
+};
+extern const char *const t_sim_hosts_planted_names[T_SIM_HOSTS_N_PLANTED];
+bool t_sim_hosts_run(struct comm_sim *s, uint64_t seed, enum t_sim_hosts_planted planted, FILE *log, struct t_sim_outcome *out);
+
 #endif

@@ -78,6 +78,9 @@ enum st t_sim_finish(struct rank *k, struct comm *c, const void **views, struct 
 /* All events of the program up to the n-th, which must be there, and right; nothing for rank 0. */
 enum st t_sim_read_events(struct rank *k, uint32_t n);
 
+/* Of the heap, that are allocated now; always 0 under sanitizers, which find leaks themselves. */
+long t_sim_n_blocks(void);
+
 /* ---- t_sim_steps.c --------------------------------------------------------------------------------------------------------------------------------------- */
 
 /* The runtime's loop of events and steps around its real scheduler, with made-up tokens: until the front end's last frame says stop. */
