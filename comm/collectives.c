@@ -254,6 +254,12 @@ enum st comm_split(struct comm *parent, int color, size_t max_bytes, uint64_t de
 
     struct comm *opened = NULL;
     if (s.n_members > 0) {
+        /* Hosts hold blocks of ranks; so they do in a group. */
+        int first_here = 0, n_here = 0;
+        for (int i = 0; i < s.n_members; i++) {
+            first_here += s.members[i] < parent->first_here;
+            n_here += s.members[i] >= parent->first_here && s.members[i] < parent->first_here + parent->n_here;
+        }
         const struct comm_boot boot = {.allgather = boot_round, .context = &s};
         const struct comm_setup setup = {
             .backend = s.n_members == 1 ? "self" : parent->backend_name,
@@ -268,6 +274,8 @@ enum st comm_split(struct comm *parent, int color, size_t max_bytes, uint64_t de
             .address = parent->address[0] ? parent->address : NULL,
             .key = parent->has_key ? parent->key : NULL,
             .link = parent->has_link ? &parent->link : NULL,
+            .first_here = n_here ? first_here : 0,
+            .n_here = n_here,
             .deadline_ns = deadline_ns,
         };
         code = comm_open(&setup, &opened, e);

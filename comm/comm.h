@@ -77,13 +77,15 @@ struct comm_setup {
     int spin_us;         /* spin at most so long (≤ 50), then yield, then sleep; 0: ranks × threads exceed the allowed CPUs */
     const struct base_clock *clock; /* NULL: the real one */
     const struct comm_os *os;       /* tcp: the system below (os.h), outlives the comm; NULL: the real one */
-    int memory_fd;       /* shm: a memfd made by comm_shm_create (inherited); −1 otherwise */
+    int memory_fd;       /* shm: a memfd made by comm_shm_create (inherited), hybrids: for the ranks of our host; −1 otherwise */
     void *memory;        /* shm between threads of one process: the mapping itself, instead of memory_fd; else NULL */
     const struct comm_boot *boot; /* tcp, ucx, mpi, and shm where no segment was inherited (rank 0 then makes one, still without a name: shm.c); NULL: none */
     const char *address;          /* tcp, ucx: our own numeric address, as the launcher decided; NULL: loopback */
     int port;                     /* tcp: at which we listen there; 0: any */
     const uint8_t *key;           /* [COMM_KEY_BYTES] tcp: the job's, for the proof that begins every connection; copied; NULL: the boot round has to be secret then */
     const struct comm_link *link; /* wraps the backend; NULL: none */
+    int first_here, n_here;       /* our host's ranks, first_here … first_here + n_here − 1: hybrids join them by shm; 0, 0: not told */
+    uint64_t apart;               /* tcp, ucx: bit r: rank r is joined to us in another way, so not by this comm; for hybrid.c alone */
     uint64_t deadline_ns;         /* for opening; 0: 60 s from now */
 };
 
@@ -188,7 +190,7 @@ struct comm_backend {
     int priority;
     /* ST_OK where this backend can serve the setup; the reason why not in e. */
     enum st (*probe)(const struct comm_setup *setup, struct err *e);
-    /* Calls setup->boot, where it needs it, exactly COMM_BOOT_ROUNDS times, also where it failed in between (then it sends zeroes, and peers see that this rank is not there):
+    /* Calls setup->boot at most COMM_BOOT_ROUNDS times, as often on every rank, also where it failed in between (then it sends zeroes, and peers see that this rank is not there):
      * nobody shall wait for a rank that gave up. deadline_ns is set. */
     enum st (*open)(const struct comm_setup *setup, struct comm **c, struct err *e);
     void (*close)(struct comm *c);
@@ -203,7 +205,7 @@ struct comm_backend {
     /* Sleeps until something may have changed, or the deadline: for waits that have spun long enough. */
     void (*sleep)(struct comm *c, uint64_t deadline_ns);
 };
-#define COMM_BOOT_ROUNDS 1
+#define COMM_BOOT_ROUNDS 2
 const struct comm_backend *const *comm_backends(void); /* best first; NULL-terminated */
 
 #endif

@@ -64,7 +64,7 @@ static enum st tcp_allgather_test(struct comm *c, const void **views, struct com
     int lost = -1, waits_for = -1;
     for (int i = 0, r = (int)t->turn; i < t->n_ranks; i++, r = r + 1 < t->n_ranks ? r + 1 : 0) {
         struct tcp_peer *p = &t->peers[r];
-        if (r == t->rank) continue;
+        if (p->fd < 0) continue;
         if (p->n_sent < t->frame_bytes) comm_tcp_push(t, r);
         if (p->n_received < c->sequence) comm_tcp_receive(t, r, true);
         if (p->n_received >= c->sequence && p->n_sent == t->frame_bytes) continue;
@@ -94,7 +94,7 @@ static enum st tcp_event_post(struct comm *c, const void *data, size_t bytes, st
     enum st code = comm_tcp_check_lost(t, e);
     if (code != ST_AGAIN) return code;
     for (int r = 1; r < t->n_ranks; r++)
-        if (t->ring_written - t->peers[r].events_read + TCP_HEAD_BYTES + bytes > TCP_RING_BYTES) return ST_AGAIN;
+        if (t->peers[r].fd >= 0 && t->ring_written - t->peers[r].events_read + TCP_HEAD_BYTES + bytes > TCP_RING_BYTES) return ST_AGAIN;
     unsigned char head[TCP_HEAD_BYTES];
     comm_tcp_put(&(struct tcp_frame){.kind = TCP_EVENT, .number = t->n_events, .bytes = bytes}, head);
     comm_tcp_ring_put(t, head, sizeof head);
@@ -187,7 +187,6 @@ static enum st create(const struct comm_setup *setup, struct tcp **created, stru
     t->comm.os = setup->os ? setup->os : comm_os_real();
     t->rank = setup->rank;
     t->n_ranks = setup->n_ranks;
-    t->blamed = -1;
     t->capacity = comm_buffer_bytes(setup->max_bytes);
     t->slot_bytes = comm_round_up(TCP_HEAD_BYTES + payload_bytes, 128);
     size_t slots_bytes = (size_t)t->n_ranks * COMM_N_SLOTS * t->slot_bytes;
@@ -203,7 +202,7 @@ static enum st create(const struct comm_setup *setup, struct tcp **created, stru
         t->peers[r].fd = t->peers[r].blamed = -1;
         t->peers[r].spare = t->memory + slots_bytes + (size_t)r * spare_bytes;
     }
-    t->peers[t->rank].ended = true; /* nothing is sent to or read from oneself */
+    for (int r = 0; r < t->n_ranks; r++) t->peers[r].ended = comm_is_apart(setup, r); /* nothing is sent to or read from them */
     *created = t;
     return ST_OK;
 }
@@ -261,8 +260,8 @@ static bool is_leaving(struct tcp *t, struct tcp_peer *p) {
 static void tcp_close(struct comm *c) {
     struct tcp *t = (struct tcp *)c;
     const struct tcp_frame bye = {.kind = TCP_BYE,
-                                  .number = t->blamed < 0 ? TCP_BYE_WANTED : (uint64_t)t->bye,
-                                  .header = {.n_events = t->blamed < 0 ? 0 : (uint32_t)t->blamed}};
+                                  .number = (uint64_t)c->cause,
+                                  .header = {.n_events = c->cause == COMM_WANTED ? 0 : (uint32_t)c->blamed}};
     bool told[COMM_MAX_RANKS] = {false};
     uint64_t deadline_ns = base_now_ns(c->clock) + LINGER_NS;
     for (;;) {

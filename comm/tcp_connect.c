@@ -59,7 +59,7 @@ struct meeting {
     const struct comm_setup *setup;
     const struct base_clock *clock;
     const struct comm_os *os;
-    int rank, n_ranks, listener;
+    int rank, n_ranks, n_peers, listener; /* peers: those that we shall be connected to */
     union address own, addresses[COMM_MAX_RANKS];
     uint8_t key[COMM_KEY_BYTES];
     int *fds; /* [n_ranks]: proved; −1: not yet */
@@ -379,7 +379,7 @@ static bool go_on_accepting(struct meeting *m, struct half *h) {
     case READ_ALL: break;
     }
     int r = h->greeting[8];
-    if (r <= m->rank || r >= m->n_ranks || !is_greeting(m, h, false, r, m->rank)) {
+    if (r <= m->rank || r >= m->n_ranks || comm_is_apart(m->setup, r) || !is_greeting(m, h, false, r, m->rank)) {
         tell_stranger(m, h, "did not prove that it belongs to this job");
         return false;
     }
@@ -399,7 +399,7 @@ static const char *missing_text(const struct meeting *m, char missing[300]) {
     size_t n = 0;
     missing[0] = 0;
     for (int r = 0; r < m->n_ranks && n < 300; r++) {
-        if (r == m->rank || m->fds[r] >= 0) continue;
+        if (comm_is_apart(m->setup, r) || m->fds[r] >= 0) continue;
         const char *how = r > m->rank ? "did not connect to" : m->out[r].connecting ? "is not reached at" : "does not answer at";
         int k =
             snprintf(missing + n, 300 - n, "%srank %d %s %s", n ? ", " : "", r, how, address_text(r > m->rank ? &m->own : &m->addresses[r], text));
@@ -452,7 +452,7 @@ static enum st go_on(struct meeting *m, uint64_t now_ns, uint64_t wake_ns, struc
 
 static enum st meet(struct meeting *m, struct err *e) {
     uint64_t begun_ns = base_now_ns(m->clock);
-    while (m->n_proved < m->n_ranks - 1) {
+    while (m->n_proved < m->n_peers) {
         uint64_t now_ns = base_now_ns(m->clock), wake_ns = m->setup->deadline_ns;
         if (now_ns >= m->setup->deadline_ns) return timed_out(m, begun_ns, now_ns, e);
         while (m->n_in && m->in[0].until_ns <= now_ns) {
@@ -462,7 +462,7 @@ static enum st meet(struct meeting *m, struct err *e) {
         if (m->n_in && m->in[0].until_ns < wake_ns) wake_ns = m->in[0].until_ns;
         for (int r = 0; r < m->rank; r++) {
             struct half *h = &m->out[r];
-            if (m->fds[r] >= 0 || h->fd >= 0) continue;
+            if (comm_is_apart(m->setup, r) || m->fds[r] >= 0 || h->fd >= 0) continue;
             if (h->until_ns > now_ns) {
                 if (h->until_ns < wake_ns) wake_ns = h->until_ns;
                 continue;
@@ -485,6 +485,7 @@ enum st comm_tcp_connect(const struct comm_setup *setup, bool able, int fds[COMM
                         .listener = -1};
     m.fds = fds;
     for (int r = 0; r < COMM_MAX_RANKS; r++) m.fds[r] = m.out[r].fd = -1;
+    for (int r = 0; r < m.n_ranks; r++) m.n_peers += !comm_is_apart(setup, r);
 
     unsigned char record[RECORD_BYTES] = {0}, records[COMM_MAX_RANKS * RECORD_BYTES];
     enum st code = able ? start_listening(&m, e) : ST_NO_MEMORY;

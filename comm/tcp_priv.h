@@ -12,17 +12,11 @@
  *   exchange  all → all     of the exchange       the rank's bytes    comm_header             bytes of the event stream taken so far
  *   event     0 → others    of the event, from 0  the event's bytes   zero                    zero
  *   read      others → 0    zero                  none                zero                    as above: a credit, when no exchange carries it
- *   bye       all → all     why (enum tcp_bye)    none                n_events: rank blamed   zero
+ *   bye       all → all     why (enum comm_cause)    none                n_events: rank blamed   zero
  *
  * Nothing follows a bye. The event stream's bytes count heads and payloads. */
 #define TCP_HEAD_BYTES 64u
 enum tcp_kind { TCP_EXCHANGE = 0x3158434d, TCP_EVENT = 0x3156454d, TCP_READ = 0x3144524d, TCP_BYE = 0x3145594d }; /* "MCX1" "MEV1" "MRD1" "MYE1" */
-enum tcp_bye {
-    TCP_BYE_WANTED,
-    TCP_BYE_CLOSED,
-    TCP_BYE_BROKE,
-    TCP_N_BYES
-}; /* own will; since that rank closed; since the connection to that rank broke */
 
 struct tcp_frame {
     enum tcp_kind kind;
@@ -37,7 +31,7 @@ bool comm_tcp_get(const unsigned char head[TCP_HEAD_BYTES], struct tcp_frame *f)
 #define TCP_RING_BYTES (1u << 20) /* of events that some rank has not read yet */
 
 struct tcp_peer {
-    int fd; /* −1: none */
+    int fd; /* −1: none, to ourselves and those that are joined to us otherwise */
 
     /* receiving: the frame in hand */
     unsigned char *at;    /* where it is put: the slot of its exchange, or spare */
@@ -63,7 +57,7 @@ struct tcp_peer {
     bool cut;         /* inside a frame */
     bool said_bye;
     int blamed; /* by its bye; −1: nobody */
-    enum tcp_bye bye;
+    enum comm_cause cause;
     bool garbled; /* it sent what cannot be: struct tcp's garbled says what */
 };
 
@@ -89,8 +83,6 @@ struct tcp {
 
     unsigned n_ended;
     struct err garbled;
-    int blamed; /* whom our bye will name */
-    enum tcp_bye bye;
     uint64_t look_for_silence_ns;
     uint64_t n_sends, n_receives; /* system calls */
 };

@@ -118,7 +118,7 @@ static bool check_frame(struct tcp *t, int r, const struct tcp_frame *f) {
         return false;
     case TCP_READ:
     case TCP_BYE:
-        if (f->bytes == 0 && (f->kind == TCP_READ ? t->rank == 0 : f->number < TCP_N_BYES && f->header.n_events < (uint32_t)t->n_ranks)) return true;
+        if (f->bytes == 0 && (f->kind == TCP_READ ? t->rank == 0 : f->number < COMM_N_CAUSES && f->header.n_events < (uint32_t)t->n_ranks)) return true;
         break;
     }
     err_set(e, ST_MISMATCH, "rank %d sent a frame that cannot be", r);
@@ -137,8 +137,8 @@ static void take_aside(struct tcp *t, struct tcp_peer *p, const struct tcp_frame
     p->total = 0;
     if (f->kind == TCP_BYE) {
         p->said_bye = true;
-        p->bye = (enum tcp_bye)f->number;
-        p->blamed = p->bye == TCP_BYE_WANTED ? -1 : (int)f->header.n_events;
+        p->cause = (enum comm_cause)f->number;
+        p->blamed = p->cause == COMM_WANTED ? -1 : (int)f->header.n_events;
         end_peer(t, p, 0);
     }
 }
@@ -313,17 +313,18 @@ enum st comm_tcp_tell_lost(struct tcp *t, int r, struct err *e) {
     for (int i = 0; i < t->n_ranks; i++) { /* who blames in circles is followed once around */
         const struct tcp_peer *p = &t->peers[r];
         if (p->garbled || p->blamed < 0) break;
-        if (p->blamed == t->rank) return err_set(e, ST_PEER_LOST, "rank %d lost its connection to rank %d, to us", r, t->rank);
-        if (!t->peers[p->blamed].ended) {
-            t->blamed = p->blamed;
-            t->bye = p->bye;
-            return p->bye == TCP_BYE_CLOSED ? err_set(e, ST_PEER_LOST, "rank %d closed its end, as rank %d tells", p->blamed, r)
-                                            : err_set(e, ST_PEER_LOST, "rank %d lost its connection to rank %d", r, p->blamed);
+        /* One that lives as far as we see, or is not ours to see. */
+        if (!t->peers[p->blamed].ended || t->peers[p->blamed].fd < 0) {
+            if (p->blamed != t->rank) {
+                t->comm.blamed = p->blamed;
+                t->comm.cause = p->cause;
+            }
+            return comm_tell_hearsay(r, p->cause, p->blamed, t->rank, e);
         }
         r = p->blamed;
     }
-    t->blamed = r;
-    t->bye = t->peers[r].said_bye ? TCP_BYE_CLOSED : TCP_BYE_BROKE;
+    t->comm.blamed = r;
+    t->comm.cause = t->peers[r].said_bye ? COMM_CLOSED : COMM_BROKE;
     return say_lost(t, r, e);
 }
 

@@ -732,6 +732,7 @@ static int spin_for(int n_ranks) { return n_ranks <= 2 ? 20 : 0; }
 /* Every rank count, as processes and as threads, on shm, which is fast; two of them on the others, where each costs more, except in long mode. */
 static bool is_due(const char *name, int n_ranks, bool threads) {
     if (t_long() || strcmp(name, "self") == 0 || strcmp(name, "shm") == 0) return true;
+    if (strncmp(name, "shm+", 4) == 0) return n_ranks == (threads ? 3 : 4);
     return n_ranks == (threads ? 2 : 3);
 }
 
