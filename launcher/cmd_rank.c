@@ -60,6 +60,8 @@ int cmd_rank(int argc, char **argv)
         o.n_ranks = (int)v.n_ranks;
         o.front_fd = v.rank == 0 ? (int)v.front_fd : -1;
         o.memory_fd = (int)v.memory_fd;
+        o.first_here = (int)v.first_rank;
+        o.n_here = (int)v.host_ranks;
         o.settings = (struct rt_settings){
             .accurate = v.accurate,
             .chunk = (int)v.chunk,

@@ -382,6 +382,19 @@ static enum st open_ways(struct launch_hosts *hosts, uint64_t until, struct err 
     return st;
 }
 
+/* One for all: RDMA only where all pairs have it; and shared memory where some host has several ranks. */
+static const char *choose_backend(const struct launch_hosts *hosts)
+{
+    bool is_rdma = true, has_several = false;
+    for (int i = 0; i < hosts->decision.n_pairs; i++)
+        is_rdma &= hosts->decision.pairs[i].transport == LAUNCH_RDMA;
+    for (int i = 0; i < hosts->n; i++)
+        has_several |= hosts->h[i].n_ranks > 1;
+    if (is_rdma)
+        return has_several ? "shm+ucx" : "ucx";
+    return has_several ? "shm+tcp" : "tcp";
+}
+
 /* The one address decision. */
 static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
 {
@@ -399,18 +412,11 @@ static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
     if (!st)
         st = launch_decide(named, hosts->n, merged, n_merged, &wishes, &hosts->decision, e);
     for (int i = 0; i < hosts->n && !st; i++) {
-        struct launch_hosts_entry *h = &hosts->h[i];
-        bool rdma = true;
-        for (int k = 0; k < hosts->n; k++)
-            rdma &= k == i || launch_decision_pair(&hosts->decision, i, k)->transport == LAUNCH_RDMA;
-        (void)launch_decision_address(&hosts->decision, i, h->address);
-        launch_decision_environment(&hosts->decision, i, &h->environment);
-        h->backend = rdma ? "ucx" : "tcp";
+        (void)launch_decision_address(&hosts->decision, i, hosts->h[i].address);
+        launch_decision_environment(&hosts->decision, i, &hosts->h[i].environment);
     }
-    for (int i = 0; i < hosts->n && !st; i++) /* one for all */
-        if (strcmp(hosts->h[i].backend, "tcp") == 0)
-            for (int k = 0; k < hosts->n; k++)
-                hosts->h[k].backend = "tcp";
+    if (!st)
+        hosts->backend = choose_backend(hosts);
     for (int i = 0; found && i < hosts->n * hosts->n; i++)
         launch_facings_release(&found[i]);
     for (int i = 0; i < n_merged; i++)
@@ -428,6 +434,7 @@ void launch_hosts_print(const struct launch_hosts *hosts, FILE *out)
     for (int i = 0; i < hosts->n; i++)
         named[i] = (struct launch_host){hosts->h[i].typed, &hosts->interfaces[i]};
     launch_decision_print(&hosts->decision, named, out);
+    fprintf(out, "bytes between ranks: %s, unless --backend says otherwise\n", hosts->backend);
     for (int i = 0; i < hosts->n; i++) /* what open_ways has tried */
         for (int k = i + 1; k < hosts->n; k++) {
             if (launch_decision_pair(&hosts->decision, i, k)->transport == LAUNCH_RDMA)

@@ -21,7 +21,6 @@ struct launch_hosts_entry {
     struct launch_host_facts info;
     /* decided */
     char address[LAUNCH_ADDRESS_TEXT]; /* by which the other hosts reach it; "": there are none */
-    const char *backend;               /* what carries the bytes, where the user does not say */
     struct launch_environment environment;
 };
 
@@ -35,6 +34,7 @@ struct launch_hosts {
     bool is_open;
     struct launch_interfaces *interfaces; /* [n] */
     struct launch_decision decision;
+    const char *backend; /* what carries the bytes, where the user does not say; NULL: shared memory, for there is one host */
     struct launch_hosts_entry h[LAUNCH_MAX_ENDS];
 };
 

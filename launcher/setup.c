@@ -139,7 +139,7 @@ static enum st read_wire(const struct launch_options *o, struct launch_setup *s,
     for (const struct comm_backend *const *b = comm_backends(); *b && !known; b++)
         known = strcmp((*b)->capabilities.name, o->backend) == 0;
     if (!known)
-        return err_set(e, ST_INVALID, "--backend %s: shm, tcp, ucx and mpi are known", o->backend);
+        return err_set(e, ST_INVALID, "--backend %s: shm, tcp, ucx and mpi are known, and across hosts shm+tcp and shm+ucx", o->backend);
     if (o->port > 65535 - COMM_MAX_RANKS)
         return err_set(e, ST_INVALID, "--port %" PRId64 ": at most %d, so that there is one for each rank", o->port, 65535 - COMM_MAX_RANKS);
     s->port = (int)o->port;

@@ -203,6 +203,8 @@ static enum st open_all(struct bench *b, size_t max_bytes, struct err *e)
         .max_bytes = max_bytes,
         .spin_us = o->settings.spin_us,
         .memory_fd = o->memory_fd,
+        .first_here = o->first_here,
+        .n_here = o->n_here,
         .boot = o->boot,
         .backend = o->backend,
         .address = o->address,

@@ -189,6 +189,8 @@ static enum st meet(struct rank *r, struct err *e)
         .address = r->o->address,
         .port = r->o->port,
         .key = r->o->key,
+        .first_here = r->o->first_here,
+        .n_here = r->o->n_here,
         .boot = r->o->boot,
         .link = r->o->link,
     };

@@ -23,7 +23,8 @@ struct rt_rank_options {
     const struct comm_link *link; /* emulated; NULL: none */
     const int *numa;              /* [n_numa] nodes that memory shall come from */
     int n_numa;
-    int memory_fd;      /* comm's shared segment, −1 where memory is given or n_ranks is 1 */
+    int first_here, n_here; /* ranks of this host, where there are several; 0, 0: all */
+    int memory_fd;      /* comm's shared segment, of this host's ranks; −1 where memory is given or n_ranks is 1 */
     void *memory;
     struct rt_vitals *vitals; /* [n_ranks] of this host; each rank writes its own row; NULL: nobody watches */
 };

@@ -32,6 +32,8 @@ same() {
 }
 same "two hosts, a rank each" --hosts "$hosts_list"
 same "two hosts, two ranks each" --hosts "$hosts_list" -n 4
+same "two hosts, two ranks each, without memory in common" --hosts "$hosts_list" -n 4 --backend tcp
+same "two hosts, two ranks each, by UCX" --hosts "$hosts_list" -n 4 --backend shm+ucx
 same "two hosts, three ranks, uneven" --hosts "$hosts_list" --split 3:1:2
 same "one other host, one rank" --hosts "$h1"
 printf '# the pair\n%s\n%s # the other\n' "$h0" "$h1" >"$t_dir/hostfile"
@@ -42,6 +44,7 @@ ok "a relative path is the same file there" env -C "$t_dir" "$TANDEM" run tiny.g
 out=$("$TANDEM" run "$model" --hosts "$hosts_list" --dry-run 2>&1)
 contains "--dry-run tells hosts" "$out" "host $h0 (by ssh, "
 contains "--dry-run tells addresses" "$out" "ranks 1-1, reached at 10.77.0.2"
+contains "ranks of one host share memory" "$("$TANDEM" run "$model" --hosts "$hosts_list" -n 3 --dry-run 2>&1)" "bytes between ranks: shm+tcp"
 contains "--dry-run tells the decision" "$out" "rail 0: eth0 10.77.0.1 - eth0 10.77.0.2, MTU 1500"
 "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 -p hi --max-tokens 5 --ledger="$t_dir/l.json" >"$t_dir/out" 2>"$t_dir/err"
 ok "the ledger of both hosts" python3 -c 'import json,sys; assert len(json.load(open(sys.argv[1]))["ranks"]) == 2' "$t_dir/l.json"
@@ -67,7 +70,7 @@ dies() {
     local name=$1 limit=$2 part=$3 job status=0 took i
     shift 3
     : >"$t_dir/out" # the last one's
-    "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 --ctx 400000 -p hi --ignore-eos >"$t_dir/out" 2>"$t_dir/err" &
+    "$TANDEM" run "$model" --hosts "$hosts_list" -n "${n:-2}" --threads 1 --ctx 400000 -p hi --ignore-eos >"$t_dir/out" 2>"$t_dir/err" &
     job=$!
     for ((i = 0; i < 3000; i++)); do { [ -s "$t_dir/out" ] || ! kill -0 $job 2>/dev/null; } && break; sleep 0.01; done
     since=$(ms)
@@ -94,6 +97,8 @@ agent_of() { for p in $(ip netns pids "${hosts[$1]}"); do case $(tr '\0' ' ' <"/
 kill_rank() { kill "-$2" "$(of "$1")"; }
 kill_agent() { kill "-$2" "$(agent_of "$1")"; }
 
+n=4 dies "one of two ranks on the other host is killed" 1000 "host $h1: rank 3 " kill_rank 3 KILL
+n=4 dies "one of two ranks on this host crashes" 1000 "host $h0: rank 1 " kill_rank 1 SEGV
 dies "a rank on the other host is killed" 1000 "host $h1: rank 1 " kill_rank 1 KILL
 dies "rank 0 crashes" 1000 "host $h0: rank 0 " kill_rank 0 SEGV
 dies "an agent is killed" 1000 "host $h1: " kill_agent 1 KILL
