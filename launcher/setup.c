@@ -259,7 +259,8 @@ enum st launch_setup_create_bare(const struct launch_options *options, uint64_t 
         launch_setup_destroy(s);
         return st;
     }
-    s->settings = (struct rt_settings){.kv_format = FMT_F32, .chunk = 1, .context = 1, .max_sequences = 1, .n_threads = s->placement->seats[0].n_threads, .spin_us = s->placement->oversubscribed ? 0 : 50};
+    s->settings = (struct rt_settings){.kv_format = FMT_F32, .chunk = 1, .context = 1, .max_sequences = 1, .n_threads = s->placement ? s->placement->seats[0].n_threads : (int)options->n_threads};
+    s->settings.spin_us = s->placement && s->placement->oversubscribed ? 0 : 50;
     *out = s;
     return ST_OK;
 }

@@ -176,6 +176,8 @@ static enum st measure_size(struct bench *b, size_t bytes, json_t *sizes, struct
         json_object_set_new(o, "mpi_us", json_real(median(call[1], n_blocks)));
         json_object_set_new(o, "mpi_us_whole", json_real(median(whole[1], n_blocks)));
         json_object_set_new(o, "ratio", json_real(median(ratio, n_blocks)));
+        json_object_set_new(o, "mpi_us_least", json_real(least[1]));
+        json_object_set_new(o, "ratio_least", json_real(least[0] / least[1]));
     }
     json_array_append_new(sizes, o);
     return ST_OK;
