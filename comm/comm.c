@@ -114,6 +114,8 @@ const struct comm_capabilities *comm_query(const struct comm *c) { return &c->ba
 int comm_rank(const struct comm *c) { return c->rank; }
 int comm_n_ranks(const struct comm *c) { return c->n_ranks; }
 
+bool comm_divide(struct comm *c, size_t from_bytes) { return c->backend->divide && c->backend->divide(c, from_bytes); }
+
 enum st comm_progress(struct comm *c, struct err *e) { return c->backend->progress ? c->backend->progress(c, e) : ST_OK; }
 
 /* ---- waiting ------------------------------------------------------------------------------------------------------------------------------------- */

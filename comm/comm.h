@@ -68,6 +68,7 @@ struct comm_link_totals {
 };
 
 #define COMM_KEY_BYTES 32
+#define COMM_MAX_STREAMS 4
 
 /* How the ranks of a group find each other. */
 struct comm_setup {
@@ -82,6 +83,8 @@ struct comm_setup {
     const struct comm_boot *boot; /* tcp, ucx, mpi, and shm where no segment was inherited (rank 0 then makes one, still without a name: shm.c); NULL: none */
     const char *address;          /* tcp, ucx: our own numeric address, as the launcher decided; NULL: loopback */
     int port;                     /* tcp: at which we listen there; 0: any */
+    const char *streams;          /* tcp: ADDRESS[%INTERFACE] of our end of each of a pair's connections, with commas between, at most COMM_MAX_STREAMS, as many on every rank;
+                                   * the first carries all small messages; an interface is what the connection is bound to; NULL: one, at address */
     const uint8_t *key;           /* [COMM_KEY_BYTES] tcp: the job's, for the proof that begins every connection; copied; NULL: the boot round has to be secret then */
     const struct comm_link *link; /* wraps the backend; NULL: none */
     int first_here, n_here;       /* our host's ranks, first_here … first_here + n_here − 1: hybrids join them by shm; 0, 0: not told */
@@ -169,6 +172,8 @@ enum st comm_receive(struct comm *pair, void *data, size_t bytes, uint64_t deadl
 
 /* Moves what is queued (events, on backends that need the caller's time for it): ST_AGAIN while something is left. To be called by a rank that is idle for long. */
 enum st comm_progress(struct comm *c, struct err *e);
+/* Messages of from_bytes and more go the second way of those that the backend has (tcp: over all streams), from the next exchange on; every rank says the same. False: it has one. */
+bool comm_divide(struct comm *c, size_t from_bytes);
 void comm_link_query(const struct comm *c, struct comm_link_totals *totals);
 
 enum st comm_barrier(struct comm *c, uint64_t deadline_ns, struct err *e);
@@ -200,12 +205,13 @@ struct comm_backend {
     enum st (*allgather_test)(struct comm *c, const void **views, struct comm_header *headers, int *missing, struct err *e);
     enum st (*event_post)(struct comm *c, const void *data, size_t bytes, struct err *e);
     enum st (*event_test)(struct comm *c, void *data, size_t capacity, size_t *bytes, struct err *e);
+    bool (*divide)(struct comm *c, size_t from_bytes); /* comm_divide; NULL: it has one way */
     /* NULL: nothing is ever left to move. */
     enum st (*progress)(struct comm *c, struct err *e);
     /* Sleeps until something may have changed, or the deadline: for waits that have spun long enough. */
     void (*sleep)(struct comm *c, uint64_t deadline_ns);
 };
-#define COMM_BOOT_ROUNDS 2
+#define COMM_BOOT_ROUNDS (1 + COMM_MAX_STREAMS)
 const struct comm_backend *const *comm_backends(void); /* best first; NULL-terminated */
 
 #endif

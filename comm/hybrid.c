@@ -164,6 +164,8 @@ static enum st hybrid_allgather_test(struct comm *c, const void **views, struct 
     return ST_OK;
 }
 
+static bool hybrid_divide(struct comm *c, size_t from_bytes) { return comm_divide(((struct hybrid *)c)->net.c, from_bytes); }
+
 /* ---- events -------------------------------------------------------------------------------------------------------------------------------------- */
 
 /* Both or none: only we write, so room that is there stays. */
@@ -217,6 +219,7 @@ const struct comm_backend comm_shm_tcp_backend = {
     .allgather_test = hybrid_allgather_test,
     .event_post = hybrid_event_post,
     .event_test = hybrid_event_test,
+    .divide = hybrid_divide,
     .progress = hybrid_progress,
     .sleep = hybrid_sleep,
 };
@@ -231,6 +234,7 @@ const struct comm_backend comm_shm_ucx_backend = {
     .allgather_test = hybrid_allgather_test,
     .event_post = hybrid_event_post,
     .event_test = hybrid_event_test,
+    .divide = hybrid_divide,
     .progress = hybrid_progress,
     .sleep = hybrid_sleep,
 };
