@@ -77,6 +77,8 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
         {"--first-rank", h ? number(a, h->first_rank) : NULL},
         {"--host-ranks", h ? number(a, h->n_ranks) : NULL},
         {"--address", h && h->address[0] ? base_arena_strdup(a, h->address) : NULL},
+        {"--pair", h && s->hosts->pair[0] ? base_arena_strdup(a, s->hosts->pair) : NULL},
+        {"--streams", h && h->streams[0] ? base_arena_strdup(a, h->streams) : NULL},
         {"--port", s->port ? number(a, s->port) : NULL},
         {"--bind", h && s->bind ? base_arena_strdup(a, s->bind) : NULL},
         {"--exchange-bytes", number(a, (int64_t)s->exchange_bytes)},

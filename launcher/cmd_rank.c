@@ -79,6 +79,8 @@ int cmd_rank(int argc, char **argv)
         }
         o.backend = v.backend;
         o.address = v.address;
+        o.streams = v.streams;
+        o.pair = v.pair;
         o.port = launch_ways_rank_port((int)v.port, o.rank);
         if (v.kv && strcmp(v.kv, kern_format(FMT_E4M3)->name) == 0)
             o.settings.kv_format = FMT_E4M3; /* no dtype of files */

@@ -382,6 +382,26 @@ static enum st open_ways(struct launch_hosts *hosts, uint64_t until, struct err 
     return st;
 }
 
+/* Our end of each connection between ranks of two hosts: one by each rail, two where there is only one. Each is bound to its interface. (Beyond two hosts rails could be others for each
+ * pair: there it is one connection.) */
+static void choose_streams(struct launch_hosts *hosts)
+{
+    const struct launch_pair *pair = &hosts->decision.pairs[0];
+    if (hosts->n != 2 || pair->transport != LAUNCH_TCP)
+        return;
+    const int n = pair->n_rails == 1 ? 2 : pair->n_rails < COMM_MAX_STREAMS ? pair->n_rails : COMM_MAX_STREAMS;
+    for (int s = 0; s < 2; s++) {
+        struct launch_hosts_entry *h = &hosts->h[pair->host[s]];
+        for (int i = 0; i < n; i++) {
+            const struct launch_rail *rail = &pair->rails[i % pair->n_rails];
+            const size_t at = strlen(h->streams);
+            char text[LAUNCH_ADDRESS_TEXT];
+            snprintf(h->streams + at, sizeof h->streams - at, "%s%s%%%s", i ? "," : "", launch_address_text(&rail->address[s], NULL, text), rail->interface[s]);
+        }
+    }
+    snprintf(hosts->pair, sizeof hosts->pair, "%s %s %s %s", hosts->h[0].target.name, hosts->h[0].streams, hosts->h[1].target.name, hosts->h[1].streams);
+}
+
 /* One for all: RDMA only where all pairs have it; and shared memory where some host has several ranks. */
 static const char *choose_backend(const struct launch_hosts *hosts)
 {
@@ -417,6 +437,8 @@ static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
     }
     if (!st)
         hosts->backend = choose_backend(hosts);
+    if (!st)
+        choose_streams(hosts);
     for (int i = 0; found && i < hosts->n * hosts->n; i++)
         launch_facings_release(&found[i]);
     for (int i = 0; i < n_merged; i++)

@@ -36,6 +36,7 @@ struct bench {
     struct rt_exchanges x;
     const struct rt_rank_options *o;
     const struct kern_backend *kernels;
+    size_t divided_from;     /* bytes; SIZE_MAX: never */
     struct comm *ours, *mpi; /* the same one where MPI is the backend; mpi NULL: not compared */
     float *input, *output;   /* [max_bytes] each */
     uint32_t n_vectors[COMM_MAX_RANKS];
@@ -210,12 +211,15 @@ static enum st open_all(struct bench *b, size_t max_bytes, struct err *e)
         .boot = o->boot,
         .backend = o->backend,
         .address = o->address,
+        .streams = o->streams,
         .port = o->port,
         .key = o->key,
         .link = o->link,
     };
     if (!st)
         st = comm_open(&setup, &b->ours, e);
+    if (!st)
+        st = comm_tune(b->ours, o->pair, base_now_ns(base_clock_real()) + WAIT_NS, &b->divided_from, e);
     if (st || !b->x.beside_mpi)
         return st;
     setup.link = NULL;
@@ -231,6 +235,8 @@ static enum st open_all(struct bench *b, size_t max_bytes, struct err *e)
 static json_t *describe(const struct bench *b)
 {
     json_t *o = json_pack("{s:s, s:i}", "backend", comm_query(b->ours)->name, "ranks", b->o->n_ranks);
+    if (b->divided_from != SIZE_MAX)
+        json_object_set_new(o, "divided_from_bytes", json_integer((json_int_t)b->divided_from));
     if (b->mpi)
         json_object_set_new(o, "mpi", json_string(comm_mpi_version()));
     if (b->o->link) {
@@ -248,7 +254,7 @@ static json_t *describe(const struct bench *b)
 
 enum st rt_exchanges_run(const char *what, const struct rt_rank_options *o, size_t max_bytes, struct err *e)
 {
-    struct bench b = {.o = o};
+    struct bench b = {.o = o, .divided_from = SIZE_MAX};
     if (o->vitals)
         base_tick_at = &o->vitals[o->rank].tick;
     json_t *sizes = json_array(), *all = NULL;

@@ -187,6 +187,7 @@ static enum st meet(struct rank *r, struct err *e)
         .memory = r->o->memory,
         .backend = r->o->backend,
         .address = r->o->address,
+        .streams = r->o->streams,
         .port = r->o->port,
         .key = r->o->key,
         .first_here = r->o->first_here,
@@ -208,6 +209,9 @@ static enum st meet(struct rank *r, struct err *e)
     };
     waits(r, RT_WAITS_BLINDLY);
     st = comm_hello(r->comm, &mine, base_now_ns(r->clock) + HELLO_WAIT_NS, e);
+    size_t divided_from;
+    if (!st)
+        st = comm_tune(r->comm, r->o->pair, base_now_ns(r->clock) + HELLO_WAIT_NS, &divided_from, e);
     waits(r, 0);
     return st;
 }

@@ -17,6 +17,8 @@ struct rt_rank_options {
     int front_fd;       /* rank 0: the socket to the front end; others −1 */
     const char *backend;          /* of comm; NULL: the best that fits */
     const char *address;          /* this host's, towards the others; NULL: there are none */
+    const char *streams;          /* as comm_setup has them; NULL: one connection of each pair */
+    const char *pair;             /* of comm_tune */
     int port;                     /* at which this rank listens; 0: any */
     const uint8_t *key;           /* [COMM_KEY_BYTES] the job's; NULL: there is none */
     const struct comm_boot *boot; /* NULL: none is needed */
