@@ -274,6 +274,8 @@ enum st rt_exchanges_run(const char *what, const struct rt_rank_options *o, size
     }
     if (!st) /* nobody leaves while others still measure */
         st = comm_barrier(b.ours, base_now_ns(base_clock_real()) + WAIT_NS, e);
+    if (st && e)
+        rt_vitals_fail(o->vitals ? &o->vitals[o->rank] : NULL, st, e);
     json_decref(all);
     json_decref(sizes);
     if (b.mpi != b.ours)

@@ -641,11 +641,8 @@ enum st rt_rank_run(const struct rt_rank_options *options, struct err *e)
     sign_of_life(&r, RT_PHASE_LEAVING);
     if (!st && r.comm) /* nobody closes while the event that ends it all is still on its way to another: that one would take it for a loss */
         st = meet_all(&r, e);
-    struct rt_vitals *v = own_vitals(&r);
-    if (st && e && v) {
-        memcpy(v->error, e->text, sizeof v->error);
-        atomic_store(&v->failed, (int)st);
-    }
+    if (st && e)
+        rt_vitals_fail(own_vitals(&r), st, e);
     if (st && options->rank == 0 && st != ST_CANCELLED)
         (void)rt_frame_send(options->front_fd, RT_FAILED, e->text, strlen(e->text), NULL);
     tear_down(&r);
