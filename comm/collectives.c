@@ -17,10 +17,9 @@ static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 /* Of a piece, all vectors together. With the next piece beside it, it fits the L2 caches of 1–2 MiB that we have seen; on 200 Gb/s one of two ranks flies for 10 us,
  * four times the delay of a message. Smaller ones overlap more, but every exchange has its price: where ranks share CPUs it is a turn of the scheduler. */
 #define PIECE_BYTES (512u << 10)
-/* Where bytes are sent, of what a rank sends in a piece; for large vectors unless it was measured (tune.c): what the kernel copies stays in the cache in pieces of 64 KB (1 MB between two network
- * namespaces: 356 us, in one piece 500 to 860), but on busy CPUs each piece waits for the other rank's turn (256 KB in four: 0.8 to 3 ms, in one 0.2), and a wire with more delay wants larger ones. */
+/* Where bytes are sent, of what a rank sends in a piece. Between two network namespaces with a core for each rank, 1 to 8 MB take 0.5 to 0.8 of MPICH's time in pieces of 512 KB, 0.6 to 0.9 of 256 KB, 0.9 to 1.5
+ * of 1 MB; of 64 KB 0.5 where both ranks always run, as what the kernel copies is still in the cache, and 3 where they do not, because each piece waits for the other rank's turn. */
 #define SENT_PIECE_BYTES (512u << 10)
-#define LARGE_VECTOR_BYTES (1u << 20)
 
 struct pieces {
     struct comm *c;
@@ -44,8 +43,7 @@ static enum st choose_piece(const struct comm *c, const struct comm_exchange_add
 
     size_t limit = c->max_bytes / n_most / 64 * 64; /* each vector begins at 64 bytes, also in a piece */
     if (!limit) return err_set(e, ST_INVALID, "comm: %zu vectors of one rank do not fit into messages of %zu bytes", n_most, c->max_bytes);
-    size_t sent_bytes = c->piece_bytes && x->vector_bytes >= LARGE_VECTOR_BYTES ? c->piece_bytes : SENT_PIECE_BYTES;
-    size_t wanted = x->piece_bytes ? x->piece_bytes : c->backend->capabilities.one_shot ? PIECE_BYTES / n_all : sent_bytes / n_most;
+    size_t wanted = x->piece_bytes ? x->piece_bytes : c->backend->capabilities.one_shot ? PIECE_BYTES / n_all : SENT_PIECE_BYTES / n_most;
     limit = smaller(limit, wanted < 64 ? 64 : wanted / 64 * 64);
     if (x->vector_bytes <= limit) return ST_OK;
     if (x->piece_bytes)

@@ -142,7 +142,7 @@ struct comm_exchange_add {
     const void *send;          /* may be comm_send_buffer's where all fits into one piece */
     size_t vector_bytes;       /* ≤ any; a multiple of 4 */
     const uint32_t *n_vectors; /* [n_ranks], at most COMM_MAX_VECTORS together; 0 is possible */
-    size_t piece_bytes;        /* of one vector, cut down to what max_bytes allows and to whole 64 bytes; 0: chosen so that a piece of all vectors stays in cache, or as measured */
+    size_t piece_bytes;        /* of one vector, cut down to what max_bytes allows and to whole 64 bytes; 0: chosen so that a piece of all vectors stays in cache */
     void (*add)(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors);
     void *context;
     struct comm_header *headers;       /* [n_ranks]: what came with the first piece; NULL: not wanted */
@@ -174,9 +174,8 @@ enum st comm_receive(struct comm *pair, void *data, size_t bytes, uint64_t deadl
 enum st comm_progress(struct comm *c, struct err *e);
 /* Messages of from_bytes and more go the second way of those that the backend has (tcp: over all streams), from the next exchange on; every rank says the same. False: it has one. */
 bool comm_divide(struct comm *c, size_t from_bytes);
-/* Finds out from which size on the second way is the better one (SIZE_MAX: from none, or there is no other), and in which pieces large sums should go, and does so from now on (tune.c).
- * Collective, after the hello, under 2 s; at once where it was found before, by the same build, for the same pair: any text without a line end that names hosts and interfaces. NULL, or where
- * nothing is sent: nothing is measured. */
+/* Finds out from which size on the second way is the better one and takes it (tune.c); SIZE_MAX: from none, or there is no other. Collective, after the hello, under 2 s; at once where it was
+ * found before for the same pair (any text without a line end that names hosts and interfaces; NULL: nothing is remembered) by the same build. */
 enum st comm_tune(struct comm *c, const char *pair, uint64_t deadline_ns, size_t *from_bytes, struct err *e);
 void comm_link_query(const struct comm *c, struct comm_link_totals *totals);
 

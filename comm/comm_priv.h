@@ -39,7 +39,6 @@ struct comm {
     struct err why;
     size_t recv_bytes[COMM_MAX_RANKS]; /* of the exchange begun */
     enum comm_cause cause;             /* of our end, if it came now: set by backends that find somebody lost */
-    size_t piece_bytes;                /* of exchange-and-add: what a rank sends at once; 0: not measured */
     int blamed;                        /* who is lost, where cause is not COMM_WANTED */
 
     /* what comm_split hands on, beside clock, os and spin_us */

@@ -4,10 +4,8 @@
  * itself go out by broadcast. Both ways take turns, and the least time of each counts, because whatever else the machines do only adds. A way is better from the smallest size on from which it
  * wins at every size that was measured, by a margin: more connections cost something where they gain nothing.
  *
- * The file is the user's, in $XDG_CACHE_HOME/tandem or ~/.cache/tandem of rank 0's host, one for each key: one line, "tandem-exchange 1 CHECK FROM_BYTES PIECE_BYTES UP_TO_BYTES KEY". What is not
- * exactly that, or for another key, is as good as no file; what cannot be written is measured again the next time.
- *
- * After that, in which pieces sums of 1 MB and more go (comm_exchange_and_add): small ones stay in the caches, large ones wait less often. */
+ * The file is the user's, in $XDG_CACHE_HOME/tandem or ~/.cache/tandem of rank 0's host, one for each key: one line, "tandem-exchange 1 CHECK FROM_BYTES UP_TO_BYTES KEY". What is not
+ * exactly that, or for another key, is as good as no file; what cannot be written is measured again the next time. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -34,13 +32,8 @@
 
 /* ---- the file ---------------------------------------------------------------------------------------------------------------------------------------- */
 
-struct finding {
-    uint64_t from_bytes, piece_bytes;
-    uint64_t up_to_bytes; /* of what was measured */
-};
-
-static uint64_t check_of(const char *key, const struct finding *f) {
-    const uint64_t numbers[3] = {f->from_bytes, f->piece_bytes, f->up_to_bytes};
+static uint64_t check_of(const char *key, uint64_t from_bytes, uint64_t up_to_bytes) {
+    const uint64_t numbers[2] = {from_bytes, up_to_bytes};
     return base_hash64(numbers, sizeof numbers, base_hash64(key, strlen(key), 0));
 }
 
@@ -56,7 +49,7 @@ static bool put_path(const char *key, char *path, size_t capacity, bool make) {
     return n > 0 && (size_t)n < capacity;
 }
 
-static bool recall(const char *key, size_t up_to_bytes, struct finding *found) {
+static bool recall(const char *key, size_t up_to_bytes, size_t *from_bytes) {
     char path[640], line[MAX_LINE + 1];
     if (!put_path(key, path, sizeof path, false)) return false;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
@@ -64,31 +57,27 @@ static bool recall(const char *key, size_t up_to_bytes, struct finding *found) {
     if (fd >= 0) close(fd);
     if (n <= 0) return false;
     line[n] = 0;
-    uint64_t check;
-    struct finding f;
+    uint64_t check, from, up_to;
     int at = 0;
-    if (sscanf(line, "tandem-exchange 1 %16" SCNx64 " %20" SCNu64 " %20" SCNu64 " %20" SCNu64 " %n", &check, &f.from_bytes, &f.piece_bytes, &f.up_to_bytes, &at) != 4 || !at)
-        return false;
+    if (sscanf(line, "tandem-exchange 1 %16" SCNx64 " %20" SCNu64 " %20" SCNu64 " %n", &check, &from, &up_to, &at) != 3 || !at) return false;
     size_t key_bytes = strlen(key);
     if ((size_t)n != (size_t)at + key_bytes + 1 || memcmp(line + at, key, key_bytes) != 0 || line[n - 1] != '\n') return false;
-    if (check != check_of(key, &f) || f.up_to_bytes < up_to_bytes) return false; /* larger ones were never tried */
-    *found = f;
+    if (check != check_of(key, from, up_to) || up_to < up_to_bytes) return false; /* larger ones were never tried */
+    *from_bytes = (size_t)from;
     return true;
 }
 
-static void remember(const char *key, const struct finding *f) {
+static void remember(const char *key, size_t up_to_bytes, size_t from_bytes) {
     char path[640], passing[660];
     if (!put_path(key, path, sizeof path, true)) return;
     snprintf(passing, sizeof passing, "%s.%d", path, (int)getpid());
     int fd = open(passing, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0) return;
     bool is_written =
-        dprintf(fd, "tandem-exchange 1 %016" PRIx64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %s\n", check_of(key, f), f->from_bytes, f->piece_bytes, f->up_to_bytes, key) > 0;
+        dprintf(fd, "tandem-exchange 1 %016" PRIx64 " %" PRIu64 " %" PRIu64 " %s\n", check_of(key, from_bytes, up_to_bytes), (uint64_t)from_bytes, (uint64_t)up_to_bytes, key) > 0;
     is_written = close(fd) == 0 && is_written;
     if (!is_written || rename(passing, path) != 0) unlink(passing);
 }
-
-static size_t smaller_of(size_t a, size_t b) { return a < b ? a : b; }
 
 /* ---- measuring ---------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -119,10 +108,11 @@ static enum st measure_size(struct comm *c, size_t bytes, uint64_t deadline_ns, 
     return code;
 }
 
-static enum st measure(struct comm *c, uint64_t up_to_bytes, uint64_t until_ns, uint64_t deadline_ns, uint64_t *from_bytes, struct err *e) {
+static enum st measure(struct comm *c, size_t up_to_bytes, uint64_t deadline_ns, size_t *from_bytes, struct err *e) {
+    const uint64_t begun_ns = base_now_ns(c->clock);
     *from_bytes = SIZE_MAX;
     for (size_t bytes = LEAST_BYTES; bytes <= up_to_bytes; bytes *= 2) {
-        uint32_t go = base_now_ns(c->clock) < until_ns;
+        uint32_t go = base_now_ns(c->clock) - begun_ns < BUDGET_NS;
         enum st code = comm_broadcast(c, 0, &go, sizeof go, deadline_ns, e);
         if (code != ST_OK || !go) return code;
         bool is_better = false;
@@ -133,89 +123,31 @@ static enum st measure(struct comm *c, uint64_t up_to_bytes, uint64_t until_ns, 
     return ST_OK;
 }
 
-/* ---- pieces -------------------------------------------------------------------------------------------------------------------------------------------- */
-
-/* Stands for the caller's sum: reads all, writes one. */
-static void add_some(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors) {
-    float *sum = (float *)context + offset / sizeof *sum;
-    memcpy(sum, vectors[0], bytes);
-    for (int v = 1; v < n_vectors; v++) {
-        const float *x = vectors[v];
-        for (size_t i = 0; i < bytes / sizeof *sum; i++) sum[i] += x[i];
-    }
-}
-
-/* Into times, sorted, which are n. */
-static void note(uint64_t *times_ns, int n, uint64_t ns) {
-    for (; n > 0 && times_ns[n - 1] > ns; n--) times_ns[n] = times_ns[n - 1];
-    times_ns[n] = ns;
-}
-
-/* Pieces of what a rank sends, by medians: what else runs on these CPUs is what makes small ones slow. More time than this per size is not taken, so a slow wire gets the first. */
-static const size_t pieces[] = {64u << 10, 256u << 10, 1u << 20};
-enum { N_PIECES = sizeof pieces / sizeof *pieces };
-
-static enum st measure_pieces(struct comm *c, float *vectors, size_t bytes, uint64_t until_ns, uint64_t deadline_ns, uint64_t *piece_bytes, struct err *e) {
-    uint64_t times_ns[N_PIECES][N_ROUNDS];
-    uint32_t n_vectors[COMM_MAX_RANKS];
-    for (int r = 0; r < c->n_ranks; r++) n_vectors[r] = 1;
-    const struct comm_exchange_add x = {.send = vectors, .vector_bytes = bytes, .n_vectors = n_vectors, .add = add_some, .context = vectors + bytes / sizeof *vectors};
-    const struct comm_header header = {.step = c->step};
-    enum st code = ST_OK;
-    int n = 0;
-    for (; n < N_ROUNDS && code == ST_OK; n++) {
-        uint32_t go = base_now_ns(c->clock) < until_ns;
-        code = comm_broadcast(c, 0, &go, sizeof go, deadline_ns, e);
-        if (code == ST_OK && !go) break;
-        for (int k = 0; k < N_PIECES && code == ST_OK; k++) {
-            c->piece_bytes = pieces[k];
-            const uint64_t begun_ns = base_now_ns(c->clock);
-            code = comm_exchange_and_add(c, &x, &header, deadline_ns, e);
-            note(times_ns[k], n, base_now_ns(c->clock) - begun_ns);
-        }
-    }
-    c->piece_bytes = 0;
-    int best = 0;
-    for (int k = 1; k < N_PIECES && n > 0; k++)
-        if ((double)times_ns[k][n / 2] < MARGIN * (double)times_ns[best][n / 2]) best = k;
-    *piece_bytes = pieces[best];
-    LOG_DBG("comm", "sums of %zu bytes go in pieces of %zu, of %d rounds", bytes, pieces[best], n);
-    return code;
-}
-
-static enum st measure_all(struct comm *c, struct finding *f, uint64_t deadline_ns, struct err *e) {
-    const uint64_t until_ns = base_now_ns(c->clock) + BUDGET_NS;
-    enum st code = comm_divide(c, SIZE_MAX) ? measure(c, f->up_to_bytes, until_ns, deadline_ns, &f->from_bytes, e) : ST_OK;
-    comm_divide(c, SIZE_MAX);
-    if (code == ST_OK) code = comm_broadcast(c, 0, f, sizeof *f, deadline_ns, e); /* the others' clocks say something else */
-    if (code != ST_OK) return code;
-    comm_divide(c, (size_t)f->from_bytes);
-    size_t bytes = (size_t)f->up_to_bytes < LARGE_BYTES ? (size_t)f->up_to_bytes : LARGE_BYTES;
-    float *vectors = calloc(2, bytes);
-    if (!vectors) return err_set(e, ST_NO_MEMORY, "comm: no memory to measure with");
-    code = measure_pieces(c, vectors, bytes, until_ns + BUDGET_NS / 5, deadline_ns, &f->piece_bytes, e);
-    free(vectors);
-    return code == ST_OK ? comm_broadcast(c, 0, f, sizeof *f, deadline_ns, e) : code;
-}
-
 enum st comm_tune(struct comm *c, const char *pair, uint64_t deadline_ns, size_t *from_bytes, struct err *e) {
     *from_bytes = SIZE_MAX;
-    if (c->n_ranks == 1 || c->backend->capabilities.one_shot || !pair || c->max_bytes < LEAST_BYTES) return ST_OK;
+    size_t up_to_bytes = c->max_bytes < MOST_BYTES ? c->max_bytes : MOST_BYTES;
+    if (!comm_divide(c, SIZE_MAX) || c->max_bytes < LEAST_BYTES) return ST_OK;
     char key[1024];
-    int n = snprintf(key, sizeof key, "%s %s %d %s", tandem_build_id, c->backend_name, c->n_ranks, pair);
-    const bool is_kept = n > 0 && (size_t)n < sizeof key && !strchr(pair, '\n');
+    int n = snprintf(key, sizeof key, "%s %s %d %s", tandem_build_id, c->backend_name, c->n_ranks, pair ? pair : "");
+    const bool is_kept = pair && n > 0 && (size_t)n < sizeof key && !strchr(pair, '\n');
 
-    struct finding f = {0};
-    if (c->rank == 0 && is_kept && !recall(key, smaller_of(c->max_bytes, MOST_BYTES), &f)) f.up_to_bytes = 0;
-    enum st code = comm_broadcast(c, 0, &f, sizeof f, deadline_ns, e);
-    if (code == ST_OK && !f.up_to_bytes) {
-        f = (struct finding){.from_bytes = SIZE_MAX, .up_to_bytes = smaller_of(c->max_bytes, MOST_BYTES) / 64 * 64};
-        code = measure_all(c, &f, deadline_ns, e);
-        if (code == ST_OK && c->rank == 0 && is_kept) remember(key, &f);
-    }
+    struct {
+        uint64_t is_known, from_bytes;
+    } told = {0};
+    size_t known = SIZE_MAX;
+    if (c->rank == 0 && is_kept && recall(key, up_to_bytes, &known)) told.is_known = 1, told.from_bytes = known;
+    enum st code = comm_broadcast(c, 0, &told, sizeof told, deadline_ns, e);
     if (code != ST_OK) return code;
-    *from_bytes = (size_t)f.from_bytes;
+    if (!told.is_known) {
+        size_t measured = SIZE_MAX;
+        code = measure(c, up_to_bytes, deadline_ns, &measured, e);
+        told.from_bytes = measured;
+        comm_divide(c, SIZE_MAX);
+        if (code == ST_OK) code = comm_broadcast(c, 0, &told, sizeof told, deadline_ns, e); /* the others' clocks say something else */
+        if (code != ST_OK) return code;
+        if (c->rank == 0 && is_kept) remember(key, up_to_bytes, (size_t)told.from_bytes);
+    }
+    *from_bytes = (size_t)told.from_bytes;
     comm_divide(c, *from_bytes);
-    c->piece_bytes = (size_t)f.piece_bytes;
     return ST_OK;
 }
