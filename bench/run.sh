@@ -20,6 +20,8 @@ if [ -x "$build/bench/exchange_mpi" ] && command -v mpiexec.hydra >/dev/null; th
 else
     section "exchange: MPICH is not installed (mpich, libmpich-dev), left out"
 fi
+section "exchange between two hosts (network namespaces): ours / MPICH"
+bench/exchange_hosts.sh
 section "the emulated link: median / asked"
 "$build/bench/link"
 section "the demo model: tandem / peers"

@@ -20,8 +20,8 @@
 #define MAX_SPIN_US 50
 #define OPEN_WAIT_NS (60 * BASE_NS_PER_S)
 
-static const struct comm_backend *const backends[] = {&comm_self_backend, &comm_shm_backend, &comm_ucx_backend,
-                                                      &comm_tcp_backend,  &comm_mpi_backend, NULL};
+static const struct comm_backend *const backends[] = {&comm_self_backend, &comm_shm_backend, &comm_shm_ucx_backend, &comm_shm_tcp_backend,
+                                                      &comm_ucx_backend,  &comm_tcp_backend, &comm_mpi_backend, NULL};
 
 const struct comm_backend *const *comm_backends(void) { return backends; }
 
@@ -36,6 +36,8 @@ static enum st check_setup(const struct comm_setup *setup, struct err *e) {
         return err_set(e, ST_INVALID, "comm: spinning for %d us; 0 to %d are possible", setup->spin_us, MAX_SPIN_US);
     if (setup->address && strlen(setup->address) >= COMM_ADDRESS_BYTES)
         return err_set(e, ST_INVALID, "comm: \"%.40s…\" is no numeric address", setup->address);
+    if (setup->n_here && (setup->n_here < 0 || setup->rank < setup->first_here || setup->rank - setup->first_here >= setup->n_here))
+        return err_set(e, ST_INVALID, "comm: rank %d is not among the %d ranks of its host, from %d on", setup->rank, setup->n_here, setup->first_here);
     return setup->link ? comm_link_check(setup->link, e) : ST_OK;
 }
 
@@ -88,6 +90,8 @@ enum st comm_open(const struct comm_setup *setup, struct comm **c, struct err *e
     opened->broken = ST_OK;
     opened->backend_name = b->capabilities.name;
     if (setup->address) memcpy(opened->address, setup->address, strlen(setup->address) + 1);
+    opened->first_here = setup->first_here;
+    opened->n_here = setup->n_here;
     opened->has_key = setup->key != NULL;
     if (setup->key) memcpy(opened->key, setup->key, sizeof opened->key);
     opened->has_link = setup->link != NULL;
@@ -109,6 +113,8 @@ void comm_close(struct comm *c) {
 const struct comm_capabilities *comm_query(const struct comm *c) { return &c->backend->capabilities; }
 int comm_rank(const struct comm *c) { return c->rank; }
 int comm_n_ranks(const struct comm *c) { return c->n_ranks; }
+
+bool comm_divide(struct comm *c, size_t from_bytes) { return c->backend->divide && c->backend->divide(c, from_bytes); }
 
 enum st comm_progress(struct comm *c, struct err *e) { return c->backend->progress ? c->backend->progress(c, e) : ST_OK; }
 
@@ -166,6 +172,12 @@ static enum st timed_out(const struct comm *c, const struct wait *w, int missing
 void *comm_send_buffer(struct comm *c) {
     BASE_ASSERT(!c->begun);
     return c->backend->send_buffer(c);
+}
+
+enum st comm_tell_hearsay(int rank, enum comm_cause cause, int blamed, int own, struct err *e) {
+    if (blamed == own) return err_set(e, ST_PEER_LOST, "rank %d lost its connection to rank %d, to us", rank, own);
+    return cause == COMM_CLOSED ? err_set(e, ST_PEER_LOST, "rank %d closed its end, as rank %d tells", blamed, rank)
+                                : err_set(e, ST_PEER_LOST, "rank %d lost its connection to rank %d", rank, blamed);
 }
 
 static enum st tell_broken(const struct comm *c, struct err *e) { return err_set(e, c->broken, "%s", c->why.text); }

@@ -68,6 +68,7 @@ struct comm_link_totals {
 };
 
 #define COMM_KEY_BYTES 32
+#define COMM_MAX_STREAMS 4
 
 /* How the ranks of a group find each other. */
 struct comm_setup {
@@ -77,13 +78,17 @@ struct comm_setup {
     int spin_us;         /* spin at most so long (≤ 50), then yield, then sleep; 0: ranks × threads exceed the allowed CPUs */
     const struct base_clock *clock; /* NULL: the real one */
     const struct comm_os *os;       /* tcp: the system below (os.h), outlives the comm; NULL: the real one */
-    int memory_fd;       /* shm: a memfd made by comm_shm_create (inherited); −1 otherwise */
+    int memory_fd;       /* shm: a memfd made by comm_shm_create (inherited), hybrids: for the ranks of our host; −1 otherwise */
     void *memory;        /* shm between threads of one process: the mapping itself, instead of memory_fd; else NULL */
     const struct comm_boot *boot; /* tcp, ucx, mpi, and shm where no segment was inherited (rank 0 then makes one, still without a name: shm.c); NULL: none */
     const char *address;          /* tcp, ucx: our own numeric address, as the launcher decided; NULL: loopback */
     int port;                     /* tcp: at which we listen there; 0: any */
+    const char *streams;          /* tcp: ADDRESS[%INTERFACE] of our end of each of a pair's connections, with commas between, at most COMM_MAX_STREAMS, as many on every rank;
+                                   * the first carries all small messages; an interface is what the connection is bound to; NULL: one, at address */
     const uint8_t *key;           /* [COMM_KEY_BYTES] tcp: the job's, for the proof that begins every connection; copied; NULL: the boot round has to be secret then */
     const struct comm_link *link; /* wraps the backend; NULL: none */
+    int first_here, n_here;       /* our host's ranks, first_here … first_here + n_here − 1: hybrids join them by shm; 0, 0: not told */
+    uint64_t apart;               /* tcp, ucx: bit r: rank r is joined to us in another way, so not by this comm; for hybrid.c alone */
     uint64_t deadline_ns;         /* for opening; 0: 60 s from now */
 };
 
@@ -167,6 +172,11 @@ enum st comm_receive(struct comm *pair, void *data, size_t bytes, uint64_t deadl
 
 /* Moves what is queued (events, on backends that need the caller's time for it): ST_AGAIN while something is left. To be called by a rank that is idle for long. */
 enum st comm_progress(struct comm *c, struct err *e);
+/* Messages of from_bytes and more go the second way of those that the backend has (tcp: over all streams), from the next exchange on; every rank says the same. False: it has one. */
+bool comm_divide(struct comm *c, size_t from_bytes);
+/* Finds out from which size on the second way is the better one and takes it (tune.c); SIZE_MAX: from none, or there is no other. Collective, after the hello, under 2 s; at once where it was
+ * found before for the same pair (any text without a line end that names hosts and interfaces; NULL: nothing is remembered) by the same build. */
+enum st comm_tune(struct comm *c, const char *pair, uint64_t deadline_ns, size_t *from_bytes, struct err *e);
 void comm_link_query(const struct comm *c, struct comm_link_totals *totals);
 
 enum st comm_barrier(struct comm *c, uint64_t deadline_ns, struct err *e);
@@ -188,7 +198,7 @@ struct comm_backend {
     int priority;
     /* ST_OK where this backend can serve the setup; the reason why not in e. */
     enum st (*probe)(const struct comm_setup *setup, struct err *e);
-    /* Calls setup->boot, where it needs it, exactly COMM_BOOT_ROUNDS times, also where it failed in between (then it sends zeroes, and peers see that this rank is not there):
+    /* Calls setup->boot at most COMM_BOOT_ROUNDS times, as often on every rank, also where it failed in between (then it sends zeroes, and peers see that this rank is not there):
      * nobody shall wait for a rank that gave up. deadline_ns is set. */
     enum st (*open)(const struct comm_setup *setup, struct comm **c, struct err *e);
     void (*close)(struct comm *c);
@@ -198,12 +208,13 @@ struct comm_backend {
     enum st (*allgather_test)(struct comm *c, const void **views, struct comm_header *headers, int *missing, struct err *e);
     enum st (*event_post)(struct comm *c, const void *data, size_t bytes, struct err *e);
     enum st (*event_test)(struct comm *c, void *data, size_t capacity, size_t *bytes, struct err *e);
+    bool (*divide)(struct comm *c, size_t from_bytes); /* comm_divide; NULL: it has one way */
     /* NULL: nothing is ever left to move. */
     enum st (*progress)(struct comm *c, struct err *e);
     /* Sleeps until something may have changed, or the deadline: for waits that have spun long enough. */
     void (*sleep)(struct comm *c, uint64_t deadline_ns);
 };
-#define COMM_BOOT_ROUNDS 1
+#define COMM_BOOT_ROUNDS (1 + COMM_MAX_STREAMS)
 const struct comm_backend *const *comm_backends(void); /* best first; NULL-terminated */
 
 #endif

@@ -18,6 +18,14 @@
 /* A numeric address with its scope and its end mark. */
 #define COMM_ADDRESS_BYTES 80
 
+/* Why a rank has ended, or would: told in its good-bye, so that the first cause is named although ends come in any order. */
+enum comm_cause {
+    COMM_WANTED,
+    COMM_CLOSED,
+    COMM_BROKE,
+    COMM_N_CAUSES
+}; /* own will; since another closed; since another died, or the connection to it broke */
+
 struct comm {
     const struct comm_backend *backend;
     const struct base_clock *clock;
@@ -30,12 +38,15 @@ struct comm {
     enum st broken;    /* ST_OK, or why no further exchange is possible */
     struct err why;
     size_t recv_bytes[COMM_MAX_RANKS]; /* of the exchange begun */
+    enum comm_cause cause;             /* of our end, if it came now: set by backends that find somebody lost */
+    int blamed;                        /* who is lost, where cause is not COMM_WANTED */
 
     /* what comm_split hands on, beside clock, os and spin_us */
     const char *backend_name; /* of the table, whatever is wrapped around it */
     char address[COMM_ADDRESS_BYTES]; /* "": none was given */
     bool has_link;
     struct comm_link link;
+    int first_here, n_here;
     bool has_key;
     uint8_t key[COMM_KEY_BYTES];
 };
@@ -45,13 +56,22 @@ enum st comm_check_ready(const struct comm *c, struct err *e);
 /* For calls that are several exchanges: one of them failed, and nobody can finish it later. Returns code. */
 enum st comm_give_up(struct comm *c, enum st code, const struct err *why, struct err *e);
 
+/* The sentence about rank, which has ended because of another one, as it told. own: our rank. */
+enum st comm_tell_hearsay(int rank, enum comm_cause cause, int blamed, int own, struct err *e);
+
+/* shm, rank 0: ST_OK where an event of so many bytes may be posted; ST_AGAIN: not yet. */
+enum st comm_shm_has_room(struct comm *c, size_t bytes, struct err *e);
+
 /* comm/link.c. wrap puts the link of (*c)->link around an opened backend, which is released with it; on failure *c is as it was. */
 enum st comm_link_check(const struct comm_link *link, struct err *e);
 enum st comm_link_wrap(struct comm **c, struct err *e);
 /* The group's traffic goes through the parent's port, where both are emulated; the parent must outlive it. */
 void comm_link_share_port(struct comm *group, const struct comm *parent);
 
-extern const struct comm_backend comm_self_backend, comm_shm_backend, comm_tcp_backend, comm_ucx_backend, comm_mpi_backend;
+extern const struct comm_backend comm_self_backend, comm_shm_backend, comm_tcp_backend, comm_ucx_backend, comm_mpi_backend, comm_shm_tcp_backend, comm_shm_ucx_backend;
+
+/* Nobody of whom this comm should hear: ourselves, or a rank that is joined to us otherwise. */
+static inline bool comm_is_apart(const struct comm_setup *setup, int rank) { return rank == setup->rank || setup->apart >> rank & 1; }
 
 static inline size_t comm_round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 static inline size_t comm_capacity(size_t max_bytes) { return comm_round_up(max_bytes < COMM_MIN_BYTES ? COMM_MIN_BYTES : max_bytes, 64); }

@@ -442,6 +442,9 @@ static enum st link_event_test(struct comm *c, void *data, size_t capacity, size
     return code;
 }
 
+/* The trailer is counted: all ranks add the same. */
+static bool link_divide(struct comm *c, size_t from_bytes) { return comm_divide(((struct link *)c)->inner, from_bytes); }
+
 static enum st link_progress(struct comm *c, struct err *e) {
     struct comm *inner = ((struct link *)c)->inner;
     return inner->backend->progress(inner, e);
@@ -517,6 +520,7 @@ enum st comm_link_wrap(struct comm **c, struct err *e) {
         .allgather_test = link_allgather_test,
         .event_post = link_event_post,
         .event_test = link_event_test,
+        .divide = link_divide,
         .progress = inner->backend->progress ? link_progress : NULL,
         .sleep = link_sleep,
     };

@@ -1,6 +1,7 @@
 #include "comm/os.h"
 
 #include <sched.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -21,6 +22,10 @@ static int real_datagrams(const struct comm_os *os, int family) {
 static int real_bind(const struct comm_os *os, int fd, const struct sockaddr *at, socklen_t bytes) {
     (void)os;
     return bind(fd, at, bytes);
+}
+static int real_bind_device(const struct comm_os *os, int fd, const char *interface) {
+    (void)os;
+    return setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, interface, (socklen_t)strlen(interface));
 }
 static int real_listen(const struct comm_os *os, int fd) {
     (void)os;
@@ -87,6 +92,7 @@ const struct comm_os *comm_os_real(void) {
         .socket = real_socket,
         .datagrams = real_datagrams,
         .bind = real_bind,
+        .bind_device = real_bind_device,
         .listen = real_listen,
         .getsockname = real_getsockname,
         .accept = real_accept,

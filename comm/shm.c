@@ -51,7 +51,7 @@
 #include "comm/comm_priv.h"
 
 #define SEGMENT_MAGIC 0x316d68736d646e74ull /* "tndmshm1" */
-#define SEGMENT_VERSION 2u
+#define SEGMENT_VERSION 3u
 #define PAGE_BYTES 4096u
 #define RING_BYTES (1u << 20)
 #define ATTACH_SLICE_NS (50 * BASE_NS_PER_MS)
@@ -64,6 +64,8 @@ struct cell {
     APART _Atomic uint32_t opened;
     _Atomic uint32_t dead;   /* set by whoever watches this rank */
     _Atomic uint32_t closed; /* 0, or how many had closed up to and with this rank: the first is the cause, the others follow it */
+    _Atomic uint32_t cause;  /* of that, enum comm_cause; and whom it had lost, by the job's number: also one of another host (hybrid.c) */
+    _Atomic uint32_t blamed;
 };
 
 struct segment {
@@ -98,6 +100,7 @@ enum waits_for { WAITS_FOR_RANK, WAITS_FOR_EVENT };
 struct shm {
     struct comm comm;
     int rank, n_ranks;
+    int first; /* the job's number of our rank 0, for sentences */
     struct segment *segment;
     unsigned char *ring;    /* [RING_BYTES] */
     unsigned char *regions; /* [n_ranks, region_bytes], each [COMM_N_SLOTS, slot_bytes] */
@@ -283,12 +286,18 @@ static enum st check_lost(struct shm *s, bool exchange, struct err *e) {
     bool is_dead;
     int lost = find_lost(s, exchange, &is_dead);
     if (lost < 0) return ST_AGAIN;
-    return err_set(e, ST_PEER_LOST, is_dead ? "rank %d died" : "rank %d closed its end", lost);
+    const struct cell *cell = &s->segment->cells[lost];
+    enum comm_cause cause = is_dead ? COMM_WANTED : (enum comm_cause)atomic_load(&cell->cause);
+    s->comm.cause = cause != COMM_WANTED ? cause : is_dead ? COMM_BROKE : COMM_CLOSED;
+    s->comm.blamed = cause != COMM_WANTED ? (int)atomic_load(&cell->blamed) : s->first + lost;
+    if (cause != COMM_WANTED) return comm_tell_hearsay(s->first + lost, cause, s->comm.blamed, s->first + s->rank, e);
+    return err_set(e, ST_PEER_LOST, is_dead ? "rank %d died" : "rank %d closed its end", s->first + lost);
 }
 
 /* ---- opening and closing ------------------------------------------------------------------------------------------------------------------------- */
 
 static enum st shm_probe(const struct comm_setup *setup, struct err *e) {
+    if (setup->n_here && setup->n_here < setup->n_ranks) return err_set(e, ST_UNSUPPORTED, "%d of the ranks are on other hosts", setup->n_ranks - setup->n_here);
     if (setup->memory || setup->memory_fd >= 0 || setup->boot) return ST_OK;
     return err_set(e, ST_UNSUPPORTED, "no shared segment was given");
 }
@@ -338,6 +347,8 @@ undo_map:
 /* Lets the others know. */
 static void detach(struct shm *s) {
     uint32_t n_closed = atomic_fetch_add(&s->segment->n_closed, 1) + 1;
+    atomic_store(&s->segment->cells[s->rank].blamed, (uint32_t)s->comm.blamed);
+    atomic_store(&s->segment->cells[s->rank].cause, (uint32_t)s->comm.cause);
     atomic_store(&s->segment->cells[s->rank].closed, n_closed);
     tell_lost(s->segment, s->n_ranks);
     if (s->mapped) munmap(s->segment, s->segment_bytes);
@@ -434,9 +445,9 @@ static enum st wait_attached(struct shm *s, const struct comm_setup *setup, stru
         while (missing < s->n_ranks - 1 && atomic_load(&segment->cells[missing].opened)) missing++;
         uint32_t n = atomic_load(&segment->n_attached); /* after the losses: who closes in peace has seen all attached */
         if (n == (uint32_t)s->n_ranks) return ST_OK;
-        if (lost >= 0) return err_set(e, ST_PEER_LOST, "shm: rank %d %s before all had attached to the segment", lost, is_dead ? "died" : "gave up");
+        if (lost >= 0) return err_set(e, ST_PEER_LOST, "shm: rank %d %s before all had attached to the segment", s->first + lost, is_dead ? "died" : "gave up");
         uint64_t now_ns = base_now_ns(clock);
-        if (now_ns >= setup->deadline_ns) return err_set(e, ST_TIMEOUT, "shm: rank %d did not attach to the segment in time", missing);
+        if (now_ns >= setup->deadline_ns) return err_set(e, ST_TIMEOUT, "shm: rank %d did not attach to the segment in time", s->first + missing);
         uint64_t ns = setup->deadline_ns - now_ns;
         futex_wait(&segment->n_attached, n, ns < ATTACH_SLICE_NS ? ns : ATTACH_SLICE_NS);
     }
@@ -485,6 +496,7 @@ static enum st shm_open_comm(const struct comm_setup *setup, struct comm **c, st
     }
     s->rank = setup->rank;
     s->n_ranks = setup->n_ranks;
+    s->first = setup->first_here;
     s->slot_bytes = slot_bytes_for(setup->max_bytes);
     s->region_bytes = region_bytes_for(setup->max_bytes);
     s->segment_bytes = comm_shm_bytes(setup->n_ranks, setup->max_bytes);
@@ -535,11 +547,11 @@ static enum st look(struct shm *s, int r, struct err *e) {
     if (sequence != due) {
         uint64_t before = due > COMM_N_SLOTS ? due - COMM_N_SLOTS : 0;
         if (sequence == before) return ST_AGAIN;
-        return err_set(e, ST_MISMATCH, "rank %d is at exchange %llu, which cannot be", r, (unsigned long long)sequence);
+        return err_set(e, ST_MISMATCH, "rank %d is at exchange %llu, which cannot be", s->first + r, (unsigned long long)sequence);
     }
     uint64_t bytes = slot->bytes;
     if (bytes != s->comm.recv_bytes[r])
-        return err_set(e, ST_MISMATCH, "rank %d sent %llu bytes where %zu are due", r, (unsigned long long)bytes, s->comm.recv_bytes[r]);
+        return err_set(e, ST_MISMATCH, "rank %d sent %llu bytes where %zu are due", s->first + r, (unsigned long long)bytes, s->comm.recv_bytes[r]);
     s->headers[r] = slot->header;
     return ST_OK;
 }
@@ -579,17 +591,25 @@ static void ring_get(const struct shm *s, uint64_t position, void *data, size_t 
     if (bytes > n) memcpy((unsigned char *)data + n, s->ring, bytes - n);
 }
 
-static enum st shm_event_post(struct comm *c, const void *data, size_t bytes, struct err *e) {
+enum st comm_shm_has_room(struct comm *c, size_t bytes, struct err *e) {
     struct shm *s = (struct shm *)c;
     enum st code = check_lost(s, false, e);
     if (code != ST_AGAIN) return code;
-    const struct event event = {.bytes = (uint32_t)bytes, .number = s->n_events};
-    size_t needed = sizeof event + comm_round_up(bytes, 8);
+    size_t needed = sizeof(struct event) + comm_round_up(bytes, 8);
     for (int r = 1; r < s->n_ranks; r++) {
         uint64_t behind = s->event_position - atomic_load_explicit(&s->segment->cells[r].events_read, memory_order_acquire);
-        if (behind > RING_BYTES) return err_set(e, ST_MISMATCH, "rank %d acknowledges events that were never posted", r);
+        if (behind > RING_BYTES) return err_set(e, ST_MISMATCH, "rank %d acknowledges events that were never posted", s->first + r);
         if (needed > RING_BYTES - behind) return ST_AGAIN;
     }
+    return ST_OK;
+}
+
+static enum st shm_event_post(struct comm *c, const void *data, size_t bytes, struct err *e) {
+    struct shm *s = (struct shm *)c;
+    enum st code = comm_shm_has_room(c, bytes, e);
+    if (code != ST_OK) return code;
+    const struct event event = {.bytes = (uint32_t)bytes, .number = s->n_events};
+    size_t needed = sizeof event + comm_round_up(bytes, 8);
     ring_put(s, s->event_position, &event, sizeof event);
     ring_put(s, s->event_position + sizeof event, data, bytes);
     s->event_position += needed;

@@ -20,6 +20,7 @@
  * Waiting. While bytes flow nobody yields: the CPU would be somebody else's for a time slice. Without any for spin_us a rank yields, and only after YIELD_NS does it
  * sleep inside an exchange, since poll takes some 50 us to wake from: a peer that takes longer computes. */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -45,7 +46,8 @@ static enum st tcp_allgather_start(struct comm *c, const void *send_from, const 
     const struct tcp_frame f = {.kind = TCP_EXCHANGE, .number = c->sequence, .bytes = bytes, .header = *header, .events_read = t->events_read};
     comm_tcp_put(&f, slot);
     t->events_told = t->events_read;
-    t->frame_bytes = TCP_HEAD_BYTES + bytes;
+    size_t offset;
+    t->frame_bytes = TCP_HEAD_BYTES + comm_tcp_share(t, bytes, 0, &offset);
     t->after = t->ring_written;
     t->n_moved++;
     for (int i = 1; i < t->n_ranks; i++) {
@@ -54,7 +56,9 @@ static enum st tcp_allgather_start(struct comm *c, const void *send_from, const 
         if (p->n_announced == c->sequence && p->announced_bytes != recv_bytes[r])
             return err_set(e, ST_MISMATCH, "rank %d sent %llu bytes where %zu are due", r, (unsigned long long)p->announced_bytes, recv_bytes[r]);
         p->n_sent = 0;
+        for (int k = 0; k < t->n_more; k++) p->more[k].n_sent = p->more[k].n_have = 0;
         comm_tcp_push(t, r);
+        if (t->n_more && p->fd >= 0) comm_tcp_move_shares(t, r);
     }
     return ST_OK;
 }
@@ -64,11 +68,12 @@ static enum st tcp_allgather_test(struct comm *c, const void **views, struct com
     int lost = -1, waits_for = -1;
     for (int i = 0, r = (int)t->turn; i < t->n_ranks; i++, r = r + 1 < t->n_ranks ? r + 1 : 0) {
         struct tcp_peer *p = &t->peers[r];
-        if (r == t->rank) continue;
+        if (p->fd < 0) continue;
         if (p->n_sent < t->frame_bytes) comm_tcp_push(t, r);
         if (p->n_received < c->sequence) comm_tcp_receive(t, r, true);
-        if (p->n_received >= c->sequence && p->n_sent == t->frame_bytes) continue;
-        if (p->ended && (lost < 0 || p->i_ended < t->peers[lost].i_ended)) lost = r;
+        if (t->n_more) comm_tcp_move_shares(t, r);
+        if (comm_tcp_is_done(t, r)) continue;
+        if (comm_tcp_is_in_vain(t, r) && (lost < 0 || p->i_ended < t->peers[lost].i_ended)) lost = r;
         if (waits_for < 0 || p->n_received < c->sequence) waits_for = r;
     }
     t->turn = t->turn + 1 < (unsigned)t->n_ranks ? t->turn + 1 : 0;
@@ -94,7 +99,7 @@ static enum st tcp_event_post(struct comm *c, const void *data, size_t bytes, st
     enum st code = comm_tcp_check_lost(t, e);
     if (code != ST_AGAIN) return code;
     for (int r = 1; r < t->n_ranks; r++)
-        if (t->ring_written - t->peers[r].events_read + TCP_HEAD_BYTES + bytes > TCP_RING_BYTES) return ST_AGAIN;
+        if (t->peers[r].fd >= 0 && t->ring_written - t->peers[r].events_read + TCP_HEAD_BYTES + bytes > TCP_RING_BYTES) return ST_AGAIN;
     unsigned char head[TCP_HEAD_BYTES];
     comm_tcp_put(&(struct tcp_frame){.kind = TCP_EVENT, .number = t->n_events, .bytes = bytes}, head);
     comm_tcp_ring_put(t, head, sizeof head);
@@ -155,15 +160,20 @@ static void tcp_sleep(struct comm *c, uint64_t deadline_ns) {
             return;
         }
     }
-    struct pollfd fds[COMM_MAX_RANKS];
+    struct pollfd fds[COMM_MAX_RANKS * COMM_MAX_STREAMS]; /* the first streams, then the others */
+    size_t n_fds = (size_t)t->n_ranks;
     for (int r = 0; r < t->n_ranks; r++) {
         const struct tcp_peer *p = &t->peers[r];
         bool wanted = !c->begun || p->n_received < c->sequence, unsent = comm_tcp_has_unsent(t, p);
         /* Who has said all that is due, or has ended, would wake us again and again. */
         fds[r] = (struct pollfd){.fd = p->ended || (!wanted && !unsent) ? -1 : p->fd,
                                  .events = (short)((wanted ? POLLIN : 0) | (unsent ? POLLOUT | POLLRDHUP : 0))};
+        for (int i = 0; i < t->n_more && c->begun; i++) {
+            short due = comm_tcp_due(t, r, i);
+            if (due && !p->more[i].ended) fds[n_fds++] = (struct pollfd){.fd = p->more[i].fd, .events = due};
+        }
     }
-    c->os->poll(c->os, fds, (size_t)t->n_ranks, deadline_ns - now_ns);
+    c->os->poll(c->os, fds, n_fds, deadline_ns - now_ns);
     /* Who has closed takes nothing any more. Usually a send fails then; not where our bytes do not get through to it, but its end came to us. */
     for (int r = 0; r < t->n_ranks; r++)
         while (fds[r].revents & POLLRDHUP && comm_tcp_receive(t, r, false)) {
@@ -187,7 +197,6 @@ static enum st create(const struct comm_setup *setup, struct tcp **created, stru
     t->comm.os = setup->os ? setup->os : comm_os_real();
     t->rank = setup->rank;
     t->n_ranks = setup->n_ranks;
-    t->blamed = -1;
     t->capacity = comm_buffer_bytes(setup->max_bytes);
     t->slot_bytes = comm_round_up(TCP_HEAD_BYTES + payload_bytes, 128);
     size_t slots_bytes = (size_t)t->n_ranks * COMM_N_SLOTS * t->slot_bytes;
@@ -199,16 +208,24 @@ static enum st create(const struct comm_setup *setup, struct tcp **created, stru
         return err_set(e, ST_NO_MEMORY, "tcp: no memory for %zu bytes of buffers", bytes);
     }
     t->ring = t->memory + slots_bytes + (size_t)t->n_ranks * spare_bytes;
+    t->divide_bytes = SIZE_MAX;
     for (int r = 0; r < t->n_ranks; r++) {
         t->peers[r].fd = t->peers[r].blamed = -1;
+        for (int i = 0; i < COMM_MAX_STREAMS - 1; i++) t->peers[r].more[i].fd = -1;
         t->peers[r].spare = t->memory + slots_bytes + (size_t)r * spare_bytes;
     }
-    t->peers[t->rank].ended = true; /* nothing is sent to or read from oneself */
+    for (int r = 0; r < t->n_ranks; r++) t->peers[r].ended = comm_is_apart(setup, r); /* nothing is sent to or read from them */
     *created = t;
     return ST_OK;
 }
 
-static void destroy(struct tcp *t) {
+static void release(struct tcp *t) {
+    const struct comm_os *os = t->comm.os;
+    for (int r = 0; r < t->n_ranks; r++) {
+        if (t->peers[r].fd >= 0) os->close(os, t->peers[r].fd);
+        for (int i = 0; i < t->n_more; i++)
+            if (t->peers[r].more[i].fd >= 0) os->close(os, t->peers[r].more[i].fd);
+    }
     t->comm.os->unmap(t->comm.os, t->memory, t->memory_bytes);
     free(t);
 }
@@ -227,42 +244,75 @@ enum st comm_tcp_join(const struct comm_setup *setup, const int *fds, struct com
     return ST_OK;
 }
 
+/* The ith address of a list; its length is 0 behind the last. */
+static size_t stream_address(const char *list, int i, char address[COMM_ADDRESS_BYTES]) {
+    for (; i > 0 && *list; i--) {
+        list += strcspn(list, ",");
+        list += *list == ',';
+    }
+    size_t n = strcspn(list, ",");
+    snprintf(address, COMM_ADDRESS_BYTES, "%.*s", (int)n, list);
+    return n;
+}
+
+/* A meeting for each stream, one after the other. Who has failed still takes part in the boot rounds of the rest. */
 static enum st tcp_open(const struct comm_setup *setup, struct comm **c, struct err *e) {
     struct tcp *t = NULL;
     int fds[COMM_MAX_RANKS];
     enum st code = create(setup, &t, e);
-    if (code != ST_OK) {
-        comm_tcp_connect(setup, false, fds, NULL);
-        return code;
+    for (int i = 0; i < COMM_MAX_STREAMS; i++) {
+        char address[COMM_ADDRESS_BYTES];
+        struct comm_setup one = *setup;
+        if (setup->streams ? !stream_address(setup->streams, i, address) : i > 0) break;
+        if (setup->streams) one.address = address;
+        enum st st = comm_tcp_connect(&one, code == ST_OK, fds, code == ST_OK ? e : NULL);
+        if (code == ST_OK) code = st;
+        if (code != ST_OK) continue;
+        for (int r = 0; r < t->n_ranks; r++) {
+            if (i == 0)
+                t->peers[r].fd = fds[r];
+            else
+                t->peers[r].more[i - 1].fd = fds[r];
+        }
+        t->n_more = i;
     }
-    code = comm_tcp_connect(setup, true, fds, e);
-    if (code != ST_OK) {
-        destroy(t);
-        return code;
-    }
-    for (int r = 0; r < t->n_ranks; r++) t->peers[r].fd = fds[r];
-    *c = &t->comm;
-    return ST_OK;
+    if (code == ST_OK)
+        *c = &t->comm;
+    else if (t)
+        release(t);
+    return code;
 }
 
-/* True: the kernel has not sent all that we gave it, and the peer still takes it. What has come is thrown away: a socket that is closed with
- * unread bytes resets the connection, and what was not sent by then would be lost. */
-static bool is_leaving(struct tcp *t, struct tcp_peer *p) {
-    if (p->fd < 0 || p->ended) return false;
-    const struct comm_os *os = t->comm.os;
+static bool tcp_divide(struct comm *c, size_t from_bytes) {
+    struct tcp *t = (struct tcp *)c;
+    t->divide_bytes = from_bytes;
+    return t->n_more > 0;
+}
+
+/* False: the peer takes nothing any more. What has come is thrown away: a socket that is closed with unread bytes resets the connection, and what was not sent by then
+ * would be lost. */
+static bool is_taking(const struct tcp *t, int fd, unsigned char *spare) {
     ssize_t n;
-    while ((n = os->recv(os, p->fd, p->spare, TCP_HEAD_BYTES + COMM_EVENT_MAX_BYTES)) > 0) {
+    while ((n = t->comm.os->recv(t->comm.os, fd, spare, TCP_HEAD_BYTES + COMM_EVENT_MAX_BYTES)) > 0) {
     }
-    if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) return false;
-    if (comm_tcp_has_unsent(t, p)) return true;
-    return os->n_unsent(os, p->fd) > 0;
+    return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR);
+}
+
+/* True: the kernel has not sent all that we gave it, and the peer still takes it. */
+static bool is_leaving(struct tcp *t, struct tcp_peer *p) {
+    const struct comm_os *os = t->comm.os;
+    if (p->fd < 0 || p->ended || !is_taking(t, p->fd, p->spare)) return false;
+    bool unsent = comm_tcp_has_unsent(t, p) || os->n_unsent(os, p->fd) > 0;
+    for (int i = 0; i < t->n_more; i++)
+        if (!p->more[i].ended && is_taking(t, p->more[i].fd, p->spare) && os->n_unsent(os, p->more[i].fd) > 0) unsent = true;
+    return unsent;
 }
 
 static void tcp_close(struct comm *c) {
     struct tcp *t = (struct tcp *)c;
     const struct tcp_frame bye = {.kind = TCP_BYE,
-                                  .number = t->blamed < 0 ? TCP_BYE_WANTED : (uint64_t)t->bye,
-                                  .header = {.n_events = t->blamed < 0 ? 0 : (uint32_t)t->blamed}};
+                                  .number = (uint64_t)c->cause,
+                                  .header = {.n_events = c->cause == COMM_WANTED ? 0 : (uint32_t)c->blamed}};
     bool told[COMM_MAX_RANKS] = {false};
     uint64_t deadline_ns = base_now_ns(c->clock) + LINGER_NS;
     for (;;) {
@@ -275,9 +325,7 @@ static void tcp_close(struct comm *c) {
         if (!leaving || base_now_ns(c->clock) >= deadline_ns) break;
         c->os->poll(c->os, NULL, 0, BASE_NS_PER_MS);
     }
-    for (int r = 0; r < t->n_ranks; r++)
-        if (t->peers[r].fd >= 0) c->os->close(c->os, t->peers[r].fd);
-    destroy(t);
+    release(t);
 }
 
 const struct comm_backend comm_tcp_backend = {
@@ -291,6 +339,7 @@ const struct comm_backend comm_tcp_backend = {
     .allgather_test = tcp_allgather_test,
     .event_post = tcp_event_post,
     .event_test = tcp_event_test,
+    .divide = tcp_divide,
     .progress = tcp_progress,
     .sleep = tcp_sleep,
 };

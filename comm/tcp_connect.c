@@ -1,4 +1,4 @@
-/* Setting up the tcp backend: every rank listens, all learn by one boot round where, then the higher rank of each pair connects to the lower one.
+/* Setting up the tcp backend: every rank listens, all learn by one boot round where, then the higher rank of each pair connects to the lower one. For each further stream once more.
  *
  * A port is open to anybody who can reach the host, so neither side believes the other before it has proved that it belongs to the job: both say who they are
  * to whom, with a keyed digest over what the other has just drawn at random: nothing that was said on another connection, or to another rank, or in another
@@ -15,11 +15,13 @@
  * A proof is BLAKE2b under the job's key of the message's bytes 0 … 47, the challenge, and, in the answer, the claim's nonce. */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 
@@ -59,8 +61,9 @@ struct meeting {
     const struct comm_setup *setup;
     const struct base_clock *clock;
     const struct comm_os *os;
-    int rank, n_ranks, listener;
+    int rank, n_ranks, n_peers, listener; /* peers: those that we shall be connected to */
     union address own, addresses[COMM_MAX_RANKS];
+    char interface[IF_NAMESIZE]; /* sockets are bound to; "": none */
     uint8_t key[COMM_KEY_BYTES];
     int *fds; /* [n_ranks]: proved; −1: not yet */
     int n_proved;
@@ -89,11 +92,15 @@ static const char *address_text(const union address *a, char text[ADDRESS_TEXT])
     return text;
 }
 
+/* Without what follows a '%', but for link-local addresses, to which it belongs. */
 static enum st parse_address(const char *text, union address *a, struct err *e) {
     const struct addrinfo hints = {.ai_flags = AI_NUMERICHOST, .ai_socktype = SOCK_STREAM};
     struct addrinfo *found = NULL;
+    char plain[COMM_ADDRESS_BYTES];
     memset(a, 0, sizeof *a);
-    if (getaddrinfo(text ? text : "127.0.0.1", NULL, &hints, &found) != 0) return err_set(e, ST_INVALID, "tcp: %.100s is no numeric address", text);
+    snprintf(plain, sizeof plain, "%s", text ? text : "127.0.0.1");
+    if (strncasecmp(plain, "fe80:", 5) != 0) plain[strcspn(plain, "%")] = 0;
+    if (getaddrinfo(plain, NULL, &hints, &found) != 0) return err_set(e, ST_INVALID, "tcp: %.100s is no numeric address", text);
     bool known = found->ai_family == AF_INET || found->ai_family == AF_INET6;
     if (known) memcpy(a, found->ai_addr, found->ai_addrlen);
     freeaddrinfo(found);
@@ -217,12 +224,22 @@ static void tune(const struct comm_os *os, int fd) {
     os->setsockopt(os, fd, IPPROTO_TCP, TCP_KEEPCNT, 2);
 }
 
+/* Where several interfaces have addresses of one subnet, the address alone would not decide by which a packet leaves. */
+static void bind_to_interface(struct meeting *m, int fd) {
+    if (!m->interface[0] || !m->os->bind_device || m->os->bind_device(m->os, fd, m->interface) == 0) return;
+    LOG_WARNING("tcp", "rank %d: a connection cannot be bound to %s: %s", m->rank, m->interface, strerror(errno));
+    m->interface[0] = 0;
+}
+
 static enum st start_listening(struct meeting *m, struct err *e) {
     char text[ADDRESS_TEXT];
     enum st code = parse_address(m->setup->address, &m->own, e);
     if (code != ST_OK) return code;
     m->listener = m->os->socket(m->os, m->own.any.sa_family);
     if (m->listener < 0) return err_set(e, ST_IO, "tcp: a socket for %s: %s", address_text(&m->own, text), strerror(errno));
+    const char *interface = m->setup->address ? strchr(m->setup->address, '%') : NULL;
+    snprintf(m->interface, sizeof m->interface, "%s", interface ? interface + 1 : "");
+    bind_to_interface(m, m->listener);
     set_port(&m->own, (uint16_t)m->setup->port);
     m->os->setsockopt(m->os, m->listener, SOL_SOCKET, SO_REUSEADDR, 1); /* connections of an earlier job may linger at a port that is fixed */
     socklen_t n = sizeof m->own.storage;
@@ -266,6 +283,7 @@ static enum st start_connecting(struct meeting *m, int r, struct err *e) {
     h->fd = m->os->socket(m->os, m->own.any.sa_family);
     if (h->fd < 0) return cannot_connect(m, r, errno, e);
     /* From the address that the launcher has chosen, not from what the routing table would prefer. */
+    bind_to_interface(m, h->fd);
     union address from = m->own;
     set_port(&from, 0);
     m->os->setsockopt(m->os, h->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
@@ -379,7 +397,7 @@ static bool go_on_accepting(struct meeting *m, struct half *h) {
     case READ_ALL: break;
     }
     int r = h->greeting[8];
-    if (r <= m->rank || r >= m->n_ranks || !is_greeting(m, h, false, r, m->rank)) {
+    if (r <= m->rank || r >= m->n_ranks || comm_is_apart(m->setup, r) || !is_greeting(m, h, false, r, m->rank)) {
         tell_stranger(m, h, "did not prove that it belongs to this job");
         return false;
     }
@@ -399,7 +417,7 @@ static const char *missing_text(const struct meeting *m, char missing[300]) {
     size_t n = 0;
     missing[0] = 0;
     for (int r = 0; r < m->n_ranks && n < 300; r++) {
-        if (r == m->rank || m->fds[r] >= 0) continue;
+        if (comm_is_apart(m->setup, r) || m->fds[r] >= 0) continue;
         const char *how = r > m->rank ? "did not connect to" : m->out[r].connecting ? "is not reached at" : "does not answer at";
         int k =
             snprintf(missing + n, 300 - n, "%srank %d %s %s", n ? ", " : "", r, how, address_text(r > m->rank ? &m->own : &m->addresses[r], text));
@@ -452,7 +470,7 @@ static enum st go_on(struct meeting *m, uint64_t now_ns, uint64_t wake_ns, struc
 
 static enum st meet(struct meeting *m, struct err *e) {
     uint64_t begun_ns = base_now_ns(m->clock);
-    while (m->n_proved < m->n_ranks - 1) {
+    while (m->n_proved < m->n_peers) {
         uint64_t now_ns = base_now_ns(m->clock), wake_ns = m->setup->deadline_ns;
         if (now_ns >= m->setup->deadline_ns) return timed_out(m, begun_ns, now_ns, e);
         while (m->n_in && m->in[0].until_ns <= now_ns) {
@@ -462,7 +480,7 @@ static enum st meet(struct meeting *m, struct err *e) {
         if (m->n_in && m->in[0].until_ns < wake_ns) wake_ns = m->in[0].until_ns;
         for (int r = 0; r < m->rank; r++) {
             struct half *h = &m->out[r];
-            if (m->fds[r] >= 0 || h->fd >= 0) continue;
+            if (comm_is_apart(m->setup, r) || m->fds[r] >= 0 || h->fd >= 0) continue;
             if (h->until_ns > now_ns) {
                 if (h->until_ns < wake_ns) wake_ns = h->until_ns;
                 continue;
@@ -485,6 +503,7 @@ enum st comm_tcp_connect(const struct comm_setup *setup, bool able, int fds[COMM
                         .listener = -1};
     m.fds = fds;
     for (int r = 0; r < COMM_MAX_RANKS; r++) m.fds[r] = m.out[r].fd = -1;
+    for (int r = 0; r < m.n_ranks; r++) m.n_peers += !comm_is_apart(setup, r);
 
     unsigned char record[RECORD_BYTES] = {0}, records[COMM_MAX_RANKS * RECORD_BYTES];
     enum st code = able ? start_listening(&m, e) : ST_NO_MEMORY;

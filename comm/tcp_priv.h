@@ -12,17 +12,11 @@
  *   exchange  all → all     of the exchange       the rank's bytes    comm_header             bytes of the event stream taken so far
  *   event     0 → others    of the event, from 0  the event's bytes   zero                    zero
  *   read      others → 0    zero                  none                zero                    as above: a credit, when no exchange carries it
- *   bye       all → all     why (enum tcp_bye)    none                n_events: rank blamed   zero
+ *   bye       all → all     why (enum comm_cause)    none                n_events: rank blamed   zero
  *
  * Nothing follows a bye. The event stream's bytes count heads and payloads. */
 #define TCP_HEAD_BYTES 64u
 enum tcp_kind { TCP_EXCHANGE = 0x3158434d, TCP_EVENT = 0x3156454d, TCP_READ = 0x3144524d, TCP_BYE = 0x3145594d }; /* "MCX1" "MEV1" "MRD1" "MYE1" */
-enum tcp_bye {
-    TCP_BYE_WANTED,
-    TCP_BYE_CLOSED,
-    TCP_BYE_BROKE,
-    TCP_N_BYES
-}; /* own will; since that rank closed; since the connection to that rank broke */
 
 struct tcp_frame {
     enum tcp_kind kind;
@@ -36,8 +30,15 @@ bool comm_tcp_get(const unsigned char head[TCP_HEAD_BYTES], struct tcp_frame *f)
 
 #define TCP_RING_BYTES (1u << 20) /* of events that some rank has not read yet */
 
+/* A further connection to a peer: of exchanges that are divided its share of the payload, and nothing else. */
+struct tcp_stream {
+    int fd;                /* −1: none */
+    size_t n_sent, n_have; /* bytes of the exchange begun */
+    bool ended;
+};
+
 struct tcp_peer {
-    int fd; /* −1: none */
+    int fd; /* −1: none, to ourselves and those that are joined to us otherwise */
 
     /* receiving: the frame in hand */
     unsigned char *at;    /* where it is put: the slot of its exchange, or spare */
@@ -46,6 +47,8 @@ struct tcp_peer {
     uint64_t n_received;  /* exchanges that are here as a whole */
     uint64_t n_announced; /* exchanges whose head is here; the last one has */
     uint64_t announced_bytes;
+
+    struct tcp_stream more[COMM_MAX_STREAMS - 1];
 
     /* sending */
     size_t n_sent;         /* bytes of our frame of the exchange begun */
@@ -63,7 +66,7 @@ struct tcp_peer {
     bool cut;         /* inside a frame */
     bool said_bye;
     int blamed; /* by its bye; −1: nobody */
-    enum tcp_bye bye;
+    enum comm_cause cause;
     bool garbled; /* it sent what cannot be: struct tcp's garbled says what */
 };
 
@@ -71,6 +74,8 @@ struct tcp {
     struct comm comm;
     int rank, n_ranks;
     size_t capacity; /* of a slot's payload */
+    int n_more;          /* streams of each peer, beyond the first */
+    size_t divide_bytes; /* payloads of so many bytes and more are divided among all streams; all ranks agree on it */
     unsigned char *memory, *ring;
     size_t memory_bytes, slot_bytes;
     struct tcp_peer peers[COMM_MAX_RANKS];
@@ -89,8 +94,6 @@ struct tcp {
 
     unsigned n_ended;
     struct err garbled;
-    int blamed; /* whom our bye will name */
-    enum tcp_bye bye;
     uint64_t look_for_silence_ns;
     uint64_t n_sends, n_receives; /* system calls */
 };
@@ -105,6 +108,15 @@ void comm_tcp_ring_get(const struct tcp *t, uint64_t position, void *data, size_
 bool comm_tcp_receive(struct tcp *t, int r, bool exchange);
 /* Sends to rank r up to a piece of what is due, as far as its socket takes it. */
 void comm_tcp_push(struct tcp *t, int r);
+/* Bytes of a payload that stream i carries (0: the first one, behind the frame's head), and where they begin in it. */
+size_t comm_tcp_share(const struct tcp *t, size_t bytes, int i, size_t *offset);
+/* In an exchange: what is due on the further streams, both ways. */
+void comm_tcp_move_shares(struct tcp *t, int r);
+/* Of that, what is still due on the ith of them: POLLIN, POLLOUT, both or 0. */
+short comm_tcp_due(const struct tcp *t, int r, int i);
+/* Whether all that is due from and to a peer in the exchange begun is done; and, where it is not, whether it never will be. */
+bool comm_tcp_is_done(const struct tcp *t, int r);
+bool comm_tcp_is_in_vain(const struct tcp *t, int r);
 /* Both, for all peers, outside an exchange. */
 void comm_tcp_pump(struct tcp *t);
 bool comm_tcp_has_unsent(struct tcp *t, const struct tcp_peer *p);
@@ -120,7 +132,7 @@ void comm_tcp_look_for_silence(struct tcp *t, uint64_t now_ns);
 
 /* ---- setting up ---------------------------------------------------------------------------------------------------------------------------------- */
 
-/* A connection to every other rank, made before setup->deadline_ns; fds[setup->rank] = −1. Makes exactly one round of setup->boot; able: false says there that this rank is not. */
+/* A connection to every other rank, made before setup->deadline_ns; fds[setup->rank] = −1, those of ranks apart as well. Makes exactly one round of setup->boot; able: false says there that this rank is not. */
 enum st comm_tcp_connect(const struct comm_setup *setup, bool able, int fds[COMM_MAX_RANKS], struct err *e);
 /* A comm over connections that are there already, whatever made them; takes them over on success. */
 enum st comm_tcp_join(const struct comm_setup *setup, const int *fds, struct comm **c, struct err *e);

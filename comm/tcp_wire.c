@@ -118,7 +118,7 @@ static bool check_frame(struct tcp *t, int r, const struct tcp_frame *f) {
         return false;
     case TCP_READ:
     case TCP_BYE:
-        if (f->bytes == 0 && (f->kind == TCP_READ ? t->rank == 0 : f->number < TCP_N_BYES && f->header.n_events < (uint32_t)t->n_ranks)) return true;
+        if (f->bytes == 0 && (f->kind == TCP_READ ? t->rank == 0 : f->number < COMM_N_CAUSES && f->header.n_events < (uint32_t)t->n_ranks)) return true;
         break;
     }
     err_set(e, ST_MISMATCH, "rank %d sent a frame that cannot be", r);
@@ -137,8 +137,8 @@ static void take_aside(struct tcp *t, struct tcp_peer *p, const struct tcp_frame
     p->total = 0;
     if (f->kind == TCP_BYE) {
         p->said_bye = true;
-        p->bye = (enum tcp_bye)f->number;
-        p->blamed = p->bye == TCP_BYE_WANTED ? -1 : (int)f->header.n_events;
+        p->cause = (enum comm_cause)f->number;
+        p->blamed = p->cause == COMM_WANTED ? -1 : (int)f->header.n_events;
         end_peer(t, p, 0);
     }
 }
@@ -155,7 +155,8 @@ static void take(struct tcp *t, int r) {
                 garbled(t, p);
                 return;
             }
-            p->total = TCP_HEAD_BYTES + f.bytes;
+            size_t offset;
+            p->total = TCP_HEAD_BYTES + (f.kind == TCP_EXCHANGE ? comm_tcp_share(t, f.bytes, 0, &offset) : f.bytes);
             if (f.events_read > p->events_read) p->events_read = f.events_read;
             if (f.kind == TCP_EXCHANGE) {
                 unsigned char *slot = comm_tcp_slot(t, r, f.number);
@@ -182,7 +183,8 @@ bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
     size_t n_left = PIECE_BYTES;
     while (!p->ended) {
         if (!p->have) p->at = c->begun && p->n_received + 1 == c->sequence ? comm_tcp_slot(t, r, c->sequence) : p->spare;
-        size_t wanted = (p->total ? p->total : p->at == p->spare ? TCP_HEAD_BYTES : TCP_HEAD_BYTES + c->recv_bytes[r]) - p->have;
+        size_t offset, due = p->at == p->spare ? 0 : comm_tcp_share(t, c->recv_bytes[r], 0, &offset);
+        size_t wanted = (p->total ? p->total : TCP_HEAD_BYTES + due) - p->have;
         if (wanted > n_left) wanted = n_left;
         t->n_receives++;
         ssize_t n = c->os->recv(c->os, p->fd, p->at + p->have, wanted);
@@ -295,6 +297,77 @@ void comm_tcp_pump(struct tcp *t) {
     }
 }
 
+/* ---- divided payloads ---------------------------------------------------------------------------------------------------------------------------- */
+
+size_t comm_tcp_share(const struct tcp *t, size_t bytes, int i, size_t *offset) {
+    *offset = 0;
+    if (!t->n_more || bytes < t->divide_bytes) return i == 0 ? bytes : 0;
+    size_t each = comm_round_up(bytes / (size_t)(1 + t->n_more) + 1, 64);
+    *offset = each * (size_t)i < bytes ? each * (size_t)i : bytes;
+    return bytes - *offset < each ? bytes - *offset : each;
+}
+
+/* A further stream that fails takes the peer with it; what the first one has brought still counts, its bye above all. Where it only ends, the first one says why. */
+static void stream_failed(struct tcp *t, int r, struct tcp_stream *s, int error) {
+    struct tcp_peer *p = &t->peers[r];
+    s->ended = true;
+    if (!error) return;
+    receive_rest(t, r);
+    end_peer(t, p, error);
+}
+
+/* False: for now there is no more to move. */
+static bool moved(struct tcp *t, int r, struct tcp_stream *s, ssize_t n, size_t *counter) {
+    if (n > 0) {
+        *counter += (size_t)n;
+        t->n_moved++;
+        return true;
+    }
+    if (n < 0 && errno == EINTR) return true;
+    if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) stream_failed(t, r, s, n < 0 ? errno : 0);
+    return false;
+}
+
+void comm_tcp_move_shares(struct tcp *t, int r) {
+    const struct comm *c = &t->comm;
+    const struct comm_os *os = c->os;
+    struct tcp_peer *p = &t->peers[r];
+    for (int i = 0; i < t->n_more; i++) {
+        struct tcp_stream *s = &p->more[i];
+        size_t out_at, in_at, out = comm_tcp_share(t, c->recv_bytes[t->rank], i + 1, &out_at), in = comm_tcp_share(t, c->recv_bytes[r], i + 1, &in_at);
+        unsigned char *from = comm_tcp_slot(t, t->rank, c->sequence) + TCP_HEAD_BYTES + out_at, *to = comm_tcp_slot(t, r, c->sequence) + TCP_HEAD_BYTES + in_at;
+        for (size_t end = s->n_sent + PIECE_BYTES; !s->ended && s->n_sent < out && s->n_sent < end;)
+            if (!moved(t, r, s, os->send(os, s->fd, from + s->n_sent, (out < end ? out : end) - s->n_sent), &s->n_sent)) break;
+        for (size_t end = s->n_have + PIECE_BYTES; !s->ended && s->n_have < in && s->n_have < end;)
+            if (!moved(t, r, s, os->recv(os, s->fd, to + s->n_have, (in < end ? in : end) - s->n_have), &s->n_have)) break;
+    }
+}
+
+short comm_tcp_due(const struct tcp *t, int r, int i) {
+    BASE_ASSERT(i >= 0 && i < t->n_more);
+    size_t offset;
+    const struct tcp_stream *s = &t->peers[r].more[i];
+    bool out = s->n_sent < comm_tcp_share(t, t->comm.recv_bytes[t->rank], i + 1, &offset), in = s->n_have < comm_tcp_share(t, t->comm.recv_bytes[r], i + 1, &offset);
+    return (short)((in ? POLLIN : 0) | (out ? POLLOUT : 0));
+}
+
+static bool is_first_done(const struct tcp *t, const struct tcp_peer *p) { return p->n_received >= t->comm.sequence && p->n_sent == t->frame_bytes; }
+
+bool comm_tcp_is_done(const struct tcp *t, int r) {
+    for (int i = 0; i < t->n_more; i++)
+        if (comm_tcp_due(t, r, i)) return false;
+    return is_first_done(t, &t->peers[r]);
+}
+
+/* Who has said bye has given all of its shares to its kernel before: they still come. */
+bool comm_tcp_is_in_vain(const struct tcp *t, int r) {
+    const struct tcp_peer *p = &t->peers[r];
+    if (p->ended && (!p->said_bye || !is_first_done(t, p))) return true;
+    for (int i = 0; i < t->n_more; i++)
+        if (p->more[i].ended && comm_tcp_due(t, r, i)) return true;
+    return false;
+}
+
 /* ---- the end of a peer --------------------------------------------------------------------------------------------------------------------------- */
 
 static enum st say_lost(const struct tcp *t, int r, struct err *e) {
@@ -326,32 +399,40 @@ enum st comm_tcp_tell_lost(struct tcp *t, int r, struct err *e) {
     for (int i = 0; i < t->n_ranks; i++) { /* who blames in circles is followed once around */
         const struct tcp_peer *p = &t->peers[r];
         if (p->garbled || p->blamed < 0) break;
-        if (p->blamed == t->rank) return err_set(e, ST_PEER_LOST, "rank %d lost its connection to rank %d, to us", r, t->rank);
-        if (!t->peers[p->blamed].ended) {
-            t->blamed = p->blamed;
-            t->bye = p->bye;
-            return p->bye == TCP_BYE_CLOSED ? err_set(e, ST_PEER_LOST, "rank %d closed its end, as rank %d tells", p->blamed, r)
-                                            : err_set(e, ST_PEER_LOST, "rank %d lost its connection to rank %d", r, p->blamed);
+        /* One that lives as far as we see, or is not ours to see. */
+        if (!t->peers[p->blamed].ended || t->peers[p->blamed].fd < 0) {
+            if (p->blamed != t->rank) {
+                t->comm.blamed = p->blamed;
+                t->comm.cause = p->cause;
+            }
+            return comm_tell_hearsay(r, p->cause, p->blamed, t->rank, e);
         }
         r = p->blamed;
     }
-    t->blamed = r;
-    t->bye = t->peers[r].said_bye ? TCP_BYE_CLOSED : TCP_BYE_BROKE;
+    t->comm.blamed = r;
+    t->comm.cause = t->peers[r].said_bye ? COMM_CLOSED : COMM_BROKE;
     return say_lost(t, r, e);
 }
 
-/* Retransmissions, or probes of a closed window, that nobody answers. Idle connections are the keep-alive's. */
+/* Retransmissions, or probes of a closed window, that nobody answers. Idle connections are the keep-alive's. Returns for how many seconds; 0: it is not silent. */
+static double silence_of(const struct tcp *t, int fd) {
+    struct tcp_info info = {0};
+    socklen_t n = sizeof info;
+    if (t->comm.os->getsockopt(t->comm.os, fd, IPPROTO_TCP, TCP_INFO, &info, &n) != 0) return 0;
+    bool asked = (info.tcpi_unacked && info.tcpi_retransmits >= 2) || info.tcpi_probes >= 2;
+    return asked && info.tcpi_last_ack_recv >= SILENCE_MS && info.tcpi_last_data_recv >= SILENCE_MS ? info.tcpi_last_ack_recv / 1000.0 : 0;
+}
+
 void comm_tcp_look_for_silence(struct tcp *t, uint64_t now_ns) {
     if (now_ns < t->look_for_silence_ns) return;
     t->look_for_silence_ns = now_ns + LOOK_FOR_SILENCE_NS;
     for (int r = 0; r < t->n_ranks; r++) {
         struct tcp_peer *p = &t->peers[r];
-        struct tcp_info info = {0};
-        socklen_t n = sizeof info;
-        if (p->fd < 0 || p->ended || t->comm.os->getsockopt(t->comm.os, p->fd, IPPROTO_TCP, TCP_INFO, &info, &n) != 0) continue;
-        bool asked = (info.tcpi_unacked && info.tcpi_retransmits >= 2) || info.tcpi_probes >= 2;
-        if (!asked || info.tcpi_last_ack_recv < SILENCE_MS || info.tcpi_last_data_recv < SILENCE_MS) continue;
-        p->silent_s = info.tcpi_last_ack_recv / 1000.0;
+        if (p->fd < 0 || p->ended) continue;
+        double silent_s = silence_of(t, p->fd);
+        for (int i = 0; i < t->n_more && silent_s <= 0; i++) silent_s = silence_of(t, p->more[i].fd);
+        if (silent_s <= 0) continue;
+        p->silent_s = silent_s;
         end_peer(t, p, ETIMEDOUT);
     }
 }

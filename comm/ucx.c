@@ -51,7 +51,6 @@ _Static_assert(RECORD_BYTES <= COMM_BOOT_MAX_BYTES, "one round");
 /* ---- what flies ---------------------------------------------------------------------------------------------------------------------------------- */
 
 enum kind { HELLO = 1, DATA, EVENT, CREDIT, BYE, HEARD };
-enum how { CLOSED = 1, BROKE };
 
 /* In the byte order of the machine: the ranks of a group are of one kind (the boot record's magic number would differ). */
 struct packet {
@@ -68,7 +67,7 @@ struct packet {
             uint32_t data_offset, footprint;
         } event;
         struct {
-            uint32_t rank, how;
+            uint32_t rank, cause; /* enum comm_cause, never COMM_WANTED: who goes of its own will blames itself */
         } blamed; /* BYE */
     };
 };
@@ -108,6 +107,7 @@ struct arrival {
 
 struct peer {
     ucp_ep_h ep;
+    bool is_apart;  /* ourselves, or joined to us otherwise: no message goes there or comes from there; broken from the beginning */
     bool is_silent; /* its host answers nothing any more */
     struct tally tally;
     struct arrival arrivals[COMM_N_SLOTS];
@@ -118,7 +118,7 @@ struct peer {
     ucs_status_t why;
     uint64_t last_sequence; /* from its goodbye */
     int blamed;             /* once lost */
-    enum how how;
+    enum comm_cause cause;
     uint64_t events_read, position_read; /* rank 0's peers: by their credits */
 };
 
@@ -169,8 +169,6 @@ struct ucx {
 
     bool corrupt; /* somebody sent nonsense */
     struct err nonsense;
-    int blamed; /* −1: nobody */
-    enum how how;
 };
 
 static unsigned char *slot_of(const struct ucx *s, int rank, uint64_t sequence) {
@@ -184,7 +182,7 @@ static void broke(struct peer *p, int rank, ucs_status_t why) {
     p->why = why;
     if (p->said_bye) return; /* it went with a goodbye; its connection follows */
     p->blamed = rank;
-    p->how = BROKE;
+    p->cause = COMM_BROKE;
 }
 
 /* ---- sending ------------------------------------------------------------------------------------------------------------------------------------- */
@@ -324,7 +322,7 @@ static void take_bye(struct ucx *s, const struct packet *p) {
     s->n_must_answer++;
     if (peer->broken) return;
     peer->blamed = p->blamed.rank < (uint32_t)s->n_ranks ? (int)p->blamed.rank : p->rank;
-    peer->how = p->blamed.how == BROKE ? BROKE : CLOSED;
+    peer->cause = p->blamed.cause == COMM_BROKE ? COMM_BROKE : COMM_CLOSED;
 }
 
 /* Called by UCX from its progress, so from ours. What does not bear the group's key is not from this group and is dropped. */
@@ -333,7 +331,7 @@ static ucs_status_t on_packet(void *arg, const void *header, size_t header_lengt
     struct packet p;
     if (header_length != sizeof p) return UCS_OK;
     memcpy(&p, header, sizeof p);
-    if (p.key != s->key || p.rank >= s->n_ranks || p.rank == s->rank) return UCS_OK;
+    if (p.key != s->key || p.rank >= s->n_ranks || s->peers[p.rank].is_apart) return UCS_OK;
     if (p.n_events > s->n_promised) s->n_promised = p.n_events;
     struct peer *peer = &s->peers[p.rank];
     switch (p.kind) {
@@ -393,9 +391,9 @@ static bool is_here(const struct peer *p, uint64_t sequence) {
 
 static enum st tell_lost(struct ucx *s, int r, struct err *e) {
     const struct peer *p = &s->peers[r];
-    s->blamed = p->blamed;
-    s->how = p->how;
-    if (p->how == CLOSED) return err_set(e, ST_PEER_LOST, "rank %d closed its end", p->blamed);
+    s->comm.blamed = p->blamed;
+    s->comm.cause = p->cause;
+    if (p->cause == COMM_CLOSED) return err_set(e, ST_PEER_LOST, "rank %d closed its end", p->blamed);
     if (p->is_silent) return err_set(e, ST_PEER_LOST, "the host of rank %d, %s, has fallen silent", r, s->addresses[r]);
     if (p->blamed == r) return err_set(e, ST_PEER_LOST, "rank %d died or its link broke: %s", r, s->api->ucs_status_string(p->why));
     if (p->blamed == s->rank) return err_set(e, ST_PEER_LOST, "rank %d lost its link to rank %d, to us", r, s->rank);
@@ -406,7 +404,7 @@ static enum st tell_lost(struct ucx *s, int r, struct err *e) {
 static enum st check_lost(struct ucx *s, bool exchange, struct err *e) {
     for (int r = 0; r < s->n_ranks; r++) {
         const struct peer *p = &s->peers[r];
-        if (r == s->rank || !is_lost(p)) continue;
+        if (p->is_apart || !is_lost(p)) continue;
         if (exchange && (is_here(p, s->comm.sequence) || (!p->broken && p->last_sequence >= s->comm.sequence))) continue;
         return tell_lost(s, r, e);
     }
@@ -458,7 +456,7 @@ static enum st ucx_allgather_test(struct comm *c, const void **views, struct com
     size_t slot = c->sequence % COMM_N_SLOTS;
     for (; s->n_arrived < s->n_ranks; s->n_arrived++) {
         int r = s->n_arrived;
-        if (r == s->rank) continue;
+        if (s->peers[r].is_apart) continue;
         const struct arrival *a = &s->peers[r].arrivals[slot];
         if (a->id == c->sequence && a->bytes != c->recv_bytes[r])
             return err_set(e, ST_MISMATCH, "rank %d sent %zu bytes where %zu are due", r, a->bytes, c->recv_bytes[r]);
@@ -494,7 +492,7 @@ static bool has_room(struct ucx *s, uint64_t end) {
     if (s->n_posted - s->n_sent >= MAX_EVENTS) return false;
     if (s->n_sent < s->n_posted && end > s->events[s->n_sent % MAX_EVENTS].position + RING_BYTES) return false;
     for (int r = 1; r < s->n_ranks; r++)
-        if (s->n_posted - s->peers[r].events_read >= MAX_EVENTS || end > s->peers[r].position_read + RING_BYTES) return false;
+        if (!s->peers[r].is_apart && (s->n_posted - s->peers[r].events_read >= MAX_EVENTS || end > s->peers[r].position_read + RING_BYTES)) return false;
     return true;
 }
 
@@ -531,7 +529,8 @@ static enum st ucx_event_post(struct comm *c, const void *data, size_t bytes, st
         packet.offset = i * piece_bytes;
         packets[i] = packet;
         size_t n = bytes - packet.offset < piece_bytes ? bytes - packet.offset : piece_bytes;
-        for (int r = 1; r < s->n_ranks; r++) post(s, r, &packets[i], copy + packet.offset, n, s->send_flags, &event->tally);
+        for (int r = 1; r < s->n_ranks; r++)
+            if (!s->peers[r].is_apart) post(s, r, &packets[i], copy + packet.offset, n, s->send_flags, &event->tally);
     }
     return ST_OK;
 }
@@ -579,7 +578,7 @@ static void watch(struct ucx *s, uint64_t now_ns) {
     if (!silent) return;
     for (int r = 0; r < s->n_ranks; r++) {
         struct peer *p = &s->peers[r];
-        if (r == s->rank || p->broken || strcmp(s->addresses[r], silent) != 0) continue;
+        if (p->broken || strcmp(s->addresses[r], silent) != 0) continue;
         broke(p, r, UCS_ERR_ENDPOINT_TIMEOUT);
         p->is_silent = !p->said_bye;
     }
@@ -757,7 +756,7 @@ static enum st connect_all(struct ucx *s, const struct record *records, uint64_t
     for (int r = 0; r < s->n_ranks; r++) memcpy(s->addresses[r], records[r].address, sizeof s->addresses[r]);
     s->key = base_hash64(nonces, sizeof nonces, RECORD_MAGIC);
     for (int r = 0; r < s->n_ranks; r++) {
-        if (r == s->rank) continue;
+        if (s->peers[r].is_apart) continue;
         enum st code = create_endpoint(s, r, &records[r], e);
         if (code != ST_OK) return code;
     }
@@ -765,13 +764,13 @@ static enum st connect_all(struct ucx *s, const struct record *records, uint64_t
     s->hello = make_packet(s, HELLO, 0);
     s->heard = make_packet(s, HEARD, 0);
     for (int r = 0; r < s->n_ranks; r++)
-        if (r != s->rank) post_control(s, r, &s->hello);
+        if (!s->peers[r].is_apart) post_control(s, r, &s->hello);
     for (;;) {
         int missing = -1;
         pump(s);
         for (int r = 0; r < s->n_ranks; r++) {
             const struct peer *p = &s->peers[r];
-            if (r == s->rank) continue;
+            if (p->is_apart) continue;
             if (p->said_hello && !p->tally.n_pending) continue;
             if (is_lost(p)) return tell_lost(s, r, e);
             missing = r;
@@ -852,9 +851,11 @@ static enum st ucx_open(const struct comm_setup *setup, struct comm **c, struct 
         s->n_ranks = setup->n_ranks;
         s->clock = setup->clock ? setup->clock : base_clock_real();
         s->event_fd = -1;
-        s->blamed = -1;
         snprintf(s->address, sizeof s->address, "%.60s", setup->address ? setup->address : "");
-        for (int r = 0; r < s->n_ranks; r++) s->peers[r].tally = (struct tally){s, r, 0};
+        for (int r = 0; r < s->n_ranks; r++) {
+            s->peers[r].tally = (struct tally){s, r, 0};
+            s->peers[r].is_apart = s->peers[r].broken = comm_is_apart(setup, r);
+        }
         s->credit_tally = (struct tally){s, 0, 0};
         code = setup->n_ranks == 1 ? allocate(s, setup->max_bytes, true, e) : prepare(s, setup, &records[s->n_ranks], e);
     } else {
@@ -903,7 +904,7 @@ static void close_endpoints(struct ucx *s) {
 static bool all_have_heard(const struct ucx *s) {
     for (int r = 0; r < s->n_ranks; r++) {
         const struct peer *p = &s->peers[r];
-        if (r != s->rank && !p->broken && ((!p->heard_bye && !p->said_bye) || p->tally.n_pending || p->must_answer)) return false;
+        if (!p->broken && ((!p->heard_bye && !p->said_bye) || p->tally.n_pending || p->must_answer)) return false;
     }
     return true;
 }
@@ -912,10 +913,10 @@ static void ucx_close(struct comm *c) {
     struct ucx *s = (struct ucx *)c;
     if (s->n_ranks > 1) {
         s->bye = make_packet(s, BYE, c->sequence);
-        s->bye.blamed.rank = (uint32_t)(s->blamed < 0 ? s->rank : s->blamed);
-        s->bye.blamed.how = s->blamed < 0 ? CLOSED : s->how;
+        s->bye.blamed.rank = (uint32_t)(c->cause == COMM_WANTED ? s->rank : c->blamed);
+        s->bye.blamed.cause = c->cause == COMM_WANTED ? COMM_CLOSED : c->cause;
         for (int r = 0; r < s->n_ranks; r++)
-            if (r != s->rank && !s->peers[r].broken) post_control(s, r, &s->bye);
+            if (!s->peers[r].broken) post_control(s, r, &s->bye);
         uint64_t deadline_ns = base_now_ns(s->clock) + CLOSE_WAIT_NS;
         for (;;) {
             pump(s);

@@ -66,6 +66,7 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
     char *seats = s->placement && s->placement->bound ? seats_text(s->placement) : NULL, link[128];
     if (s->has_link)
         comm_link_print(&s->link, link);
+    const char *backend = s->backend_name ? s->backend_name : h ? s->hosts->backend : NULL;
     int n = 0;
     const struct {
         const char *name;
@@ -77,6 +78,8 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
         {"--first-rank", h ? number(a, h->first_rank) : NULL},
         {"--host-ranks", h ? number(a, h->n_ranks) : NULL},
         {"--address", h && h->address[0] ? base_arena_strdup(a, h->address) : NULL},
+        {"--pair", h && s->hosts->pair[0] ? base_arena_strdup(a, s->hosts->pair) : NULL},
+        {"--streams", h && h->streams[0] ? base_arena_strdup(a, h->streams) : NULL},
         {"--port", s->port ? number(a, s->port) : NULL},
         {"--bind", h && s->bind ? base_arena_strdup(a, s->bind) : NULL},
         {"--exchange-bytes", number(a, (int64_t)s->exchange_bytes)},
@@ -87,7 +90,7 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
         {"--ctx", number(a, t->context)},
         {"--sequences", number(a, t->max_sequences)},
         {"--kv", base_arena_strdup(a, kern_format(t->kv_format)->name)},
-        {"--backend", s->backend_name ? base_arena_strdup(a, s->backend_name) : h && s->n_ranks > 1 ? base_arena_strdup(a, h->backend) : NULL},
+        {"--backend", backend ? base_arena_strdup(a, backend) : NULL},
         {"--link", s->has_link ? base_arena_strdup(a, link) : NULL},
         {"--exchanges", s->exchanges ? base_arena_strdup(a, s->exchanges) : NULL},
     };
@@ -365,8 +368,8 @@ static enum st prepare(struct agent *a, struct err *e)
     enum st st = ST_OK;
     if ((!is_shm || a->v.exchanges) && !a->relays)
         st = launch_pmi_create((int)a->v.n_ranks, NULL, &a->pmi, e);
-    if (!st && !a->relays)
-        st = comm_shm_create((int)a->v.n_ranks, (size_t)a->v.exchange_bytes, &a->memory_fd, e);
+    if (!st && (is_shm || strncmp(a->v.backend, "shm+", 4) == 0)) /* among the ranks of this host */
+        st = comm_shm_create(a->end - a->first, (size_t)a->v.exchange_bytes, &a->memory_fd, e);
     return st;
 }
 
@@ -404,7 +407,7 @@ static bool reap(struct agent *a)
         if (!WIFEXITED(status) || WEXITSTATUS(status)) {
             take_story(a, r, status);
             if (a->memory_fd >= 0)
-                (void)comm_shm_mark_dead(a->memory_fd, r, NULL);
+                (void)comm_shm_mark_dead(a->memory_fd, r - a->first, NULL);
             bad = true;
         }
         a->pids[r] = 0;

@@ -60,6 +60,8 @@ int cmd_rank(int argc, char **argv)
         o.n_ranks = (int)v.n_ranks;
         o.front_fd = v.rank == 0 ? (int)v.front_fd : -1;
         o.memory_fd = (int)v.memory_fd;
+        o.first_here = (int)v.first_rank;
+        o.n_here = (int)v.host_ranks;
         o.settings = (struct rt_settings){
             .accurate = v.accurate,
             .chunk = (int)v.chunk,
@@ -78,6 +80,8 @@ int cmd_rank(int argc, char **argv)
         }
         o.backend = v.backend;
         o.address = v.address;
+        o.streams = v.streams;
+        o.pair = v.pair;
         o.port = launch_ways_rank_port((int)v.port, o.rank);
         if (v.kv && strcmp(v.kv, kern_format(FMT_E4M3)->name) == 0)
             o.settings.kv_format = FMT_E4M3; /* no dtype of files */

@@ -462,6 +462,39 @@ static enum st open_ways(struct launch_hosts *hosts, uint64_t until, struct err 
     return st || hosts->handed_fd < 0 ? st : take_direct(hosts, until, e);
 }
 
+/* Our end of each connection between ranks of two hosts: one by each rail, two where there is only one. Each is bound to its interface. (Beyond two hosts rails could be others for each
+ * pair: there it is one connection.) */
+static void choose_streams(struct launch_hosts *hosts)
+{
+    const struct launch_pair *pair = &hosts->decision.pairs[0];
+    if (hosts->n != 2 || pair->transport != LAUNCH_TCP)
+        return;
+    const int n = pair->n_rails == 1 ? 2 : pair->n_rails < COMM_MAX_STREAMS ? pair->n_rails : COMM_MAX_STREAMS;
+    for (int s = 0; s < 2; s++) {
+        struct launch_hosts_entry *h = &hosts->h[pair->host[s]];
+        for (int i = 0; i < n; i++) {
+            const struct launch_rail *rail = &pair->rails[i % pair->n_rails];
+            const size_t at = strlen(h->streams);
+            char text[LAUNCH_ADDRESS_TEXT];
+            snprintf(h->streams + at, sizeof h->streams - at, "%s%s%%%s", i ? "," : "", launch_address_text(&rail->address[s], NULL, text), rail->interface[s]);
+        }
+    }
+    snprintf(hosts->pair, sizeof hosts->pair, "%s %s %s %s", hosts->h[0].target.name, hosts->h[0].streams, hosts->h[1].target.name, hosts->h[1].streams);
+}
+
+/* One for all: RDMA only where all pairs have it; and shared memory where some host has several ranks. */
+static const char *choose_backend(const struct launch_hosts *hosts)
+{
+    bool is_rdma = true, has_several = false;
+    for (int i = 0; i < hosts->decision.n_pairs; i++)
+        is_rdma &= hosts->decision.pairs[i].transport == LAUNCH_RDMA;
+    for (int i = 0; i < hosts->n; i++)
+        has_several |= hosts->h[i].n_ranks > 1;
+    if (is_rdma)
+        return has_several ? "shm+ucx" : "ucx";
+    return has_several ? "shm+tcp" : "tcp";
+}
+
 /* The one address decision. */
 static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
 {
@@ -479,18 +512,13 @@ static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
     if (!st)
         st = launch_decide(named, hosts->n, merged, n_merged, &wishes, &hosts->decision, e);
     for (int i = 0; i < hosts->n && !st; i++) {
-        struct launch_hosts_entry *h = &hosts->h[i];
-        bool rdma = true;
-        for (int k = 0; k < hosts->n; k++)
-            rdma &= k == i || launch_decision_pair(&hosts->decision, i, k)->transport == LAUNCH_RDMA;
-        (void)launch_decision_address(&hosts->decision, i, h->address);
-        launch_decision_environment(&hosts->decision, i, &h->environment);
-        h->backend = rdma ? "ucx" : "tcp";
+        (void)launch_decision_address(&hosts->decision, i, hosts->h[i].address);
+        launch_decision_environment(&hosts->decision, i, &hosts->h[i].environment);
     }
-    for (int i = 0; i < hosts->n && !st; i++) /* one for all */
-        if (strcmp(hosts->h[i].backend, "tcp") == 0)
-            for (int k = 0; k < hosts->n; k++)
-                hosts->h[k].backend = "tcp";
+    if (!st)
+        hosts->backend = choose_backend(hosts);
+    if (!st)
+        choose_streams(hosts);
     for (int i = 0; found && i < hosts->n * hosts->n; i++)
         launch_facings_release(&found[i]);
     for (int i = 0; i < n_merged; i++)
@@ -508,6 +536,7 @@ void launch_hosts_print(const struct launch_hosts *hosts, FILE *out)
     for (int i = 0; i < hosts->n; i++)
         named[i] = (struct launch_host){hosts->h[i].typed, &hosts->interfaces[i]};
     launch_decision_print(&hosts->decision, named, out);
+    fprintf(out, "bytes between ranks: %s, unless --backend says otherwise\n", hosts->backend);
     for (int i = 0; i < hosts->n; i++) /* what open_ways has tried */
         for (int k = i + 1; k < hosts->n; k++) {
             if (!is_tried(hosts, i, k))
@@ -553,7 +582,7 @@ enum st launch_hosts_start(struct launch_hosts *hosts, const struct launch_setup
 {
     for (int i = 0; i < hosts->n; i++) {
         struct launch_hosts_entry *h = &hosts->h[i];
-        enum st st = launch_check_host_budget(setup, h->typed, h->first_rank, h->n_ranks, h->info.available_bytes, h->info.available_what, e);
+        enum st st = setup->plan ? launch_check_host_budget(setup, h->typed, h->first_rank, h->n_ranks, h->info.available_bytes, h->info.available_what, e) : ST_OK;
         if (st)
             return st;
         const int most = h->info.n_cpus / h->n_ranks > 1 ? h->info.n_cpus / h->n_ranks : 1;

@@ -7,6 +7,7 @@
 #ifndef LAUNCHER_HOSTS_H
 #define LAUNCHER_HOSTS_H
 
+#include "comm/comm.h"
 #include "launcher/bundle.h"
 #include "launcher/decide.h"
 #include "launcher/host.h"
@@ -26,7 +27,7 @@ struct launch_hosts_entry {
     struct launch_host_facts info;
     /* decided */
     char address[LAUNCH_ADDRESS_TEXT]; /* by which the other hosts reach it; "": there are none */
-    const char *backend;               /* what carries the bytes, where the user does not say */
+    char streams[COMM_MAX_STREAMS * (LAUNCH_ADDRESS_TEXT + IF_NAMESIZE + 2)]; /* of our own sockets, as comm_setup.streams; "": one, at address */
     struct launch_environment environment;
 };
 
@@ -42,6 +43,8 @@ struct launch_hosts {
     int i_own;     /* its number, where there is one */
     struct launch_interfaces *interfaces; /* [n] */
     struct launch_decision decision;
+    char pair[2 * (256 + COMM_MAX_STREAMS * (LAUNCH_ADDRESS_TEXT + IF_NAMESIZE + 2)) + 8]; /* names hosts and streams, for comm_tune; "": no streams */
+    const char *backend; /* what carries the bytes, where the user does not say; NULL: shared memory, for there is one host */
     struct launch_hosts_entry h[LAUNCH_MAX_ENDS];
 };
 

@@ -23,6 +23,8 @@ static const struct option agent_options[] = {
     {"--link", NULL, OPT_STR, offsetof(struct rank_values, link), "LINK", "emulated link", 0, 0, NULL},
     {"--exchanges", NULL, OPT_STR, offsetof(struct rank_values, exchanges), "WHAT", "measure exchanges, run no model", 0, 0, NULL},
     {"--address", NULL, OPT_STR, offsetof(struct rank_values, address), "ADDRESS", "this host's, towards the others", 0, 0, NULL},
+    {"--streams", NULL, OPT_STR, offsetof(struct rank_values, streams), "LIST", "addresses and interfaces of the connections of a pair", 0, 0, NULL},
+    {"--pair", NULL, OPT_STR, offsetof(struct rank_values, pair), "TEXT", "names the hosts and interfaces, for what is remembered of them", 0, 0, NULL},
     {"--port", NULL, OPT_INT, offsetof(struct rank_values, port), "P", "rank R listens at P + R", 0, 65535, NULL},
     {"--first-rank", NULL, OPT_INT, offsetof(struct rank_values, first_rank), "R", "first rank of this host", 0, COMM_MAX_RANKS, NULL},
     {"--host-ranks", NULL, OPT_INT, offsetof(struct rank_values, host_ranks), "N", "ranks of this host", 0, COMM_MAX_RANKS, NULL},

@@ -141,7 +141,7 @@ static enum st read_wire(const struct launch_options *o, struct launch_setup *s,
     for (const struct comm_backend *const *b = comm_backends(); *b && !known; b++)
         known = strcmp((*b)->capabilities.name, o->backend) == 0;
     if (!known)
-        return err_set(e, ST_INVALID, "--backend %s: shm, tcp, ucx and mpi are known", o->backend);
+        return err_set(e, ST_INVALID, "--backend %s: shm, tcp, ucx and mpi are known, and across hosts shm+tcp and shm+ucx", o->backend);
     if (o->port > 65535 - COMM_MAX_RANKS)
         return err_set(e, ST_INVALID, "--port %" PRId64 ": at most %d, so that there is one for each rank", o->port, 65535 - COMM_MAX_RANKS);
     s->port = (int)o->port;
@@ -264,7 +264,8 @@ enum st launch_setup_create_bare(const struct launch_options *options, uint64_t 
         launch_setup_destroy(s);
         return st;
     }
-    s->settings = (struct rt_settings){.kv_format = FMT_F32, .chunk = 1, .context = 1, .max_sequences = 1, .n_threads = s->placement->seats[0].n_threads, .spin_us = s->placement->oversubscribed ? 0 : 50};
+    s->settings = (struct rt_settings){.kv_format = FMT_F32, .chunk = 1, .context = 1, .max_sequences = 1, .n_threads = s->placement ? s->placement->seats[0].n_threads : (int)options->n_threads};
+    s->settings.spin_us = s->placement && s->placement->oversubscribed ? 0 : 50;
     *out = s;
     return ST_OK;
 }

@@ -36,6 +36,7 @@ struct bench {
     struct rt_exchanges x;
     const struct rt_rank_options *o;
     const struct kern_backend *kernels;
+    size_t divided_from;     /* bytes; SIZE_MAX: never */
     struct comm *ours, *mpi; /* the same one where MPI is the backend; mpi NULL: not compared */
     float *input, *output;   /* [max_bytes] each */
     uint32_t n_vectors[COMM_MAX_RANKS];
@@ -176,6 +177,8 @@ static enum st measure_size(struct bench *b, size_t bytes, json_t *sizes, struct
         json_object_set_new(o, "mpi_us", json_real(median(call[1], n_blocks)));
         json_object_set_new(o, "mpi_us_whole", json_real(median(whole[1], n_blocks)));
         json_object_set_new(o, "ratio", json_real(median(ratio, n_blocks)));
+        json_object_set_new(o, "mpi_us_least", json_real(least[1]));
+        json_object_set_new(o, "ratio_least", json_real(least[0] / least[1]));
     }
     json_array_append_new(sizes, o);
     return ST_OK;
@@ -203,15 +206,20 @@ static enum st open_all(struct bench *b, size_t max_bytes, struct err *e)
         .max_bytes = max_bytes,
         .spin_us = o->settings.spin_us,
         .memory_fd = o->memory_fd,
+        .first_here = o->first_here,
+        .n_here = o->n_here,
         .boot = o->boot,
         .backend = o->backend,
         .address = o->address,
+        .streams = o->streams,
         .port = o->port,
         .key = o->key,
         .link = o->link,
     };
     if (!st)
         st = comm_open(&setup, &b->ours, e);
+    if (!st)
+        st = comm_tune(b->ours, o->pair, base_now_ns(base_clock_real()) + WAIT_NS, &b->divided_from, e);
     if (st || !b->x.beside_mpi)
         return st;
     setup.link = NULL;
@@ -227,6 +235,8 @@ static enum st open_all(struct bench *b, size_t max_bytes, struct err *e)
 static json_t *describe(const struct bench *b)
 {
     json_t *o = json_pack("{s:s, s:i}", "backend", comm_query(b->ours)->name, "ranks", b->o->n_ranks);
+    if (b->divided_from != SIZE_MAX)
+        json_object_set_new(o, "divided_from_bytes", json_integer((json_int_t)b->divided_from));
     if (b->mpi)
         json_object_set_new(o, "mpi", json_string(comm_mpi_version()));
     if (b->o->link) {
@@ -244,7 +254,7 @@ static json_t *describe(const struct bench *b)
 
 enum st rt_exchanges_run(const char *what, const struct rt_rank_options *o, size_t max_bytes, struct err *e)
 {
-    struct bench b = {.o = o};
+    struct bench b = {.o = o, .divided_from = SIZE_MAX};
     if (o->vitals)
         base_tick_at = &o->vitals[o->rank].tick;
     json_t *sizes = json_array(), *all = NULL;
@@ -264,6 +274,8 @@ enum st rt_exchanges_run(const char *what, const struct rt_rank_options *o, size
     }
     if (!st) /* nobody leaves while others still measure */
         st = comm_barrier(b.ours, base_now_ns(base_clock_real()) + WAIT_NS, e);
+    if (st && e)
+        rt_vitals_fail(o->vitals ? &o->vitals[o->rank] : NULL, st, e);
     json_decref(all);
     json_decref(sizes);
     if (b.mpi != b.ours)

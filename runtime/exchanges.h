@@ -19,7 +19,7 @@ void rt_exchanges_print(const struct rt_exchanges *x, char text[128]);
 enum st rt_exchanges_parse(const char *text, struct rt_exchanges *x, struct err *e);
 
 /* The rank's part. o: rank, n_ranks, backend, boot, link, memory, settings.spin_us. Rank 0 tells the results in one RT_EXCHANGES frame, JSON as in docs/comm.md:
- * {"backend", "mpi", "ranks", "sizes": [{"bytes", "us", "us_whole", "us_least", "mpi_us", "mpi_us_whole", "ratio"}…], "link": {…}}. */
+ * {"backend", "mpi", "ranks", "sizes": [{"bytes", "us", "us_whole", "us_least", "mpi_us", "mpi_us_whole", "ratio", "mpi_us_least", "ratio_least"}…], "link": {…}}. */
 enum st rt_exchanges_run(const char *what, const struct rt_rank_options *o, size_t max_bytes, struct err *e);
 
 #endif

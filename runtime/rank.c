@@ -187,8 +187,11 @@ static enum st meet(struct rank *r, struct err *e)
         .memory = r->o->memory,
         .backend = r->o->backend,
         .address = r->o->address,
+        .streams = r->o->streams,
         .port = r->o->port,
         .key = r->o->key,
+        .first_here = r->o->first_here,
+        .n_here = r->o->n_here,
         .boot = r->o->boot,
         .link = r->o->link,
     };
@@ -206,6 +209,9 @@ static enum st meet(struct rank *r, struct err *e)
     };
     waits(r, RT_WAITS_BLINDLY);
     st = comm_hello(r->comm, &mine, base_now_ns(r->clock) + HELLO_WAIT_NS, e);
+    size_t divided_from;
+    if (!st)
+        st = comm_tune(r->comm, r->o->pair, base_now_ns(r->clock) + HELLO_WAIT_NS, &divided_from, e);
     waits(r, 0);
     return st;
 }
@@ -635,11 +641,8 @@ enum st rt_rank_run(const struct rt_rank_options *options, struct err *e)
     sign_of_life(&r, RT_PHASE_LEAVING);
     if (!st && r.comm) /* nobody closes while the event that ends it all is still on its way to another: that one would take it for a loss */
         st = meet_all(&r, e);
-    struct rt_vitals *v = own_vitals(&r);
-    if (st && e && v) {
-        memcpy(v->error, e->text, sizeof v->error);
-        atomic_store(&v->failed, (int)st);
-    }
+    if (st && e)
+        rt_vitals_fail(own_vitals(&r), st, e);
     if (st && options->rank == 0 && st != ST_CANCELLED)
         (void)rt_frame_send(options->front_fd, RT_FAILED, e->text, strlen(e->text), NULL);
     tear_down(&r);

@@ -17,13 +17,16 @@ struct rt_rank_options {
     int front_fd;       /* rank 0: the socket to the front end; others −1 */
     const char *backend;          /* of comm; NULL: the best that fits */
     const char *address;          /* this host's, towards the others; NULL: there are none */
+    const char *streams;          /* as comm_setup has them; NULL: one connection of each pair */
+    const char *pair;             /* of comm_tune */
     int port;                     /* at which this rank listens; 0: any */
     const uint8_t *key;           /* [COMM_KEY_BYTES] the job's; NULL: there is none */
     const struct comm_boot *boot; /* NULL: none is needed */
     const struct comm_link *link; /* emulated; NULL: none */
     const int *numa;              /* [n_numa] nodes that memory shall come from */
     int n_numa;
-    int memory_fd;      /* comm's shared segment, −1 where memory is given or n_ranks is 1 */
+    int first_here, n_here; /* ranks of this host, where there are several; 0, 0: all */
+    int memory_fd;      /* comm's shared segment, of this host's ranks; −1 where memory is given or n_ranks is 1 */
     void *memory;
     struct rt_vitals *vitals; /* [n_ranks] of this host; each rank writes its own row; NULL: nobody watches */
 };

@@ -5,6 +5,9 @@
 
 #include <stdatomic.h>
 #include <stdint.h>
+#include <string.h>
+
+#include "base/status.h"
 
 enum rt_phase { RT_PHASE_STARTING, RT_PHASE_LOADING, RT_PHASE_IDLE, RT_PHASE_STEP, RT_PHASE_TELLING, RT_PHASE_LEAVING };
 
@@ -33,6 +36,15 @@ static inline uint64_t rt_vitals_progress(const struct rt_vitals *v)
     for (int i = 0; i < RT_VITALS_COUNTERS; i++)
         sum += atomic_load_explicit(&v->threads[i].tick, memory_order_relaxed);
     return sum;
+}
+
+/* For whoever watches, before the process ends; v NULL: nobody does. */
+static inline void rt_vitals_fail(struct rt_vitals *v, enum st st, const struct err *e)
+{
+    if (!v)
+        return;
+    memcpy(v->error, e->text, sizeof v->error);
+    atomic_store(&v->failed, (int)st);
 }
 
 #endif

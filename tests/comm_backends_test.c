@@ -732,6 +732,7 @@ static int spin_for(int n_ranks) { return n_ranks <= 2 ? 20 : 0; }
 /* Every rank count, as processes and as threads, on shm, which is fast; two of them on the others, where each costs more, except in long mode. */
 static bool is_due(const char *name, int n_ranks, bool threads) {
     if (t_long() || strcmp(name, "self") == 0 || strcmp(name, "shm") == 0) return true;
+    if (strncmp(name, "shm+", 4) == 0) return n_ranks == (threads ? 3 : 4);
     return n_ranks == (threads ? 2 : 3);
 }
 
@@ -754,8 +755,9 @@ static void for_all(size_t max_bytes, int min_ranks, group_fn fn, void *arg, siz
     const char *only = getenv("TANDEM_TEST_BACKEND");
     for (const struct comm_backend *const *b = comm_backends(); *b; b++) {
         bool is_shm = strcmp((*b)->capabilities.name, "shm") == 0, is_tcp = strcmp((*b)->capabilities.name, "tcp") == 0;
-        const char *names[] = {(*b)->capabilities.name, is_shm ? "shm/boot" : is_tcp && t_long() ? "tcp/link" : NULL, is_shm ? "shm/link" : NULL};
-        for (int i = 0; i < 3 && names[i]; i++) {
+        const char *names[] = {(*b)->capabilities.name, is_shm ? "shm/boot" : is_tcp && t_long() ? "tcp/link" : NULL, is_shm ? "shm/link" : is_tcp ? "tcp/streams" : NULL};
+        for (int i = 0; i < 3; i++) {
+            if (!names[i]) continue;
             if (only && strcmp(only, names[i]) != 0) continue;
             /* All processes before all threads: what a library has started in this process is best not forked. */
             for (int threads = 0; threads < 2; threads++) {

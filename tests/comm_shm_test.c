@@ -67,8 +67,8 @@ static void a_killed_peer_ends_the_waits(void **state) {
             assert_int_equal(waitpid(pids[VICTIM], &status, 0), pids[VICTIM]);
             uint64_t told_ns = now_ns();
             struct err e = {0};
-            T_OK(comm_shm_mark_dead(g.memory_fd, VICTIM, &e), &e);
-            T_OK(comm_shm_mark_dead(g.memory_fd, VICTIM, &e), &e); /* twice is once */
+            T_OK(comm_shm_mark_dead(g.memory[0].fd, VICTIM, &e), &e);
+            T_OK(comm_shm_mark_dead(g.memory[0].fd, VICTIM, &e), &e); /* twice is once */
             for (int r = 0; r < N_MOURNERS - 1; r++) {
                 assert_int_equal(waitpid(pids[r], &status, 0), pids[r]);
                 assert_int_equal(status, 0);

@@ -632,14 +632,14 @@ static void what_was_sent_before_closing_arrives(void **state) {
 static void a_bye_names_the_cause(void **state) {
     (void)state;
     static const struct {
-        enum tcp_bye bye;
+        enum comm_cause bye;
         uint32_t blamed;
         const char *want;
-    } cases[] = {{TCP_BYE_WANTED, 0, "rank 1 closed its end: step"},
-                 {TCP_BYE_CLOSED, 2, "rank 2 closed its end, as rank 1 tells: step"},
-                 {TCP_BYE_BROKE, 2, "rank 1 lost its connection to rank 2: step"},
-                 {TCP_BYE_BROKE, 0, "rank 1 lost its connection to rank 0, to us: step"},
-                 {TCP_BYE_CLOSED, 1, "rank 1 closed its end: step"}};
+    } cases[] = {{COMM_WANTED, 0, "rank 1 closed its end: step"},
+                 {COMM_CLOSED, 2, "rank 2 closed its end, as rank 1 tells: step"},
+                 {COMM_BROKE, 2, "rank 1 lost its connection to rank 2: step"},
+                 {COMM_BROKE, 0, "rank 1 lost its connection to rank 0, to us: step"},
+                 {COMM_CLOSED, 1, "rank 1 closed its end: step"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         int a[2], b[2];
         struct err e = {0};
@@ -663,7 +663,7 @@ static void a_bye_names_the_cause(void **state) {
     struct err e = {0};
     assert_true(connect_pair(a, 0) && connect_pair(b, 0));
     struct comm *c = join(0, 3, (int[]){-1, a[0], b[0]}, 64, 0);
-    write_frame(a[1], &(struct tcp_frame){.kind = TCP_BYE, .number = TCP_BYE_BROKE, .header.n_events = 2}, NULL, 0);
+    write_frame(a[1], &(struct tcp_frame){.kind = TCP_BYE, .number = COMM_BROKE, .header.n_events = 2}, NULL, 0);
     close(b[1]);
     t_expect_err_contains(ST_PEER_LOST, comm_barrier(c, soon(), &e), &e, "rank 2 closed its end without a good-bye: step");
     comm_close(c);
@@ -687,7 +687,7 @@ static int cut_the_cable(bool in_flight) {
     struct group_boot *shared_table = mmap(NULL, sizeof *shared_table, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared_table == MAP_FAILED) return 1;
     shared_table->n_ranks = 2;
-    const struct group g = {.backend = "tcp", .n_ranks = 2, .max_bytes = 64, .memory_fd = -1, .boot = shared_table};
+    const struct group g = {.backend = "tcp", .n_ranks = 2, .max_bytes = 64, .memory = {{.fd = -1}}, .boot = shared_table};
     pid_t pid = fork();
     struct comm_boot boot;
     struct group_boot_end end;
@@ -766,7 +766,7 @@ static void lies_are_told(void **state) {
         {0, {.kind = TCP_EVENT, .number = 0, .bytes = 3}, "rank 1's event stream is corrupt"},
         {0, {.kind = TCP_READ, .events_read = 1}, "rank 1 acknowledges events that were never posted"},
         {0, {.kind = TCP_READ, .bytes = 8}, "rank 1 sent a frame that cannot be"},
-        {0, {.kind = TCP_BYE, .number = TCP_N_BYES}, "rank 1 sent a frame that cannot be"},
+        {0, {.kind = TCP_BYE, .number = COMM_N_CAUSES}, "rank 1 sent a frame that cannot be"},
         {0, {.kind = TCP_BYE, .header.n_events = 2}, "rank 1 sent a frame that cannot be"},
         {0, {.kind = (enum tcp_kind)17}, "rank 1 sent bytes that are no frame"},
         {1, {.kind = TCP_EVENT, .number = 1, .bytes = 3}, "rank 0's event stream is corrupt: event 1 of 3 bytes where event 0 is due"},

@@ -591,9 +591,9 @@ static struct ucx *lonely(size_t max_bytes) {
     s->n_ranks = 3;
     s->clock = base_clock_real();
     s->event_fd = -1;
-    s->blamed = -1;
     s->key = 0x5eed;
     for (int r = 0; r < 3; r++) s->peers[r].tally = (struct tally){s, r, 0};
+    s->peers[1].is_apart = s->peers[1].broken = true;
     s->credit_tally = (struct tally){s, 0, 0};
     T_OK(allocate(s, max_bytes, true, &e), &e);
     s->comm = (struct comm){.backend = &comm_ucx_backend, .clock = s->clock, .os = comm_os_real(), .rank = 1, .n_ranks = 3, .max_bytes = max_bytes};
@@ -677,7 +677,7 @@ static void pieces_find_their_places_in_any_order(void **state) {
     /* A goodbye that overtakes a message takes nothing away from it, and names the first cause. */
     T_OK(comm_allgather_start(&s->comm, NULL, (const size_t[]){4, 0, 0}, &(struct comm_header){.step = 2}, &e), &e);
     p = from(0, BYE, 302, 0, 0);
-    p.blamed.rank = 2, p.blamed.how = BROKE;
+    p.blamed.rank = 2, p.blamed.cause = COMM_BROKE;
     deliver(s, &p, "", 0);
     p = from(2, DATA, 302, 0, 0);
     deliver(s, &p, "", 0);

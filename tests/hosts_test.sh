@@ -32,6 +32,12 @@ same() {
 }
 same "two hosts, a rank each" --hosts "$hosts_list"
 same "two hosts, two ranks each" --hosts "$hosts_list" -n 4
+same "two hosts, two ranks each, without memory in common" --hosts "$hosts_list" -n 4 --backend tcp
+if "$TANDEM" bench comm --backend ucx --min 8 --max 8 --blocks 1 --peer none >"$t_dir/out" 2>&1; then
+    same "two hosts, two ranks each, by UCX" --hosts "$hosts_list" -n 4 --backend shm+ucx
+else
+    skip "two hosts, two ranks each, by UCX" "$(tail -n 1 "$t_dir/out")"
+fi
 same "two hosts, three ranks, uneven" --hosts "$hosts_list" --split 3:1:2
 same "one other host, one rank" --hosts "$h1"
 printf '# the pair\n%s\n%s # the other\n' "$h0" "$h1" >"$t_dir/hostfile"
@@ -42,9 +48,18 @@ ok "a relative path is the same file there" env -C "$t_dir" "$TANDEM" run tiny.g
 out=$("$TANDEM" run "$model" --hosts "$hosts_list" --dry-run 2>&1)
 contains "--dry-run tells hosts" "$out" "host $h0 (by ssh, "
 contains "--dry-run tells addresses" "$out" "ranks 1-1, reached at 10.77.0.2"
+contains "ranks of one host share memory" "$("$TANDEM" run "$model" --hosts "$hosts_list" -n 3 --dry-run 2>&1)" "bytes between ranks: shm+tcp"
 contains "--dry-run tells the decision" "$out" "rail 0: eth0 10.77.0.1 - eth0 10.77.0.2, MTU 1500"
 "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 -p hi --max-tokens 5 --ledger="$t_dir/l.json" >"$t_dir/out" 2>"$t_dir/err"
 ok "the ledger of both hosts" python3 -c 'import json,sys; assert len(json.load(open(sys.argv[1]))["ranks"]) == 2' "$t_dir/l.json"
+
+# --- bench comm ---
+
+"$TANDEM" bench comm --hosts "$hosts_list" -n 4 --min 64 --max 4096 --blocks 1 --block-us 1 --json >"$t_dir/comm.json" 2>"$t_dir/err"
+ok "bench comm of two hosts" python3 -c 'import json,sys; r=json.load(open(sys.argv[1]))["runs"]; assert len(r) == 1 and r[0]["backend"] == "shm+tcp" and r[0]["ranks"] == 4 and [s["bytes"] for s in r[0]["sizes"]] == [64 << i for i in range(7)] and all(s["us"] > 0 and s["ideal_us"] > 0 for s in r[0]["sizes"]), r' "$t_dir/comm.json"
+ok "its chart has the wire" sh -c "\"$TANDEM\" bench comm --hosts $hosts_list --min 64 --max 128 --blocks 1 --block-us 1 --peer none --svg | grep -q 'the wire, 10 Gb/s'"
+out=$("$TANDEM" bench comm --hosts "$hosts_list" --peer tuned 2>&1)
+contains "MPICH is told the link, and nothing else" "$? $out" "2 tandem bench comm: --peer tuned: between hosts"
 
 # --- what cannot work ---
 
@@ -68,7 +83,7 @@ dies() {
     local name=$1 limit=$2 part=$3 job status=0 took i
     shift 3
     : >"$t_dir/out" # the last one's
-    "${run_here[@]}" "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 --ctx 400000 -p hi --ignore-eos >"$t_dir/out" 2>"$t_dir/err" &
+    "${run_here[@]}" "$TANDEM" run "$model" --hosts "$hosts_list" -n "${n:-2}" --threads 1 --ctx 400000 -p hi --ignore-eos >"$t_dir/out" 2>"$t_dir/err" &
     job=$!
     for ((i = 0; i < 3000; i++)); do { [ -s "$t_dir/out" ] || ! kill -0 $job 2>/dev/null; } && break; sleep 0.01; done
     since=$(ms)
@@ -95,6 +110,8 @@ agent_of() { for p in $(ip netns pids "${hosts[$1]}"); do case $(tr '\0' ' ' <"/
 kill_rank() { kill "-$2" "$(of "$1")"; }
 kill_agent() { kill "-$2" "$(agent_of "$1")"; }
 
+n=4 dies "one of two ranks on the other host is killed" 1000 "host $h1: rank 3 " kill_rank 3 KILL
+n=4 dies "one of two ranks on this host crashes" 1000 "host $h0: rank 1 " kill_rank 1 SEGV
 dies "a rank on the other host is killed" 1000 "host $h1: rank 1 " kill_rank 1 KILL
 dies "rank 0 crashes" 1000 "host $h0: rank 0 " kill_rank 0 SEGV
 dies "an agent is killed" 1000 "host $h1: " kill_agent 1 KILL

@@ -70,16 +70,20 @@ static inline enum st group_boot_allgather(void *context, const void *mine, size
 }
 
 struct group {
-    const char *backend; /* of the table; "shm/boot": shm with a segment that the ranks make themselves; "shm/link", "tcp/link": under an emulated link */
+    const char *backend; /* of the table; "shm/boot": shm with a segment that the ranks make themselves; "shm/link", "tcp/link": under an emulated link; "tcp/streams": three connections of each pair, larger messages divided */
     int n_ranks;
     bool threads;
     size_t max_bytes;
     int spin_us;
-    int memory_fd; /* −1, or shm's */
-    void *memory;  /* threads: the mapping */
-    size_t memory_bytes;
+    int n_first;   /* hybrids: ranks of the first of two hosts; the rest is on the second. Else 0 */
+    struct group_memory {
+        int fd;       /* −1, or shm's; hybrids: of each host */
+        void *memory; /* threads: the mapping */
+        size_t bytes;
+    } memory[2];
     struct group_boot *boot; /* shared by all ranks */
     const struct comm_link *link;
+    const char *streams;
     struct t_pmi *pmi; /* mpi: whom its ranks ask for each other; else NULL */
 };
 
@@ -97,19 +101,33 @@ static inline struct comm_setup group_setup(const struct group *g, int rank, str
     *end = (struct group_boot_end){g->boot, rank};
     if (g->pmi) t_pmi_enter(g->pmi, rank);
     *boot = (struct comm_boot){group_boot_allgather, end};
+    bool is_second = g->n_first && rank >= g->n_first;
+    const struct group_memory *m = &g->memory[is_second];
     return (struct comm_setup){.backend = g->backend,
                                .rank = rank,
                                .n_ranks = g->n_ranks,
                                .max_bytes = g->max_bytes,
                                .spin_us = g->spin_us,
-                               .memory_fd = g->threads ? -1 : g->memory_fd,
-                               .memory = g->threads ? g->memory : NULL,
+                               .memory_fd = g->threads ? -1 : m->fd,
+                               .memory = g->threads ? m->memory : NULL,
+                               .first_here = is_second ? g->n_first : 0,
+                               .n_here = is_second ? g->n_ranks - g->n_first : g->n_first,
                                .boot = boot,
+                               .streams = g->streams,
                                .link = g->link};
 }
 
+static inline void group_share(const struct group *g, int n_ranks, struct group_memory *m) {
+    struct err e = {0};
+    T_OK(comm_shm_create(n_ranks, g->max_bytes, &m->fd, &e), &e);
+    if (!g->threads) return;
+    m->bytes = comm_shm_bytes(n_ranks, g->max_bytes);
+    m->memory = mmap(NULL, m->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, m->fd, 0);
+    assert_true(m->memory != MAP_FAILED);
+}
+
 static inline void group_init(struct group *g, const char *backend, int n_ranks, bool threads, size_t max_bytes, int spin_us) {
-    *g = (struct group){.backend = backend, .n_ranks = n_ranks, .threads = threads, .max_bytes = max_bytes, .spin_us = spin_us, .memory_fd = -1};
+    *g = (struct group){.backend = backend, .n_ranks = n_ranks, .threads = threads, .max_bytes = max_bytes, .spin_us = spin_us, .memory = {{.fd = -1}, {.fd = -1}}};
     g->boot = mmap(NULL, sizeof *g->boot, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_true(g->boot != MAP_FAILED);
     g->boot->n_ranks = n_ranks;
@@ -124,18 +142,22 @@ static inline void group_init(struct group *g, const char *backend, int n_ranks,
         g->backend = *backend == 's' ? "shm" : "tcp";
         g->link = &link;
     }
-    if (strcmp(g->backend, "shm") != 0 || strcmp(backend, "shm/boot") == 0) return;
-    struct err e = {0};
-    T_OK(comm_shm_create(n_ranks, max_bytes, &g->memory_fd, &e), &e);
-    if (!threads) return;
-    g->memory_bytes = comm_shm_bytes(n_ranks, max_bytes);
-    g->memory = mmap(NULL, g->memory_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, g->memory_fd, 0);
-    assert_true(g->memory != MAP_FAILED);
+    if (strcmp(backend, "tcp/streams") == 0) {
+        g->backend = "tcp";
+        g->streams = "127.0.0.1,127.0.0.2,127.0.0.1%lo";
+    }
+    if (strcmp(g->backend, "shm") == 0 && strcmp(backend, "shm/boot") != 0) group_share(g, n_ranks, &g->memory[0]);
+    if (strncmp(backend, "shm+", 4) != 0) return;
+    g->n_first = (n_ranks + 1) / 2;
+    group_share(g, g->n_first, &g->memory[0]);
+    if (n_ranks > 1) group_share(g, n_ranks - g->n_first, &g->memory[1]);
 }
 
 static inline void group_release(struct group *g) {
-    if (g->memory) munmap(g->memory, g->memory_bytes);
-    if (g->memory_fd >= 0) close(g->memory_fd);
+    for (int i = 0; i < 2; i++) {
+        if (g->memory[i].memory) munmap(g->memory[i].memory, g->memory[i].bytes);
+        if (g->memory[i].fd >= 0) close(g->memory[i].fd);
+    }
     if (g->pmi) t_pmi_stop(g->pmi);
     free(g->pmi);
     munmap(g->boot, sizeof *g->boot);
@@ -156,6 +178,7 @@ static inline bool group_run_rank(const struct group_member *m) {
     struct comm *c = NULL;
     struct err e = {0};
     CHECK_ST(ST_OK, comm_open(&setup, &c, &e), &e);
+    if (setup.streams) comm_divide(c, 4000);
     bool ok = m->fn(&c, m->arg);
     if (!ok)
         fprintf(stderr, "  in rank %d of %d %s over %s\n", m->rank, m->group->n_ranks, m->group->threads ? "threads" : "processes",
