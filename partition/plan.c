@@ -151,7 +151,7 @@ static void digest_model(struct base_hasher *h, const struct part_model *m)
         base_hasher_update_str(h, kern_format(w->scheme->format)->name);
         const uint64_t numbers[] = {
             w->kind,          w->first_row,   w->rows.begin, w->rows.end, w->columns.begin, w->columns.end, w->slice_bytes, w->scheme->scale_columns, w->scheme->divides, w->scheme->zero_plus_one,
-            w->scheme->n_sources};
+            w->scheme->group_hash, w->scheme->n_sources};
         digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
         for (uint32_t k = 0; k < w->scheme->n_sources; k++) {
             const struct part_slice *s = &w->slices[k];
@@ -237,7 +237,7 @@ static uint64_t matrix_bytes(struct sizes_memo *memo, const struct part_sizes *s
 {
     for (int k = 0; k < memo->n; k++) {
         const struct part_weight *u = memo->of[k];
-        if (u->scheme->format == w->scheme->format && u->scheme->scale_columns == w->scheme->scale_columns && u->rows.end - u->rows.begin == w->rows.end - w->rows.begin && u->columns.begin == w->columns.begin &&
+        if (u->scheme->format == w->scheme->format && u->scheme->scale_columns == w->scheme->scale_columns && u->scheme->group_hash == w->scheme->group_hash && u->rows.end - u->rows.begin == w->rows.end - w->rows.begin && u->columns.begin == w->columns.begin &&
             u->columns.end == w->columns.end && u->column_axis.dim == w->column_axis.dim && u->column_axis.scale == w->column_axis.scale)
             return memo->bytes[k];
     }

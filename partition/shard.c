@@ -108,9 +108,10 @@ struct part_range part_axis_range(const struct part_model *whole, const struct p
 static uint64_t cut_source(struct part_weight *w, uint32_t k)
 {
     const struct quant_source *s = &w->scheme->sources[k];
-    const uint64_t row_begin = (w->first_row + w->rows.begin) / s->row_unit, column_begin = w->columns.begin / s->column_unit;
+    const struct part_range columns = s->all_columns ? (struct part_range){0, w->scheme->columns} : w->columns;
+    const uint64_t row_begin = (w->first_row + w->rows.begin) / s->row_unit, column_begin = columns.begin / s->column_unit;
     const bool empty = w->rows.begin == w->rows.end || w->columns.begin == w->columns.end;
-    const uint64_t n_rows = empty ? 0 : (w->first_row + w->rows.end - 1) / s->row_unit + 1 - row_begin, n_columns = empty ? 0 : (w->columns.end - 1) / s->column_unit + 1 - column_begin;
+    const uint64_t n_rows = empty ? 0 : (w->first_row + w->rows.end - 1) / s->row_unit + 1 - row_begin, n_columns = empty ? 0 : (columns.end - 1) / s->column_unit + 1 - column_begin;
     const uint64_t inner_stride = s->transposed ? s->row_stride : s->column_stride, n_inner = s->transposed ? n_rows : n_columns;
     const bool dense = inner_stride == s->element_bytes;
     w->slices[k] = (struct part_slice){

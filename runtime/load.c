@@ -89,10 +89,10 @@ static struct extent extent_of(const struct part_weight *w, uint32_t k, uint64_t
 }
 
 /* Bytes that n rows take in the bounce buffer, at most: those of every source, and what they are put together to. */
-static uint64_t bounce_bytes_of(const struct part_weight *w, uint64_t n)
+static uint64_t bounce_bytes_of(const struct part_weight *w, const struct kern_matrix *matrix, uint64_t n)
 {
     const bool blocks = w->scheme->sources[0].role == QUANT_BLOCKS;
-    uint64_t bytes = blocks ? 0 : n * rt_assembled_bytes(w->scheme, w->columns.begin, w->columns.end);
+    uint64_t bytes = blocks ? 0 : n * rt_assembled_bytes(w->scheme, matrix->columns.begin, matrix->columns.end);
     for (uint32_t k = 0; k < w->scheme->n_sources; k++) {
         const struct quant_source *s = &w->scheme->sources[k];
         const uint64_t n_elements = (n - 1) / s->row_unit + 2;
@@ -104,10 +104,10 @@ static uint64_t bounce_bytes_of(const struct part_weight *w, uint64_t n)
 }
 
 /* Rows that are loaded at once: as many tiles as fit, one at least. */
-static uint64_t step_of(const struct part_weight *w, uint64_t bytes)
+static uint64_t step_of(const struct part_weight *w, const struct kern_matrix *matrix, uint64_t bytes)
 {
     uint64_t n = (w->rows.end - w->rows.begin + KERN_TILE_ROWS - 1) / KERN_TILE_ROWS * KERN_TILE_ROWS;
-    while (n > KERN_TILE_ROWS && bounce_bytes_of(w, n) > bytes)
+    while (n > KERN_TILE_ROWS && bounce_bytes_of(w, matrix, n) > bytes)
         n = n / 2 / KERN_TILE_ROWS * KERN_TILE_ROWS;
     return n < KERN_TILE_ROWS ? KERN_TILE_ROWS : n;
 }
@@ -141,7 +141,9 @@ static enum st load_rows(const struct loading *l, const struct part_weight *w, s
                             .row_begin = w->first_row + w->rows.begin + row,
                             .row_end = w->first_row + w->rows.begin + row + n,
                             .column_begin = w->columns.begin,
-                            .column_end = w->columns.end};
+                            .column_end = w->columns.end,
+                            .order = matrix->columns.order,
+                            .n_ordered = matrix->columns.order ? matrix->columns.end : 0};
     struct kern_pack pack = {.matrix = matrix, .row_begin = row, .n_rows = n};
     for (uint32_t k = 0; k < w->scheme->n_sources; k++) {
         const struct quant_source *s = &w->scheme->sources[k];
@@ -170,8 +172,8 @@ static enum st load_rows(const struct loading *l, const struct part_weight *w, s
         if (st)
             return st;
         pack.src = bounce;
-        pack.row_stride_bytes = rt_assembled_bytes(w->scheme, w->columns.begin, w->columns.end);
-        pack.first_column = w->columns.begin / block * block;
+        pack.row_stride_bytes = rt_assembled_bytes(w->scheme, matrix->columns.begin, matrix->columns.end);
+        pack.first_column = matrix->columns.begin / block * block;
     }
     l->backend->matrix_pack(&pack);
     return ST_OK;
@@ -181,8 +183,8 @@ static enum st load_matrix(struct loading *l, const struct part_weight *w, struc
 {
     if (w->slice_bytes == 0)
         return ST_OK;
-    const uint64_t n_rows = w->rows.end - w->rows.begin, step = step_of(w, bounce_bytes);
-    BASE_ASSERT(bounce_bytes_of(w, step) <= bounce_bytes);
+    const uint64_t n_rows = w->rows.end - w->rows.begin, step = step_of(w, matrix, bounce_bytes);
+    BASE_ASSERT(bounce_bytes_of(w, matrix, step) <= bounce_bytes);
     enum st st = load_tensor_scale(l, w, matrix, e);
     for (uint64_t row = 0, told = 0; row < n_rows && !st; row += step) {
         const uint64_t n = n_rows - row < step ? n_rows - row : step;
@@ -220,7 +222,7 @@ static void load_share(void *arg, int i_thread, int n_threads)
     struct rt_odd_scales odd = {0, 0, 0};
     for (int i = 0; i < l->m->n_weights; i++) { /* at least a tile of the widest matrix */
         const struct part_weight *w = &l->m->weights[i];
-        const uint64_t least = w->kind == PART_MATRIX && w->slice_bytes ? bounce_bytes_of(w, KERN_TILE_ROWS) : 0;
+        const uint64_t least = w->kind == PART_MATRIX && w->slice_bytes ? bounce_bytes_of(w, &l->items[i].matrix, KERN_TILE_ROWS) : 0;
         bounce_bytes = least > bounce_bytes ? least : bounce_bytes;
     }
     unsigned char *bounce = malloc(bounce_bytes);
@@ -260,6 +262,8 @@ static enum st lay_out(const struct part_model *m, const struct kern_backend *ba
         const enum st st = rt_matrix_init(m, w, accurate, small, matrix, e);
         if (st)
             return st;
+        if (i && rt_same_columns(&items[i - 1].matrix.columns, &matrix->columns)) /* one array, so that steps see at a glance what goes together */
+            matrix->columns.order = items[i - 1].matrix.columns.order;
         if (!backend->supports(KERN_OP_MATMUL, matrix->format, matrix->activation, 0))
             return err_set(e, ST_UNSUPPORTED, "%s: kernel backend %s/%s cannot multiply %s", w->name, backend->name, backend->variant, kern_format(matrix->format)->name);
         const size_t bytes = backend->matrix_bytes(matrix);

@@ -279,26 +279,41 @@ static void do_norm(const struct rt_exec *x, struct kern_queue q, const struct p
     x->o.backend->norm(q, &args);
 }
 
+/* Parts [first, returned) have their columns in the same order and are one product. */
+static int parts_of_one_order(const struct rt_exec *x, const struct part_step *s, int first)
+{
+    const struct rt_weight *items = x->o.weights->items;
+    int k = first + 1;
+    while (k < s->n_parts && items[s->weight[k]].matrix.columns.order == items[s->weight[first]].matrix.columns.order)
+        k++;
+    return k;
+}
+
 static void do_linear(struct rt_exec *x, struct kern_queue q, const struct part_step *s)
 {
-    struct kern_matmul args = {
-        .x = address(x, s->in[0]),
-        .x_stride = value_of(x, s->in[0])->width,
-        .n_tokens = rows_in(x, s->in[0]),
-        .n_parts = s->n_parts,
-        .scratch = x->scratch_matmul,
-    };
-    for (int k = 0; k < s->n_parts; k++) {
-        const struct part_value *out = value_of(x, s->out[k]);
-        args.parts[k].matrix = &x->o.weights->items[s->weight[k]].matrix;
-        args.parts[k].bias = vector_of(x, s->bias[k]);
-        args.parts[k].y = address(x, s->out[k]);
-        args.parts[k].y_stride = out->width;
-        args.parts[k].vector_stride = out->width * (size_t)args.n_tokens;
+    for (int first = 0, end; first < s->n_parts; first = end) {
+        end = parts_of_one_order(x, s, first);
+        struct kern_matmul args = {
+            .x = address(x, s->in[0]),
+            .x_stride = value_of(x, s->in[0])->width,
+            .n_tokens = rows_in(x, s->in[0]),
+            .n_parts = end - first,
+            .scratch = x->scratch_matmul,
+        };
+        for (int k = first; k < end; k++) {
+            const struct part_value *out = value_of(x, s->out[k]);
+            args.parts[k - first].matrix = &x->o.weights->items[s->weight[k]].matrix;
+            args.parts[k - first].bias = vector_of(x, s->bias[k]);
+            args.parts[k - first].y = address(x, s->out[k]);
+            args.parts[k - first].y_stride = out->width;
+            args.parts[k - first].vector_stride = out->width * (size_t)args.n_tokens;
+        }
+        if (first) /* the scratch is still read */
+            base_pool_barrier(x->o.pool, q.i_thread);
+        x->o.backend->matmul_prepare(q, &args);
+        base_pool_barrier(x->o.pool, q.i_thread);
+        x->o.backend->matmul(q, &args);
     }
-    x->o.backend->matmul_prepare(q, &args);
-    base_pool_barrier(x->o.pool, q.i_thread);
-    x->o.backend->matmul(q, &args);
 }
 
 static void do_rope(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)

@@ -245,7 +245,6 @@ static const struct bad {
     {"qweight has shape [16, 63]", ST_INVALID, {T("qweight", "I32", 16, 63), T("qzeros", "I32", 4, 8), T("scales", "F16", 4, 64)}},
     {"qzeros has shape [4, 9]", ST_INVALID, {T("qweight", "I32", 16, 64), T("qzeros", "I32", 4, 9), T("scales", "F16", 4, 64)}},
     {"AWQ of 8 bits is not supported", ST_UNSUPPORTED, {T("qweight", "I32", 128, 16), T("qzeros", "I32", 4, 16), T("scales", "F16", 4, 64)}},
-    {"g_idx: column 32 is out of the order of groups (act-order, desc_act), which is not supported yet", ST_UNSUPPORTED, {T("qweight", "I32", 16, 64), T("qzeros", "I32", 4, 8), T("scales", "F16", 4, 64), T("g_idx", "I32", 128)}},
     {"g_idx has shape [64]", ST_INVALID, {T("qweight", "I32", 16, 64), T("qzeros", "I32", 4, 8), T("scales", "F16", 4, 64), T("g_idx", "I32", 64)}},
     {"no known scheme has a tensor 'pre_quant_scale'", ST_UNSUPPORTED, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "F32"), T("pre_quant_scale", "BF16", 128)}},
     {"type I64 is not supported yet", ST_UNSUPPORTED, {T("weight", "I64", 64, 128)}},
@@ -315,6 +314,62 @@ static void views_that_do_not_fit(void **state)
         base_arena_release(&arena);
         ck_close(ck);
     }
+}
+
+/* ---- act-order -------------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static void orders_of_columns(void **state)
+{
+    (void)state;
+    t_declare_warnings();
+    static int32_t usual[128], reversed[128], beyond[128], negative[128];
+    for (int i = 0; i < 128; i++) {
+        usual[i] = beyond[i] = negative[i] = i / 32;
+        reversed[i] = 3 - i / 32;
+    }
+    beyond[7] = 4;
+    negative[127] = -1;
+    const struct {
+        const int32_t *order;
+        const char *says; /* NULL: is read */
+    } cases[] = {{usual, NULL}, {reversed, NULL}, {beyond, "g_idx: column 7 is of group 4, and there are 4"}, {negative, "g_idx: column 127 is of group -1, and there are 4"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int packed = 0; packed < 2; packed++) {
+            struct checkpoint *ck;
+            struct part_model *m;
+            struct err e = {""};
+            struct part_of gptq[MAX_PARTS_OF_CASE + 1] = {T("qweight", "I32", 16, 64), T("qzeros", "I32", 4, 8), T("scales", "F16", 4, 64), {"g_idx", "I32", 1, {128}, cases[i].order}};
+            struct part_of ct[MAX_PARTS_OF_CASE + 1] = {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 4), {"weight_g_idx", "I32", 1, {128}, cases[i].order}};
+            T_OK(ck_open(write_model("", packed ? ct : gptq), &ck, &e), &e);
+            const enum st st = part_model_create(ck, &m, &e);
+            if (cases[i].says)
+                t_expect_err_contains(ST_INVALID, st, &e, cases[i].says);
+            else {
+                T_OK(st, &e);
+                const struct part_weight *down = NULL;
+                for (int k = 0; k < m->n_weights; k++)
+                    if (strstr(m->weights[k].name, MODULE))
+                        down = &m->weights[k];
+                assert_non_null(down);
+                const struct quant_scheme *s = down->scheme;
+                assert_true((s->group_of != NULL) == (cases[i].order == reversed));
+                assert_true(s->sources[1].all_columns == (s->group_of != NULL) && !s->sources[0].all_columns);
+                struct part_plan *plan;
+                struct part_audit audit;
+                T_OK(part_plan_create(m, &(struct part_plan_options){.n_ranks = 2, .max_tokens = 4, .max_rows = 1, .context = 32, .max_sequences = 1}, &sizes, &plan, &e), &e);
+                T_OK(part_audit_plan(plan, &audit, &e), &e);
+                assert_int_equal(audit.n_beside, s->group_of ? 0 : 1);
+                if (s->group_of) { /* another order is another plan */
+                    const struct digest before = part_plan_digest(plan);
+                    ((struct quant_scheme *)(uintptr_t)s)->group_hash++;
+                    const struct digest after = part_plan_digest(plan);
+                    assert_memory_not_equal(&before, &after, sizeof before);
+                }
+                part_plan_destroy(plan);
+                part_model_destroy(m);
+            }
+            ck_close(ck);
+        }
 }
 
 /* ---- configurations --------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -468,7 +523,7 @@ static void tensors_decide(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(schemes_by_tensors), cmocka_unit_test(refusals_by_name), cmocka_unit_test(views_that_do_not_fit), cmocka_unit_test(configurations_by_name), cmocka_unit_test(lists_decide_by_module), cmocka_unit_test(tensors_decide),
+        cmocka_unit_test(schemes_by_tensors), cmocka_unit_test(refusals_by_name), cmocka_unit_test(views_that_do_not_fit), cmocka_unit_test(orders_of_columns), cmocka_unit_test(configurations_by_name), cmocka_unit_test(lists_decide_by_module), cmocka_unit_test(tensors_decide),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -70,9 +70,17 @@ void cpu_matmul_prepare(const struct cpu_matmul *m, struct kern_queue q, const s
         int n = args->n_tokens - (int)first < CPU_GROUP ? args->n_tokens - (int)first : CPU_GROUP;
         size_t before = first * c->n_segments + s * (size_t)n, columns = c->segment_columns[s], place = (c->begin + c->segment_begin[s]) % KERN_SEGMENT;
         for (int t = 0; t < n; t++) {
-            const float *x = args->x + (first + (size_t)t) * args->x_stride + c->segment_begin[s];
+            const float *x = args->x + (first + (size_t)t) * args->x_stride;
             float whole[KERN_SEGMENT] = {0};
-            if (columns < KERN_SEGMENT) {
+            if (c->order) {
+                for (size_t j = 0; j < columns; j++) {
+                    int32_t at = c->order[c->segment_begin[s] + j];
+                    if (at >= 0) whole[place + j] = x[at];
+                }
+                x = whole;
+            } else
+                x += c->segment_begin[s];
+            if (columns < KERN_SEGMENT && !c->order) {
                 memcpy(whole + place, x, columns * sizeof *x);
                 x = whole;
             }
