@@ -19,7 +19,8 @@ struct rank_values {
     const char *shares, *kv;
     const char *backend, *link, *address; /* of comm; NULL: the best; none; loopback */
     const char *exchanges;      /* a benchmark of exchanges instead of a model (runtime/exchanges.h) */
-    bool accurate, ledger;
+    int embedding; /* enum part_embedding */
+    bool head_fp8, accurate, ledger;
     /* rank */
     int64_t rank, memory_fd, vitals_fd;
     int64_t key_fd; /* a pipe with the job's key; −1: there is none */

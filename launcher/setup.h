@@ -16,6 +16,8 @@ struct launch_options {
     int64_t n_threads;  /* 0: not given */
     const char *split;
     int activations;    /* 0 f32, 1 auto */
+    int head;           /* 0 stored, 1 fp8 */
+    int embedding;      /* enum part_embedding */
     int kv;             /* index of the choices in setup.c; the last is auto */
     int64_t chunk, context; /* 0: not given */
     const char *bind;

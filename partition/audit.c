@@ -164,7 +164,7 @@ static enum st audit_bytes(const struct part_plan *plan, int i, struct part_audi
     for (int r = 0; r < plan->options.n_ranks; r++) {
         const struct part_weight *w = weight_of(plan, r, i);
         uint64_t bytes = 0;
-        if (w->tensor != whole->tensor || w->scheme != whole->scheme || w->kind != whole->kind || w->first_row != whole->first_row || !same_axis(w->row_axis, whole->row_axis) ||
+        if (w->tensor != whole->tensor || w->scheme != whole->scheme || w->kind != whole->kind || w->home != whole->home || w->first_row != whole->first_row || !same_axis(w->row_axis, whole->row_axis) ||
             !same_axis(w->column_axis, whole->column_axis))
             return err_set(e, ST_INVALID, "%s: rank %d has another tensor, or another part of it", whole->name, r);
         for (uint32_t k = 0; k < w->scheme->n_sources; k++)

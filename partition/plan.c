@@ -150,7 +150,7 @@ static void digest_model(struct base_hasher *h, const struct part_model *m)
         base_hasher_update_str(h, w->name);
         base_hasher_update_str(h, kern_format(w->scheme->format)->name);
         const uint64_t numbers[] = {
-            w->kind,          w->first_row,   w->rows.begin, w->rows.end, w->columns.begin, w->columns.end, w->slice_bytes, w->scheme->scale_columns, w->scheme->divides, w->scheme->zero_plus_one,
+            w->kind,          w->home,         w->first_row,   w->rows.begin, w->rows.end, w->columns.begin, w->columns.end, w->slice_bytes, w->scheme->scale_columns, w->scheme->divides, w->scheme->zero_plus_one,
             w->scheme->group_hash, w->scheme->n_sources};
         digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
         for (uint32_t k = 0; k < w->scheme->n_sources; k++) {
@@ -235,6 +235,8 @@ struct sizes_memo {
 
 static uint64_t matrix_bytes(struct sizes_memo *memo, const struct part_sizes *sizes, const struct part_model *m, const struct part_weight *w)
 {
+    if (w->home != PART_IN_MEMORY)
+        return sizes->matrix_bytes(sizes, m, w);
     for (int k = 0; k < memo->n; k++) {
         const struct part_weight *u = memo->of[k];
         if (u->scheme->format == w->scheme->format && u->scheme->scale_columns == w->scheme->scale_columns && u->scheme->group_hash == w->scheme->group_hash && u->rows.end - u->rows.begin == w->rows.end - w->rows.begin && u->columns.begin == w->columns.begin &&

@@ -59,11 +59,19 @@ struct part_slice {
     uint64_t first_column; /* likewise, of its column_unit (a format's block) */
 };
 
+/* Where a rank keeps its part of a weight. */
+enum part_home {
+    PART_IN_MEMORY,
+    PART_ON_DISK, /* an embedding whose rows are read from their file when they are wanted */
+    PART_IN_BOTH  /* likewise, and it is the head too */
+};
+
 struct part_weight {
     const char *name; /* the tensor's name in the checkpoint, with "[3]" for a plane, "[0::2]" for every other row, "[a:b]" for rows a to b where it is a part of one */
     const struct ck_tensor *tensor;      /* what holds the numbers, or the codes: sources[0] of its scheme */
     const struct quant_scheme *scheme;   /* of which tensors it is put together, and to which format */
     enum part_weight_kind kind;
+    enum part_home home;
     uint64_t first_row; /* of the tensor: where this weight's rows start (fused tensors) */
     struct part_axis row_axis, column_axis;
 

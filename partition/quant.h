@@ -14,6 +14,7 @@
 
 enum quant_role {
     QUANT_BLOCKS,      /* rows of blocks of the scheme's format, as the kernels read them: no codes, scales or zero points beside it */
+    QUANT_NUMBERS,     /* plain numbers, which the loader rounds to the scheme's format (FP8, a scale a row): the only source then */
     QUANT_CODES,
     QUANT_SCALES,
     QUANT_ZEROS,       /* zero points */

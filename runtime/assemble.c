@@ -7,6 +7,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/encode.h"
+
 /* One row of one source. */
 struct line {
     const struct quant_source *source;
@@ -378,6 +380,44 @@ static enum st int_row_in_order(const struct row *r, unsigned char *out)
     return ST_OK;
 }
 
+/* ---- plain numbers that are rounded here ------------------------------------------------------------------------------------------------------------------ */
+
+/* To FP8, a scale a row: whole rows, for their scale must not depend on a cut. Twice over them in pieces, so that no row is too long. */
+static enum st rounded_row(const struct row *r, unsigned char *out)
+{
+    enum { PIECE = 256 };
+    const struct quant_source *s = r->codes.source;
+    struct rt_deviation *deviation = r->a->deviation;
+    float x[PIECE], amax = 0;
+    unsigned char codes[PIECE];
+    for (uint64_t c = r->begin; c < r->end; c += PIECE) {
+        const size_t n = r->end - c < PIECE ? (size_t)(r->end - c) : PIECE;
+        kern_format_dequantise(s->tensor->format, element(&r->codes, c), n, x);
+        const float largest = kern_encode_amax(x, n);
+        if (!isfinite(largest))
+            return err_set(r->e, ST_INVALID, "tensor %.200s: row %" PRIu64 " holds NaN or infinity, which is not rounded to FP8", s->tensor->name, r->row);
+        amax = largest > amax ? largest : amax;
+    }
+    const float scale = kern_encode_fp8_scale(amax);
+    for (uint64_t c = r->begin; c < r->end; c += PIECE) {
+        const size_t n = r->end - c < PIECE ? (size_t)(r->end - c) : PIECE;
+        kern_format_dequantise(s->tensor->format, element(&r->codes, c), n, x);
+        kern_encode_fp8_codes(x, n, scale, codes);
+        for (size_t i = 0; i < n; i += 32, out += 36) {
+            const size_t here = n - i < 32 ? n - i : 32;
+            memcpy(out, &scale, sizeof scale);
+            memset(out + 4, 0, 32);
+            memcpy(out + 4, codes + i, here);
+        }
+        for (size_t i = 0; i < n; i++) {
+            const double difference = (double)x[i] - (double)(kern_e4m3_to_f32(codes[i]) * scale);
+            deviation->difference += difference * difference;
+            deviation->all += (double)x[i] * (double)x[i];
+        }
+    }
+    return ST_OK;
+}
+
 /* ---- all ------------------------------------------------------------------------------------------------------------------------------------------------------ */
 
 enum st rt_assemble(const struct rt_assembly *a, unsigned char *rows, struct rt_odd_scales *odd, struct err *e)
@@ -385,13 +425,14 @@ enum st rt_assemble(const struct rt_assembly *a, unsigned char *rows, struct rt_
     static enum st (*const of[FMT_COUNT])(const struct row *r, unsigned char *out) = {
         [FMT_NVFP4] = nvfp4_row, [FMT_MXFP4] = mxfp4_row, [FMT_FP8] = fp8_row, [FMT_INT4] = int_row, [FMT_INT4_ZERO] = int_row, [FMT_INT8] = int_row, [FMT_INT8_ZERO] = int_row,
     };
-    enum st (*const row_of)(const struct row *r, unsigned char *out) = a->order ? int_row_in_order : of[a->scheme->format];
-    BASE_ASSERT(row_of && a->scheme->sources[0].role == QUANT_CODES && !a->order == !a->scheme->group_of);
+    const bool plain = a->scheme->sources[0].role == QUANT_NUMBERS;
+    enum st (*const row_of)(const struct row *r, unsigned char *out) = plain ? rounded_row : a->order ? int_row_in_order : of[a->scheme->format];
+    BASE_ASSERT(row_of && (plain || a->scheme->sources[0].role == QUANT_CODES) && !a->order == !a->scheme->group_of);
     const uint64_t unit = a->scheme->sources[0].column_unit, end = (a->column_end - 1) / unit * unit + unit;
     const size_t row_bytes = a->order ? rt_assembled_bytes(a->scheme, 0, a->n_ordered) : rt_assembled_bytes(a->scheme, a->column_begin, a->column_end);
     struct row r = {.a = a, .begin = a->column_begin / unit * unit, .end = end < a->scheme->columns ? end : a->scheme->columns, .odd = odd, .e = e};
     for (r.row = a->row_begin; r.row < a->row_end; r.row++) {
-        r.codes = line_of(a, QUANT_CODES, r.row);
+        r.codes = line_of(a, a->scheme->sources[0].role, r.row);
         r.scales = line_of(a, QUANT_SCALES, r.row);
         r.zeros = line_of(a, QUANT_ZEROS, r.row);
         const enum st st = row_of(&r, rows + (r.row - a->row_begin) * row_bytes);

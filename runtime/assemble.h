@@ -17,6 +17,11 @@ struct rt_piece {
     uint64_t first_row, first_column;
 };
 
+/* Of what is rounded here: squares of the differences, and of the numbers themselves. */
+struct rt_deviation {
+    double difference, all;
+};
+
 /* Rows [row_begin, row_end) and columns [column_begin, column_end) of the whole matrix; pieces in the order of the scheme's sources (the tensor scale's is not looked at). */
 struct rt_assembly {
     const struct quant_scheme *scheme;
@@ -25,6 +30,7 @@ struct rt_assembly {
     /* Where the scheme has an order of columns (group_of): of each place of a row, which column of these stands there, from column_begin on, or −1: a block is of one group. */
     const int32_t *order;
     uint64_t n_ordered; /* a multiple of 32 */
+    struct rt_deviation *deviation; /* QUANT_NUMBERS: added to */
 };
 
 struct rt_odd_scales {

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -135,9 +136,11 @@ static enum st load_tensor_scale(const struct loading *l, const struct part_weig
 }
 
 /* Rows [row, row + n): the bounce buffer holds the pieces of all sources one after another (transposed ones once more, turned), then the assembled rows. */
-static enum st load_rows(const struct loading *l, const struct part_weight *w, struct kern_matrix *matrix, uint64_t row, uint64_t n, unsigned char *bounce, struct rt_odd_scales *odd, struct err *e)
+static enum st load_rows(const struct loading *l, const struct part_weight *w, struct kern_matrix *matrix, uint64_t row, uint64_t n, unsigned char *bounce, struct rt_deviation *deviation,
+                         struct rt_odd_scales *odd, struct err *e)
 {
     struct rt_assembly a = {.scheme = w->scheme,
+                            .deviation = deviation,
                             .row_begin = w->first_row + w->rows.begin + row,
                             .row_end = w->first_row + w->rows.begin + row + n,
                             .column_begin = w->columns.begin,
@@ -181,19 +184,23 @@ static enum st load_rows(const struct loading *l, const struct part_weight *w, s
 
 static enum st load_matrix(struct loading *l, const struct part_weight *w, struct kern_matrix *matrix, unsigned char *bounce, size_t bounce_bytes, struct rt_odd_scales *odd, struct err *e)
 {
-    if (w->slice_bytes == 0)
+    if (w->slice_bytes == 0 || w->home == PART_ON_DISK)
         return ST_OK;
     const uint64_t n_rows = w->rows.end - w->rows.begin, step = step_of(w, matrix, bounce_bytes);
     BASE_ASSERT(bounce_bytes_of(w, matrix, step) <= bounce_bytes);
+    struct rt_deviation deviation = {0, 0};
     enum st st = load_tensor_scale(l, w, matrix, e);
     for (uint64_t row = 0, told = 0; row < n_rows && !st; row += step) {
         const uint64_t n = n_rows - row < step ? n_rows - row : step;
-        st = load_rows(l, w, matrix, row, n, bounce, odd, e);
+        st = load_rows(l, w, matrix, row, n, bounce, &deviation, odd, e);
         const uint64_t bytes = row + n == n_rows ? w->slice_bytes - told : w->slice_bytes / n_rows * n; /* blocks of scales are read again where they end between two steps */
         told += bytes;
         if (!st)
             tick(l, bytes);
     }
+    if (!st && w->scheme->sources[0].role == QUANT_NUMBERS)
+        LOG_WARNING("load", "%s: rounded to FP8, a scale a row: the root mean square of the differences is %.2f %% of the numbers'", w->name,
+                    deviation.all > 0 ? 100 * sqrt(deviation.difference / deviation.all) : 0);
     return st;
 }
 
@@ -222,7 +229,7 @@ static void load_share(void *arg, int i_thread, int n_threads)
     struct rt_odd_scales odd = {0, 0, 0};
     for (int i = 0; i < l->m->n_weights; i++) { /* at least a tile of the widest matrix */
         const struct part_weight *w = &l->m->weights[i];
-        const uint64_t least = w->kind == PART_MATRIX && w->slice_bytes ? bounce_bytes_of(w, &l->items[i].matrix, KERN_TILE_ROWS) : 0;
+        const uint64_t least = w->kind == PART_MATRIX && w->slice_bytes && w->home != PART_ON_DISK ? bounce_bytes_of(w, &l->items[i].matrix, KERN_TILE_ROWS) : 0;
         bounce_bytes = least > bounce_bytes ? least : bounce_bytes;
     }
     unsigned char *bounce = malloc(bounce_bytes);
@@ -244,14 +251,24 @@ static void load_share(void *arg, int i_thread, int n_threads)
     free(bounce);
 }
 
+/* An embedding that stays in its file: buffers for its rows. */
+static enum st open_rows(const struct part_model *m, const struct part_weight *w, int n_threads, struct arena *data, struct arena *small, struct rt_weight *item, struct err *e)
+{
+    void *memory = base_arena_alloc(data, rt_disk_rows_bytes(w, n_threads));
+    item->rows = base_arena_alloc(small, sizeof *item->rows);
+    if (!memory || !item->rows)
+        return err_set(e, ST_NO_MEMORY, "the plan's %zu bytes of weights do not hold buffers for rows of %s", data->capacity_bytes, w->name);
+    return rt_disk_rows_open(item->rows, m, w, memory, e);
+}
+
 /* Memory for every weight, in order. */
-static enum st lay_out(const struct part_model *m, const struct kern_backend *backend, bool accurate, struct arena *data, struct arena *small, struct rt_weight *items, uint64_t *total,
+static enum st lay_out(const struct part_model *m, const struct kern_backend *backend, bool accurate, int n_threads, struct arena *data, struct arena *small, struct rt_weight *items, uint64_t *total,
                        struct err *e)
 {
     for (int i = 0; i < m->n_weights; i++) {
         const struct part_weight *w = &m->weights[i];
         const uint64_t n_rows = w->rows.end - w->rows.begin;
-        *total += w->slice_bytes;
+        *total += w->home == PART_ON_DISK ? 0 : w->slice_bytes;
         if (w->kind == PART_VECTOR) {
             items[i].vector = n_rows ? base_arena_array(data, n_rows, sizeof(float)) : NULL; /* even nothing would take a line of the plan's bytes */
             if (!items[i].vector && n_rows)
@@ -266,7 +283,12 @@ static enum st lay_out(const struct part_model *m, const struct kern_backend *ba
             matrix->columns.order = items[i - 1].matrix.columns.order;
         if (!backend->supports(KERN_OP_MATMUL, matrix->format, matrix->activation, 0))
             return err_set(e, ST_UNSUPPORTED, "%s: kernel backend %s/%s cannot multiply %s", w->name, backend->name, backend->variant, kern_format(matrix->format)->name);
-        const size_t bytes = backend->matrix_bytes(matrix);
+        if (w->home != PART_IN_MEMORY) {
+            const enum st rows = open_rows(m, w, n_threads, data, small, &items[i], e);
+            if (rows)
+                return rows;
+        }
+        const size_t bytes = w->home == PART_ON_DISK ? 0 : backend->matrix_bytes(matrix);
         matrix->data = bytes ? base_arena_alloc(data, bytes) : NULL;
         if (bytes && !matrix->data)
             return err_set(e, ST_NO_MEMORY, "the plan's %zu bytes of weights do not hold %s", data->capacity_bytes, w->name);
@@ -301,8 +323,9 @@ enum st rt_weights_load(const struct part_model *m, const struct kern_backend *b
     int *fds = base_arena_array(small, n_files, sizeof *fds);
     if (!items || !fds)
         return err_set(e, ST_NO_MEMORY, "no memory for the table of weights");
+    *weights = (struct rt_weights){.items = items, .n_items = m->n_weights};
     struct loading l = {.m = m, .backend = backend, .items = items, .fds = fds, .progress = progress, .context = context};
-    enum st st = lay_out(m, backend, accurate, data, small, items, &l.total_bytes, e);
+    enum st st = lay_out(m, backend, accurate, base_pool_n_threads(pool), data, small, items, &l.total_bytes, e);
     if (st)
         return st;
     st = open_files(m, fds, e);
@@ -321,7 +344,13 @@ enum st rt_weights_load(const struct part_model *m, const struct kern_backend *b
     if (odd[0] || odd[1] || odd[2])
         LOG_WARNING("load", "odd scales, all of them valid: %" PRIu64 " are NaN, infinite or negative over blocks of zeros, %" PRIu64 " are zero, %" PRIu64 " the least of their type", odd[0], odd[1],
                     odd[2]);
-    weights->items = items;
     weights->bytes_read = atomic_load(&l.done_bytes);
     return ST_OK;
+}
+
+void rt_weights_close(struct rt_weights *weights)
+{
+    for (int i = 0; i < weights->n_items; i++)
+        if (weights->items[i].rows)
+            rt_disk_rows_close(weights->items[i].rows);
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "comm/comm.h"
+#include "runtime/disk_rows.h"
 
 /* This rank's leaves of a weight's columns: their ends, and their numbers among n_total. */
 struct leaves {
@@ -111,9 +112,12 @@ static uint64_t matrix_bytes(const struct part_sizes *s, const struct part_model
 {
     struct arena a = {0};
     struct kern_matrix matrix;
+    const uint64_t rows = w->home == PART_IN_MEMORY ? 0 : rt_disk_rows_bytes(w, s->n_threads);
     uint64_t bytes = UINT64_MAX / 4;
+    if (w->home == PART_ON_DISK)
+        return rows;
     if (base_arena_init(&a, "sizes", 0, NULL) == ST_OK && rt_matrix_init(m, w, s->accurate, &a, &matrix, NULL) == ST_OK)
-        bytes = self(s)->backend->matrix_bytes(&matrix);
+        bytes = self(s)->backend->matrix_bytes(&matrix) + rows + (rows ? 64 : 0);
     base_arena_release(&a);
     return bytes;
 }
@@ -198,6 +202,8 @@ struct digest rt_settings_digest(const struct rt_settings *settings)
     base_hasher_update_u64(h, (uint64_t)settings->chunk);
     base_hasher_update_u64(h, (uint64_t)settings->context);
     base_hasher_update_u64(h, (uint64_t)settings->max_sequences);
+    base_hasher_update_u64(h, settings->smaller.head_fp8);
+    base_hasher_update_u64(h, settings->smaller.embedding);
     base_hasher_update_u64(h, settings->ledger); /* it adds exchanges at the end */
     const struct digest d = base_hasher_final(h);
     base_hasher_destroy(h);

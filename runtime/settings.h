@@ -5,10 +5,12 @@
 #include "base/hash.h"
 #include "kernels/kernels.h"
 #include "partition/plan.h"
+#include "partition/smaller.h"
 
 struct rt_settings {
     bool accurate;       /* --activations f32 */
     enum format kv_format;
+    struct part_smaller smaller; /* --head, --embedding */
     int chunk;           /* tokens of one step */
     int64_t context;     /* tokens of one sequence */
     int max_sequences;

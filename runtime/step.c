@@ -4,11 +4,13 @@
  * at the end of each exchange, before the barrier that follows. */
 #include "runtime/step.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/arena.h"
 #include "base/log.h"
+#include "base/tick.h"
 
 /* Beside values, barriers watch two more things that steps share. */
 enum { SCRATCH_BIT = 62, VIEWS_BIT = 63 };
@@ -51,6 +53,7 @@ struct rt_exec {
     void *send_buffer;
     const void *views[COMM_MAX_RANKS];
     enum st st; /* written by thread 0 before a barrier */
+    _Atomic int failing; /* an enum st; −1: e is being written */
     struct err *e;
     struct rt_ledger ledger;
 };
@@ -235,8 +238,44 @@ static int rows_in(const struct rt_exec *x, int v) { return value_of(x, v)->rows
 
 static const float *vector_of(const struct rt_exec *x, int w) { return w == PART_NONE ? NULL : x->o.weights->items[w].vector; }
 
-static void do_embed(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+/* A thread that could not read says so once; thread 0 looks before the next exchange, or at the program's end. */
+static void fail(struct rt_exec *x, enum st st, const struct err *e)
 {
+    int none = ST_OK;
+    if (atomic_compare_exchange_strong(&x->failing, &none, -1)) {
+        *x->e = *e;
+        atomic_store(&x->failing, (int)st);
+    }
+}
+
+/* Rows from the file: as kern_embed has them. */
+static void embed_from_disk(struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const struct rt_weight *table = &x->o.weights->items[s->weight[0]];
+    const struct part_range *rows = &x->m->weights[s->weight[0]].rows;
+    const size_t width = value_of(x, s->out[0])->width;
+    size_t begin, end;
+    base_pool_share((size_t)x->desc->batch.n_tokens, 1, q.i_thread, q.n_threads, &begin, &end);
+    for (size_t t = begin; t < end; t++) {
+        float *y = address(x, s->out[0]) + t * width;
+        const uint64_t id = (uint64_t)x->desc->ids[t];
+        struct err e = {""};
+        const bool mine = id >= rows->begin && id < rows->end;
+        const enum st st = mine ? rt_disk_rows_read(table->rows, q.i_thread, id - rows->begin, y, &e) : ST_OK;
+        if (st)
+            fail(x, st, &e);
+        for (size_t i = 0; i < width; i++)
+            y[i] = mine ? y[i] * table->matrix.scale * s->scale : 0;
+        base_tick();
+    }
+}
+
+static void do_embed(struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    if (x->o.weights->items[s->weight[0]].rows) {
+        embed_from_disk(x, q, s);
+        return;
+    }
     const struct kern_embed args = {
         .table = &x->o.weights->items[s->weight[0]].matrix,
         .row_begin = x->m->weights[s->weight[0]].rows.begin,
@@ -623,7 +662,9 @@ static enum st gather(struct rt_exec *x, const struct part_step *s)
 /* Thread 0 only. With one rank there is no exchange step, and what follows one is done after SAMPLE and SCORE themselves. */
 static void do_exchange(struct rt_exec *x, const struct part_step *s)
 {
-    x->st = gather(x, s);
+    x->st = (enum st)atomic_load(&x->failing);
+    if (!x->st)
+        x->st = gather(x, s);
     if (x->st)
         return;
     if (s->exchange == PART_EXCHANGE_LOGITS)
@@ -735,6 +776,8 @@ static enum st run_program(struct rt_exec *x, const struct bound_program *b)
 {
     x->walking = b;
     base_pool_run(x->o.pool, walk, x);
+    if (!x->st)
+        x->st = (enum st)atomic_load(&x->failing);
     if (x->ledger.on)
         rt_ledger_enter(&x->ledger, RT_LEDGER_HOST, RT_LEDGER_NO_OP, -1);
     return x->st;
@@ -756,6 +799,7 @@ enum st rt_exec_run(struct rt_exec *x, const struct rt_desc *desc, const struct 
     x->root = root;
     x->results = results;
     x->st = ST_OK;
+    x->failing = ST_OK;
     x->e = e;
     x->row_wants = 0;
     *root = *header;
