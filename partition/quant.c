@@ -10,6 +10,7 @@
 #include "partition/quant_priv.h"
 
 #define FP8_BLOCK 128 /* always, whatever rows ÷ rows of scales says: the last block is partial */
+#define MX_GROUP 32
 
 /* ---- names ---------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -393,17 +394,19 @@ static enum st fp8(struct finding *f)
         add_source(f, scale, QUANT_SCALES, FP8_BLOCK, FP8_BLOCK, scale->raw == CK_RAW_F8_E8M0 ? 1 : kern_format(scale->format)->block_bytes);
         return ST_OK;
     }
-    if (scale->raw == CK_RAW_U8 || scale->raw == CK_RAW_F8_E8M0)
-        return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: MXFP8 (scales of 32 columns in E8M0) is not supported yet", scale->name);
+    if (scale->raw == CK_RAW_U8 || scale->raw == CK_RAW_F8_E8M0) {
+        if (f->columns % MX_GROUP)
+            return REFUSE(f, ST_INVALID, "tensor %.200s: %" PRIu64 " columns are no multiple of the group of %d", f->codes->name, f->columns, MX_GROUP);
+        f->s->name = "MXFP8";
+        f->s->scale_columns = MX_GROUP;
+        add_source(f, scale, QUANT_SCALES, 1, MX_GROUP, 1);
+        return want_shape(f, scale, f->rows, f->columns / MX_GROUP);
+    }
     st = add_scales(f, scale);
-    if (st)
-        return st;
-    const struct quant_source *added = &f->s->sources[f->s->n_sources - 1];
-    f->s->name = added->row_unit == 1 ? "FP8 with a scale for each row" : "FP8 with one scale";
-    if (added->column_unit != f->columns && added->column_unit % FP8_BLOCK)
-        return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: FP8 in groups of %" PRIu64 " columns is not supported: multiples of %d are", scale->name, added->column_unit, FP8_BLOCK);
-    f->s->scale_columns = FP8_BLOCK;
-    return ST_OK;
+    const struct quant_source *added = &f->s->sources[1];
+    if (!st)
+        f->s->name = added->row_unit != 1 ? "FP8 with one scale" : added->column_unit == f->columns ? "FP8 with a scale for each row" : "FP8 with scales for groups of columns";
+    return st;
 }
 
 /* ---- INT4 and INT8 ------------------------------------------------------------------------------------------------------------------------------------ */

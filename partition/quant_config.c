@@ -50,7 +50,7 @@ struct contradiction {
 struct quant {
     struct arena *arena;
     const char *where, *method; /* NULL: no word of quantisation */
-    bool gptq_v2, judges_head;
+    bool gptq_v2, judges_head, fp4_experts;
     struct patterns ignore;
     struct group *groups;
     size_t n_groups; /* 0: all linear modules, stored so: */
@@ -221,8 +221,22 @@ static enum st read_weights(const json_t *w, const char *where, struct stored_as
     return st;
 }
 
+/* One of the known names, or ST_UNSUPPORTED with their list. */
+static enum st check_name(const char *const *known, size_t n, const char *name, const char *where, const char *what, struct err *e)
+{
+    char list[512];
+    size_t used = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (strcmp(known[i], name) == 0)
+            return ST_OK;
+        used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", known[i]);
+    }
+    return err_set(e, ST_UNSUPPORTED, "%s: %s '%.64s' is not supported yet; known: %s", where, what, name, list);
+}
+
 /* Formats of compressed-tensors whose tensors quant.c can read, or that say nothing. */
-static const char *const formats[] = {"dense", "int-quantized", "float-quantized", "naive-quantized", "pack-quantized", "mixed-precision", "nvfp4-pack-quantized", "mxfp4-pack-quantized"};
+static const char *const formats[] = {"dense", "int-quantized", "float-quantized", "naive-quantized", "pack-quantized", "mixed-precision", "nvfp4-pack-quantized", "mxfp4-pack-quantized",
+                                      "mxfp8-quantized"};
 
 static enum st check_format(const json_t *object, const char *where, struct err *e)
 {
@@ -230,14 +244,7 @@ static enum st check_format(const json_t *object, const char *where, struct err 
     const enum st st = optional(base_json_str(object, where, "format", &format, e));
     if (st || !format)
         return st;
-    char known[256];
-    size_t used = 0;
-    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
-        if (strcmp(formats[i], format) == 0)
-            return ST_OK;
-        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", formats[i]);
-    }
-    return err_set(e, ST_UNSUPPORTED, "%s: format '%.64s' is not supported yet; known: %s", where, format, known);
+    return check_name(formats, sizeof formats / sizeof *formats, format, where, "format", e);
 }
 
 static enum st read_groups(struct quant *q, const json_t *object, struct err *e)
@@ -289,6 +296,18 @@ static enum st read_compressed_tensors(struct quant *q, const json_t *c, struct 
     return ST_OK;
 }
 
+/* What ModelOpt calls the formats that quant.c can read; in those with AWQ or a low rank beside them activations are changed too, which nobody here does. */
+static const char *const algorithms[] = {"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "FP8_PB_REAL", "NVFP4", "NVFP4_AWQ", "W4A8_NVFP4_FP8", "W4A8_MXFP4_FP8", "MXFP4", "MXFP8", "MIXED_PRECISION"};
+
+static enum st read_algorithm(const json_t *object, const char *where, const char **algorithm, struct err *e)
+{
+    *algorithm = NULL;
+    if (json_is_null(json_object_get(object, "quant_algo")))
+        return ST_OK;
+    const enum st st = optional(base_json_str(object, where, "quant_algo", algorithm, e));
+    return st || !*algorithm ? st : check_name(algorithms, sizeof algorithms / sizeof *algorithms, *algorithm, where, "quant_algo", e);
+}
+
 /* MIXED_PRECISION: an object whose keys are the quantised modules; what each is its tensors tell. */
 static enum st read_quantized_layers(struct quant *q, const json_t *c, struct err *e)
 {
@@ -307,7 +326,10 @@ static enum st read_quantized_layers(struct quant *q, const json_t *c, struct er
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)layers, name, value)
     {
-        const enum st st = read_pattern(q, name, &items[q->groups[0].targets.n++], e);
+        const char *algorithm;
+        enum st st = read_pattern(q, name, &items[q->groups[0].targets.n++], e);
+        if (!st)
+            st = read_algorithm(value, q->where, &algorithm, e);
         if (st)
             return st;
     }
@@ -318,7 +340,7 @@ static enum st read_quantized_layers(struct quant *q, const json_t *c, struct er
 static enum st read_modelopt(struct quant *q, const json_t *c, struct err *e)
 {
     const char *algo = NULL;
-    enum st st = optional(base_json_str(c, q->where, "quant_algo", &algo, e));
+    enum st st = read_algorithm(c, q->where, &algo, e);
     if (!st)
         st = optional(base_json_i64(c, q->where, "group_size", -1, INT32_MAX, &q->as.group, e));
     if (!st)
@@ -384,11 +406,20 @@ static enum st read_awq(struct quant *q, const json_t *c, struct err *e)
     return ST_OK;
 }
 
+/* GPT-OSS: its experts. */
+static enum st read_mxfp4(struct quant *q, const json_t *c, struct err *e)
+{
+    (void)c, (void)e;
+    q->judges_head = true;
+    q->as = (struct stored_as){.bits = 4, .is_float = true, .group = 32};
+    return ST_OK;
+}
+
 static const struct method {
     const char *name;
     enum st (*read)(struct quant *q, const json_t *c, struct err *e);
 } methods[] = {
-    {"compressed-tensors", read_compressed_tensors}, {"modelopt", read_modelopt}, {"modelopt_fp4", read_modelopt}, {"fp8", read_fp8}, {"fbgemm_fp8", read_fp8}, {"gptq", read_gptq}, {"awq", read_awq},
+    {"compressed-tensors", read_compressed_tensors}, {"modelopt", read_modelopt}, {"modelopt_fp4", read_modelopt}, {"fp8", read_fp8}, {"fbgemm_fp8", read_fp8}, {"gptq", read_gptq}, {"awq", read_awq}, {"mxfp4", read_mxfp4},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 
@@ -422,6 +453,8 @@ enum st quant_read(const struct checkpoint *ck, const json_t *config, struct are
     q->where = base_arena_printf(arena, "%s/config.json: quantization_config", ck_path(ck));
     if (!q->where)
         return err_set(e, ST_NO_MEMORY, "%s: no memory", ck_path(ck));
+    const char *experts = json_string_value(json_object_get(config, "expert_dtype"));
+    q->fp4_experts = experts && strcmp(experts, "fp4") == 0;
     const json_t *c = json_object_get(config, "quantization_config");
     if (!c || json_is_null(c))
         c = json_object_get(config, "compression_config"); /* compressed-tensors' earlier name */
@@ -465,6 +498,9 @@ static bool targeted(const struct quant *q, const struct group *g, const char *m
     return listed(q, &g->targets, module);
 }
 
+/* DeepSeek V4: a method of its own for what "quantization_config" calls fp8. */
+static bool is_fp4_expert(const struct quant *q, const char *module) { return q->fp4_experts && has_components(module, "experts"); }
+
 /* How the configuration has it stored; NULL: plainly. */
 static const struct stored_as *expected(const struct quant *q, const char *module)
 {
@@ -473,6 +509,9 @@ static const struct stored_as *expected(const struct quant *q, const char *modul
     for (size_t i = 0; i < q->n_groups; i++)
         if (targeted(q, &q->groups[i], module))
             return q->groups[i].weights ? &q->groups[i].as : NULL;
+    static const struct stored_as fp4 = {.bits = 4, .is_float = true, .group = 32};
+    if (is_fp4_expert(q, module))
+        return &fp4;
     return q->n_groups || is_embedding(module) ? NULL : &q->as;
 }
 

@@ -167,11 +167,14 @@ static enum st mxfp4_row(const struct row *r, unsigned char *out)
 
 /* ---- scales of other types ------------------------------------------------------------------------------------------------------------------------------ */
 
+/* MX formats call it U8. */
+static bool is_e8m0(const struct quant_source *s) { return s->tensor->raw == CK_RAW_F8_E8M0 || s->tensor->raw == CK_RAW_U8; }
+
 static float scale_at(const struct line *l, uint64_t column)
 {
     const unsigned char *at = element(l, column);
     float x;
-    if (l->source->tensor->raw == CK_RAW_F8_E8M0) /* 2^(b − 127), which is subnormal for 0 */
+    if (is_e8m0(l->source)) /* 2^(b − 127), which is subnormal for 0 */
         return *at == 0xff ? NAN : ldexpf(1, *at - 127);
     kern_format_dequantise(l->source->tensor->format, at, 1, &x);
     return x;
@@ -184,7 +187,7 @@ static void count_scale(const struct row *r, uint64_t column, float d)
     if (column % s->column_unit || r->row % s->row_unit)
         return;
     r->odd->zero += d == 0;
-    r->odd->least += s->tensor->raw == CK_RAW_F8_E8M0 && d == ldexpf(1, -127);
+    r->odd->least += is_e8m0(s) && d == ldexpf(1, -127);
     r->odd->over_zeros += !isfinite(d); /* refused otherwise */
 }
 

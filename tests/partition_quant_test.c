@@ -119,6 +119,9 @@ static const struct good {
     {"FP8 with one scale", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), ONE("weight_scale", "F32"), ONE("input_scale", "F32")}},
     {"FP8 with one scale", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "BF16", 1)}},
     {"FP8 with a scale for each row", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "F16", 64, 1)}},
+    {"FP8 with scales for groups of columns", FMT_FP8, 64, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "F32", 64, 2)}},
+    {"MXFP8", FMT_FP8, 32, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "U8", 64, 4)}},
+    {"MXFP8", FMT_FP8, 32, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "F8_E8M0", 64, 4)}},
     {"INT4, packed", FMT_INT4, 32, 2, {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 4), T("weight_shape", "I64", 2)}},
     {"INT4 with zero points, packed", FMT_INT4_ZERO, 64, 3, {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 2), T("weight_zero_point", "I32", 8, 2), T("weight_shape", "I64", 2)}},
     {"INT4 with zero points, packed", FMT_INT4_ZERO, 64, 3, {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 2), T("weight_zero_point", "I8", 64, 2)}},
@@ -229,8 +232,8 @@ static const struct bad {
     {"weight_scale has shape [64, 8], a matrix [64, 128] asks for [64, 4]", ST_INVALID, {T("weight_packed", "U8", 64, 64), T("weight_scale", "U8", 64, 8)}},
     {"weight_scale_inv has shape [64, 1], a matrix [64, 128] asks for [1, 1]", ST_INVALID, {T("weight", "F8_E4M3", 64, 128), T("weight_scale_inv", "F32", 64, 1)}},
     {"weight_scale_inv is I32 where F32, BF16, F16 or F8_E8M0 is expected", ST_INVALID, {T("weight", "F8_E4M3", 64, 128), T("weight_scale_inv", "I32", 1, 1)}},
-    {"MXFP8", ST_UNSUPPORTED, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "U8", 64, 4)}},
-    {"FP8 in groups of 64 columns is not supported", ST_UNSUPPORTED, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "F32", 64, 2)}},
+    {"weight_scale has shape [64, 2], a matrix [64, 128] asks for [64, 4]", ST_INVALID, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "U8", 64, 2)}},
+    {"groups of 16 columns are not supported", ST_UNSUPPORTED, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "F32", 64, 8)}},
     {"weight has shape [128, 64], a matrix [64, 128] asks for [64, 128]", ST_INVALID, {T("weight", "F8_E4M3", 128, 64), ONE("weight_scale", "F32")}},
     {"3 scales a row do not divide 128 columns evenly", ST_INVALID, {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 3)}},
     {"groups of 16 columns are not supported: multiples of 32 are", ST_UNSUPPORTED, {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 8)}},
@@ -401,12 +404,12 @@ static void configurations_by_name(void **state)
     (void)state;
 #define Q(text) "{\"quantization_config\":" text "}"
     refused_config(Q("7"), ST_INVALID, "quantization_config is not an object");
-    refused_config(Q("{}"), ST_UNSUPPORTED, "quant_method '(none)' is not supported yet; known: compressed-tensors, modelopt, modelopt_fp4, fp8, fbgemm_fp8, gptq, awq");
+    refused_config(Q("{}"), ST_UNSUPPORTED, "quant_method '(none)' is not supported yet; known: compressed-tensors, modelopt, modelopt_fp4, fp8, fbgemm_fp8, gptq, awq, mxfp4");
     refused_config(Q("{\"quant_method\":\"bitsandbytes\"}"), ST_UNSUPPORTED, "quant_method 'bitsandbytes' is not supported yet");
     refused_config(Q("{\"quant_method\":3}"), ST_INVALID, "quant_method");
     refused_config(Q("{\"quant_method\":\"compressed-tensors\",\"format\":\"marlin-24\"}"), ST_UNSUPPORTED, "format 'marlin-24' is not supported yet; known: dense");
-    refused_config(Q("{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"a\":{\"targets\":[\"Linear\"],\"format\":\"mxfp8-quantized\"}}}"), ST_UNSUPPORTED,
-                   "config_groups.a: format 'mxfp8-quantized'");
+    refused_config(Q("{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"a\":{\"targets\":[\"Linear\"],\"format\":\"mxfp6-quantized\"}}}"), ST_UNSUPPORTED,
+                   "config_groups.a: format 'mxfp6-quantized'");
     refused_config(Q("{\"quant_method\":\"compressed-tensors\",\"config_groups\":[]}"), ST_INVALID, "config_groups is not an object");
     refused_config(Q("{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"a\":7}}"), ST_INVALID, "config_groups.a is not an object");
     refused_config(Q("{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"a\":{\"targets\":\"Linear\"}}}"), ST_INVALID, "targets is not a list");
@@ -419,6 +422,9 @@ static void configurations_by_name(void **state)
     refused_config(Q("{\"quant_method\":\"gptq\",\"checkpoint_format\":\"marlin\"}"), ST_UNSUPPORTED, "checkpoint_format 'marlin' is not supported; known: gptq, gptq_v2");
     refused_config(Q("{\"quant_method\":\"awq\",\"version\":\"gemv\"}"), ST_UNSUPPORTED, "version 'gemv'");
     refused_config(Q("{\"quant_method\":\"modelopt\",\"quant_algo\":4}"), ST_INVALID, "quant_algo");
+    refused_config(Q("{\"quant_method\":\"modelopt\",\"quant_algo\":\"W4A16_AWQ\"}"), ST_UNSUPPORTED, "quant_algo 'W4A16_AWQ' is not supported yet; known: FP8, ");
+    refused_config(Q("{\"quant_method\":\"modelopt\",\"quant_algo\":\"MIXED_PRECISION\",\"quantized_layers\":{\"a\":{\"quant_algo\":\"NVFP4\"},\"b\":{\"quant_algo\":\"W4A8_AWQ\"}}}"), ST_UNSUPPORTED,
+                   "quant_algo 'W4A8_AWQ' is not supported yet");
     refused_config(Q("{\"quant_method\":\"modelopt\",\"quantized_layers\":[]}"), ST_INVALID, "quantized_layers is not an object");
 #undef Q
 }
@@ -510,7 +516,7 @@ static void tensors_decide(void **state)
         {{",\"quantization_config\":{" DOWN("\"config_groups\":{\"a\":{\"targets\":[\"re:.*down_proj\"],\"weights\":{\"num_bits\":4,\"type\":\"int\"}}}") "}", fp8},
          "1 matrices are quantised otherwise than it says (model.layers.0.mlp.down_proj); the tensors decide", 1},
         {{",\"quantization_config\":{\"quant_method\":\"modelopt\",\"quant_algo\":\"MIXED_PRECISION\",\"quantized_layers\":{\"model.layers.0.mlp.down_proj\":{\"quant_algo\":\"FP8\"}}}", fp8}, "", 0},
-        {{",\"quantization_config\":{\"quant_method\":\"fp8\",\"modules_to_not_convert\":[\"down_proj\"]}", fp8}, "6 matrices that should be quantised are stored plainly", 2},
+        {{",\"expert_dtype\":\"fp4\",\"quantization_config\":{\"quant_method\":\"fp8\",\"modules_to_not_convert\":[\"down_proj\"]}", fp8}, "6 matrices that should be quantised are stored plainly", 2},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *said = t_in_child(build, (void *)(uintptr_t)&cases[i].told, 0);

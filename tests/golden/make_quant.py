@@ -41,6 +41,12 @@ CASES = {
     "nvfp4-modelopt": dict(SMALL, layers=2, hidden=96, heads=6, kv=3, head_dim=16, ffn=208, method="modelopt-nvfp4", spelling="v5",
                            ignore=["lm_head", "model.layers.0.mlp.down_proj", "*layers.1.self_attn*"]),
     "mxfp4-compressed": dict(SMALL, hidden=96, heads=4, kv=4, head_dim=24, ffn=160, method="ct", preset="MXFP4", format="mxfp4-pack-quantized", ignore=["lm_head"]),
+    "mxfp8-compressed": dict(SMALL, hidden=96, heads=4, kv=4, head_dim=24, ffn=160, method="ct", preset="MXFP8", format="mxfp8-quantized", ignore=["lm_head"]),
+    # each kind of module in a format of its own
+    "mixed-compressed": dict(SMALL, layers=2, hidden=96, heads=4, kv=2, head_dim=24, ffn=192, method="ct", format="mixed-precision", ignore=["lm_head", "re:.*layers\\.0\\.mlp\\.up_proj$"],
+                             groups=[("re:.*self_attn.*", dict(preset="FP8_DYNAMIC", format="float-quantized", scale=torch.bfloat16)),
+                                     ("re:.*down_proj$", dict(preset="NVFP4A16", format="nvfp4-pack-quantized")),
+                                     ("re:.*(gate|up)_proj$", dict(format="pack-quantized", scale=torch.bfloat16, weights=int_args(strategy="group", group_size=32)))]),
     # blocks of 128 that are partial both ways, the rows of k and v less than one
     "fp8-blocks": dict(SMALL, hidden=144, heads=6, kv=3, head_dim=24, ffn=272, method="fp8-blocks", ignore=["lm_head"]),
     "fp8-blocks-e8m0": dict(SMALL, hidden=160, heads=10, kv=5, head_dim=16, ffn=136, method="fp8-blocks-e8m0", ignore=["lm_head"]),
@@ -145,8 +151,10 @@ def compressed_tensors(w, c, scheme):
 
 def read_compressed_tensors(t, args, shape):
     s = t["weight_scale"]
+    if s.dtype == torch.uint8:
+        s = torch.exp2(s.float() - 127)
     if args.num_bits == 4 and args.type == "float":
-        scale = torch.exp2(s.float() - 127) if s.dtype == torch.uint8 else s.float() / t["weight_global_scale"]
+        scale = s.float() / t.get("weight_global_scale", 1)
         codes = unpack_pairs(t["weight_packed"])
     else:
         scale = s.float()
@@ -246,6 +254,10 @@ def scheme_of(c):
 
 
 def quantization_config(c):
+    if "groups" in c:
+        groups = {f"group_{i}": scheme_of(dict(g, targets=[pattern])).model_copy(update={"targets": [pattern], "format": g["format"]}) for i, (pattern, g) in enumerate(c["groups"])}
+        q = QuantizationConfig(config_groups=groups, format=c["format"], ignore=c["ignore"], quantization_status=QuantizationStatus.COMPRESSED)
+        return json.loads(q.model_dump_json())
     if c["method"] == "ct":
         q = QuantizationConfig(config_groups={"group_0": scheme_of(c)}, format=c["format"], ignore=c["ignore"], quantization_status=QuantizationStatus.COMPRESSED)
         return json.loads(q.model_dump_json())
@@ -299,7 +311,8 @@ def save(model, c, directory):
             tensors[name] = w.to(torch.bfloat16).contiguous()
             values[name] = w
             continue
-        parts, values[name] = compressed_tensors(w, c, scheme_of(c)) if c["method"] == "ct" else WRITERS[c["method"]](w, c)
+        own = next((g for pattern, g in c.get("groups", ()) if re.match(pattern[3:], module)), c)
+        parts, values[name] = compressed_tensors(w, own, scheme_of(own)) if c["method"] == "ct" else WRITERS[c["method"]](w, c)
         if "modelopt" in c["method"] and re.search(r"[kv]_proj$", module):
             parts[module[-6] + "_scale"] = torch.tensor(0.75)
         tensors.update({f"{module}.{n}": t.contiguous() for n, t in parts.items()})
