@@ -207,6 +207,8 @@ enum st part_add_weight(struct part_model *m, enum part_weight_kind kind, const 
  * [planes, rows · step, columns], transposed [planes, columns, rows · step], of a vector [planes, rows · step]. */
 enum st part_add_view(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, const struct quant_view *view, struct part_axis rows, struct part_axis columns,
                       int32_t *index, struct err *e);
+/* Where the bytes of w->rows and w->columns lie (shard.c). */
+void part_weight_slice(struct part_weight *w);
 /* Of all tensors of an unsharded weight; of those that it shares with others, its part of the rows. */
 uint64_t part_weight_stored_bytes(const struct part_weight *w);
 struct part_step *part_add_step(struct part_model *m, struct part_program *p, enum part_op op, int layer);

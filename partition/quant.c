@@ -559,16 +559,77 @@ static enum st words(struct finding *f)
 
 /* ---- which ------------------------------------------------------------------------------------------------------------------------------------------- */
 
+/* The tensor MODULE.what beside codes. */
+static const struct ck_tensor *beside(const struct checkpoint *ck, const struct ck_tensor *codes, const char *what)
+{
+    int i_suffix;
+    char full[CK_MAX_MODULE + 32];
+    snprintf(full, sizeof full, "%.*s.%s", (int)module_bytes(codes, &i_suffix), codes->name, what);
+    return ck_find(ck, full);
+}
+
 uint64_t quant_rows(const struct checkpoint *ck, const struct ck_tensor *codes)
 {
     int i_suffix;
-    const size_t n = module_bytes(codes, &i_suffix);
+    module_bytes(codes, &i_suffix);
     if (i_suffix != GPTQ_SUFFIX)
         return codes->n_dims == 2 ? codes->dims[0] : 0;
-    char full[CK_MAX_MODULE + 32];
-    snprintf(full, sizeof full, "%.*s.scales", (int)n, codes->name);
-    const struct ck_tensor *scales = ck_find(ck, full);
+    const struct ck_tensor *scales = beside(ck, codes, "scales");
     return scales && scales->n_dims == 2 ? scales->dims[1] : 0;
+}
+
+/* The second of two whole numbers, which is small. */
+static uint64_t columns_of_shape(const struct checkpoint *ck, const struct ck_tensor *shape)
+{
+    void *bytes;
+    int64_t pair[2] = {0, 0};
+    if (!shape || shape->raw != CK_RAW_I64 || ck_n_elements(shape) != 2 || ck_read_bytes(ck, shape, sizeof pair, &bytes, NULL))
+        return 0;
+    memcpy(pair, bytes, sizeof pair);
+    free(bytes);
+    return pair[1] > 0 && pair[1] < INT64_C(1) << 40 ? (uint64_t)pair[1] : 0;
+}
+
+uint64_t quant_columns(const struct checkpoint *ck, const struct ck_tensor *codes)
+{
+    int i_suffix;
+    module_bytes(codes, &i_suffix);
+    if (codes->n_dims != 2 || i_suffix == GPT_OSS_SUFFIX)
+        return 0;
+    if (i_suffix == GPTQ_SUFFIX) {
+        const struct ck_tensor *zeros = beside(ck, codes, "qzeros");
+        const uint64_t rows = quant_rows(ck, codes);
+        if (codes->dims[1] != rows) /* AWQ: packed along the rows */
+            return codes->dims[0];
+        const uint64_t bits = zeros && zeros->n_dims == 2 && rows ? zeros->dims[1] * 32 / rows : 0; /* GPTQ: along the columns, and of zero points along the rows */
+        return bits ? codes->dims[0] * 32 / bits : 0;
+    }
+    if (codes->raw == CK_RAW_I32)
+        return columns_of_shape(ck, beside(ck, codes, "weight_shape"));
+    const struct ck_tensor *scale = beside(ck, codes, "scale");
+    const bool pairs = codes->raw == CK_RAW_U8 || (codes->raw == CK_RAW_I8 && scale && scale->raw == CK_RAW_F8_E8M0); /* of E2M1; DeepSeek calls them I8 */
+    return codes->dims[1] * (pairs ? 2 : 1);
+}
+
+bool quant_is_codes(const struct ck_tensor *t)
+{
+    int i_suffix;
+    const bool named = module_bytes(t, &i_suffix) < strlen(t->name);
+    return named && (i_suffix > 0 || t->raw != CK_RAW_NONE);
+}
+
+bool quant_is_part(const struct checkpoint *ck, const struct ck_tensor *t)
+{
+    const char *dot = strrchr(t->name, '.');
+    char module[CK_MAX_MODULE];
+    bool known = false;
+    for (size_t k = 0; dot && k < sizeof part_names / sizeof *part_names; k++)
+        known = known || strcmp(part_names[k].name, dot + 1) == 0;
+    if (!known || quant_is_codes(t))
+        return quant_is_beside(t->name);
+    snprintf(module, sizeof module, "%.*s", (int)(dot - t->name), t->name);
+    const struct ck_tensor *codes = quant_codes(ck, module);
+    return codes && codes != t && quant_is_codes(codes);
 }
 
 static enum st find_scheme(struct finding *f)

@@ -70,6 +70,12 @@ enum st quant_read(const struct checkpoint *ck, const json_t *config, struct are
 const struct ck_tensor *quant_codes(const struct checkpoint *ck, const char *module);
 /* Outputs of the matrix that these codes belong to; 0: its tensors do not tell. */
 uint64_t quant_rows(const struct checkpoint *ck, const struct ck_tensor *codes);
+/* Its inputs too, for who has no model that would say; 0: its tensors do not tell. Of packed words of compressed-tensors weight_shape is read, of others shapes suffice. */
+uint64_t quant_columns(const struct checkpoint *ck, const struct ck_tensor *codes);
+/* Whether t is codes, so that a module's numbers must be put together. */
+bool quant_is_codes(const struct ck_tensor *t);
+/* Whether t stands beside codes and belongs to them: scales, zero points, orders of columns. */
+bool quant_is_part(const struct checkpoint *ck, const struct ck_tensor *t);
 
 /* Whether a tensor's name says that it stands beside weights and says nothing about them: scales of activations and of the KV cache, which this build chooses itself, shapes that the
  * configuration gives, and orders of columns that are the usual one (another is in the scheme). */

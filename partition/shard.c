@@ -126,13 +126,18 @@ static uint64_t cut_source(struct part_weight *w, uint32_t k)
     return n_rows * n_columns * s->element_bytes;
 }
 
+void part_weight_slice(struct part_weight *w)
+{
+    w->slice_bytes = 0;
+    for (uint32_t k = 0; k < w->scheme->n_sources; k++)
+        w->slice_bytes += cut_source(w, k);
+}
+
 static void cut_weight(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_weight *w)
 {
     w->rows = part_axis_range(whole, cut, rank, w->row_axis);
     w->columns = w->kind == PART_MATRIX ? part_axis_range(whole, cut, rank, w->column_axis) : (struct part_range){0, 1};
-    w->slice_bytes = 0;
-    for (uint32_t k = 0; k < w->scheme->n_sources; k++)
-        w->slice_bytes += cut_source(w, k);
+    part_weight_slice(w);
 }
 
 static void cut_value(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_value *v)
