@@ -352,13 +352,12 @@ int cmd_quantize(int argc, char **argv)
     struct quantize_values v = {.format = -1};
     struct err e = {""};
     const struct option_group group = {"Options", options, &v};
-    if (base_options_wants_help(argc, argv)) {
-        base_options_print_help(stdout, "tandem quantize IN OUT --format nvfp4|mxfp4|fp8|q8_0 [OPTIONS]",
-                                "Stores the matrices of linear layers in another format. IN is a MODEL; OUT is a safetensors directory in compressed-tensors' layout, or for q8_0 a GGUF\n"
-                                "file. Embeddings, the head, norms, biases and routers stay as they are.",
-                                &group, 1);
-        return launch_flush_stdout(&e) ? launch_fail("quantize", &e) : 0;
-    }
+    int status;
+    if (launch_wants_help("quantize", "tandem quantize IN OUT --format nvfp4|mxfp4|fp8|q8_0 [OPTIONS]",
+                          "Stores the matrices of linear layers in another format. IN is a MODEL; OUT is a safetensors directory in compressed-tensors' layout, or for q8_0 a GGUF\n"
+                          "file. Embeddings, the head, norms, biases and routers stay as they are.",
+                          &group, 1, argc, argv, &status))
+        return status;
     const char *paths[2] = {NULL, NULL};
     if (parse(argc, argv, &v, paths, &e))
         return launch_misuse("quantize", &e);

@@ -17,8 +17,6 @@
 #define MAX_SIZE (1 << 24)            /* hidden, heads, intermediate sizes: no model comes near, and products of two fit 64 bits */
 #define MAX_GUESS ((uint64_t)1 << 30) /* bytes of a head that is compared with the embedding although nothing says that they are tied */
 
-static enum st optional(enum st st) { return st == ST_NOT_FOUND ? ST_OK : st; }
-
 static enum st missing(const struct config_reader *r, enum st st, const char *key) {
     return st == ST_NOT_FOUND ? err_set(r->e, ST_INVALID, "%s: %s is missing", r->where, key) : st;
 }
@@ -161,19 +159,19 @@ static enum st llama_hub(struct config_reader *r) {
     c->head_dim = c->hidden / c->n_heads;
     c->norm_eps = 1e-6;
     const char *act = "silu";
-    if ((st = optional(hub_int(r, "num_key_value_heads", 1, MAX_SIZE, &c->n_kv_heads))) != ST_OK ||
-        (st = optional(hub_int(r, "head_dim", 1, MAX_SIZE, &c->head_dim))) != ST_OK ||
-        (st = optional(base_json_i64(r->root, r->where, "vocab_size", 1, INT32_MAX, &c->vocab, r->e))) != ST_OK ||
-        (st = optional(base_json_i64(r->root, r->where, "max_position_embeddings", 0, INT64_C(1) << 40, &c->max_context, r->e))) != ST_OK ||
-        (st = optional(base_json_f64(r->root, r->where, "rms_norm_eps", &c->norm_eps, r->e))) != ST_OK ||
-        (st = optional(base_json_str(r->root, r->where, "hidden_act", &act, r->e))) != ST_OK ||
-        (st = optional(base_json_bool(r->root, r->where, "attention_bias", &c->attention_bias, r->e))) != ST_OK ||
-        (st = optional(base_json_bool(r->root, r->where, "mlp_bias", &c->mlp_bias, r->e))) != ST_OK)
+    if ((st = base_json_optional(hub_int(r, "num_key_value_heads", 1, MAX_SIZE, &c->n_kv_heads))) != ST_OK ||
+        (st = base_json_optional(hub_int(r, "head_dim", 1, MAX_SIZE, &c->head_dim))) != ST_OK ||
+        (st = base_json_optional(base_json_i64(r->root, r->where, "vocab_size", 1, INT32_MAX, &c->vocab, r->e))) != ST_OK ||
+        (st = base_json_optional(base_json_i64(r->root, r->where, "max_position_embeddings", 0, INT64_C(1) << 40, &c->max_context, r->e))) != ST_OK ||
+        (st = base_json_optional(base_json_f64(r->root, r->where, "rms_norm_eps", &c->norm_eps, r->e))) != ST_OK ||
+        (st = base_json_optional(base_json_str(r->root, r->where, "hidden_act", &act, r->e))) != ST_OK ||
+        (st = base_json_optional(base_json_bool(r->root, r->where, "attention_bias", &c->attention_bias, r->e))) != ST_OK ||
+        (st = base_json_optional(base_json_bool(r->root, r->where, "mlp_bias", &c->mlp_bias, r->e))) != ST_OK)
         return st;
     c->output_bias = c->attention_bias;
     st = base_json_bool(r->root, r->where, "tie_word_embeddings", &r->tie_flag, r->e);
     r->tie_flagged = st == ST_OK;
-    if (optional(st) != ST_OK) return st;
+    if (base_json_optional(st) != ST_OK) return st;
     if (strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0)
         return err_set(r->e, ST_UNSUPPORTED, "%s: hidden_act: '%.64s' is not supported in family llama; known: silu", r->where, act);
     return ST_OK;
@@ -191,17 +189,17 @@ static enum st llama_gguf(struct config_reader *r) {
         return st;
     c->n_kv_heads = c->n_heads;
     c->head_dim = c->hidden / c->n_heads;
-    if ((st = optional(gguf_int(r, "expert_count", 0, INT32_MAX, &n_experts))) != ST_OK) return st;
+    if ((st = base_json_optional(gguf_int(r, "expert_count", 0, INT32_MAX, &n_experts))) != ST_OK) return st;
     if (n_experts) return err_set(r->e, ST_UNSUPPORTED, "%s: llama.expert_count is %d: family mixtral is not supported yet", r->where, n_experts);
-    if ((st = optional(gguf_int(r, "attention.head_count_kv", 1, MAX_SIZE, &c->n_kv_heads))) != ST_OK ||
-        (st = optional(gguf_int(r, "attention.key_length", 1, MAX_SIZE, &c->head_dim))) != ST_OK)
+    if ((st = base_json_optional(gguf_int(r, "attention.head_count_kv", 1, MAX_SIZE, &c->n_kv_heads))) != ST_OK ||
+        (st = base_json_optional(gguf_int(r, "attention.key_length", 1, MAX_SIZE, &c->head_dim))) != ST_OK)
         return st;
     value_dim = c->head_dim;
-    if ((st = optional(gguf_int(r, "attention.value_length", 1, MAX_SIZE, &value_dim))) != ST_OK ||
-        (st = optional(config_gguf_i64(r, "vocab_size", 1, INT32_MAX, &c->vocab))) != ST_OK ||
-        (st = optional(config_gguf_i64(r, "context_length", 0, INT64_C(1) << 40, &c->max_context))) != ST_OK ||
-        (st = optional(config_gguf_f64(r, "attention.scale", &c->attention_scale))) != ST_OK ||
-        (st = optional(gguf_int(r, "attention.sliding_window", 0, INT32_MAX, &window))) != ST_OK)
+    if ((st = base_json_optional(gguf_int(r, "attention.value_length", 1, MAX_SIZE, &value_dim))) != ST_OK ||
+        (st = base_json_optional(config_gguf_i64(r, "vocab_size", 1, INT32_MAX, &c->vocab))) != ST_OK ||
+        (st = base_json_optional(config_gguf_i64(r, "context_length", 0, INT64_C(1) << 40, &c->max_context))) != ST_OK ||
+        (st = base_json_optional(config_gguf_f64(r, "attention.scale", &c->attention_scale))) != ST_OK ||
+        (st = base_json_optional(gguf_int(r, "attention.sliding_window", 0, INT32_MAX, &window))) != ST_OK)
         return st;
     if (value_dim != c->head_dim)
         return err_set(r->e, ST_UNSUPPORTED, "%s: llama.attention.value_length is %d where key_length is %d", r->where, value_dim, c->head_dim);
@@ -249,7 +247,7 @@ static enum st unknown_family(const struct config_reader *r, const char *text, s
 
 static enum st family_hub(const struct config_reader *r, const struct family **family) {
     const char *type = NULL;
-    enum st st = optional(base_json_str(r->root, r->where, "model_type", &type, r->e));
+    enum st st = base_json_optional(base_json_str(r->root, r->where, "model_type", &type, r->e));
     if (st != ST_OK) return st;
     const json_t *list = json_object_get(r->root, "architectures");
     const char *architecture = json_string_value(json_array_get(list, 0));

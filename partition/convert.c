@@ -174,7 +174,6 @@ static enum st plan_tensor(struct planner *w, const struct ck_tensor *t)
         name = convert_rename(&p->arena, &p->model, t->name, p->gguf, &heads);
         if (!name)
             return err_set(w->e, ST_UNSUPPORTED, "%s: tensor %s has no name in %s", ck_path(w->ck), t->name, p->gguf ? "a GGUF of a Llama" : "safetensors of a Llama");
-        item.to_pairs = p->gguf;
         item.head_rows = heads ? (uint64_t)p->model.head_dim : 0;
         if (heads && (t->n_dims < 1 || t->dims[0] != (uint64_t)heads * item.head_rows))
             return err_set(w->e, ST_INVALID, "%s: tensor %s has not the rows of %d heads of %d", ck_path(w->ck), t->name, heads, p->model.head_dim);

@@ -28,8 +28,7 @@ struct convert_item {
     const void *data;
     enum convert_as as;
     uint64_t rows, columns; /* of the source as a matrix; a vector is one column whose rows may change places */
-    uint64_t head_rows;     /* rows change places inside heads of so many (rope's pairs), 0: they do not */
-    bool to_pairs;          /* halves (j, j + head_rows / 2) become neighbours (2j, 2j + 1), as GGUF has them; false: the other way */
+    uint64_t head_rows;     /* rows change places inside heads of so many (rope's pairs: neighbours in GGUF, else halves), 0: they do not */
     size_t first_target;    /* into targets. ENCODE: codes, scales, tensor scale (NVFP4); codes, scales (MXFP4, FP8); blocks (Q8_0) */
     size_t n_targets;
 };

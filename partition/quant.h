@@ -63,6 +63,9 @@ struct quant_scheme {
 
 struct quant;
 
+/* config.json's quantization_config, or compression_config as compressed-tensors called it once; NULL: neither. */
+const json_t *quant_section(const json_t *config);
+
 /* config: the parsed config.json. ST_UNSUPPORTED names an unknown method and lists the known ones; ST_INVALID names a malformed key. GGUF: *q is NULL. */
 enum st quant_read(const struct checkpoint *ck, const json_t *config, struct arena *arena, struct quant **q, struct err *e);
 

@@ -153,21 +153,11 @@ static bool wild_match(const char *p, const char *s)
     return *p == 0;
 }
 
-/* Whole components of the dotted name: "mlp.gate" is in "model.layers.0.mlp.gate", but not in "….mlp.gate_proj". */
-static bool has_components(const char *name, const char *text)
-{
-    const size_t n = strlen(text);
-    for (const char *at = n ? strstr(name, text) : NULL; at; at = strstr(at + 1, text))
-        if ((at == name || at[-1] == '.') && (at[n] == 0 || at[n] == '.'))
-            return true;
-    return false;
-}
-
 static bool pattern_matches(const struct quant *q, const struct pattern *p, const char *name)
 {
     if (strncmp(p->text, "re:", 3) == 0)
         return p->code && pcre2_match(p->code, (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, 0, q->match, q->limits) >= 0;
-    return p->wild ? wild_match(p->text, name) : has_components(name, p->text);
+    return p->wild ? wild_match(p->text, name) : ck_has_components(name, p->text);
 }
 
 /* saying NULL, or what must be in the pattern's own text. */
@@ -207,16 +197,14 @@ static bool listed(const struct quant *q, const struct patterns *list, const cha
 
 /* ---- reading --------------------------------------------------------------------------------------------------------------------------------------------- */
 
-static enum st optional(enum st st) { return st == ST_NOT_FOUND ? ST_OK : st; }
-
 static enum st read_weights(const json_t *w, const char *where, struct stored_as *as, struct err *e)
 {
     const char *type = NULL;
-    enum st st = optional(base_json_i64(w, where, "num_bits", 1, 64, &as->bits, e));
+    enum st st = base_json_optional(base_json_i64(w, where, "num_bits", 1, 64, &as->bits, e));
     if (!st)
-        st = optional(base_json_str(w, where, "type", &type, e));
+        st = base_json_optional(base_json_str(w, where, "type", &type, e));
     if (!st)
-        st = optional(base_json_i64(w, where, "group_size", -1, INT32_MAX, &as->group, e));
+        st = base_json_optional(base_json_i64(w, where, "group_size", -1, INT32_MAX, &as->group, e));
     as->is_float = type && strcmp(type, "float") == 0;
     return st;
 }
@@ -241,7 +229,7 @@ static const char *const formats[] = {"dense", "int-quantized", "float-quantized
 static enum st check_format(const json_t *object, const char *where, struct err *e)
 {
     const char *format = NULL;
-    const enum st st = optional(base_json_str(object, where, "format", &format, e));
+    const enum st st = base_json_optional(base_json_str(object, where, "format", &format, e));
     if (st || !format)
         return st;
     return check_name(formats, sizeof formats / sizeof *formats, format, where, "format", e);
@@ -302,9 +290,7 @@ static const char *const algorithms[] = {"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP
 static enum st read_algorithm(const json_t *object, const char *where, const char **algorithm, struct err *e)
 {
     *algorithm = NULL;
-    if (json_is_null(json_object_get(object, "quant_algo")))
-        return ST_OK;
-    const enum st st = optional(base_json_str(object, where, "quant_algo", algorithm, e));
+    const enum st st = base_json_optional(base_json_str(object, where, "quant_algo", algorithm, e));
     return st || !*algorithm ? st : check_name(algorithms, sizeof algorithms / sizeof *algorithms, *algorithm, where, "quant_algo", e);
 }
 
@@ -342,7 +328,7 @@ static enum st read_modelopt(struct quant *q, const json_t *c, struct err *e)
     const char *algo = NULL;
     enum st st = read_algorithm(c, q->where, &algo, e);
     if (!st)
-        st = optional(base_json_i64(c, q->where, "group_size", -1, INT32_MAX, &q->as.group, e));
+        st = base_json_optional(base_json_i64(c, q->where, "group_size", -1, INT32_MAX, &q->as.group, e));
     if (!st)
         st = read_groups(q, c, e);
     if (!st)
@@ -362,7 +348,7 @@ static enum st read_modelopt(struct quant *q, const json_t *c, struct err *e)
 static enum st read_fp8(struct quant *q, const json_t *c, struct err *e)
 {
     const char *fmt = NULL;
-    const enum st st = optional(base_json_str(c, q->where, "fmt", &fmt, e));
+    const enum st st = base_json_optional(base_json_str(c, q->where, "fmt", &fmt, e));
     if (st)
         return st;
     if (fmt && strcmp(fmt, "e4m3") != 0)
@@ -378,11 +364,11 @@ static enum st read_fp8(struct quant *q, const json_t *c, struct err *e)
 static enum st read_gptq(struct quant *q, const json_t *c, struct err *e)
 {
     const char *format = NULL;
-    enum st st = optional(base_json_str(c, q->where, "checkpoint_format", &format, e));
+    enum st st = base_json_optional(base_json_str(c, q->where, "checkpoint_format", &format, e));
     if (!st)
-        st = optional(base_json_i64(c, q->where, "bits", 1, 64, &q->as.bits, e));
+        st = base_json_optional(base_json_i64(c, q->where, "bits", 1, 64, &q->as.bits, e));
     if (!st)
-        st = optional(base_json_i64(c, q->where, "group_size", -1, INT32_MAX, &q->as.group, e));
+        st = base_json_optional(base_json_i64(c, q->where, "group_size", -1, INT32_MAX, &q->as.group, e));
     if (st)
         return st;
     q->gptq_v2 = format && strcmp(format, "gptq_v2") == 0;
@@ -394,11 +380,11 @@ static enum st read_gptq(struct quant *q, const json_t *c, struct err *e)
 static enum st read_awq(struct quant *q, const json_t *c, struct err *e)
 {
     const char *version = NULL;
-    enum st st = optional(base_json_str(c, q->where, "version", &version, e));
+    enum st st = base_json_optional(base_json_str(c, q->where, "version", &version, e));
     const char *const names[] = {"bits", "w_bit", "group_size", "q_group_size"};
     int64_t *const numbers[] = {&q->as.bits, &q->as.bits, &q->as.group, &q->as.group};
     for (int i = 0; i < 4 && !st; i++)
-        st = optional(base_json_i64(c, q->where, names[i], -1, INT32_MAX, numbers[i], e));
+        st = base_json_optional(base_json_i64(c, q->where, names[i], -1, INT32_MAX, numbers[i], e));
     if (st)
         return st;
     if (version && strcmp(version, "gemm") != 0 && strcmp(version, "GEMM") != 0)
@@ -440,6 +426,14 @@ static enum st read_method(struct quant *q, const json_t *c, const char *name, s
     return err_set(e, ST_UNSUPPORTED, "%s: quant_method '%.64s' is not supported yet; known: %s", q->where, name, known);
 }
 
+const json_t *quant_section(const json_t *config)
+{
+    const json_t *c = json_object_get(config, "quantization_config");
+    if (!c || json_is_null(c))
+        c = json_object_get(config, "compression_config");
+    return json_is_null(c) ? NULL : c;
+}
+
 enum st quant_read(const struct checkpoint *ck, const json_t *config, struct arena *arena, struct quant **out, struct err *e)
 {
     if (ck_kind_of(ck) == CK_GGUF) {
@@ -455,15 +449,13 @@ enum st quant_read(const struct checkpoint *ck, const json_t *config, struct are
         return err_set(e, ST_NO_MEMORY, "%s: no memory", ck_path(ck));
     const char *experts = json_string_value(json_object_get(config, "expert_dtype"));
     q->fp4_experts = experts && strcmp(experts, "fp4") == 0;
-    const json_t *c = json_object_get(config, "quantization_config");
-    if (!c || json_is_null(c))
-        c = json_object_get(config, "compression_config"); /* compressed-tensors' earlier name */
+    const json_t *c = quant_section(config);
     enum st st = init_matching(q, e);
-    if (!st && c && !json_is_null(c)) {
+    if (!st && c) {
         if (!json_is_object(c))
             return err_set(e, ST_INVALID, "%s is not an object", q->where);
         const char *method = NULL;
-        st = optional(base_json_str(c, q->where, "quant_method", &method, e));
+        st = base_json_optional(base_json_str(c, q->where, "quant_method", &method, e));
         if (!st)
             st = read_method(q, c, method ? method : "(none)", e);
     } else if (!st) {
@@ -487,7 +479,7 @@ bool quant_is_gptq_v2(const struct quant *q) { return q && q->gptq_v2; }
 
 /* ---- contradictions ------------------------------------------------------------------------------------------------------------------------------------- */
 
-static bool is_embedding(const char *module) { return has_components(module, "embed_tokens"); }
+static bool is_embedding(const char *module) { return ck_has_components(module, "embed_tokens"); }
 
 /* The names of classes that targets may be. */
 static bool targeted(const struct quant *q, const struct group *g, const char *module)
@@ -499,7 +491,7 @@ static bool targeted(const struct quant *q, const struct group *g, const char *m
 }
 
 /* DeepSeek V4: a method of its own for what "quantization_config" calls fp8. */
-static bool is_fp4_expert(const struct quant *q, const char *module) { return q->fp4_experts && has_components(module, "experts"); }
+static bool is_fp4_expert(const struct quant *q, const char *module) { return q->fp4_experts && ck_has_components(module, "experts"); }
 
 /* How the configuration has it stored; NULL: plainly. */
 static const struct stored_as *expected(const struct quant *q, const char *module)
@@ -536,7 +528,7 @@ static void count(struct quant *q, struct contradiction *c, const char *module)
 
 void quant_note(struct quant *q, const char *module, const struct quant_scheme *s)
 {
-    if (!q->judges_head && q->method && has_components(module, "lm_head"))
+    if (!q->judges_head && q->method && ck_has_components(module, "lm_head"))
         return;
     const struct stored_as *as = expected(q, module);
     if (as && !s->name)

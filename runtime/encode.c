@@ -112,12 +112,14 @@ static enum st close_files(struct encoder *w, enum st st)
 
 /* ---- rows ---- */
 
-static uint64_t source_row(const struct convert_item *item, uint64_t row)
+/* Halves (j, j + head_rows / 2) become neighbours (2j, 2j + 1), as GGUF has them, or the other way. */
+static uint64_t source_row(const struct encoder *w, uint64_t row)
 {
+    const struct convert_item *item = w->item;
     if (!item->head_rows)
         return row;
     const uint64_t half = item->head_rows / 2, k = row % item->head_rows, base = row - k;
-    return base + (item->to_pairs ? (k & 1) * half + k / 2 : 2 * (k % half) + k / half);
+    return base + (w->plan->gguf ? (k & 1) * half + k / 2 : 2 * (k % half) + k / half);
 }
 
 static void note_bad(struct encoder *w, uint64_t row)
@@ -128,7 +130,7 @@ static void note_bad(struct encoder *w, uint64_t row)
 }
 
 /* The source's bytes of the slab's row i, as it will be written. */
-static const unsigned char *row_in(const struct encoder *w, uint64_t i) { return w->slab + (source_row(w->item, w->first_row + i) - w->first_row) * w->in_row_bytes; }
+static const unsigned char *row_in(const struct encoder *w, uint64_t i) { return w->slab + (source_row(w, w->first_row + i) - w->first_row) * w->in_row_bytes; }
 
 /* A row of the slab's to numbers: of a matrix of several tensors with their scale, and in the order of its columns. */
 static void dequantise(const struct encoder *w, const unsigned char *row, int i_thread, float *x)
@@ -187,7 +189,7 @@ static void encode_row(struct encoder *w, uint64_t i, int i_thread, float *x)
         case CONVERT_FORMATS: BASE_ASSERT(!"a format");
         }
     if (!fits)
-        note_bad(w, source_row(item, w->first_row + i));
+        note_bad(w, source_row(w, w->first_row + i));
 }
 
 static void encode_rows(void *arg, int i_thread, int n_threads)
