@@ -21,6 +21,8 @@ enum st base_json_i64(const json_t *object, const char *where, const char *key, 
 enum st base_json_f64(const json_t *object, const char *where, const char *key, double *value, struct err *e);
 enum st base_json_bool(const json_t *object, const char *where, const char *key, bool *value, struct err *e);
 /* Borrowed from object. */
+/* Where a key need not be there: ST_NOT_FOUND becomes ST_OK. */
+static inline enum st base_json_optional(enum st st) { return st == ST_NOT_FOUND ? ST_OK : st; }
 enum st base_json_str(const json_t *object, const char *where, const char *key, const char **value, struct err *e);
 
 #endif

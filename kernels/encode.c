@@ -75,13 +75,22 @@ void kern_encode_mxfp4(const float *x, size_t n, uint8_t *codes, uint8_t *scales
     }
 }
 
-float kern_encode_fp8(const float *x, size_t n, uint8_t *codes)
+float kern_encode_fp8_scale(float amax)
 {
-    float scale = kern_encode_amax(x, n) / 448;
-    if (scale == 0)
-        scale = 0x1p-23f;
+    const float scale = amax / 448;
+    return scale == 0 ? 0x1p-23f : scale;
+}
+
+void kern_encode_fp8_codes(const float *x, size_t n, float scale, uint8_t *codes)
+{
     for (size_t i = 0; i < n; i++)
         codes[i] = kern_f32_to_e4m3(x[i] / scale);
+}
+
+float kern_encode_fp8(const float *x, size_t n, uint8_t *codes)
+{
+    const float scale = kern_encode_fp8_scale(kern_encode_amax(x, n));
+    kern_encode_fp8_codes(x, n, scale, codes);
     return scale;
 }
 

@@ -23,8 +23,11 @@ void kern_encode_nvfp4(const float *x, size_t n, float global, uint8_t *codes, u
  * compressed-tensors 0.20: generate_mx_scales. */
 void kern_encode_mxfp4(const float *x, size_t n, uint8_t *codes, uint8_t *scales);
 
-/* FP8 by rows: value = code · scale; scale = amax of the row ÷ 448, 2^−23 for a row of zeros; code = E4M3(x ÷ scale). compressed-tensors 0.20: calculate_qparams. Returns the scale. */
+/* FP8 by rows: value = code · scale; scale = amax of the row ÷ 448, 2^−23 for a row of zeros; code = E4M3(x ÷ scale). compressed-tensors 0.20: calculate_qparams. Returns the scale.
+ * In pieces: the scale of a row by its amax, then codes. */
 float kern_encode_fp8(const float *x, size_t n, uint8_t *codes);
+float kern_encode_fp8_scale(float amax);
+void kern_encode_fp8_codes(const float *x, size_t n, float scale, uint8_t *codes);
 
 /* Q8_0 (FMT_Q8_0): d = amax of 32 ÷ 127, codes = x · (1 ÷ d) rounded half away from zero. The `gguf` package and ggml. false: a scale leaves F16's range (65504). */
 bool kern_encode_q8_0(const float *x, size_t n, void *blocks);

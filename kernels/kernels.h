@@ -51,6 +51,9 @@ struct kern_columns {
     uint8_t emit[KERN_MAX_LEAVES];
     uint32_t *segment_begin; /* [n_segments] column relative to begin; owned by whoever called kern_columns_init (allocated from its arena) */
     uint8_t *segment_columns; /* [n_segments] 1…32 */
+    /* A matrix whose columns were put into another order, and padded (act-order): where in x, from this rank's first column on, each lies; −1: nowhere, it is zero. begin is 0, and
+     * begin, end and segments count columns in this order. NULL: as they come. */
+    const int32_t *order;
 };
 
 /* leaf_end[i]: one past the last column of local leaf i, in columns of the whole tensor; lo…hi−1 are the local leaves' global numbers among n_leaves_total.
@@ -84,9 +87,9 @@ struct kern_pack {
 };
 
 #define KERN_MAX_PARTS 4
-/* y[v][t][r] = the v-th subtree sum of x[t]·w[r]: up to four matrices that share one input x and the same columns (q, k, v; gate, up). */
+/* y[v][t][r] = the v-th subtree sum of x[t]·w[r]: up to four matrices that share one input x and the same columns in the same order (q, k, v; gate, up). */
 struct kern_matmul {
-    const float *x; /* [n_tokens, columns] local columns */
+    const float *x; /* [n_tokens, columns] local columns, in the order of x */
     size_t x_stride;
     int n_tokens;
     int n_parts;

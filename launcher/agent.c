@@ -112,6 +112,12 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
     }
     if (t->moe == PART_MOE_EXPERT)
         argv[n++] = base_arena_strdup(a, "--experts-whole");
+    if (t->smaller.embedding) {
+        argv[n++] = base_arena_strdup(a, "--embedding");
+        argv[n++] = base_arena_strdup(a, part_embedding_names[t->smaller.embedding]);
+    }
+    if (t->smaller.head_fp8)
+        argv[n++] = base_arena_strdup(a, "--head-fp8");
     if (t->accurate)
         argv[n++] = base_arena_strdup(a, "--accurate");
     if (t->ledger)

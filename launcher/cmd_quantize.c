@@ -194,7 +194,7 @@ static enum st copy_file(const struct quantise *q, int from_dir, const char *nam
 static bool is_beside(const char *name)
 {
     static const char *const weights[] = {".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt"};
-    if (name[0] == '.' || strcmp(name, "config.json") == 0)
+    if (name[0] == '.' || strcmp(name, "config.json") == 0 || strcmp(name, "hf_quant_config.json") == 0)
         return false;
     for (size_t i = 0; i < sizeof weights / sizeof *weights; i++)
         if (ck_has_suffix(name, weights[i]))
@@ -315,6 +315,8 @@ static enum st report(const struct quantise *q, struct err *e)
     const struct convert_plan *p = q->plan;
     printf("%s: %zu matrices in %s, %.1f MB from %.1f MB, %.1f s\n", q->out, p->n_encoded, convert_format_names[p->format], (double)p->target_bytes / 1e6, (double)p->source_bytes / 1e6,
            (double)(base_now_ns(base_clock_real()) - q->began_ns) / 1e9);
+    if (p->n_dequantised)
+        printf("%zu matrices were quantised already (%s) and were dequantised first: the original weights would give a better result\n", p->n_dequantised, p->stored_as);
     if (p->n_left > p->n_odd)
         printf("%zu matrices were left as they are by --ignore\n", p->n_left - p->n_odd);
     if (p->n_odd)
@@ -350,13 +352,12 @@ int cmd_quantize(int argc, char **argv)
     struct quantize_values v = {.format = -1};
     struct err e = {""};
     const struct option_group group = {"Options", options, &v};
-    if (base_options_wants_help(argc, argv)) {
-        base_options_print_help(stdout, "tandem quantize IN OUT --format nvfp4|mxfp4|fp8|q8_0 [OPTIONS]",
-                                "Stores the matrices of linear layers in another format. IN is a MODEL; OUT is a safetensors directory in compressed-tensors' layout, or for q8_0 a GGUF\n"
-                                "file. Embeddings, the head, norms, biases and routers stay as they are.",
-                                &group, 1);
-        return launch_flush_stdout(&e) ? launch_fail("quantize", &e) : 0;
-    }
+    int status;
+    if (launch_wants_help("quantize", "tandem quantize IN OUT --format nvfp4|mxfp4|fp8|q8_0 [OPTIONS]",
+                          "Stores the matrices of linear layers in another format. IN is a MODEL; OUT is a safetensors directory in compressed-tensors' layout, or for q8_0 a GGUF\n"
+                          "file. Embeddings, the head, norms, biases and routers stay as they are.",
+                          &group, 1, argc, argv, &status))
+        return status;
     const char *paths[2] = {NULL, NULL};
     if (parse(argc, argv, &v, paths, &e))
         return launch_misuse("quantize", &e);

@@ -64,6 +64,7 @@ int cmd_rank(int argc, char **argv)
         o.n_here = (int)v.host_ranks;
         o.settings = (struct rt_settings){
             .accurate = v.accurate,
+            .smaller = {.head_fp8 = v.head_fp8, .embedding = (enum part_embedding)v.embedding},
             .chunk = (int)v.chunk,
             .context = v.context,
             .max_sequences = (int)v.sequences,

@@ -18,15 +18,22 @@ int launch_misuse(const char *command, const struct err *e)
     return 2;
 }
 
+bool launch_wants_help(const char *command, const char *usage, const char *about, const struct option_group *groups, int n_groups, int argc, char **argv, int *status)
+{
+    struct err e = {""};
+    if (!base_options_wants_help(argc, argv))
+        return false;
+    base_options_print_help(stdout, usage, about, groups, n_groups);
+    *status = launch_flush_stdout(&e) ? launch_fail(command, &e) : 0;
+    return true;
+}
+
 int launch_parse(const char *command, const char *usage, const char *about, const struct option_group *groups, int n_groups, int argc, char **argv, const char **model,
                  int model_is_optional, int *status)
 {
     struct err e = {""};
-    if (base_options_wants_help(argc, argv)) {
-        base_options_print_help(stdout, usage, about, groups, n_groups);
-        *status = launch_flush_stdout(&e) ? launch_fail(command, &e) : 0;
+    if (launch_wants_help(command, usage, about, groups, n_groups, argc, argv, status))
         return 1;
-    }
     int n = 0;
     *model = NULL;
     enum st st = base_options_parse(command, groups, n_groups, argc, argv, model, 1, &n, &e);

@@ -27,6 +27,8 @@ int cmd_bundle_make(int argc, char **argv); /* hidden: for make */
 int launch_fail(const char *command, const struct err *e);
 int launch_misuse(const char *command, const struct err *e);
 
+/* Answers --help: true, and *status is the exit status. */
+bool launch_wants_help(const char *command, const char *usage, const char *about, const struct option_group *groups, int n_groups, int argc, char **argv, int *status);
 /* Parses, answers --help (returns 1: *status is the exit status), refuses misuse (likewise); 0: go on. Exactly one positional argument, MODEL, unless optional_model. */
 int launch_parse(const char *command, const char *usage, const char *about, const struct option_group *groups, int n_groups, int argc, char **argv, const char **model,
                  int model_is_optional, int *status);

@@ -2,6 +2,7 @@
 
 #include "base/options.h"
 #include "comm/comm.h"
+#include "partition/smaller.h"
 
 static const struct option agent_options[] = {
     {"--control-fd", NULL, OPT_INT, offsetof(struct rank_values, control_fd), "FD", "socket to the launcher", 0, 0, NULL},
@@ -17,6 +18,8 @@ static const struct option agent_options[] = {
     {"--split", NULL, OPT_STR, offsetof(struct rank_values, shares), "A:B", "shares", 0, 0, NULL},
     {"--kv", NULL, OPT_STR, offsetof(struct rank_values, kv), "F", "cache format", 0, 0, NULL},
     {"--experts-whole", NULL, OPT_FLAG, offsetof(struct rank_values, experts_whole), NULL, "--moe ep", 0, 0, NULL},
+    {"--embedding", NULL, OPT_ENUM, offsetof(struct rank_values, embedding), "stored|fp8|disk", "where and how it is kept", 0, 0, part_embedding_names},
+    {"--head-fp8", NULL, OPT_FLAG, offsetof(struct rank_values, head_fp8), NULL, "round the head", 0, 0, NULL},
     {"--accurate", NULL, OPT_FLAG, offsetof(struct rank_values, accurate), NULL, "activations in F32", 0, 0, NULL},
     {"--ledger", NULL, OPT_FLAG, offsetof(struct rank_values, ledger), NULL, "keep the ledger", 0, 0, NULL},
     {"--backend", NULL, OPT_STR, offsetof(struct rank_values, backend), "NAME", "what carries the bytes", 0, 0, NULL},

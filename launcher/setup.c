@@ -20,6 +20,7 @@
 static const char *const activation_choices[] = {"f32", "auto", NULL};
 static const char *const moe_choices[] = {[PART_MOE_TENSOR] = "tp", [PART_MOE_EXPERT] = "ep", NULL};
 static const char *const kv_choices[] = {"f32", "f16", "bf16", "fp8", "auto", NULL};
+static const char *const head_choices[] = {"stored", "fp8", NULL};
 static const enum format kv_formats[LAUNCH_KV_AUTO] = {FMT_F32, FMT_F16, FMT_BF16, FMT_E4M3};
 
 static const struct option shared_options[] = {
@@ -29,6 +30,8 @@ static const struct option shared_options[] = {
     {"--activations", NULL, OPT_ENUM, offsetof(struct launch_options, activations), "f32|auto", "f32: dequantise and multiply in F32, the accurate setting (default auto)", 0, 0, activation_choices},
     {"--moe", NULL, OPT_ENUM, offsetof(struct launch_options, moe), "tp|ep", "experts: tp cuts each of them over the ranks, ep deals out whole ones (default tp; the bits of the two differ)", 0, 0, moe_choices},
     {"--kv", NULL, OPT_ENUM, offsetof(struct launch_options, kv), "f32|f16|bf16|fp8|auto", "format of the key/value cache (auto: f32 with --activations f32 and in eval, else fp8 where the model declares it, else f16)", 0, 0, kv_choices},
+    {"--head", NULL, OPT_ENUM, offsetof(struct launch_options, head), "stored|fp8", "fp8: round a head in plain numbers to FP8 while it is loaded (default stored)", 0, 0, head_choices},
+    {"--embedding", NULL, OPT_ENUM, offsetof(struct launch_options, embedding), "stored|fp8|disk", "likewise; disk: read its rows from the file when they are wanted", 0, 0, part_embedding_names},
     {"--chunk", NULL, OPT_INT, offsetof(struct launch_options, chunk), "N", "tokens of one step (default 512)", 1, 65536, NULL},
     {"--ctx", NULL, OPT_INT, offsetof(struct launch_options, context), "N", "tokens of one sequence (default: what the command needs, or the model's maximum up to 8192)", 1, 16777216, NULL},
     {"--bind", NULL, OPT_STR, offsetof(struct launch_options, bind), "core|l3|numa|package|none|LIST", "where ranks are bound (default: by the machine's topology)", 0, 0, NULL},
@@ -191,6 +194,7 @@ static void choose(const struct launch_options *o, const struct launch_needs *ne
     t->accurate = o->activations == 0;
     t->moe = (enum part_moe)o->moe;
     t->kv_format = o->kv != LAUNCH_KV_AUTO ? kv_formats[o->kv] : t->accurate || needs->accurate_cache ? FMT_F32 : s->whole->config.fp8_cache ? FMT_E4M3 : FMT_F16;
+    t->smaller = (struct part_smaller){.head_fp8 = o->head, .embedding = (enum part_embedding)o->embedding};
     t->context = o->context ? o->context : needs->context ? needs->context : most && most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT;
     t->chunk = (int)(o->chunk ? o->chunk : DEFAULT_CHUNK);
     const int64_t useful = t->context * needs->max_sequences; /* no step can have more tokens */
@@ -227,6 +231,9 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
         st = place(options, s, e);
     if (!st) {
         choose(options, needs, s);
+        st = part_model_make_smaller(s->whole, &s->settings.smaller, e);
+    }
+    if (!st) {
         struct rt_sizes sizes;
         rt_sizes_init(&sizes, &s->settings, s->backend);
         const struct part_plan_options plan = rt_plan_options(&s->settings, s->n_ranks, s->has_shares ? s->shares : NULL);
@@ -333,5 +340,9 @@ void launch_print_plan(const struct launch_setup *s, FILE *out)
         fputs(drawing, out);
     free(drawing);
     part_plan_print(s->plan, out);
+    for (int i = 0; i < s->whole->n_weights; i++)
+        if (s->whole->weights[i].home != PART_IN_MEMORY)
+            fprintf(out, "%s: %.1f MiB stay in the file, rows are read when they are wanted%s\n", s->whole->weights[i].name, mib(part_weight_stored_bytes(&s->whole->weights[i])),
+                    s->whole->weights[i].home == PART_IN_BOTH ? " (the head keeps it in memory)" : "");
     fprintf(out, "%.1f MiB in all with %.0f MiB of reserve a rank; available %.1f MiB (%s)\n", mib(s->total_bytes), mib(RESERVE_BYTES), mib(s->available_bytes), s->available_what);
 }

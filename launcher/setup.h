@@ -17,6 +17,8 @@ struct launch_options {
     const char *split;
     int activations;    /* 0 f32, 1 auto */
     int moe;            /* enum part_moe */
+    int head;           /* 0 stored, 1 fp8 */
+    int embedding;      /* enum part_embedding */
     int kv;             /* index of the choices in setup.c; the last is auto */
     int64_t chunk, context; /* 0: not given */
     const char *bind;

@@ -114,7 +114,8 @@ static enum st audit_slice(const struct part_plan *plan, int r, int i, uint32_t 
         return s->count[0] == 0 && s->run_bytes == 0 ? ST_OK : err_set(e, ST_INVALID, "%s: rank %d holds nothing and reads %" PRIu64 " bytes of %s", whole->name, r, s->run_bytes, name);
 
     const struct part_range held = {whole->first_row + w->rows.begin, whole->first_row + w->rows.end};
-    const struct part_range rows = elements_of(held, source->row_unit), columns = elements_of(whole->kind == PART_MATRIX ? w->columns : (struct part_range){0, 1}, source->column_unit);
+    const struct part_range across = whole->kind != PART_MATRIX ? (struct part_range){0, 1} : source->all_columns ? (struct part_range){0, whole->scheme->columns} : w->columns;
+    const struct part_range rows = elements_of(held, source->row_unit), columns = elements_of(across, source->column_unit);
     const struct part_range outer = source->transposed ? columns : rows, inner = source->transposed ? rows : columns;
     const uint64_t outer_stride = source->transposed ? source->column_stride : source->row_stride, inner_stride = source->transposed ? source->row_stride : source->column_stride;
     const uint64_t n_outer = outer.end - outer.begin, n_inner = inner.end - inner.begin, bytes = source->element_bytes;
@@ -168,7 +169,7 @@ static enum st audit_bytes(const struct part_plan *plan, int i, struct part_audi
     for (int r = 0; r < plan->options.n_ranks; r++) {
         const struct part_weight *w = weight_of(plan, r, i);
         uint64_t bytes = 0;
-        if (w->tensor != whole->tensor || w->scheme != whole->scheme || w->kind != whole->kind || w->first_row != whole->first_row || w->leaf_dim != whole->leaf_dim || w->leaves_apart != whole->leaves_apart ||
+        if (w->tensor != whole->tensor || w->scheme != whole->scheme || w->kind != whole->kind || w->home != whole->home || w->first_row != whole->first_row || w->leaf_dim != whole->leaf_dim || w->leaves_apart != whole->leaves_apart ||
             w->exact != whole->exact || w->owner_dim != whole->owner_dim || w->owner_unit != whole->owner_unit || !same_axis(w->row_axis, whole->row_axis) ||
             !same_axis(w->column_axis, whole->column_axis))
             return err_set(e, ST_INVALID, "%s: rank %d has another tensor, or another part of it", whole->name, r);
@@ -185,8 +186,8 @@ static enum st audit_bytes(const struct part_plan *plan, int i, struct part_audi
     return ST_OK;
 }
 
-/* Scales of a cache are read by every rank: the first owns them. */
-static void count_scale(const struct part_plan *plan, const struct ck_tensor *t, bool *read, struct part_audit *audit)
+/* Scales of a cache and orders of columns are read by every rank: the first owns them. */
+static void count_read(const struct part_plan *plan, const struct ck_tensor *t, bool *read, struct part_audit *audit)
 {
     bool *mine = t ? &read[t - ck_tensor_at(plan->whole->ck, 0)] : NULL;
     if (!mine || *mine)
@@ -243,15 +244,17 @@ static enum st audit_tensors(const struct part_plan *plan, struct part_audit *au
         }
     }
     for (int i = 0; i < plan->ranks[0]->n_caches && !st; i++) {
-        count_scale(plan, plan->ranks[0]->caches[i].k_scale_tensor, read, audit);
-        count_scale(plan, plan->ranks[0]->caches[i].v_scale_tensor, read, audit);
+        count_read(plan, plan->ranks[0]->caches[i].k_scale_tensor, read, audit);
+        count_read(plan, plan->ranks[0]->caches[i].v_scale_tensor, read, audit);
     }
+    for (int i = 0; i < plan->whole->n_weights && !st; i++)
+        count_read(plan, plan->whole->weights[i].scheme->group_tensor, read, audit);
     for (size_t t = 0; t < n && !st; t++) {
         const struct ck_tensor *tensor = ck_tensor_at(ck, t);
         const bool used = usage[t].user != NULL;
         audit->checkpoint_bytes += tensor->bytes;
         if (read[t] && used)
-            st = err_set(e, ST_INVALID, "%s: both a weight and a scale of a cache", tensor->name);
+            st = err_set(e, ST_INVALID, "%s: both a weight and what is read while planning", tensor->name);
         else if (!used && !read[t]) {
             audit->unused_bytes += tensor->bytes;
             if (quant_is_beside(tensor->name)) {

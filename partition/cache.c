@@ -7,6 +7,7 @@
 
 #include "base/json.h"
 #include "base/log.h"
+#include "partition/quant.h"
 
 /* ---- what is declared ------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -15,8 +16,6 @@ struct declared {
     bool fp8;
     const char *where, *other; /* the first that is not FP8 */
 };
-
-static enum st optional(enum st st) { return st == ST_NOT_FOUND ? ST_OK : st; }
 
 static void note_other(struct declared *d, const char *where, const char *other)
 {
@@ -34,9 +33,9 @@ static enum st read_scheme(const json_t *object, const char *where, struct decla
         return err_set(e, ST_INVALID, "%s: kv_cache_scheme is not an object", where);
     int64_t bits = 0;
     const char *type = "int"; /* compressed-tensors' default */
-    enum st st = optional(base_json_i64(scheme, where, "num_bits", 1, 64, &bits, e));
+    enum st st = base_json_optional(base_json_i64(scheme, where, "num_bits", 1, 64, &bits, e));
     if (!st)
-        st = optional(base_json_str(scheme, where, "type", &type, e));
+        st = base_json_optional(base_json_str(scheme, where, "type", &type, e));
     if (st)
         return st;
     const json_t *dynamic = json_object_get(scheme, "dynamic");
@@ -69,10 +68,8 @@ static enum st read_algorithm(const json_t *object, const char *where, struct de
 enum st part_cache_declared(const struct checkpoint *ck, const json_t *config, bool *fp8, struct err *e)
 {
     struct declared d = {false, NULL, NULL};
-    const json_t *c = json_object_get(config, "quantization_config"), *beside;
+    const json_t *c = quant_section(config), *beside;
     enum st st = ST_OK;
-    if (!json_is_object(c))
-        c = json_object_get(config, "compression_config");
     if (json_is_object(c)) {
         st = read_scheme(c, "config.json: quantization_config", &d, e);
         if (!st)

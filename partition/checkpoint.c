@@ -68,6 +68,13 @@ bool ck_has_suffix(const char *text, const char *suffix) {
     return n >= n_suffix && memcmp(text + n - n_suffix, suffix, n_suffix) == 0;
 }
 
+bool ck_has_components(const char *name, const char *components) {
+    const size_t n = strlen(components);
+    for (const char *at = n ? strstr(name, components) : NULL; at; at = strstr(at + 1, components))
+        if ((at == name || at[-1] == '.') && (at[n] == 0 || at[n] == '.')) return true;
+    return false;
+}
+
 uint64_t ck_n_elements(const struct ck_tensor *t) {
     uint64_t n = 1; /* does not overflow: checked when the header was read */
     for (int i = 0; i < t->n_dims; i++) n *= t->dims[i];

@@ -95,6 +95,8 @@ int64_t ck_gguf_array_int(const struct checkpoint *ck, const struct gguf_value *
 double ck_gguf_array_float(const struct checkpoint *ck, const struct gguf_value *array, uint64_t i);
 
 bool ck_has_suffix(const char *text, const char *suffix);
+/* Whole components of a dotted name: "mlp.gate" is in "model.layers.0.mlp.gate", but not in "….mlp.gate_proj". */
+bool ck_has_components(const char *name, const char *components);
 uint64_t ck_n_elements(const struct ck_tensor *t);
 
 #endif

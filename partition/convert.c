@@ -17,6 +17,7 @@ struct planner {
     const struct checkpoint *ck;
     struct convert_plan *p;
     struct convert_ignore *ignore;
+    struct quant *quant; /* of safetensors */
     const char **ignored; /* modules of matrices that stay, for quantization_config */
     size_t n_ignored;
     bool renames; /* from one spelling to the other */
@@ -24,29 +25,50 @@ struct planner {
     struct err *e;
 };
 
+static uint64_t up(uint64_t n, uint64_t unit) { return n / unit + (n % unit != 0); }
+
 static enum st no_memory(const struct planner *w) { return err_set(w->e, ST_NO_MEMORY, "%s: no memory for a plan", ck_path(w->ck)); }
 
 /* ---- what may be read ---- */
-
-static enum st refuse_quantised(const struct planner *w)
-{
-    const json_t *config = NULL, *other = NULL;
-    enum st st = ck_json(w->ck, "config.json", &config, w->e);
-    if (!st)
-        st = ck_json(w->ck, "hf_quant_config.json", &other, w->e);
-    if (st)
-        return st;
-    const json_t *q = json_object_get(config, "quantization_config");
-    if (!json_is_object(q) && !other)
-        return ST_OK;
-    const char *method = json_string_value(json_object_get(q, "quant_method"));
-    return err_set(w->e, ST_UNSUPPORTED, "%s is quantised already (%.64s); quantise from the original weights", ck_path(w->ck), method ? method : other ? "hf_quant_config.json" : "quantization_config");
-}
 
 static const char *module_of(struct arena *arena, const char *name)
 {
     const char *end = strrchr(name, '.');
     return end ? base_arena_strndup(arena, name, (size_t)(end - name)) : base_arena_strdup(arena, name);
+}
+
+/* Quantised safetensors: what says how is read and judged as for a model that runs. */
+static enum st read_quantisation(struct planner *w)
+{
+    const json_t *config = NULL;
+    const enum st st = ck_json(w->ck, "config.json", &config, w->e);
+    return st ? st : quant_read(w->ck, config, &w->p->arena, &w->quant, w->e);
+}
+
+/* A quantised matrix as a tensor in blocks of the format that kernels would get, called MODULE.weight; *weight reads its rows. */
+static enum st put_together(struct planner *w, const struct ck_tensor *codes, const struct ck_tensor **logical, const struct part_weight **weight)
+{
+    const uint64_t rows = quant_rows(w->ck, codes), columns = quant_columns(w->ck, codes);
+    struct ck_tensor *t = base_arena_alloc(&w->p->arena, sizeof *t);
+    struct part_weight *x = base_arena_alloc(&w->p->arena, sizeof *x);
+    const char *module = module_of(&w->p->arena, codes->name), *name = module ? base_arena_printf(&w->p->arena, "%s.weight", module) : NULL;
+    if (!t || !x || !name)
+        return no_memory(w);
+    if (!rows || !columns)
+        return err_set(w->e, ST_UNSUPPORTED, "%s: tensor %s: its shape does not tell how large the matrix is that it belongs to", ck_path(w->ck), codes->name);
+    const struct quant_scheme *s;
+    const enum st st = quant_scheme_of(w->ck, w->quant, codes, rows, columns, NULL, &w->p->arena, &s, w->e);
+    if (st)
+        return st;
+    const uint64_t row_bytes = up(columns, kern_format(s->format)->block_columns) * kern_format(s->format)->block_bytes;
+    *t = (struct ck_tensor){.name = name, .format = s->format, .n_dims = 2, .dims = {rows, columns}, .file = codes->file, .offset = codes->offset, .bytes = rows * row_bytes};
+    *x = (struct part_weight){.name = name, .tensor = codes, .scheme = s, .kind = PART_MATRIX, .row_axis = part_axis_whole(rows), .column_axis = part_axis_whole(columns),
+                              .rows = {0, rows}, .columns = {0, columns}};
+    part_weight_slice(x);
+    *logical = t;
+    *weight = x;
+    w->p->stored_as = w->p->n_dequantised++ ? w->p->stored_as : s->name;
+    return ST_OK;
 }
 
 /* ---- targets ---- */
@@ -97,9 +119,7 @@ static enum st add_left(struct planner *w, struct convert_item *item, const char
     const struct ck_tensor *t = item->source;
     struct convert_plan *p = w->p;
     const bool plain = !t->unsupported && kern_format(t->format)->block_columns == 1;
-    uint64_t elements = 1;
-    for (int i = 0; i < t->n_dims; i++)
-        elements *= t->dims[i];
+    const uint64_t elements = ck_n_elements(t);
     item->as = CONVERT_COPY;
     if (p->gguf && ck_kind_of(w->ck) == CK_GGUF) {
         add_target(w, name, NULL, 1, ck_gguf_type(t), t->n_dims, t->dims, t->bytes);
@@ -107,7 +127,7 @@ static enum st add_left(struct planner *w, struct convert_item *item, const char
     }
     if (w->renames && t->unsupported)
         return err_set(w->e, ST_UNSUPPORTED, "%s: tensor %s is stored as %s, which this build cannot read", ck_path(w->ck), t->name, t->unsupported);
-    if (w->renames && (!plain || (p->gguf && t->n_dims == 1 && t->format != FMT_F32))) { /* llama.cpp wants its vectors in F32 */
+    if (item->weight || (w->renames && !plain) || (w->renames && p->gguf && t->n_dims == 1 && t->format != FMT_F32)) { /* llama.cpp wants its vectors in F32 */
         item->as = CONVERT_TO_F32;
         w->lacks_widths = w->lacks_widths || !plain;
         add_target(w, name, "F32", 4, GGUF_F32, t->n_dims, t->dims, elements * 4);
@@ -137,8 +157,14 @@ static enum st stays(struct planner *w, const char *name)
 static enum st plan_tensor(struct planner *w, const struct ck_tensor *t)
 {
     struct convert_plan *p = w->p;
+    const struct part_weight *weight = NULL;
+    enum st st = ST_OK;
+    if (w->quant && quant_is_part(w->ck, t))
+        return ST_OK; /* with its codes, or of no use without them */
+    if (w->quant && quant_is_codes(t) && (st = put_together(w, t, &t, &weight)))
+        return st;
     const char *name = t->name;
-    struct convert_item item = {.source = t, .rows = 1, .columns = 1, .first_target = p->n_targets};
+    struct convert_item item = {.source = t, .weight = weight, .rows = 1, .columns = 1, .first_target = p->n_targets};
     if (w->renames) {
         int heads;
         if (strcmp(t->name, "rope_freqs.weight") == 0 || ck_has_suffix(t->name, ".inv_freq"))
@@ -148,7 +174,6 @@ static enum st plan_tensor(struct planner *w, const struct ck_tensor *t)
         name = convert_rename(&p->arena, &p->model, t->name, p->gguf, &heads);
         if (!name)
             return err_set(w->e, ST_UNSUPPORTED, "%s: tensor %s has no name in %s", ck_path(w->ck), t->name, p->gguf ? "a GGUF of a Llama" : "safetensors of a Llama");
-        item.to_pairs = p->gguf;
         item.head_rows = heads ? (uint64_t)p->model.head_dim : 0;
         if (heads && (t->n_dims < 1 || t->dims[0] != (uint64_t)heads * item.head_rows))
             return err_set(w->e, ST_INVALID, "%s: tensor %s has not the rows of %d heads of %d", ck_path(w->ck), t->name, heads, p->model.head_dim);
@@ -166,7 +191,6 @@ static enum st plan_tensor(struct planner *w, const struct ck_tensor *t)
     enum convert_kind kind = convert_kind_of(w->ck, t);
     const char *names[] = {module_of(&p->arena, t->name), t->name, w->renames ? module_of(&p->arena, name) : NULL};
     const bool ignored = convert_ignore_matches(w->ignore, names, 3);
-    enum st st = ST_OK;
     if (kind == CONVERT_LINEAR && (ignored || item.columns % groups[p->format] || !item.rows || !item.columns)) {
         p->n_left++;
         if (!ignored && p->n_odd++ == 0)
@@ -252,7 +276,7 @@ static enum st create(struct planner *w)
 {
     struct convert_plan *p = w->p;
     const struct checkpoint *ck = w->ck;
-    enum st st = ck_kind_of(ck) == CK_SAFETENSORS ? refuse_quantised(w) : ST_OK;
+    enum st st = ck_kind_of(ck) == CK_SAFETENSORS ? read_quantisation(w) : ST_OK;
     p->gguf = p->format == CONVERT_Q8_0;
     w->renames = p->gguf != (ck_kind_of(ck) == CK_GGUF);
     if (!st && w->renames)

@@ -79,6 +79,8 @@ enum st convert_config_text(const struct checkpoint *ck, const struct convert_pl
         if (!st && !(root = json_copy((json_t *)config)))
             st = err_set(e, ST_NO_MEMORY, "no memory for config.json");
     }
+    if (!st)
+        json_object_del(root, "compression_config"); /* as quantization_config was called once */
     if (!st && json_object_set_new(root, "quantization_config", quantization_config(p->format, ignored, n_ignored)) != 0)
         st = err_set(e, ST_NO_MEMORY, "no memory for config.json");
     if (!st && !(*text = json_dumps(root, JSON_INDENT(2))))

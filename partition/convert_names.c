@@ -82,15 +82,6 @@ enum st convert_ignore_check(const struct convert_ignore *list, const char *wher
 
 /* ---- kinds ---- */
 
-static bool has_component(const char *name, const char *component)
-{
-    const size_t n = strlen(component);
-    for (const char *at = name; (at = strstr(at, component)); at++)
-        if ((at == name || at[-1] == '.') && (at[n] == '.' || at[n] == 0))
-            return true;
-    return false;
-}
-
 enum convert_kind convert_kind_of(const struct checkpoint *ck, const struct ck_tensor *t)
 {
     const char *name = t->name, *end = strrchr(name, '.');
@@ -102,13 +93,13 @@ enum convert_kind convert_kind_of(const struct checkpoint *ck, const struct ck_t
         const bool matrix = t->n_dims == 2 || t->n_dims == 3; /* experts lie one behind the other */
         return matrix && strncmp(name, "blk.", 4) == 0 && !strstr(name, "norm") && !strstr(name, "_inp.") ? CONVERT_LINEAR : CONVERT_OTHER;
     }
-    if (has_component(name, "lm_head"))
+    if (ck_has_components(name, "lm_head"))
         return CONVERT_HEAD;
     if (t->n_dims != 2 || strstr(name, "embed") || strstr(name, "norm"))
         return CONVERT_OTHER;
     static const char *const others[] = {"wte", "wpe", "gate", "router", "shared_expert_gate"}; /* embeddings of GPT-2; routers, whose rounding sends tokens elsewhere */
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-        if (has_component(name, others[i]))
+        if (ck_has_components(name, others[i]))
             return CONVERT_OTHER;
     return CONVERT_LINEAR;
 }

@@ -10,8 +10,6 @@
 
 #define MAX_LAYERS 10000
 
-static enum st optional(enum st st) { return st == ST_NOT_FOUND ? ST_OK : st; }
-
 static enum st missing(const struct config_reader *r, enum st st, const char *key) {
     return st == ST_NOT_FOUND ? err_set(r->e, ST_INVALID, "%s: %s is missing", r->where, key) : st;
 }
@@ -99,19 +97,19 @@ static enum st decoder_hub(struct config_reader *r) {
     c->head_dim = c->hidden / c->n_heads;
     c->norm_eps = 1e-6;
     const char *act = "silu";
-    if ((st = optional(hub_int(r, "num_key_value_heads", 1, CONFIG_MAX_SIZE, &c->n_kv_heads))) != ST_OK ||
-        (st = optional(hub_int(r, "head_dim", 1, CONFIG_MAX_SIZE, &c->head_dim))) != ST_OK ||
-        (st = optional(base_json_i64(r->root, r->where, "vocab_size", 1, INT32_MAX, &c->vocab, r->e))) != ST_OK ||
-        (st = optional(base_json_i64(r->root, r->where, "max_position_embeddings", 0, INT64_C(1) << 40, &c->max_context, r->e))) != ST_OK ||
-        (st = optional(base_json_f64(r->root, r->where, "rms_norm_eps", &c->norm_eps, r->e))) != ST_OK ||
-        (st = optional(base_json_str(r->root, r->where, "hidden_act", &act, r->e))) != ST_OK ||
-        (st = optional(base_json_bool(r->root, r->where, "attention_bias", &c->attention_bias, r->e))) != ST_OK ||
-        (st = optional(base_json_bool(r->root, r->where, "mlp_bias", &c->mlp_bias, r->e))) != ST_OK)
+    if ((st = base_json_optional(hub_int(r, "num_key_value_heads", 1, CONFIG_MAX_SIZE, &c->n_kv_heads))) != ST_OK ||
+        (st = base_json_optional(hub_int(r, "head_dim", 1, CONFIG_MAX_SIZE, &c->head_dim))) != ST_OK ||
+        (st = base_json_optional(base_json_i64(r->root, r->where, "vocab_size", 1, INT32_MAX, &c->vocab, r->e))) != ST_OK ||
+        (st = base_json_optional(base_json_i64(r->root, r->where, "max_position_embeddings", 0, INT64_C(1) << 40, &c->max_context, r->e))) != ST_OK ||
+        (st = base_json_optional(base_json_f64(r->root, r->where, "rms_norm_eps", &c->norm_eps, r->e))) != ST_OK ||
+        (st = base_json_optional(base_json_str(r->root, r->where, "hidden_act", &act, r->e))) != ST_OK ||
+        (st = base_json_optional(base_json_bool(r->root, r->where, "attention_bias", &c->attention_bias, r->e))) != ST_OK ||
+        (st = base_json_optional(base_json_bool(r->root, r->where, "mlp_bias", &c->mlp_bias, r->e))) != ST_OK)
         return st;
     c->output_bias = c->attention_bias;
     st = base_json_bool(r->root, r->where, "tie_word_embeddings", &r->tie_flag, r->e);
     r->tie_flagged = st == ST_OK;
-    if (optional(st) != ST_OK) return st;
+    if (base_json_optional(st) != ST_OK) return st;
     if (strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0)
         return err_set(r->e, ST_UNSUPPORTED, "%s: hidden_act: '%.64s' is not supported; known: silu", r->where, act);
     return ST_OK;
@@ -129,14 +127,14 @@ static enum st decoder_gguf(struct config_reader *r) {
         return st;
     c->n_kv_heads = c->n_heads;
     c->head_dim = c->hidden / c->n_heads;
-    if ((st = optional(gguf_int(r, "attention.head_count_kv", 1, CONFIG_MAX_SIZE, &c->n_kv_heads))) != ST_OK ||
-        (st = optional(gguf_int(r, "attention.key_length", 1, CONFIG_MAX_SIZE, &c->head_dim))) != ST_OK)
+    if ((st = base_json_optional(gguf_int(r, "attention.head_count_kv", 1, CONFIG_MAX_SIZE, &c->n_kv_heads))) != ST_OK ||
+        (st = base_json_optional(gguf_int(r, "attention.key_length", 1, CONFIG_MAX_SIZE, &c->head_dim))) != ST_OK)
         return st;
     value_dim = c->head_dim;
-    if ((st = optional(gguf_int(r, "attention.value_length", 1, CONFIG_MAX_SIZE, &value_dim))) != ST_OK ||
-        (st = optional(config_gguf_i64(r, "vocab_size", 1, INT32_MAX, &c->vocab))) != ST_OK ||
-        (st = optional(config_gguf_i64(r, "context_length", 0, INT64_C(1) << 40, &c->max_context))) != ST_OK ||
-        (st = optional(config_gguf_f64(r, "attention.scale", &c->attention_scale))) != ST_OK)
+    if ((st = base_json_optional(gguf_int(r, "attention.value_length", 1, CONFIG_MAX_SIZE, &value_dim))) != ST_OK ||
+        (st = base_json_optional(config_gguf_i64(r, "vocab_size", 1, INT32_MAX, &c->vocab))) != ST_OK ||
+        (st = base_json_optional(config_gguf_i64(r, "context_length", 0, INT64_C(1) << 40, &c->max_context))) != ST_OK ||
+        (st = base_json_optional(config_gguf_f64(r, "attention.scale", &c->attention_scale))) != ST_OK)
         return st;
     if (value_dim != c->head_dim)
         return err_set(r->e, ST_UNSUPPORTED, "%s: %s.attention.value_length is %d where key_length is %d", r->where, r->architecture, value_dim, c->head_dim);
@@ -167,7 +165,7 @@ static enum st windows_hub(struct config_reader *r, bool (*is_windowed)(const st
     bool use = true;
     const json_t *given = json_object_get(r->root, "sliding_window"), *types = json_object_get(r->root, "layer_types");
     enum st st;
-    if ((st = optional(base_json_bool(r->root, r->where, "use_sliding_window", &use, r->e))) != ST_OK) return st;
+    if ((st = base_json_optional(base_json_bool(r->root, r->where, "use_sliding_window", &use, r->e))) != ST_OK) return st;
     if (!use || !given || json_is_null(given)) return ST_OK;
     if ((st = hub_int(r, "sliding_window", 1, INT32_MAX, &window)) != ST_OK) return st;
     if (!types || json_is_null(types)) return set_windows(r, window, is_windowed);
@@ -183,7 +181,7 @@ static enum st windows_hub(struct config_reader *r, bool (*is_windowed)(const st
 
 static enum st windows_gguf(struct config_reader *r, bool (*is_windowed)(const struct config_reader *r, int layer)) {
     int window = 0;
-    const enum st st = optional(gguf_int(r, "attention.sliding_window", 0, INT32_MAX, &window));
+    const enum st st = base_json_optional(gguf_int(r, "attention.sliding_window", 0, INT32_MAX, &window));
     return st != ST_OK || window == 0 ? st : set_windows(r, window, is_windowed);
 }
 
@@ -207,10 +205,10 @@ static enum st experts_hub(struct config_reader *r, const char *const n_keys[2],
     if (st == ST_NOT_FOUND) st = hub_int(r, n_keys[1], 1, CONFIG_MAX_EXPERTS, &m->n_experts);
     if ((st = missing(r, st, n_keys[0])) != ST_OK || (st = missing(r, hub_int(r, k_key, 1, CONFIG_MAX_TOP_K, &m->top_k), k_key)) != ST_OK ||
         (st = missing(r, hub_int(r, ffn_key, 1, CONFIG_MAX_SIZE, &m->ffn), ffn_key)) != ST_OK ||
-        (st = optional(base_json_bool(r->root, r->where, "norm_topk_prob", &m->renormalise, r->e))) != ST_OK ||
-        (st = optional(base_json_f64(r->root, r->where, "routed_scaling_factor", &m->scale, r->e))) != ST_OK ||
-        (st = optional(hub_int(r, "n_group", 1, CONFIG_MAX_EXPERTS, &m->n_groups))) != ST_OK ||
-        (st = optional(hub_int(r, "topk_group", 1, CONFIG_MAX_EXPERTS, &m->k_groups))) != ST_OK)
+        (st = base_json_optional(base_json_bool(r->root, r->where, "norm_topk_prob", &m->renormalise, r->e))) != ST_OK ||
+        (st = base_json_optional(base_json_f64(r->root, r->where, "routed_scaling_factor", &m->scale, r->e))) != ST_OK ||
+        (st = base_json_optional(hub_int(r, "n_group", 1, CONFIG_MAX_EXPERTS, &m->n_groups))) != ST_OK ||
+        (st = base_json_optional(hub_int(r, "topk_group", 1, CONFIG_MAX_EXPERTS, &m->k_groups))) != ST_OK)
         return st;
     return check_experts(r);
 }
@@ -218,12 +216,12 @@ static enum st experts_hub(struct config_reader *r, const char *const n_keys[2],
 /* Keys that all architectures with experts have; 0 experts where there are none. */
 static enum st experts_gguf(struct config_reader *r) {
     struct moe_config *m = &r->c->moe;
-    enum st st = optional(gguf_int(r, "expert_count", 0, CONFIG_MAX_EXPERTS, &m->n_experts));
+    enum st st = base_json_optional(gguf_int(r, "expert_count", 0, CONFIG_MAX_EXPERTS, &m->n_experts));
     if (st != ST_OK || m->n_experts == 0) return st;
     m->ffn = r->c->ffn;
     if ((st = gguf_needs_int(r, "expert_used_count", 1, CONFIG_MAX_TOP_K, &m->top_k)) != ST_OK ||
-        (st = optional(gguf_int(r, "expert_feed_forward_length", 1, CONFIG_MAX_SIZE, &m->ffn))) != ST_OK ||
-        (st = optional(config_gguf_f64(r, "expert_weights_scale", &m->scale))) != ST_OK)
+        (st = base_json_optional(gguf_int(r, "expert_feed_forward_length", 1, CONFIG_MAX_SIZE, &m->ffn))) != ST_OK ||
+        (st = base_json_optional(config_gguf_f64(r, "expert_weights_scale", &m->scale))) != ST_OK)
         return st;
     return check_experts(r);
 }
@@ -275,8 +273,8 @@ static enum st gpt_oss_gate(struct config_reader *r) {
     c->gate_limit = 7;
     c->moe.router = CONFIG_ROUTER_TOPK_SOFTMAX;
     enum st st;
-    if (r->root && ((st = optional(base_json_f64(r->root, r->where, "swiglu_alpha", &c->gate_alpha, r->e))) != ST_OK ||
-                    (st = optional(base_json_f64(r->root, r->where, "swiglu_limit", &c->gate_limit, r->e))) != ST_OK))
+    if (r->root && ((st = base_json_optional(base_json_f64(r->root, r->where, "swiglu_alpha", &c->gate_alpha, r->e))) != ST_OK ||
+                    (st = base_json_optional(base_json_f64(r->root, r->where, "swiglu_limit", &c->gate_limit, r->e))) != ST_OK))
         return st;
     return (float)c->gate_limit > 0 ? ST_OK : err_set(r->e, ST_INVALID, "%s: swiglu_limit: %g is not a positive number", r->where, c->gate_limit);
 }
@@ -298,7 +296,7 @@ static enum st glm4_moe_hub(struct config_reader *r) {
     enum st st = decoder_hub(r);
     m->router = CONFIG_ROUTER_SIGMOID;
     m->renormalise = true;
-    if (st != ST_OK || (st = optional(hub_int(r, "n_shared_experts", 0, CONFIG_MAX_TOP_K, &m->n_shared))) != ST_OK) return st;
+    if (st != ST_OK || (st = base_json_optional(hub_int(r, "n_shared_experts", 0, CONFIG_MAX_TOP_K, &m->n_shared))) != ST_OK) return st;
     if (m->n_shared > 1)
         return err_set(r->e, ST_UNSUPPORTED, "%s: n_shared_experts is %d: more than one is not supported yet", r->where, m->n_shared);
     return experts_hub(r, (const char *const[]){"n_routed_experts", "num_local_experts"}, "num_experts_per_tok", "moe_intermediate_size");
@@ -310,7 +308,7 @@ static enum st minimax_m2_hub(struct config_reader *r) {
     enum st st = decoder_hub(r);
     m->router = CONFIG_ROUTER_SIGMOID;
     m->renormalise = true;
-    if (st != ST_OK || (st = optional(base_json_str(r->root, r->where, "scoring_func", &scoring, r->e))) != ST_OK) return st;
+    if (st != ST_OK || (st = base_json_optional(base_json_str(r->root, r->where, "scoring_func", &scoring, r->e))) != ST_OK) return st;
     if (strcmp(scoring, "sigmoid") != 0) return err_set(r->e, ST_UNSUPPORTED, "%s: scoring_func: '%.64s' is not supported; known: sigmoid", r->where, scoring);
     return experts_hub(r, (const char *const[]){"num_local_experts", "num_experts"}, "num_experts_per_tok", "intermediate_size");
 }
@@ -323,7 +321,7 @@ static enum st rope_hub_gpt_oss(struct config_reader *r) { return config_rope_hu
 static enum st rope_hub_half(struct config_reader *r) { return config_rope_hub(r, 10000, 0.5); }
 static enum st rope_hub_minimax(struct config_reader *r) {
     int rotary = r->c->head_dim;
-    const enum st st = optional(hub_int(r, "rotary_dim", 1, CONFIG_MAX_SIZE, &rotary));
+    const enum st st = base_json_optional(hub_int(r, "rotary_dim", 1, CONFIG_MAX_SIZE, &rotary));
     return st != ST_OK ? st : config_rope_hub(r, 5000000, (double)rotary / r->c->head_dim);
 }
 /* GGUF's llama: the converter has permuted the rows of q and k, so that pairs lie side by side. */
@@ -359,7 +357,7 @@ static enum st unknown_family(const struct config_reader *r, const char *text, s
 
 enum st config_family_hub(const struct config_reader *r, const struct config_family **family) {
     const char *type = NULL;
-    enum st st = optional(base_json_str(r->root, r->where, "model_type", &type, r->e));
+    enum st st = base_json_optional(base_json_str(r->root, r->where, "model_type", &type, r->e));
     if (st != ST_OK) return st;
     const json_t *list = json_object_get(r->root, "architectures");
     const char *architecture = json_string_value(json_array_get(list, 0));

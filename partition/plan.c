@@ -157,8 +157,8 @@ static void digest_model(struct base_hasher *h, const struct part_model *m)
         base_hasher_update_str(h, w->name);
         base_hasher_update_str(h, kern_format(w->scheme->format)->name);
         const uint64_t numbers[] = {
-            w->kind,          w->first_row,   w->rows.begin, w->rows.end, w->columns.begin, w->columns.end, w->slice_bytes, w->scheme->scale_columns, w->scheme->divides, w->scheme->zero_plus_one,
-            w->scheme->n_sources, (uint64_t)w->leaf_dim, w->leaves_apart, w->exact, (uint64_t)w->owner_dim, w->owner_unit};
+            w->kind,          w->home,        w->first_row,   w->rows.begin, w->rows.end, w->columns.begin, w->columns.end, w->slice_bytes, w->scheme->scale_columns, w->scheme->divides, w->scheme->zero_plus_one,
+            w->scheme->group_hash, w->scheme->n_sources, (uint64_t)w->leaf_dim, w->leaves_apart, w->exact, (uint64_t)w->owner_dim, w->owner_unit};
         digest_u64(h, numbers, sizeof numbers / sizeof *numbers);
         for (uint32_t k = 0; k < w->scheme->n_sources; k++) {
             const struct part_slice *s = &w->slices[k];
@@ -242,9 +242,11 @@ struct sizes_memo {
 
 static uint64_t matrix_bytes(struct sizes_memo *memo, const struct part_sizes *sizes, const struct part_model *m, const struct part_weight *w)
 {
+    if (w->home != PART_IN_MEMORY)
+        return sizes->matrix_bytes(sizes, m, w);
     for (int k = 0; k < memo->n; k++) {
         const struct part_weight *u = memo->of[k];
-        if (u->scheme->format == w->scheme->format && u->scheme->scale_columns == w->scheme->scale_columns && u->rows.end - u->rows.begin == w->rows.end - w->rows.begin && u->columns.begin == w->columns.begin &&
+        if (u->scheme->format == w->scheme->format && u->scheme->scale_columns == w->scheme->scale_columns && u->scheme->group_hash == w->scheme->group_hash && u->rows.end - u->rows.begin == w->rows.end - w->rows.begin && u->columns.begin == w->columns.begin &&
             u->columns.end == w->columns.end && u->column_axis.dim == w->column_axis.dim && u->column_axis.scale == w->column_axis.scale && u->leaf_dim == w->leaf_dim && u->leaves_apart == w->leaves_apart && u->exact == w->exact)
             return memo->bytes[k];
     }

@@ -10,7 +10,7 @@
 #include "partition/shard.h"
 
 struct part_sizes {
-    /* bytes of the packed matrix [rows, columns]: follows from format, number of rows, range of columns and the axis that they are cut along */
+    /* bytes of the packed matrix [rows, columns]: follows from format, number of rows, range of columns, the axis that they are cut along, and home */
     uint64_t (*matrix_bytes)(const struct part_sizes *s, const struct part_model *m, const struct part_weight *w);
     uint64_t (*kv_block_bytes)(const struct part_sizes *s, const struct part_cache *c);
     /* everything that a step needs beside its values */

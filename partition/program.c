@@ -470,6 +470,7 @@ static enum st check_shapes(struct check *c, const struct part_step *s)
     switch (s->op) {
     case PART_EMBED:
         CHECK(c, width_of(m, s->out[0]) == columns_of(m, s->weight[0]), "width differs from the table's");
+        CHECK(c, !m->weights[s->weight[0]].scheme->group_of, "%s: an embedding whose columns are out of the order of groups", m->weights[s->weight[0]].name);
         CHECK(c, m->weights[s->weight[0]].row_axis.dim == s->dim, "%s is not cut by the dimension that is selected from", m->weights[s->weight[0]].name);
         break;
     case PART_ROPE_TABLE:

@@ -59,11 +59,19 @@ struct part_slice {
     uint64_t first_column; /* likewise, of its column_unit (a format's block) */
 };
 
+/* Where a rank keeps its part of a weight. */
+enum part_home {
+    PART_IN_MEMORY,
+    PART_ON_DISK, /* an embedding whose rows are read from their file when they are wanted */
+    PART_IN_BOTH  /* likewise, and it is the head too */
+};
+
 struct part_weight {
     const char *name; /* the tensor's name in the checkpoint, with "[3]" for a plane, "[0::2]" for every other row, "[a:b]" for rows a to b where it is a part of one */
     const struct ck_tensor *tensor;      /* what holds the numbers, or the codes: sources[0] of its scheme */
     const struct quant_scheme *scheme;   /* of which tensors it is put together, and to which format */
     enum part_weight_kind kind;
+    enum part_home home;
     uint64_t first_row; /* of the tensor: where this weight's rows start (fused tensors) */
     struct part_axis row_axis, column_axis;
     int leaf_dim;        /* the dimension whose leaves the product's sums are taken over; PART_WHOLE: one leaf. As column_axis's where ranks cut the columns */
@@ -226,6 +234,8 @@ enum st part_add_weight(struct part_model *m, enum part_weight_kind kind, const 
  * the tensor's dimensions are [planes, view_rows · step, columns], transposed [planes, columns, view_rows · step], of a vector [planes, view_rows · step]. */
 enum st part_add_view(struct part_model *m, enum part_weight_kind kind, const struct ck_tensor *tensor, const struct quant_view *view, uint64_t first_row, uint64_t view_rows,
                       struct part_axis rows, struct part_axis columns, int32_t *index, struct err *e);
+/* Where the bytes of w->rows and w->columns lie (shard.c). */
+void part_weight_slice(struct part_weight *w);
 /* Of all tensors of an unsharded weight; of those that it shares with others, its part of the rows. */
 uint64_t part_weight_stored_bytes(const struct part_weight *w);
 struct part_step *part_add_step(struct part_model *m, struct part_program *p, enum part_op op, int layer);

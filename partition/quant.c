@@ -6,9 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/hash.h"
 #include "partition/quant_priv.h"
 
 #define FP8_BLOCK 128 /* always, whatever rows ÷ rows of scales says: the last block is partial */
+#define MX_GROUP 32
 
 /* ---- names ---------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -94,6 +96,7 @@ struct finding {
     uint64_t rows, columns;
     const struct quant *q;
     struct quant_scheme *s;
+    struct arena *arena;
     struct err *e;
 };
 
@@ -234,8 +237,8 @@ static enum st add_scales(struct finding *f, const struct ck_tensor *t)
     return ST_OK;
 }
 
-/* The columns must be in the order of their groups. */
-static enum st check_order(const struct finding *f, const struct ck_tensor *t, uint64_t group)
+/* Which group each column belongs to, for codes with scales (and zero points) that have been found already. Nothing is kept of an order that is the usual one. */
+static enum st read_order(struct finding *f, const struct ck_tensor *t)
 {
     if (!t)
         return ST_OK;
@@ -243,19 +246,31 @@ static enum st check_order(const struct finding *f, const struct ck_tensor *t, u
         return wrong_type(f, t, "I32");
     if (t->n_dims != 1 || t->dims[0] != f->columns)
         return wrong_shape(f, t, "one number for each column");
+    const uint64_t group = f->s->sources[1].column_unit, n_groups = up(f->columns, group), n_bytes = f->columns * sizeof(int32_t);
     void *bytes;
-    const enum st st = ck_read_bytes(f->ck, t, f->columns * sizeof(int32_t), &bytes, f->e);
+    enum st st = ck_read_bytes(f->ck, t, n_bytes, &bytes, f->e);
     if (st)
         return st;
-    uint64_t i = 0;
-    for (int32_t of; i < f->columns; i++) {
-        memcpy(&of, (char *)bytes + i * sizeof of, sizeof of);
-        if (of < 0 || (uint64_t)of != i / group)
-            break;
-    }
+    int32_t *of = base_arena_array(f->arena, f->columns, sizeof *of);
+    if (!of)
+        st = REFUSE(f, ST_NO_MEMORY, "no memory for the order of columns of %.200s", t->name);
+    else
+        memcpy(of, bytes, n_bytes);
     free(bytes);
-    return i == f->columns ? ST_OK
-                           : REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: column %" PRIu64 " is out of the order of groups (act-order, desc_act), which is not supported yet", t->name, i);
+    bool usual = true;
+    for (uint64_t i = 0; i < f->columns && !st; i++) {
+        usual = usual && (uint64_t)of[i] == i / group;
+        if (of[i] < 0 || (uint64_t)of[i] >= n_groups)
+            st = REFUSE(f, ST_INVALID, "tensor %.200s: column %" PRIu64 " is of group %d, and there are %" PRIu64, t->name, i, of[i], n_groups);
+    }
+    if (st || usual)
+        return st;
+    f->s->group_of = of;
+    f->s->group_tensor = t;
+    f->s->group_hash = base_hash64(of, n_bytes, 0);
+    for (uint32_t k = 1; k < f->s->n_sources; k++) /* any column may be of any group */
+        f->s->sources[k].all_columns = true;
+    return ST_OK;
 }
 
 /* ---- FP4 --------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -379,22 +394,35 @@ static enum st fp8(struct finding *f)
         add_source(f, scale, QUANT_SCALES, FP8_BLOCK, FP8_BLOCK, scale->raw == CK_RAW_F8_E8M0 ? 1 : kern_format(scale->format)->block_bytes);
         return ST_OK;
     }
-    if (scale->raw == CK_RAW_U8 || scale->raw == CK_RAW_F8_E8M0)
-        return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: MXFP8 (scales of 32 columns in E8M0) is not supported yet", scale->name);
+    if (scale->raw == CK_RAW_U8 || scale->raw == CK_RAW_F8_E8M0) {
+        if (f->columns % MX_GROUP)
+            return REFUSE(f, ST_INVALID, "tensor %.200s: %" PRIu64 " columns are no multiple of the group of %d", f->codes->name, f->columns, MX_GROUP);
+        f->s->name = "MXFP8";
+        f->s->scale_columns = MX_GROUP;
+        add_source(f, scale, QUANT_SCALES, 1, MX_GROUP, 1);
+        return want_shape(f, scale, f->rows, f->columns / MX_GROUP);
+    }
     st = add_scales(f, scale);
-    if (st)
-        return st;
-    const struct quant_source *added = &f->s->sources[f->s->n_sources - 1];
-    f->s->name = added->row_unit == 1 ? "FP8 with a scale for each row" : "FP8 with one scale";
-    if (added->column_unit != f->columns && added->column_unit % FP8_BLOCK)
-        return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: FP8 in groups of %" PRIu64 " columns is not supported: multiples of %d are", scale->name, added->column_unit, FP8_BLOCK);
-    f->s->scale_columns = FP8_BLOCK;
-    return ST_OK;
+    const struct quant_source *added = &f->s->sources[1];
+    if (!st)
+        f->s->name = added->row_unit != 1 ? "FP8 with one scale" : added->column_unit == f->columns ? "FP8 with a scale for each row" : "FP8 with scales for groups of columns";
+    return st;
 }
 
 /* ---- INT4 and INT8 ------------------------------------------------------------------------------------------------------------------------------------ */
 
 static enum format int_format(unsigned bits, bool zero) { return bits == 4 ? (zero ? FMT_INT4_ZERO : FMT_INT4) : zero ? FMT_INT8_ZERO : FMT_INT8; }
+
+/* I8 zero points beside scales that have been found. */
+static enum st unpacked_zeros(struct finding *f)
+{
+    const struct ck_tensor *zero = f->parts.weight_zero_point;
+    const struct quant_source *scales = &f->s->sources[1];
+    if (zero->bytes != up(f->rows, scales->row_unit) * up(f->columns, scales->column_unit))
+        return wrong_shape(f, zero, "as many numbers as there are scales");
+    add_source(f, zero, QUANT_ZEROS, scales->row_unit, scales->column_unit, 1)->is_signed = true;
+    return ST_OK;
+}
 
 /* compressed-tensors' int-quantized: I8 [out, in], whatever the number of bits; and others that write I8. */
 static enum st int8(struct finding *f)
@@ -413,15 +441,7 @@ static enum st int8(struct finding *f)
     st = add_scales(f, p->weight_scale);
     if (st || !p->weight_zero_point)
         return st;
-    const struct ck_tensor *zero = p->weight_zero_point;
-    const struct quant_source *scales = &f->s->sources[f->s->n_sources - 1];
-    const uint64_t n = up(f->rows, scales->row_unit) * up(f->columns, scales->column_unit);
-    if (zero->raw != CK_RAW_I8)
-        return wrong_type(f, zero, "I8");
-    if (zero->bytes != n)
-        return wrong_shape(f, zero, "as many numbers as there are scales");
-    add_source(f, zero, QUANT_ZEROS, scales->row_unit, scales->column_unit, 1)->is_signed = true;
-    return ST_OK;
+    return p->weight_zero_point->raw == CK_RAW_I8 ? unpacked_zeros(f) : wrong_type(f, p->weight_zero_point, "I8");
 }
 
 /* Bits of a number from the words that n of them take, without gaps; 0: none of 1 to 8. Those that are supported first: a few numbers take one word whatever their bits. */
@@ -443,6 +463,26 @@ static enum st check_bits(const struct finding *f, unsigned bits, const char *wa
     return ST_OK;
 }
 
+/* Beside scales that have been found: packed along out, or one I8 for each scale. */
+static enum st packed_zeros(struct finding *f, unsigned bits)
+{
+    const struct ck_tensor *zero = f->parts.weight_zero_point;
+    const struct quant_source *scales = &f->s->sources[1];
+    if (zero->raw == CK_RAW_I8) /* one for all is not packed; more that are not are read too */
+        return unpacked_zeros(f);
+    if (zero->raw != CK_RAW_I32)
+        return wrong_type(f, zero, "I32 or I8");
+    if (scales->row_unit != 1)
+        return wrong_type(f, zero, "one I8");
+    const enum st st = want_shape(f, zero, up(f->rows * bits, 32), up(f->columns, scales->column_unit));
+    if (st)
+        return st;
+    struct quant_source *s = add_source(f, zero, QUANT_ZEROS, 32 / bits, scales->column_unit, sizeof(int32_t));
+    s->bits = (uint8_t)bits;
+    s->along_rows = true;
+    return ST_OK;
+}
+
 /* compressed-tensors' pack-quantized: I32 [out, in · bits / 32], zero points packed along out, or I8. */
 static enum st packed(struct finding *f)
 {
@@ -460,30 +500,9 @@ static enum st packed(struct finding *f)
     f->s->name = bits == 4 ? (p->weight_zero_point ? "INT4 with zero points, packed" : "INT4, packed") : p->weight_zero_point ? "INT8 with zero points, packed" : "INT8, packed";
     add_source(f, f->codes, QUANT_CODES, 1, 32 / bits, sizeof(int32_t))->bits = (uint8_t)bits;
     st = add_scales(f, p->weight_scale);
-    if (!st)
-        st = check_order(f, p->weight_g_idx, f->s->sources[1].column_unit);
-    if (st || !p->weight_zero_point)
-        return st;
-    const struct ck_tensor *zero = p->weight_zero_point;
-    const struct quant_source *scales = &f->s->sources[1];
-    const uint64_t n_rows = up(f->rows, scales->row_unit), n_groups = up(f->columns, scales->column_unit);
-    if (zero->raw == CK_RAW_I8) { /* one for all is not packed; more that are not are read too */
-        if (zero->bytes != n_rows * n_groups)
-            return wrong_shape(f, zero, "as many numbers as there are scales");
-        add_source(f, zero, QUANT_ZEROS, scales->row_unit, scales->column_unit, 1)->is_signed = true;
-        return ST_OK;
-    }
-    if (zero->raw != CK_RAW_I32)
-        return wrong_type(f, zero, "I32 or I8");
-    if (scales->row_unit != 1)
-        return wrong_type(f, zero, "one I8");
-    st = want_shape(f, zero, up(f->rows * bits, 32), n_groups);
-    if (st)
-        return st;
-    struct quant_source *s = add_source(f, zero, QUANT_ZEROS, 32 / bits, scales->column_unit, sizeof(int32_t));
-    s->bits = (uint8_t)bits;
-    s->along_rows = true;
-    return ST_OK;
+    if (!st && p->weight_zero_point)
+        st = packed_zeros(f, bits);
+    return st ? st : read_order(f, p->weight_g_idx);
 }
 
 /* GPTQ: qweight [in · bits / 32, out], packed along in; AWQ: qweight [in, out · bits / 32], packed along out. Both: scales [groups, out], qzeros [groups, out · bits / 32]. */
@@ -522,8 +541,6 @@ static enum st words(struct finding *f)
     st = group_of(f, p->scales, p->scales->dims[0], &group);
     if (!st)
         st = want_shape(f, p->qzeros, p->scales->dims[0], f->rows / per_word);
-    if (!st)
-        st = check_order(f, p->g_idx, group);
     if (st)
         return st;
     f->s->format = int_format(bits, true);
@@ -537,21 +554,82 @@ static enum st words(struct finding *f)
     zeros->interleaved = awq;
     codes->bits = zeros->bits = (uint8_t)bits;
     codes->transposed = scales->transposed = zeros->transposed = true;
-    return ST_OK;
+    return read_order(f, p->g_idx);
 }
 
 /* ---- which ------------------------------------------------------------------------------------------------------------------------------------------- */
 
+/* The tensor MODULE.what beside codes. */
+static const struct ck_tensor *beside(const struct checkpoint *ck, const struct ck_tensor *codes, const char *what)
+{
+    int i_suffix;
+    char full[CK_MAX_MODULE + 32];
+    snprintf(full, sizeof full, "%.*s.%s", (int)module_bytes(codes, &i_suffix), codes->name, what);
+    return ck_find(ck, full);
+}
+
 uint64_t quant_rows(const struct checkpoint *ck, const struct ck_tensor *codes)
 {
     int i_suffix;
-    const size_t n = module_bytes(codes, &i_suffix);
+    module_bytes(codes, &i_suffix);
     if (i_suffix != GPTQ_SUFFIX)
         return codes->n_dims == 2 ? codes->dims[0] : 0;
-    char full[CK_MAX_MODULE + 32];
-    snprintf(full, sizeof full, "%.*s.scales", (int)n, codes->name);
-    const struct ck_tensor *scales = ck_find(ck, full);
+    const struct ck_tensor *scales = beside(ck, codes, "scales");
     return scales && scales->n_dims == 2 ? scales->dims[1] : 0;
+}
+
+/* The second of two whole numbers, which is small. */
+static uint64_t columns_of_shape(const struct checkpoint *ck, const struct ck_tensor *shape)
+{
+    void *bytes;
+    int64_t pair[2] = {0, 0};
+    if (!shape || shape->raw != CK_RAW_I64 || ck_n_elements(shape) != 2 || ck_read_bytes(ck, shape, sizeof pair, &bytes, NULL))
+        return 0;
+    memcpy(pair, bytes, sizeof pair);
+    free(bytes);
+    return pair[1] > 0 && pair[1] < INT64_C(1) << 40 ? (uint64_t)pair[1] : 0;
+}
+
+uint64_t quant_columns(const struct checkpoint *ck, const struct ck_tensor *codes)
+{
+    int i_suffix;
+    module_bytes(codes, &i_suffix);
+    if (codes->n_dims != 2 || i_suffix == GPT_OSS_SUFFIX)
+        return 0;
+    if (i_suffix == GPTQ_SUFFIX) {
+        const struct ck_tensor *zeros = beside(ck, codes, "qzeros");
+        const uint64_t rows = quant_rows(ck, codes);
+        if (codes->dims[1] != rows) /* AWQ: packed along the rows */
+            return codes->dims[0];
+        const uint64_t bits = zeros && zeros->n_dims == 2 && rows ? zeros->dims[1] * 32 / rows : 0; /* GPTQ: along the columns, and of zero points along the rows */
+        return bits ? codes->dims[0] * 32 / bits : 0;
+    }
+    if (codes->raw == CK_RAW_I32)
+        return columns_of_shape(ck, beside(ck, codes, "weight_shape"));
+    const struct ck_tensor *scale = beside(ck, codes, "scale");
+    const bool pairs = codes->raw == CK_RAW_U8 || (codes->raw == CK_RAW_I8 && scale && scale->raw == CK_RAW_F8_E8M0); /* of E2M1; DeepSeek calls them I8 */
+    return codes->dims[1] * (pairs ? 2 : 1);
+}
+
+bool quant_is_codes(const struct ck_tensor *t)
+{
+    int i_suffix;
+    const bool named = module_bytes(t, &i_suffix) < strlen(t->name);
+    return named && (i_suffix > 0 || t->raw != CK_RAW_NONE);
+}
+
+bool quant_is_part(const struct checkpoint *ck, const struct ck_tensor *t)
+{
+    const char *dot = strrchr(t->name, '.');
+    char module[CK_MAX_MODULE];
+    bool known = false;
+    for (size_t k = 0; dot && k < sizeof part_names / sizeof *part_names; k++)
+        known = known || strcmp(part_names[k].name, dot + 1) == 0;
+    if (!known || quant_is_codes(t))
+        return quant_is_beside(t->name);
+    snprintf(module, sizeof module, "%.*s", (int)(dot - t->name), t->name);
+    const struct ck_tensor *codes = quant_codes(ck, module);
+    return codes && codes != t && quant_is_codes(codes);
 }
 
 static enum st find_scheme(struct finding *f)
@@ -618,7 +696,7 @@ enum st quant_scheme_of(const struct checkpoint *ck, struct quant *q, const stru
 {
     struct quant_scheme *s = base_arena_alloc(arena, sizeof *s);
     int i_suffix;
-    struct finding f = {.ck = ck, .codes = codes, .module_bytes = (int)module_bytes(codes, &i_suffix), .module = codes->name, .rows = rows, .columns = columns, .q = q, .s = s, .e = e};
+    struct finding f = {.ck = ck, .codes = codes, .module_bytes = (int)module_bytes(codes, &i_suffix), .module = codes->name, .rows = rows, .columns = columns, .q = q, .s = s, .arena = arena, .e = e};
     if (!s)
         return err_set(e, ST_NO_MEMORY, "%s: no memory for the scheme of %.200s", ck_path(ck), codes->name);
     *s = (struct quant_scheme){.rows = rows, .columns = columns};

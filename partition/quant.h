@@ -14,6 +14,7 @@
 
 enum quant_role {
     QUANT_BLOCKS,      /* rows of blocks of the scheme's format, as the kernels read them: no codes, scales or zero points beside it */
+    QUANT_NUMBERS,     /* plain numbers, which the loader rounds to the scheme's format (FP8, a scale a row): the only source then */
     QUANT_CODES,
     QUANT_SCALES,
     QUANT_ZEROS,       /* zero points */
@@ -34,6 +35,7 @@ struct quant_source {
     enum quant_role role;
     uint64_t row_unit, column_unit;
     uint32_t element_bytes;
+    bool all_columns; /* every rank reads all of them, whichever columns it holds */
     bool transposed; /* rows lie next to each other in the file, else columns */
     uint64_t offset, row_stride, column_stride; /* bytes: element [i, j] lies at offset + i · row_stride + j · column_stride of the tensor */
     /* QUANT_CODES and QUANT_ZEROS: an element holds 8 · element_bytes / bits numbers, the first in its lowest bits */
@@ -51,11 +53,18 @@ struct quant_scheme {
     struct quant_view view;
     bool divides;           /* by the tensor scale, instead of multiplying */
     bool zero_plus_one;     /* GPTQ's first convention: a zero point is stored less one, modulo 2^bits */
+    /* Act-order (GPTQ's desc_act, compressed-tensors' actorder): the group of each column, where they do not ascend; NULL: column / group. */
+    const int32_t *group_of;
+    const struct ck_tensor *group_tensor; /* that says so */
+    uint64_t group_hash;
     uint32_t n_sources;
     struct quant_source sources[QUANT_MAX_SOURCES]; /* the codes first */
 };
 
 struct quant;
+
+/* config.json's quantization_config, or compression_config as compressed-tensors called it once; NULL: neither. */
+const json_t *quant_section(const json_t *config);
 
 /* config: the parsed config.json. ST_UNSUPPORTED names an unknown method and lists the known ones; ST_INVALID names a malformed key. GGUF: *q is NULL. */
 enum st quant_read(const struct checkpoint *ck, const json_t *config, struct arena *arena, struct quant **q, struct err *e);
@@ -64,9 +73,15 @@ enum st quant_read(const struct checkpoint *ck, const json_t *config, struct are
 const struct ck_tensor *quant_codes(const struct checkpoint *ck, const char *module);
 /* Outputs of the matrix that these codes belong to; 0: its tensors do not tell. */
 uint64_t quant_rows(const struct checkpoint *ck, const struct ck_tensor *codes);
+/* Its inputs too, for who has no model that would say; 0: its tensors do not tell. Of packed words of compressed-tensors weight_shape is read, of others shapes suffice. */
+uint64_t quant_columns(const struct checkpoint *ck, const struct ck_tensor *codes);
+/* Whether t is codes, so that a module's numbers must be put together. */
+bool quant_is_codes(const struct ck_tensor *t);
+/* Whether t stands beside codes and belongs to them: scales, zero points, orders of columns. */
+bool quant_is_part(const struct checkpoint *ck, const struct ck_tensor *t);
 
 /* Whether a tensor's name says that it stands beside weights and says nothing about them: scales of activations and of the KV cache, which this build chooses itself, shapes that the
- * configuration gives, and orders of columns (which quant_scheme_of refuses where they are not ascending). */
+ * configuration gives, and orders of columns that are the usual one (another is in the scheme). */
 bool quant_is_beside(const char *name);
 
 /* The scheme of the matrix [rows, columns] whose codes these are, or that view of theirs (NULL: they are the matrix). Tensors are missing or too many, of a wrong type or shape: ST_INVALID or ST_UNSUPPORTED, one sentence with the

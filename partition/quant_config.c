@@ -50,7 +50,7 @@ struct contradiction {
 struct quant {
     struct arena *arena;
     const char *where, *method; /* NULL: no word of quantisation */
-    bool gptq_v2, judges_head;
+    bool gptq_v2, judges_head, fp4_experts;
     struct patterns ignore;
     struct group *groups;
     size_t n_groups; /* 0: all linear modules, stored so: */
@@ -155,21 +155,11 @@ static bool wild_match(const char *p, const char *s)
     return *p == 0;
 }
 
-/* Whole components of the dotted name: "mlp.gate" is in "model.layers.0.mlp.gate", but not in "….mlp.gate_proj". */
-static bool has_components(const char *name, const char *text)
-{
-    const size_t n = strlen(text);
-    for (const char *at = n ? strstr(name, text) : NULL; at; at = strstr(at + 1, text))
-        if ((at == name || at[-1] == '.') && (at[n] == 0 || at[n] == '.'))
-            return true;
-    return false;
-}
-
 static bool pattern_matches(const struct quant *q, const struct pattern *p, const char *name)
 {
     if (strncmp(p->text, "re:", 3) == 0)
         return p->code && pcre2_match(p->code, (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, 0, q->match, q->limits) >= 0;
-    return p->wild ? wild_match(p->text, name) : has_components(name, p->text);
+    return p->wild ? wild_match(p->text, name) : ck_has_components(name, p->text);
 }
 
 /* saying NULL, or what must be in the pattern's own text. */
@@ -209,37 +199,42 @@ static bool listed(const struct quant *q, const struct patterns *list, const cha
 
 /* ---- reading --------------------------------------------------------------------------------------------------------------------------------------------- */
 
-static enum st optional(enum st st) { return st == ST_NOT_FOUND ? ST_OK : st; }
-
 static enum st read_weights(const json_t *w, const char *where, struct stored_as *as, struct err *e)
 {
     const char *type = NULL;
-    enum st st = optional(base_json_i64(w, where, "num_bits", 1, 64, &as->bits, e));
+    enum st st = base_json_optional(base_json_i64(w, where, "num_bits", 1, 64, &as->bits, e));
     if (!st)
-        st = optional(base_json_str(w, where, "type", &type, e));
+        st = base_json_optional(base_json_str(w, where, "type", &type, e));
     if (!st)
-        st = optional(base_json_i64(w, where, "group_size", -1, INT32_MAX, &as->group, e));
+        st = base_json_optional(base_json_i64(w, where, "group_size", -1, INT32_MAX, &as->group, e));
     as->is_float = type && strcmp(type, "float") == 0;
     return st;
 }
 
+/* One of the known names, or ST_UNSUPPORTED with their list. */
+static enum st check_name(const char *const *known, size_t n, const char *name, const char *where, const char *what, struct err *e)
+{
+    char list[512];
+    size_t used = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (strcmp(known[i], name) == 0)
+            return ST_OK;
+        used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", known[i]);
+    }
+    return err_set(e, ST_UNSUPPORTED, "%s: %s '%.64s' is not supported yet; known: %s", where, what, name, list);
+}
+
 /* Formats of compressed-tensors whose tensors quant.c can read, or that say nothing. */
-static const char *const formats[] = {"dense", "int-quantized", "float-quantized", "naive-quantized", "pack-quantized", "mixed-precision", "nvfp4-pack-quantized", "mxfp4-pack-quantized"};
+static const char *const formats[] = {"dense", "int-quantized", "float-quantized", "naive-quantized", "pack-quantized", "mixed-precision", "nvfp4-pack-quantized", "mxfp4-pack-quantized",
+                                      "mxfp8-quantized"};
 
 static enum st check_format(const json_t *object, const char *where, struct err *e)
 {
     const char *format = NULL;
-    const enum st st = optional(base_json_str(object, where, "format", &format, e));
+    const enum st st = base_json_optional(base_json_str(object, where, "format", &format, e));
     if (st || !format)
         return st;
-    char known[256];
-    size_t used = 0;
-    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
-        if (strcmp(formats[i], format) == 0)
-            return ST_OK;
-        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", formats[i]);
-    }
-    return err_set(e, ST_UNSUPPORTED, "%s: format '%.64s' is not supported yet; known: %s", where, format, known);
+    return check_name(formats, sizeof formats / sizeof *formats, format, where, "format", e);
 }
 
 static enum st read_groups(struct quant *q, const json_t *object, struct err *e)
@@ -291,6 +286,16 @@ static enum st read_compressed_tensors(struct quant *q, const json_t *c, struct 
     return ST_OK;
 }
 
+/* What ModelOpt calls the formats that quant.c can read; in those with AWQ or a low rank beside them activations are changed too, which nobody here does. */
+static const char *const algorithms[] = {"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "FP8_PB_REAL", "NVFP4", "NVFP4_AWQ", "W4A8_NVFP4_FP8", "W4A8_MXFP4_FP8", "MXFP4", "MXFP8", "MIXED_PRECISION"};
+
+static enum st read_algorithm(const json_t *object, const char *where, const char **algorithm, struct err *e)
+{
+    *algorithm = NULL;
+    const enum st st = base_json_optional(base_json_str(object, where, "quant_algo", algorithm, e));
+    return st || !*algorithm ? st : check_name(algorithms, sizeof algorithms / sizeof *algorithms, *algorithm, where, "quant_algo", e);
+}
+
 /* MIXED_PRECISION: an object whose keys are the quantised modules; what each is its tensors tell. */
 static enum st read_quantized_layers(struct quant *q, const json_t *c, struct err *e)
 {
@@ -309,7 +314,10 @@ static enum st read_quantized_layers(struct quant *q, const json_t *c, struct er
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)layers, name, value)
     {
-        const enum st st = read_pattern(q, name, &items[q->groups[0].targets.n++], e);
+        const char *algorithm;
+        enum st st = read_pattern(q, name, &items[q->groups[0].targets.n++], e);
+        if (!st)
+            st = read_algorithm(value, q->where, &algorithm, e);
         if (st)
             return st;
     }
@@ -320,9 +328,9 @@ static enum st read_quantized_layers(struct quant *q, const json_t *c, struct er
 static enum st read_modelopt(struct quant *q, const json_t *c, struct err *e)
 {
     const char *algo = NULL;
-    enum st st = optional(base_json_str(c, q->where, "quant_algo", &algo, e));
+    enum st st = read_algorithm(c, q->where, &algo, e);
     if (!st)
-        st = optional(base_json_i64(c, q->where, "group_size", -1, INT32_MAX, &q->as.group, e));
+        st = base_json_optional(base_json_i64(c, q->where, "group_size", -1, INT32_MAX, &q->as.group, e));
     if (!st)
         st = read_groups(q, c, e);
     if (!st)
@@ -342,7 +350,7 @@ static enum st read_modelopt(struct quant *q, const json_t *c, struct err *e)
 static enum st read_fp8(struct quant *q, const json_t *c, struct err *e)
 {
     const char *fmt = NULL;
-    const enum st st = optional(base_json_str(c, q->where, "fmt", &fmt, e));
+    const enum st st = base_json_optional(base_json_str(c, q->where, "fmt", &fmt, e));
     if (st)
         return st;
     if (fmt && strcmp(fmt, "e4m3") != 0)
@@ -358,11 +366,11 @@ static enum st read_fp8(struct quant *q, const json_t *c, struct err *e)
 static enum st read_gptq(struct quant *q, const json_t *c, struct err *e)
 {
     const char *format = NULL;
-    enum st st = optional(base_json_str(c, q->where, "checkpoint_format", &format, e));
+    enum st st = base_json_optional(base_json_str(c, q->where, "checkpoint_format", &format, e));
     if (!st)
-        st = optional(base_json_i64(c, q->where, "bits", 1, 64, &q->as.bits, e));
+        st = base_json_optional(base_json_i64(c, q->where, "bits", 1, 64, &q->as.bits, e));
     if (!st)
-        st = optional(base_json_i64(c, q->where, "group_size", -1, INT32_MAX, &q->as.group, e));
+        st = base_json_optional(base_json_i64(c, q->where, "group_size", -1, INT32_MAX, &q->as.group, e));
     if (st)
         return st;
     q->gptq_v2 = format && strcmp(format, "gptq_v2") == 0;
@@ -374,11 +382,11 @@ static enum st read_gptq(struct quant *q, const json_t *c, struct err *e)
 static enum st read_awq(struct quant *q, const json_t *c, struct err *e)
 {
     const char *version = NULL;
-    enum st st = optional(base_json_str(c, q->where, "version", &version, e));
+    enum st st = base_json_optional(base_json_str(c, q->where, "version", &version, e));
     const char *const names[] = {"bits", "w_bit", "group_size", "q_group_size"};
     int64_t *const numbers[] = {&q->as.bits, &q->as.bits, &q->as.group, &q->as.group};
     for (int i = 0; i < 4 && !st; i++)
-        st = optional(base_json_i64(c, q->where, names[i], -1, INT32_MAX, numbers[i], e));
+        st = base_json_optional(base_json_i64(c, q->where, names[i], -1, INT32_MAX, numbers[i], e));
     if (st)
         return st;
     if (version && strcmp(version, "gemm") != 0 && strcmp(version, "GEMM") != 0)
@@ -386,10 +394,11 @@ static enum st read_awq(struct quant *q, const json_t *c, struct err *e)
     return ST_OK;
 }
 
-/* GPT-OSS: nothing more is said. */
+/* GPT-OSS: its experts. */
 static enum st read_mxfp4(struct quant *q, const json_t *c, struct err *e)
 {
     (void)c, (void)e;
+    q->judges_head = true;
     q->as = (struct stored_as){.bits = 4, .is_float = true, .group = 32};
     return ST_OK;
 }
@@ -419,6 +428,14 @@ static enum st read_method(struct quant *q, const json_t *c, const char *name, s
     return err_set(e, ST_UNSUPPORTED, "%s: quant_method '%.64s' is not supported yet; known: %s", q->where, name, known);
 }
 
+const json_t *quant_section(const json_t *config)
+{
+    const json_t *c = json_object_get(config, "quantization_config");
+    if (!c || json_is_null(c))
+        c = json_object_get(config, "compression_config");
+    return json_is_null(c) ? NULL : c;
+}
+
 enum st quant_read(const struct checkpoint *ck, const json_t *config, struct arena *arena, struct quant **out, struct err *e)
 {
     if (ck_kind_of(ck) == CK_GGUF) {
@@ -432,15 +449,15 @@ enum st quant_read(const struct checkpoint *ck, const json_t *config, struct are
     q->where = base_arena_printf(arena, "%s/config.json: quantization_config", ck_path(ck));
     if (!q->where)
         return err_set(e, ST_NO_MEMORY, "%s: no memory", ck_path(ck));
-    const json_t *c = json_object_get(config, "quantization_config");
-    if (!c || json_is_null(c))
-        c = json_object_get(config, "compression_config"); /* compressed-tensors' earlier name */
+    const char *experts = json_string_value(json_object_get(config, "expert_dtype"));
+    q->fp4_experts = experts && strcmp(experts, "fp4") == 0;
+    const json_t *c = quant_section(config);
     enum st st = init_matching(q, e);
-    if (!st && c && !json_is_null(c)) {
+    if (!st && c) {
         if (!json_is_object(c))
             return err_set(e, ST_INVALID, "%s is not an object", q->where);
         const char *method = NULL;
-        st = optional(base_json_str(c, q->where, "quant_method", &method, e));
+        st = base_json_optional(base_json_str(c, q->where, "quant_method", &method, e));
         if (!st)
             st = read_method(q, c, method ? method : "(none)", e);
     } else if (!st) {
@@ -464,7 +481,7 @@ bool quant_is_gptq_v2(const struct quant *q) { return q && q->gptq_v2; }
 
 /* ---- contradictions ------------------------------------------------------------------------------------------------------------------------------------- */
 
-static bool is_embedding(const char *module) { return has_components(module, "embed_tokens"); }
+static bool is_embedding(const char *module) { return ck_has_components(module, "embed_tokens"); }
 
 /* The names of classes that targets may be. */
 static bool targeted(const struct quant *q, const struct group *g, const char *module)
@@ -475,6 +492,9 @@ static bool targeted(const struct quant *q, const struct group *g, const char *m
     return listed(q, &g->targets, module);
 }
 
+/* DeepSeek V4: a method of its own for what "quantization_config" calls fp8. */
+static bool is_fp4_expert(const struct quant *q, const char *module) { return q->fp4_experts && ck_has_components(module, "experts"); }
+
 /* How the configuration has it stored; NULL: plainly. */
 static const struct stored_as *expected(const struct quant *q, const char *module)
 {
@@ -483,6 +503,9 @@ static const struct stored_as *expected(const struct quant *q, const char *modul
     for (size_t i = 0; i < q->n_groups; i++)
         if (targeted(q, &q->groups[i], module))
             return q->groups[i].weights ? &q->groups[i].as : NULL;
+    static const struct stored_as fp4 = {.bits = 4, .is_float = true, .group = 32};
+    if (is_fp4_expert(q, module))
+        return &fp4;
     return q->n_groups || is_embedding(module) ? NULL : &q->as;
 }
 
@@ -507,7 +530,7 @@ static void count(struct quant *q, struct contradiction *c, const char *module)
 
 void quant_note(struct quant *q, const char *module, const struct quant_scheme *s)
 {
-    if (!q->judges_head && q->method && has_components(module, "lm_head"))
+    if (!q->judges_head && q->method && ck_has_components(module, "lm_head"))
         return;
     const struct stored_as *as = expected(q, module);
     if (as && !s->name)

@@ -116,9 +116,10 @@ bool part_weight_is_here(const struct part_model *whole, const struct part_cut *
 static uint64_t cut_source(struct part_weight *w, uint32_t k)
 {
     const struct quant_source *s = &w->scheme->sources[k];
-    const uint64_t row_begin = (w->first_row + w->rows.begin) / s->row_unit, column_begin = w->columns.begin / s->column_unit;
+    const struct part_range columns = s->all_columns ? (struct part_range){0, w->scheme->columns} : w->columns;
+    const uint64_t row_begin = (w->first_row + w->rows.begin) / s->row_unit, column_begin = columns.begin / s->column_unit;
     const bool empty = w->rows.begin == w->rows.end || w->columns.begin == w->columns.end;
-    const uint64_t n_rows = empty ? 0 : (w->first_row + w->rows.end - 1) / s->row_unit + 1 - row_begin, n_columns = empty ? 0 : (w->columns.end - 1) / s->column_unit + 1 - column_begin;
+    const uint64_t n_rows = empty ? 0 : (w->first_row + w->rows.end - 1) / s->row_unit + 1 - row_begin, n_columns = empty ? 0 : (columns.end - 1) / s->column_unit + 1 - column_begin;
     const uint64_t inner_stride = s->transposed ? s->row_stride : s->column_stride, n_inner = s->transposed ? n_rows : n_columns;
     const bool dense = inner_stride == s->element_bytes;
     w->slices[k] = (struct part_slice){
@@ -133,15 +134,20 @@ static uint64_t cut_source(struct part_weight *w, uint32_t k)
     return n_rows * n_columns * s->element_bytes;
 }
 
+void part_weight_slice(struct part_weight *w)
+{
+    w->slice_bytes = 0;
+    for (uint32_t k = 0; k < w->scheme->n_sources; k++)
+        w->slice_bytes += cut_source(w, k);
+}
+
 static void cut_weight(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_weight *w)
 {
     w->rows = part_axis_range(whole, cut, rank, w->row_axis);
     w->columns = w->kind == PART_MATRIX ? part_axis_range(whole, cut, rank, w->column_axis) : (struct part_range){0, 1};
     if (!part_weight_is_here(whole, cut, rank, w))
         w->rows = w->columns = (struct part_range){0, 0};
-    w->slice_bytes = 0;
-    for (uint32_t k = 0; k < w->scheme->n_sources; k++)
-        w->slice_bytes += cut_source(w, k);
+    part_weight_slice(w);
 }
 
 static void cut_value(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_value *v)

@@ -7,6 +7,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/encode.h"
+
 /* One row of one source. */
 struct line {
     const struct quant_source *source;
@@ -52,6 +54,8 @@ size_t rt_assembled_bytes(const struct quant_scheme *s, uint64_t column_begin, u
 
 static enum st refuse(const struct row *r, const struct quant_source *s, uint64_t column, const char *why)
 {
+    if (r->a->order)
+        return err_set(r->e, ST_INVALID, "tensor %.200s: row %" PRIu64 ", group %" PRIu64 ": %s", s->tensor->name, r->row, column / s->column_unit, why);
     return err_set(r->e, ST_INVALID, "tensor %.200s: row %" PRIu64 ", block %" PRIu64 " (columns from %" PRIu64 " on): %s", s->tensor->name, r->row, column / s->column_unit,
                    column / s->column_unit * s->column_unit, why);
 }
@@ -163,11 +167,14 @@ static enum st mxfp4_row(const struct row *r, unsigned char *out)
 
 /* ---- scales of other types ------------------------------------------------------------------------------------------------------------------------------ */
 
+/* MX formats call it U8. */
+static bool is_e8m0(const struct quant_source *s) { return s->tensor->raw == CK_RAW_F8_E8M0 || s->tensor->raw == CK_RAW_U8; }
+
 static float scale_at(const struct line *l, uint64_t column)
 {
     const unsigned char *at = element(l, column);
     float x;
-    if (l->source->tensor->raw == CK_RAW_F8_E8M0) /* 2^(b − 127), which is subnormal for 0 */
+    if (is_e8m0(l->source)) /* 2^(b − 127), which is subnormal for 0 */
         return *at == 0xff ? NAN : ldexpf(1, *at - 127);
     kern_format_dequantise(l->source->tensor->format, at, 1, &x);
     return x;
@@ -180,7 +187,7 @@ static void count_scale(const struct row *r, uint64_t column, float d)
     if (column % s->column_unit || r->row % s->row_unit)
         return;
     r->odd->zero += d == 0;
-    r->odd->least += s->tensor->raw == CK_RAW_F8_E8M0 && d == ldexpf(1, -127);
+    r->odd->least += is_e8m0(s) && d == ldexpf(1, -127);
     r->odd->over_zeros += !isfinite(d); /* refused otherwise */
 }
 
@@ -282,46 +289,134 @@ static bool all_are(const unsigned char *q, uint64_t n, unsigned char zero)
     return any == 0;
 }
 
-static enum st int_row(const struct row *r, unsigned char *out)
+/* A group's scale and zero point. */
+struct int_scale {
+    float d, written[2]; /* d as it is stored; then d and m = −d · zero, exact where d has no more than 16 digits, as F16 and BF16 do; 0 where d is not finite, over zeros */
+    unsigned char zero;  /* the code that stands for 0 */
+};
+
+static struct int_scale int_scale_at(const struct row *r, uint64_t column)
 {
     const struct quant_scheme *s = r->a->scheme;
-    const bool four = s->format == FMT_INT4 || s->format == FMT_INT4_ZERO, zeros = r->zeros.source != NULL;
-    const size_t head = zeros ? 8 : 4, block_bytes = kern_format(s->format)->block_bytes;
-    float d = 0, written[2] = {0, 0}; /* d and m = −d · zero, exact where d has no more than 16 digits, as F16 and BF16 do */
-    unsigned char zero = four ? 8 : 0, q[32], pairs[16];
+    const bool four = s->format == FMT_INT4 || s->format == FMT_INT4_ZERO;
+    struct int_scale x = {.zero = four ? 8 : 0};
+    if (r->zeros.source) {
+        const unsigned stored = number_at(&r->zeros, r->row, column) + s->zero_plus_one;
+        x.zero = four ? (unsigned char)((r->zeros.source->is_signed ? stored + 8 : stored) & 15u) : as_signed(r->zeros.source, stored & 255u);
+    }
+    const float z = (float)(four ? (int)x.zero : (int)(signed char)x.zero);
+    x.d = scale_at(&r->scales, column);
+    if (isfinite(x.d) && !isfinite(x.d * z))
+        x.d = INFINITY; /* in effect */
+    count_scale(r, column, x.d);
+    x.written[0] = isfinite(x.d) ? x.d : 0;
+    x.written[1] = isfinite(x.d) ? -x.d * z : 0;
+    return x;
+}
+
+/* q: 32 codes as they are stored, of which [from, to) are columns of ours; the others stand for 0 already. */
+static enum st put_ints(const struct row *r, const struct int_scale *x, uint64_t column, unsigned from, unsigned to, unsigned char q[32], unsigned char *out)
+{
+    const enum format f = r->a->scheme->format;
+    const bool four = f == FMT_INT4 || f == FMT_INT4_ZERO;
+    for (unsigned i = from; !four && i < to; i++)
+        q[i] = as_signed(r->codes.source, q[i]);
+    if (!isfinite(x->d) && !all_are(q, 32, x->zero))
+        return refuse_scale(r, column, x->d);
+    if (four)
+        for (size_t i = 0; i < 16; i++)
+            out[i] = (unsigned char)(q[i] | q[16 + i] << 4);
+    else
+        memcpy(out, q, 32);
+    return ST_OK;
+}
+
+static enum st int_row(const struct row *r, unsigned char *out)
+{
+    const size_t head = r->zeros.source ? 8 : 4, block_bytes = kern_format(r->a->scheme->format)->block_bytes;
+    struct int_scale x = {.d = 0};
+    unsigned char q[32], pairs[16];
     uint64_t next = 0;
     for (uint64_t column = r->begin / 32 * 32; column < r->end; column += 32, out += block_bytes) {
         const uint64_t from = column < r->begin ? r->begin : column, to = column + 32 < r->end ? column + 32 : r->end;
         if (from >= next) {
-            if (zeros) {
-                const unsigned stored = number_at(&r->zeros, r->row, from) + s->zero_plus_one;
-                zero = four ? (unsigned char)((r->zeros.source->is_signed ? stored + 8 : stored) & 15u) : as_signed(r->zeros.source, stored & 255u);
-            }
-            const float z = (float)(four ? (int)zero : (int)(signed char)zero);
-            d = scale_at(&r->scales, from);
-            if (isfinite(d) && !isfinite(d * z))
-                d = INFINITY; /* in effect */
-            count_scale(r, from, d);
-            written[0] = isfinite(d) ? d : 0; /* over zeros */
-            written[1] = isfinite(d) ? -d * z : 0;
+            x = int_scale_at(r, from);
             next = next_of(&r->scales, from);
         }
-        memcpy(out, written, head);
-        if (isfinite(d) && nibbles_at(r, from, to, pairs)) {
+        memcpy(out, x.written, head);
+        if (isfinite(x.d) && nibbles_at(r, from, to, pairs)) {
             halve(pairs, 8, out + head);
             continue;
         }
-        memset(q, zero, sizeof q); /* what is no column of ours stands for 0 */
+        memset(q, x.zero, sizeof q); /* what is no column of ours stands for 0 */
         numbers_at(r, from, to, q + (from - column));
-        for (uint64_t i = from - column; !four && i < to - column; i++)
-            q[i] = as_signed(r->codes.source, q[i]);
-        if (!isfinite(d) && !all_are(q, 32, zero))
-            return refuse_scale(r, from, d);
-        if (four)
-            for (size_t i = 0; i < 16; i++)
-                out[head + i] = (unsigned char)(q[i] | q[16 + i] << 4);
-        else
-            memcpy(out + head, q, 32);
+        const enum st st = put_ints(r, &x, from, (unsigned)(from - column), (unsigned)(to - column), q, out + head);
+        if (st)
+            return st;
+    }
+    return ST_OK;
+}
+
+/* Act-order: any column may stand anywhere, but a block is of one group, its columns come first, and the scale of group g is where column g · group would have it. */
+static enum st int_row_in_order(const struct row *r, unsigned char *out)
+{
+    const struct rt_assembly *a = r->a;
+    const size_t head = r->zeros.source ? 8 : 4, block_bytes = kern_format(a->scheme->format)->block_bytes;
+    struct int_scale x = {.d = 0};
+    for (uint64_t place = 0, last = UINT64_MAX; place < a->n_ordered; place += 32, out += block_bytes) {
+        unsigned char q[32];
+        unsigned n = 0;
+        if (a->order[place] >= 0) { /* else it is only there to fill up a group, and keeps its scale */
+            const uint64_t group = (uint64_t)a->scheme->group_of[a->column_begin + (uint64_t)a->order[place]] * r->scales.source->column_unit;
+            if (group != last)
+                x = int_scale_at(r, group);
+            last = group;
+        }
+        memset(q, x.zero, sizeof q);
+        for (; n < 32 && a->order[place + n] >= 0; n++)
+            q[n] = (unsigned char)number_at(&r->codes, r->row, a->column_begin + (uint64_t)a->order[place + n]);
+        memcpy(out, x.written, head);
+        const enum st st = put_ints(r, &x, last, 0, n, q, out + head);
+        if (st)
+            return st;
+    }
+    return ST_OK;
+}
+
+/* ---- plain numbers that are rounded here ------------------------------------------------------------------------------------------------------------------ */
+
+/* To FP8, a scale a row: whole rows, for their scale must not depend on a cut. Twice over them in pieces, so that no row is too long. */
+static enum st rounded_row(const struct row *r, unsigned char *out)
+{
+    enum { PIECE = 256 };
+    const struct quant_source *s = r->codes.source;
+    struct rt_deviation *deviation = r->a->deviation;
+    float x[PIECE], amax = 0;
+    unsigned char codes[PIECE];
+    for (uint64_t c = r->begin; c < r->end; c += PIECE) {
+        const size_t n = r->end - c < PIECE ? (size_t)(r->end - c) : PIECE;
+        kern_format_dequantise(s->tensor->format, element(&r->codes, c), n, x);
+        const float largest = kern_encode_amax(x, n);
+        if (!isfinite(largest))
+            return err_set(r->e, ST_INVALID, "tensor %.200s: row %" PRIu64 " holds NaN or infinity, which is not rounded to FP8", s->tensor->name, r->row);
+        amax = largest > amax ? largest : amax;
+    }
+    const float scale = kern_encode_fp8_scale(amax);
+    for (uint64_t c = r->begin; c < r->end; c += PIECE) {
+        const size_t n = r->end - c < PIECE ? (size_t)(r->end - c) : PIECE;
+        kern_format_dequantise(s->tensor->format, element(&r->codes, c), n, x);
+        kern_encode_fp8_codes(x, n, scale, codes);
+        for (size_t i = 0; i < n; i += 32, out += 36) {
+            const size_t here = n - i < 32 ? n - i : 32;
+            memcpy(out, &scale, sizeof scale);
+            memset(out + 4, 0, 32);
+            memcpy(out + 4, codes + i, here);
+        }
+        for (size_t i = 0; i < n; i++) {
+            const double difference = (double)x[i] - (double)(kern_e4m3_to_f32(codes[i]) * scale);
+            deviation->difference += difference * difference;
+            deviation->all += (double)x[i] * (double)x[i];
+        }
     }
     return ST_OK;
 }
@@ -333,15 +428,17 @@ enum st rt_assemble(const struct rt_assembly *a, unsigned char *rows, struct rt_
     static enum st (*const of[FMT_COUNT])(const struct row *r, unsigned char *out) = {
         [FMT_NVFP4] = nvfp4_row, [FMT_MXFP4] = mxfp4_row, [FMT_FP8] = fp8_row, [FMT_INT4] = int_row, [FMT_INT4_ZERO] = int_row, [FMT_INT8] = int_row, [FMT_INT8_ZERO] = int_row,
     };
-    BASE_ASSERT(of[a->scheme->format] && a->scheme->sources[0].role == QUANT_CODES);
+    const bool plain = a->scheme->sources[0].role == QUANT_NUMBERS;
+    enum st (*const row_of)(const struct row *r, unsigned char *out) = plain ? rounded_row : a->order ? int_row_in_order : of[a->scheme->format];
+    BASE_ASSERT(row_of && (plain || a->scheme->sources[0].role == QUANT_CODES) && !a->order == !a->scheme->group_of);
     const uint64_t unit = a->scheme->sources[0].column_unit, end = (a->column_end - 1) / unit * unit + unit;
-    const size_t row_bytes = rt_assembled_bytes(a->scheme, a->column_begin, a->column_end);
+    const size_t row_bytes = a->order ? rt_assembled_bytes(a->scheme, 0, a->n_ordered) : rt_assembled_bytes(a->scheme, a->column_begin, a->column_end);
     struct row r = {.a = a, .begin = a->column_begin / unit * unit, .end = end < a->scheme->columns ? end : a->scheme->columns, .odd = odd, .e = e};
     for (r.row = a->row_begin; r.row < a->row_end; r.row++) {
-        r.codes = line_of(a, QUANT_CODES, r.row);
+        r.codes = line_of(a, a->scheme->sources[0].role, r.row);
         r.scales = line_of(a, QUANT_SCALES, r.row);
         r.zeros = line_of(a, QUANT_ZEROS, r.row);
-        const enum st st = of[a->scheme->format](&r, rows + (r.row - a->row_begin) * row_bytes);
+        const enum st st = row_of(&r, rows + (r.row - a->row_begin) * row_bytes);
         if (st)
             return st;
     }

@@ -17,11 +17,20 @@ struct rt_piece {
     uint64_t first_row, first_column;
 };
 
+/* Of what is rounded here: squares of the differences, and of the numbers themselves. */
+struct rt_deviation {
+    double difference, all;
+};
+
 /* Rows [row_begin, row_end) and columns [column_begin, column_end) of the whole matrix; pieces in the order of the scheme's sources (the tensor scale's is not looked at). */
 struct rt_assembly {
     const struct quant_scheme *scheme;
     struct rt_piece pieces[QUANT_MAX_SOURCES];
     uint64_t row_begin, row_end, column_begin, column_end;
+    /* Where the scheme has an order of columns (group_of): of each place of a row, which column of these stands there, from column_begin on, or −1: a block is of one group. */
+    const int32_t *order;
+    uint64_t n_ordered; /* a multiple of 32 */
+    struct rt_deviation *deviation; /* QUANT_NUMBERS: added to */
 };
 
 struct rt_odd_scales {
@@ -29,7 +38,7 @@ struct rt_odd_scales {
     uint64_t zero, least;
 };
 
-/* Bytes of an assembled row: whole blocks from the one that holds column_begin on. */
+/* Bytes of an assembled row: whole blocks from the one that holds column_begin on (with an order: of its places). */
 size_t rt_assembled_bytes(const struct quant_scheme *s, uint64_t column_begin, uint64_t column_end);
 
 /* Row i to rows + i · rt_assembled_bytes(). Adds to *odd. */

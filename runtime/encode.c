@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include "kernels/encode.h"
+#include "runtime/rows.h"
+#include "runtime/settings.h"
 
 enum { MAX_PARTS = 2 }; /* codes and scales; a tensor's one scale is written by itself */
 
@@ -20,8 +22,7 @@ struct encoder {
     const struct rt_encode_options *options;
     struct err *e;
     int *files; /* of the result */
-    int source; /* the file that is read, −1: none */
-    uint32_t i_source;
+    int *sources; /* of the checkpoint, −1: not open yet */
     uint64_t done_bytes;
 
     const struct convert_item *item;
@@ -35,6 +36,11 @@ struct encoder {
     float *amax; /* one a thread */
 
     uint64_t first_row, n_rows; /* of the slab */
+    const unsigned char *slab;  /* in the buffer in */
+    /* of an item with a weight */
+    struct kern_columns columns;
+    struct arena arena; /* theirs */
+    float scale, *sorted; /* sorted: a row a thread, where columns have an order */
     float global;
     atomic_ullong bad_row; /* the first that cannot be encoded */
 };
@@ -55,28 +61,17 @@ static enum st write_all(struct encoder *w, const struct out_tensor *t, uint64_t
     return ST_OK;
 }
 
+static enum st open_source(struct encoder *w, uint32_t file)
+{
+    if (w->sources[file] < 0)
+        w->sources[file] = open(ck_file_path(w->ck, file), O_RDONLY | O_CLOEXEC);
+    return w->sources[file] < 0 ? err_set(w->e, ST_IO, "%s: %s", ck_file_path(w->ck, file), strerror(errno)) : ST_OK;
+}
+
 static enum st read_all(struct encoder *w, const struct ck_tensor *t, uint64_t at, void *out, size_t bytes)
 {
-    const char *path = ck_file_path(w->ck, t->file);
-    if (w->source < 0 || w->i_source != t->file) {
-        if (w->source >= 0)
-            close(w->source);
-        w->source = open(path, O_RDONLY | O_CLOEXEC);
-        w->i_source = t->file;
-        if (w->source < 0)
-            return err_set(w->e, ST_IO, "%s: %s", path, strerror(errno));
-    }
-    for (size_t done = 0; done < bytes;) {
-        const ssize_t n = pread(w->source, (char *)out + done, bytes - done, (off_t)(t->offset + at + done));
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return err_set(w->e, ST_IO, "%s: tensor %s: %s", path, t->name, strerror(errno));
-        if (n == 0)
-            return err_set(w->e, ST_IO, "%s: has become shorter while it was read", path);
-        done += (size_t)n;
-    }
-    return ST_OK;
+    const enum st st = open_source(w, t->file);
+    return st ? st : rt_read_exactly(w->sources[t->file], out, bytes, t->offset + at, t->name, w->e);
 }
 
 static enum st open_files(struct encoder *w)
@@ -109,19 +104,22 @@ static enum st close_files(struct encoder *w, enum st st)
         if (close(w->files[i]) != 0 && !st)
             st = err_set(w->e, ST_IO, "cannot write %s: %s", w->plan->files[i].name, strerror(errno));
     }
-    if (w->source >= 0)
-        close(w->source);
+    for (size_t i = 0; i < ck_n_files(w->ck); i++)
+        if (w->sources[i] >= 0)
+            close(w->sources[i]);
     return st;
 }
 
 /* ---- rows ---- */
 
-static uint64_t source_row(const struct convert_item *item, uint64_t row)
+/* Halves (j, j + head_rows / 2) become neighbours (2j, 2j + 1), as GGUF has them, or the other way. */
+static uint64_t source_row(const struct encoder *w, uint64_t row)
 {
+    const struct convert_item *item = w->item;
     if (!item->head_rows)
         return row;
     const uint64_t half = item->head_rows / 2, k = row % item->head_rows, base = row - k;
-    return base + (item->to_pairs ? (k & 1) * half + k / 2 : 2 * (k % half) + k / half);
+    return base + (w->plan->gguf ? (k & 1) * half + k / 2 : 2 * (k % half) + k / half);
 }
 
 static void note_bad(struct encoder *w, uint64_t row)
@@ -132,7 +130,21 @@ static void note_bad(struct encoder *w, uint64_t row)
 }
 
 /* The source's bytes of the slab's row i, as it will be written. */
-static const unsigned char *row_in(const struct encoder *w, uint64_t i) { return w->in + (source_row(w->item, w->first_row + i) - w->first_row) * w->in_row_bytes; }
+static const unsigned char *row_in(const struct encoder *w, uint64_t i) { return w->slab + (source_row(w, w->first_row + i) - w->first_row) * w->in_row_bytes; }
+
+/* A row of the slab's to numbers: of a matrix of several tensors with their scale, and in the order of its columns. */
+static void dequantise(const struct encoder *w, const unsigned char *row, int i_thread, float *x)
+{
+    const struct convert_item *item = w->item;
+    const int32_t *order = item->weight ? w->columns.order : NULL;
+    float *sorted = order ? w->sorted + (size_t)i_thread * w->columns.end : x;
+    kern_format_dequantise(item->source->format, row, order ? w->columns.end : item->columns, sorted);
+    for (uint64_t i = 0; order && i < w->columns.end; i++)
+        if (order[i] >= 0)
+            x[order[i]] = sorted[i];
+    for (uint64_t i = 0; item->weight && i < item->columns; i++)
+        x[i] *= w->scale;
+}
 
 static void find_amax(void *arg, int i_thread, int n_threads)
 {
@@ -141,7 +153,7 @@ static void find_amax(void *arg, int i_thread, int n_threads)
     size_t begin, end;
     base_pool_share(w->n_rows, 1, i_thread, n_threads, &begin, &end);
     for (size_t i = begin; i < end; i++) {
-        kern_format_dequantise(w->item->source->format, w->in + i * w->in_row_bytes, w->item->columns, x);
+        dequantise(w, w->slab + i * w->in_row_bytes, i_thread, x);
         const float amax = kern_encode_amax(x, w->item->columns);
         if (!isfinite(amax))
             note_bad(w, w->first_row + i);
@@ -149,7 +161,7 @@ static void find_amax(void *arg, int i_thread, int n_threads)
     }
 }
 
-static void encode_row(struct encoder *w, uint64_t i, float *x)
+static void encode_row(struct encoder *w, uint64_t i, int i_thread, float *x)
 {
     const struct convert_item *item = w->item;
     const size_t columns = item->columns;
@@ -158,7 +170,7 @@ static void encode_row(struct encoder *w, uint64_t i, float *x)
         memcpy(first, row_in(w, i), w->in_row_bytes);
         return;
     }
-    kern_format_dequantise(item->source->format, row_in(w, i), columns, x);
+    dequantise(w, row_in(w, i), i_thread, x);
     if (item->as == CONVERT_TO_F32) {
         memcpy(first, x, columns * 4);
         return;
@@ -177,7 +189,7 @@ static void encode_row(struct encoder *w, uint64_t i, float *x)
         case CONVERT_FORMATS: BASE_ASSERT(!"a format");
         }
     if (!fits)
-        note_bad(w, source_row(item, w->first_row + i));
+        note_bad(w, source_row(w, w->first_row + i));
 }
 
 static void encode_rows(void *arg, int i_thread, int n_threads)
@@ -186,7 +198,7 @@ static void encode_rows(void *arg, int i_thread, int n_threads)
     size_t begin, end;
     base_pool_share(w->n_rows, 1, i_thread, n_threads, &begin, &end);
     for (size_t i = begin; i < end; i++)
-        encode_row(w, i, w->rows + (size_t)i_thread * w->row_columns);
+        encode_row(w, i, i_thread, w->rows + (size_t)i_thread * w->row_columns);
 }
 
 /* ---- items ---- */
@@ -202,6 +214,23 @@ static bool grow(void *buffer, size_t *capacity, size_t bytes)
     *p = malloc(bytes);
     *capacity = *p ? bytes : 0;
     return *p;
+}
+
+/* What reading rows of a matrix of several tensors takes: its files, its scale, the order of its columns. */
+static enum st prepare_weight(struct encoder *w)
+{
+    const struct part_weight *weight = w->item->weight;
+    enum st st = ST_OK;
+    for (uint32_t k = 0; k < weight->scheme->n_sources && !st; k++)
+        st = open_source(w, weight->slices[k].file);
+    base_arena_reset(&w->arena);
+    w->scale = 1;
+    if (!st)
+        st = rt_columns_init(NULL, weight, &w->arena, &w->columns, w->e); /* no axis is cut: no model is asked for leaves */
+    if (!st)
+        st = rt_rows_tensor_scale(&(struct rt_rows){weight, &w->columns, w->sources}, &w->scale, w->e);
+    w->sorted = w->columns.order ? base_arena_array(&w->arena, w->columns.end * (size_t)base_pool_n_threads(w->options->pool), sizeof *w->sorted) : NULL;
+    return st || !w->columns.order || w->sorted ? st : no_memory(w);
 }
 
 static enum st prepare(struct encoder *w)
@@ -220,7 +249,11 @@ static enum st prepare(struct encoder *w)
         if (!grow(&w->parts[k], &w->part_capacity[k], w->slab_rows * w->part_row_bytes[k]))
             return no_memory(w);
     }
-    if (!grow(&w->in, &w->in_capacity, w->slab_rows * w->in_row_bytes))
+    const enum st st = item->weight ? prepare_weight(w) : ST_OK;
+    if (st)
+        return st;
+    const size_t in_bytes = item->weight ? (size_t)rt_rows_bytes(&(struct rt_rows){item->weight, &w->columns, w->sources}, w->slab_rows) : w->slab_rows * w->in_row_bytes;
+    if (!grow(&w->in, &w->in_capacity, in_bytes))
         return no_memory(w);
     if (item->columns > w->row_columns) {
         free(w->rows);
@@ -243,7 +276,17 @@ static enum st read_slab(struct encoder *w, uint64_t first_row)
 {
     w->first_row = first_row;
     w->n_rows = w->item->rows - first_row < w->slab_rows ? w->item->rows - first_row : w->slab_rows;
-    return read_all(w, w->item->source, first_row * w->in_row_bytes, w->in, w->n_rows * w->in_row_bytes);
+    w->slab = w->in;
+    if (!w->item->weight)
+        return read_all(w, w->item->source, first_row * w->in_row_bytes, w->in, w->n_rows * w->in_row_bytes);
+    struct rt_rows_read read;
+    struct rt_odd_scales odd = {0, 0, 0};
+    const enum st st = rt_rows_read(&(struct rt_rows){w->item->weight, &w->columns, w->sources}, first_row, w->n_rows, w->in, &read, NULL, &odd, w->e);
+    if (!st) {
+        w->slab = read.data;
+        w->in_row_bytes = read.stride_bytes;
+    }
+    return st;
 }
 
 static enum st check_bad(struct encoder *w)
@@ -320,15 +363,19 @@ static enum st copy_bytes(struct encoder *w)
 
 enum st rt_encode(const struct checkpoint *ck, const struct convert_plan *plan, const struct rt_encode_options *options, struct err *e)
 {
-    struct encoder w = {.ck = ck, .plan = plan, .options = options, .e = e, .source = -1};
+    struct encoder w = {.ck = ck, .plan = plan, .options = options, .e = e};
     atomic_init(&w.bad_row, UINT64_MAX);
     w.files = malloc((plan->n_files ? plan->n_files : 1) * sizeof *w.files);
     w.amax = malloc((size_t)base_pool_n_threads(options->pool) * sizeof *w.amax);
-    if (!w.files || !w.amax) {
+    w.sources = malloc((ck_n_files(ck) + 1) * sizeof *w.sources);
+    if (!w.files || !w.amax || !w.sources || base_arena_init(&w.arena, "encode", 0, NULL)) {
         free(w.files);
         free(w.amax);
+        free(w.sources);
         return err_set(e, ST_NO_MEMORY, "no memory");
     }
+    for (size_t i = 0; i < ck_n_files(ck); i++)
+        w.sources[i] = -1;
     for (size_t i = 0; i < plan->n_files; i++)
         w.files[i] = -1;
     enum st st = open_files(&w);
@@ -350,5 +397,7 @@ enum st rt_encode(const struct checkpoint *ck, const struct convert_plan *plan, 
     free(w.rows);
     free(w.amax);
     free(w.files);
+    free(w.sources);
+    base_arena_release(&w.arena);
     return st;
 }

@@ -165,6 +165,8 @@ static enum st make_plan(struct rank *r, struct err *e)
         st = ck_open(r->o->model, &r->ck, e);
     if (!st)
         st = part_model_create(r->ck, r->o->settings.moe, &r->whole, e);
+    if (!st)
+        st = part_model_make_smaller(r->whole, &r->o->settings.smaller, e);
     if (st)
         return st;
     struct rt_sizes sizes;
@@ -288,6 +290,7 @@ static void tear_down(struct rank *r)
     comm_close(r->comm);
     base_pool_destroy(r->pool);
     base_tick_at = NULL;
+    rt_weights_close(&r->weights); /* whose table lies in the next */
     base_arena_release(&r->small_arena);
     base_arena_release(&r->weights_arena);
     part_plan_destroy(r->plan);

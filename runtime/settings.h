@@ -5,11 +5,13 @@
 #include "base/hash.h"
 #include "kernels/kernels.h"
 #include "partition/plan.h"
+#include "partition/smaller.h"
 
 struct rt_settings {
     bool accurate;       /* --activations f32 */
     enum format kv_format;
     enum part_moe moe;
+    struct part_smaller smaller; /* --head, --embedding */
     int chunk;           /* tokens of one step */
     int64_t context;     /* tokens of one sequence */
     int max_sequences;
@@ -41,6 +43,8 @@ enum st rt_scratch_init(const struct kern_backend *backend, const struct part_mo
 
 /* Columns of a weight as this rank holds them; arrays from arena. Weights whose columns follow no dimension are one leaf. */
 enum st rt_columns_init(const struct part_model *m, const struct part_weight *w, struct arena *arena, struct kern_columns *columns, struct err *e);
+/* Whether weights that share their input have their columns in the same order too, and so one product. */
+bool rt_same_columns(const struct kern_columns *a, const struct kern_columns *b);
 /* This rank's matrix of a weight, but for where it lies and its tensor's own scale. The plan's bytes and the loader's are those of this one. */
 enum st rt_matrix_init(const struct part_model *m, const struct part_weight *w, bool accurate, struct arena *arena, struct kern_matrix *matrix, struct err *e);
 

@@ -4,10 +4,12 @@
  * at the end of each exchange, before the barrier that follows. */
 #include "runtime/step_priv.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
+#include "base/tick.h"
 
 /* Beside values, barriers watch two more things that steps share. */
 enum { SCRATCH_BIT = 62, VIEWS_BIT = 63 };
@@ -185,8 +187,44 @@ struct rt_ledger *rt_exec_ledger(struct rt_exec *x) { return x->ledger.on ? &x->
 
 /* ---- one step each ------------------------------------------------------------------------------------------------------------------------------------ */
 
-static void do_embed(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+/* A thread that could not read says so once; thread 0 looks before the next exchange, or at the program's end. */
+static void fail(struct rt_exec *x, enum st st, const struct err *e)
 {
+    int none = ST_OK;
+    if (atomic_compare_exchange_strong(&x->failing, &none, -1)) {
+        *x->e = *e;
+        atomic_store(&x->failing, (int)st);
+    }
+}
+
+/* Rows from the file: as kern_embed has them. */
+static void embed_from_disk(struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const struct rt_weight *table = &x->o.weights->items[s->weight[0]];
+    const struct part_range *rows = &x->m->weights[s->weight[0]].rows;
+    const size_t width = value_of(x, s->out[0])->width;
+    size_t begin, end;
+    base_pool_share((size_t)x->desc->batch.n_tokens, 1, q.i_thread, q.n_threads, &begin, &end);
+    for (size_t t = begin; t < end; t++) {
+        float *y = address(x, s->out[0]) + t * width;
+        const uint64_t id = (uint64_t)x->desc->ids[t];
+        struct err e = {""};
+        const bool mine = id >= rows->begin && id < rows->end;
+        const enum st st = mine ? rt_disk_rows_read(table->rows, q.i_thread, id - rows->begin, y, &e) : ST_OK;
+        if (st)
+            fail(x, st, &e);
+        for (size_t i = 0; i < width; i++)
+            y[i] = mine ? y[i] * table->matrix.scale * s->scale : 0;
+        base_tick();
+    }
+}
+
+static void do_embed(struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    if (x->o.weights->items[s->weight[0]].rows) {
+        embed_from_disk(x, q, s);
+        return;
+    }
     const struct kern_embed args = {
         .table = &x->o.weights->items[s->weight[0]].matrix,
         .row_begin = x->m->weights[s->weight[0]].rows.begin,
@@ -300,26 +338,41 @@ static void do_squares(const struct rt_exec *x, struct kern_queue q, const struc
     x->o.backend->squares(q, &args);
 }
 
+/* Parts [first, returned) have their columns in the same order and are one product. */
+static int parts_of_one_order(const struct rt_exec *x, const struct part_step *s, int first)
+{
+    const struct rt_weight *items = x->o.weights->items;
+    int k = first + 1;
+    while (k < s->n_parts && items[s->weight[k]].matrix.columns.order == items[s->weight[first]].matrix.columns.order)
+        k++;
+    return k;
+}
+
 static void do_linear(struct rt_exec *x, struct kern_queue q, const struct part_step *s)
 {
-    struct kern_matmul args = {
-        .x = address(x, s->in[0]),
-        .x_stride = value_of(x, s->in[0])->width,
-        .n_tokens = rows_in(x, s->in[0]),
-        .n_parts = s->n_parts,
-        .scratch = x->scratch_matmul,
-    };
-    for (int k = 0; k < s->n_parts; k++) {
-        const struct part_value *out = value_of(x, s->out[k]);
-        args.parts[k].matrix = &x->o.weights->items[s->weight[k]].matrix;
-        args.parts[k].bias = vector_of(x, s->bias[k]);
-        args.parts[k].y = address(x, s->out[k]);
-        args.parts[k].y_stride = out->width;
-        args.parts[k].vector_stride = out->width * (size_t)args.n_tokens;
+    for (int first = 0, end; first < s->n_parts; first = end) {
+        end = parts_of_one_order(x, s, first);
+        struct kern_matmul args = {
+            .x = address(x, s->in[0]),
+            .x_stride = value_of(x, s->in[0])->width,
+            .n_tokens = rows_in(x, s->in[0]),
+            .n_parts = end - first,
+            .scratch = x->scratch_matmul,
+        };
+        for (int k = first; k < end; k++) {
+            const struct part_value *out = value_of(x, s->out[k]);
+            args.parts[k - first].matrix = &x->o.weights->items[s->weight[k]].matrix;
+            args.parts[k - first].bias = vector_of(x, s->bias[k]);
+            args.parts[k - first].y = address(x, s->out[k]);
+            args.parts[k - first].y_stride = out->width;
+            args.parts[k - first].vector_stride = out->width * (size_t)args.n_tokens;
+        }
+        if (first) /* the scratch is still read */
+            base_pool_barrier(x->o.pool, q.i_thread);
+        x->o.backend->matmul_prepare(q, &args);
+        base_pool_barrier(x->o.pool, q.i_thread);
+        x->o.backend->matmul(q, &args);
     }
-    x->o.backend->matmul_prepare(q, &args);
-    base_pool_barrier(x->o.pool, q.i_thread);
-    x->o.backend->matmul(q, &args);
 }
 
 static void do_rope(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
@@ -636,7 +689,9 @@ static enum st gather(struct rt_exec *x, const struct part_step *s)
 /* Thread 0 only. With one rank there is no exchange step, and what follows one is done after SAMPLE and SCORE themselves. */
 static void do_exchange(struct rt_exec *x, const struct part_step *s)
 {
-    x->st = gather(x, s);
+    x->st = (enum st)atomic_load(&x->failing);
+    if (!x->st)
+        x->st = gather(x, s);
     if (x->st)
         return;
     if (s->exchange == PART_EXCHANGE_LOGITS)
@@ -767,6 +822,8 @@ static enum st run_program(struct rt_exec *x, const struct bound_program *b)
 {
     x->walking = b;
     base_pool_run(x->o.pool, walk, x);
+    if (!x->st)
+        x->st = (enum st)atomic_load(&x->failing);
     if (x->ledger.on)
         rt_ledger_enter(&x->ledger, RT_LEDGER_HOST, RT_LEDGER_NO_OP, -1);
     return x->st;
@@ -788,6 +845,7 @@ enum st rt_exec_run(struct rt_exec *x, const struct rt_desc *desc, const struct 
     x->root = root;
     x->results = results;
     x->st = ST_OK;
+    x->failing = ST_OK;
     x->e = e;
     x->row_wants = 0;
     *root = *header;

@@ -2,6 +2,8 @@
 #ifndef RUNTIME_STEP_PRIV_H
 #define RUNTIME_STEP_PRIV_H
 
+#include <stdatomic.h>
+
 #include "base/arena.h"
 #include "runtime/step.h"
 
@@ -65,6 +67,7 @@ struct rt_exec {
     void *send_buffer;
     const void *views[COMM_MAX_RANKS];
     enum st st; /* written by thread 0 before a barrier */
+    _Atomic int failing; /* an enum st; −1: e is being written */
     struct err *e;
     struct rt_ledger ledger;
 };

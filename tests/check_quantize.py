@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares what `tandem quantize` wrote with compressed-tensors, and loads it in transformers. By hand, not by `make test`.
 usage: check_quantize.py IN OUT      IN: a safetensors directory of F32, F16 or BF16; OUT: its quantised form
-needs: torch, transformers==5.23.0, compressed-tensors==0.20.0, safetensors
+needs: what tests/golden/make_quant.py needs
 
 1. The tensors that are not quantised are IN's, byte by byte; the others are those of compressed-tensors' own compressor when it is given the weights in F32, byte by byte. What it makes
    of the weights in their own type (BF16 quotients are rounded to BF16 before they are rounded to the format) is counted beside.
@@ -14,14 +14,13 @@ import os
 import sys
 
 import torch
-from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig
-from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden"))
+from make_quant import compressed_tensors, read_compressed_tensors  # noqa: E402
 
 
 def tensors_of(directory):
@@ -36,24 +35,7 @@ def raw(t):
 
 
 def compress(w, scheme, form):
-    args = scheme.weights
-    state = {"weight": w}
-    if args.strategy == "tensor_group":
-        state["weight_global_scale"] = generate_gparam(w.min(), w.max())
-    view = w.reshape(w.shape[0], -1, args.group_size) if args.group_size else w.reshape(w.shape[0], 1, -1)
-    state["weight_scale"], _ = calculate_qparams(view.amin(-1), view.amax(-1), args, global_scale=state.get("weight_global_scale"))
-    return BaseCompressor.get_value_from_registry(form).compress(state, scheme)
-
-
-def values(parts):
-    s = parts["weight_scale"]
-    if "weight" in parts:
-        return parts["weight"].float() * s.float()
-    codes = parts["weight_packed"]
-    both = torch.stack([codes & 15, codes >> 4], -1).reshape(codes.shape[0], -1).long()
-    x = E2M1[both & 7] * torch.where(both & 8 > 0, -1.0, 1.0)
-    scale = torch.exp2(s.float() - 127) if s.dtype == torch.uint8 else s.float() / parts["weight_global_scale"]
-    return (x.reshape(x.shape[0], s.shape[1], -1) * scale.unsqueeze(-1)).reshape(x.shape)
+    return compressed_tensors(w, {"format": form, "scale": w.dtype}, scheme)[0]
 
 
 def check_gguf():
@@ -104,7 +86,7 @@ for name, w in source.items():
         if own[p].dtype == t.dtype:
             own_differ += (raw(own[p]) != raw(t)).sum().item()
             own_bytes += raw(t).numel()
-    dequantised[name] = values(parts)
+    dequantised[name] = read_compressed_tensors(parts, scheme.weights, w.shape)
     same += 1
 print(f"{form}: {same} matrices, {n_bytes} bytes equal to compressed-tensors' from F32; {n_left} tensors as they were")
 print(f"given the weights as {next(iter(source.values())).dtype}, compressed-tensors writes {own_differ} of {own_bytes} bytes otherwise ({100 * own_differ / max(own_bytes, 1):.2f} %)")

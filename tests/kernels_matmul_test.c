@@ -170,6 +170,33 @@ static void check_one_by_one(const struct kern_backend *b, const struct expectat
     matrix_close(&m);
 }
 
+/* Columns that lie elsewhere in x, or nowhere: as if x had been put into their order, with zeroes. */
+static void check_order(const struct kern_backend *b, const struct expectation *e) {
+    const size_t n = e->shape->n_columns, stride = n + 3;
+    const int n_tokens = 3;
+    float *sorted = malloc(n * (size_t)n_tokens * sizeof *sorted), *x = malloc(stride * (size_t)n_tokens * sizeof *x);
+    int32_t *order = malloc(n * sizeof *order);
+    assert_true(sorted && x && order);
+    for (size_t i = 0; i < stride * (size_t)n_tokens; i++)
+        x[i] = e->x[i % (MAX_TOKENS * n)];
+    for (size_t c = 0; c < n; c++)
+        order[c] = c % 11 == 5 ? -1 : (int32_t)((c * 7919 + 2) % stride); /* a column may even be read twice */
+    for (size_t i = 0; i < n * (size_t)n_tokens; i++)
+        sorted[i] = order[i % n] < 0 ? 0 : x[i / n * stride + (size_t)order[i % n]];
+    struct kern_matrix m;
+    matrix_open(&m, b, e->format, e->activation, e->shape, 0, e->shape->n_leaves, e->rows, 17);
+    float *want = product(b, &m, sorted, n, n_tokens, NULL, 1);
+    m.columns.order = order;
+    float *got = product(b, &m, x, stride, n_tokens, NULL, 2);
+    expect_same(b, e->shape, e->format, e->activation, "in another order", n_tokens, got, 17, want, 17, 17);
+    t_guard_free(want);
+    t_guard_free(got);
+    matrix_close(&m);
+    free(sorted);
+    free(order);
+    free(x);
+}
+
 /* Ranks own leaves [at[i], at[i+1]); their vectors, put together by the op `sum`, are the whole's bytes. Zero leaves are legal. */
 static void check_ranks(const struct kern_backend *b, const struct expectation *e) {
     uint32_t n = e->shape->n_leaves;
@@ -305,6 +332,10 @@ static void check_embed(const struct kern_backend *b, const struct expectation *
 
 static void same_bits_for_tokens_rows_threads(void **state) { (void)state, for_all(check_tokens_rows_threads); }
 static void same_bits_one_by_one(void **state) { (void)state, for_all(check_one_by_one); }
+static void same_bits_in_any_order(void **state) {
+    (void)state;
+    for_all(check_order);
+}
 static void same_bits_for_any_cut(void **state) { (void)state, for_all(check_ranks); }
 static void several_parts(void **state) { (void)state, for_all(check_parts); }
 static void ref_against_double(void **state) { (void)state, for_all(check_against_double); }
@@ -516,7 +547,7 @@ int main(void) {
         cmocka_unit_test(columns_fold_like_the_tree), cmocka_unit_test(same_bits_for_tokens_rows_threads), cmocka_unit_test(same_bits_one_by_one),
         cmocka_unit_test(same_bits_for_any_cut),      cmocka_unit_test(several_parts),                     cmocka_unit_test(corners_of_int8),
         cmocka_unit_test(ref_against_double),         cmocka_unit_test(embedding),                         cmocka_unit_test(corners_of_scales),
-        cmocka_unit_test(packed_bytes),
+        cmocka_unit_test(packed_bytes),      cmocka_unit_test(same_bits_in_any_order),
     };
     return cmocka_run_group_tests(tests, expect_all, forget_all);
 }

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""One table: the demo model in several formats, as somebody else's quantiser (compressed-tensors) writes them, and what Tandem makes of each. By hand, not by `make test`.
-usage: make_formats_table.py MODEL.gguf TEXT WORKDIR [--tandem build/tandem] [--threads T]
+"""One table: the demo model in every format, as somebody else's quantiser (compressed-tensors) writes them where it has them, and what Tandem makes of each. By hand, not by `make test`.
+usage: make_formats_table.py MODEL.gguf TEXT WORKDIR [--tandem build/tandem] [--threads T] [--only NAME]…
 needs: what tests/golden/make_quant.py needs
 
-MODEL.gguf is dequantised by transformers and rounded to BF16: that is the source of all others. Perplexities are `tandem eval --text TEXT`; MB a token: `tandem inspect`; tokens per
-second: `tandem bench`'s decode, on one rank; same bits: the logits of TEXT's first ids on one rank and on two, compared byte by byte, for both settings of --activations.
-Directories that WORKDIR holds already are taken as they are."""
+MODEL.gguf is dequantised by transformers and rounded to BF16: that is the source of all others; the layouts of ModelOpt, DeepSeek, GPTQ and AWQ are make_quant.py's, by rounding to
+the nearest. Perplexities are `tandem eval --text TEXT`; MB a token: `tandem inspect`; tokens per second: `tandem bench`'s decode, on one rank; same bits: the logits of TEXT's first ids
+on one rank and on two, compared byte by byte, for both settings of --activations. Directories that WORKDIR holds already are taken as they are. Rows end in " |", for docs/formats.md."""
 import argparse
 import json
 import os
@@ -21,19 +21,31 @@ p.add_argument("text")
 p.add_argument("work")
 p.add_argument("--tandem", default="build/tandem")
 p.add_argument("--threads", type=int, default=1)
+p.add_argument("--only", action="append", metavar="NAME")
 a = p.parse_args()
 
 import torch  # noqa: E402
-from make_quant import compressed_tensors, int_args, quantization_config, scheme_of  # noqa: E402
+from make_quant import WRITERS, compressed_tensors, int_args, quantization_config, scheme_of  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
+PACKED = dict(method="ct", format="pack-quantized", scale=torch.bfloat16)
 FORMATS = {
     "BF16": None,
-    "FP8": dict(method="ct", preset="FP8_DYNAMIC", format="float-quantized"),
+    "FP8, a scale a row": dict(method="ct", preset="FP8_DYNAMIC", format="float-quantized"),
+    "FP8, one scale (ModelOpt)": dict(method="modelopt-fp8"),
+    "FP8, blocks of 128 × 128": dict(method="fp8-blocks"),
+    "FP8, blocks, E8M0 scales": dict(method="fp8-blocks-e8m0"),
     "NVFP4": dict(method="ct", preset="NVFP4A16", format="nvfp4-pack-quantized"),
+    "NVFP4 (ModelOpt)": dict(method="modelopt-nvfp4"),
     "MXFP4": dict(method="ct", preset="MXFP4A16", format="mxfp4-pack-quantized"),
-    "INT4": dict(method="ct", format="pack-quantized", scale=torch.bfloat16, weights=int_args(strategy="group", group_size=64)),
+    "INT4, groups of 64": dict(PACKED, weights=int_args(strategy="group", group_size=64)),
+    "INT4, groups of 32, zero points": dict(PACKED, weights=int_args(strategy="group", group_size=32, symmetric=False)),
+    "INT8, packed, groups of 64": dict(PACKED, weights=int_args(bits=8, strategy="group", group_size=64)),
+    "INT8, a scale a row": dict(method="ct", preset="INT8", format="int-quantized", scale=torch.bfloat16),
+    "GPTQ, 4 bits, groups of 32": dict(method="gptq", bits=4, group=32),
+    "GPTQ, act-order": dict(method="gptq", bits=4, group=32, act_order=True),
+    "AWQ, groups of 64": dict(method="awq", bits=4, group=64),
 }
 
 
@@ -59,11 +71,17 @@ def make(directory, source, c):
         if w.ndim != 2 or "embed" in name or "lm_head" in name:
             tensors[name] = w
             continue
-        tensors.update({f"{module}.{n}": t.contiguous() for n, t in compressed_tensors(w.float(), c, scheme_of(c))[0].items()})
+        parts = compressed_tensors(w.float(), c, scheme_of(c)) if c["method"] == "ct" else WRITERS[c["method"]](w.float(), c)
+        tensors.update({f"{module}.{n}": t.contiguous() for n, t in parts[0].items()})
     save_file(tensors, os.path.join(directory, "model.safetensors"), metadata={"format": "pt"})
     with open(os.path.join(source, "config.json")) as f:
         config = json.load(f)
-    config["quantization_config"] = quantization_config(dict(c, ignore=["lm_head"]))
+    declared = quantization_config(dict(c, ignore=["lm_head"]))
+    if declared:
+        config["quantization_config"] = declared
+    else:
+        with open(os.path.join(directory, "hf_quant_config.json"), "w") as f:
+            json.dump({"quantization": {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": ["lm_head"]}}, f)
     with open(os.path.join(directory, "config.json"), "w") as f:
         json.dump(config, f, indent=2)
 
@@ -100,15 +118,21 @@ with open(a.text) as f:
 with open(os.path.join(a.work, "ids"), "w") as f:
     f.write(" ".join(map(str, ids)))
 
-print(f"{'format':8}{'MB':>8}{'MB/token':>10}{'f32':>10}{'default':>10}{'deviation':>11}{'2 ranks':>10}{'tokens/s':>10}  same bits")
-for name, c in FORMATS.items():
-    directory = os.path.join(a.work, name)
-    if not os.path.exists(directory):
-        make(directory, source, c)
+def measure(name, directory):
     size = sum(os.path.getsize(os.path.join(directory, f)) for f in os.listdir(directory) if f.endswith(".safetensors")) / 1e6
     per_token = number(r"([\d.]+) MB of weights are read", tandem("inspect", directory))
     threads = ("--threads", str(a.threads))
     accurate, fast = (number(r"perplexity ([\d.]+)", tandem("eval", directory, "--text", a.text, "--activations", s, *threads)) for s in ("f32", "auto"))
     two = number(r"perplexity ([\d.]+)", tandem("eval", directory, "--text", a.text, "-n", "2", "--threads", "1"))
     speed = number(r"decode of[^:]*: ([\d.]+) tok/s", tandem("bench", directory, *threads))
-    print(f"{name:8}{size:8.1f}{per_token:10.1f}{accurate:10.4f}{fast:10.4f}{100 * (fast / accurate - 1):+10.2f}%{two:10.4f}{speed:10.1f}  {same_bits(directory)}", flush=True)
+    return f"| {name} | {size:.1f} | {per_token:.1f} | {accurate:.4f} | {fast:.4f} | {100 * (fast / accurate - 1):+.2f} % | {two:.4f} | {same_bits(directory)} | {speed:.1f} |"
+
+
+print("| format | MB | MB a token | perplexity, `f32` | default | deviation | default, 2 ranks | same bits | tokens/s |\n|---|---|---|---|---|---|---|---|---|")
+for name, c in FORMATS.items():
+    directory = os.path.join(a.work, re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-"))
+    if a.only and name not in a.only:
+        continue
+    if not os.path.exists(directory):
+        make(directory, source, c)
+    print(measure(name, directory), flush=True)

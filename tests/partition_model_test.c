@@ -401,7 +401,7 @@ static void the_digest_sees_every_field(void **state)
     SEES(((double *)(uintptr_t)config->rope.frequency)[1]);
     struct part_model *rank = plan->ranks[1];
     struct part_weight *w = &rank->weights[5];
-    SEES(w->first_row); SEES(w->rows.begin); SEES(w->rows.end); SEES(w->columns.begin); SEES(w->columns.end); SEES(w->slice_bytes); SEES(w->leaf_dim); SEES(w->owner_dim); SEES(w->owner_unit); SEES(w->slices[0].file); SEES(w->slices[0].offset);
+    SEES(w->first_row); SEES(*(unsigned *)&w->home); SEES(w->rows.begin); SEES(w->rows.end); SEES(w->columns.begin); SEES(w->columns.end); SEES(w->slice_bytes); SEES(w->leaf_dim); SEES(w->owner_dim); SEES(w->owner_unit); SEES(w->slices[0].file); SEES(w->slices[0].offset);
     for (int i = 0; i < 2; i++) {
         SEES(w->slices[0].count[i]);
         SEES(w->slices[0].stride[i]);

@@ -119,6 +119,9 @@ static const struct good {
     {"FP8 with one scale", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), ONE("weight_scale", "F32"), ONE("input_scale", "F32")}},
     {"FP8 with one scale", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "BF16", 1)}},
     {"FP8 with a scale for each row", FMT_FP8, 128, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "F16", 64, 1)}},
+    {"FP8 with scales for groups of columns", FMT_FP8, 64, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "F32", 64, 2)}},
+    {"MXFP8", FMT_FP8, 32, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "U8", 64, 4)}},
+    {"MXFP8", FMT_FP8, 32, 2, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "F8_E8M0", 64, 4)}},
     {"INT4, packed", FMT_INT4, 32, 2, {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 4), T("weight_shape", "I64", 2)}},
     {"INT4 with zero points, packed", FMT_INT4_ZERO, 64, 3, {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 2), T("weight_zero_point", "I32", 8, 2), T("weight_shape", "I64", 2)}},
     {"INT4 with zero points, packed", FMT_INT4_ZERO, 64, 3, {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 2), T("weight_zero_point", "I8", 64, 2)}},
@@ -229,8 +232,8 @@ static const struct bad {
     {"weight_scale has shape [64, 8], a matrix [64, 128] asks for [64, 4]", ST_INVALID, {T("weight_packed", "U8", 64, 64), T("weight_scale", "U8", 64, 8)}},
     {"weight_scale_inv has shape [64, 1], a matrix [64, 128] asks for [1, 1]", ST_INVALID, {T("weight", "F8_E4M3", 64, 128), T("weight_scale_inv", "F32", 64, 1)}},
     {"weight_scale_inv is I32 where F32, BF16, F16 or F8_E8M0 is expected", ST_INVALID, {T("weight", "F8_E4M3", 64, 128), T("weight_scale_inv", "I32", 1, 1)}},
-    {"MXFP8", ST_UNSUPPORTED, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "U8", 64, 4)}},
-    {"FP8 in groups of 64 columns is not supported", ST_UNSUPPORTED, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "F32", 64, 2)}},
+    {"weight_scale has shape [64, 2], a matrix [64, 128] asks for [64, 4]", ST_INVALID, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "U8", 64, 2)}},
+    {"groups of 16 columns are not supported", ST_UNSUPPORTED, {T("weight", "F8_E4M3", 64, 128), T("weight_scale", "F32", 64, 8)}},
     {"weight has shape [128, 64], a matrix [64, 128] asks for [64, 128]", ST_INVALID, {T("weight", "F8_E4M3", 128, 64), ONE("weight_scale", "F32")}},
     {"3 scales a row do not divide 128 columns evenly", ST_INVALID, {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 3)}},
     {"groups of 16 columns are not supported: multiples of 32 are", ST_UNSUPPORTED, {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 8)}},
@@ -245,7 +248,6 @@ static const struct bad {
     {"qweight has shape [16, 63]", ST_INVALID, {T("qweight", "I32", 16, 63), T("qzeros", "I32", 4, 8), T("scales", "F16", 4, 64)}},
     {"qzeros has shape [4, 9]", ST_INVALID, {T("qweight", "I32", 16, 64), T("qzeros", "I32", 4, 9), T("scales", "F16", 4, 64)}},
     {"AWQ of 8 bits is not supported", ST_UNSUPPORTED, {T("qweight", "I32", 128, 16), T("qzeros", "I32", 4, 16), T("scales", "F16", 4, 64)}},
-    {"g_idx: column 32 is out of the order of groups (act-order, desc_act), which is not supported yet", ST_UNSUPPORTED, {T("qweight", "I32", 16, 64), T("qzeros", "I32", 4, 8), T("scales", "F16", 4, 64), T("g_idx", "I32", 128)}},
     {"g_idx has shape [64]", ST_INVALID, {T("qweight", "I32", 16, 64), T("qzeros", "I32", 4, 8), T("scales", "F16", 4, 64), T("g_idx", "I32", 64)}},
     {"no known scheme has a tensor 'pre_quant_scale'", ST_UNSUPPORTED, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "F32"), T("pre_quant_scale", "BF16", 128)}},
     {"type I64 is not supported yet", ST_UNSUPPORTED, {T("weight", "I64", 64, 128)}},
@@ -317,6 +319,62 @@ static void views_that_do_not_fit(void **state)
     }
 }
 
+/* ---- act-order -------------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static void orders_of_columns(void **state)
+{
+    (void)state;
+    t_declare_warnings();
+    static int32_t usual[128], reversed[128], beyond[128], negative[128];
+    for (int i = 0; i < 128; i++) {
+        usual[i] = beyond[i] = negative[i] = i / 32;
+        reversed[i] = 3 - i / 32;
+    }
+    beyond[7] = 4;
+    negative[127] = -1;
+    const struct {
+        const int32_t *order;
+        const char *says; /* NULL: is read */
+    } cases[] = {{usual, NULL}, {reversed, NULL}, {beyond, "g_idx: column 7 is of group 4, and there are 4"}, {negative, "g_idx: column 127 is of group -1, and there are 4"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int packed = 0; packed < 2; packed++) {
+            struct checkpoint *ck;
+            struct part_model *m;
+            struct err e = {""};
+            struct part_of gptq[MAX_PARTS_OF_CASE + 1] = {T("qweight", "I32", 16, 64), T("qzeros", "I32", 4, 8), T("scales", "F16", 4, 64), {"g_idx", "I32", 1, {128}, cases[i].order}};
+            struct part_of ct[MAX_PARTS_OF_CASE + 1] = {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 4), {"weight_g_idx", "I32", 1, {128}, cases[i].order}};
+            T_OK(ck_open(write_model("", packed ? ct : gptq), &ck, &e), &e);
+            const enum st st = part_model_create(ck, PART_MOE_TENSOR, &m, &e);
+            if (cases[i].says)
+                t_expect_err_contains(ST_INVALID, st, &e, cases[i].says);
+            else {
+                T_OK(st, &e);
+                const struct part_weight *down = NULL;
+                for (int k = 0; k < m->n_weights; k++)
+                    if (strstr(m->weights[k].name, MODULE))
+                        down = &m->weights[k];
+                assert_non_null(down);
+                const struct quant_scheme *s = down->scheme;
+                assert_true((s->group_of != NULL) == (cases[i].order == reversed));
+                assert_true(s->sources[1].all_columns == (s->group_of != NULL) && !s->sources[0].all_columns);
+                struct part_plan *plan;
+                struct part_audit audit;
+                T_OK(part_plan_create(m, &(struct part_plan_options){.n_ranks = 2, .max_tokens = 4, .max_rows = 1, .context = 32, .max_sequences = 1}, &sizes, &plan, &e), &e);
+                T_OK(part_audit_plan(plan, &audit, &e), &e);
+                assert_int_equal(audit.n_beside, s->group_of ? 0 : 1);
+                if (s->group_of) { /* another order is another plan */
+                    const struct digest before = part_plan_digest(plan);
+                    ((struct quant_scheme *)(uintptr_t)s)->group_hash++;
+                    const struct digest after = part_plan_digest(plan);
+                    assert_memory_not_equal(&before, &after, sizeof before);
+                }
+                part_plan_destroy(plan);
+                part_model_destroy(m);
+            }
+            ck_close(ck);
+        }
+}
+
 /* ---- configurations --------------------------------------------------------------------------------------------------------------------------------------------- */
 
 static enum st read_config(const char *text, struct arena *arena, struct quant **q, struct checkpoint **ck, struct err *e)
@@ -346,12 +404,12 @@ static void configurations_by_name(void **state)
     (void)state;
 #define Q(text) "{\"quantization_config\":" text "}"
     refused_config(Q("7"), ST_INVALID, "quantization_config is not an object");
-    refused_config(Q("{}"), ST_UNSUPPORTED, "quant_method '(none)' is not supported yet; known: compressed-tensors, modelopt, modelopt_fp4, fp8, fbgemm_fp8, gptq, awq");
+    refused_config(Q("{}"), ST_UNSUPPORTED, "quant_method '(none)' is not supported yet; known: compressed-tensors, modelopt, modelopt_fp4, fp8, fbgemm_fp8, gptq, awq, mxfp4");
     refused_config(Q("{\"quant_method\":\"bitsandbytes\"}"), ST_UNSUPPORTED, "quant_method 'bitsandbytes' is not supported yet");
     refused_config(Q("{\"quant_method\":3}"), ST_INVALID, "quant_method");
     refused_config(Q("{\"quant_method\":\"compressed-tensors\",\"format\":\"marlin-24\"}"), ST_UNSUPPORTED, "format 'marlin-24' is not supported yet; known: dense");
-    refused_config(Q("{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"a\":{\"targets\":[\"Linear\"],\"format\":\"mxfp8-quantized\"}}}"), ST_UNSUPPORTED,
-                   "config_groups.a: format 'mxfp8-quantized'");
+    refused_config(Q("{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"a\":{\"targets\":[\"Linear\"],\"format\":\"mxfp6-quantized\"}}}"), ST_UNSUPPORTED,
+                   "config_groups.a: format 'mxfp6-quantized'");
     refused_config(Q("{\"quant_method\":\"compressed-tensors\",\"config_groups\":[]}"), ST_INVALID, "config_groups is not an object");
     refused_config(Q("{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"a\":7}}"), ST_INVALID, "config_groups.a is not an object");
     refused_config(Q("{\"quant_method\":\"compressed-tensors\",\"config_groups\":{\"a\":{\"targets\":\"Linear\"}}}"), ST_INVALID, "targets is not a list");
@@ -364,6 +422,9 @@ static void configurations_by_name(void **state)
     refused_config(Q("{\"quant_method\":\"gptq\",\"checkpoint_format\":\"marlin\"}"), ST_UNSUPPORTED, "checkpoint_format 'marlin' is not supported; known: gptq, gptq_v2");
     refused_config(Q("{\"quant_method\":\"awq\",\"version\":\"gemv\"}"), ST_UNSUPPORTED, "version 'gemv'");
     refused_config(Q("{\"quant_method\":\"modelopt\",\"quant_algo\":4}"), ST_INVALID, "quant_algo");
+    refused_config(Q("{\"quant_method\":\"modelopt\",\"quant_algo\":\"W4A16_AWQ\"}"), ST_UNSUPPORTED, "quant_algo 'W4A16_AWQ' is not supported yet; known: FP8, ");
+    refused_config(Q("{\"quant_method\":\"modelopt\",\"quant_algo\":\"MIXED_PRECISION\",\"quantized_layers\":{\"a\":{\"quant_algo\":\"NVFP4\"},\"b\":{\"quant_algo\":\"W4A8_AWQ\"}}}"), ST_UNSUPPORTED,
+                   "quant_algo 'W4A8_AWQ' is not supported yet");
     refused_config(Q("{\"quant_method\":\"modelopt\",\"quantized_layers\":[]}"), ST_INVALID, "quantized_layers is not an object");
 #undef Q
 }
@@ -455,7 +516,7 @@ static void tensors_decide(void **state)
         {{",\"quantization_config\":{" DOWN("\"config_groups\":{\"a\":{\"targets\":[\"re:.*down_proj\"],\"weights\":{\"num_bits\":4,\"type\":\"int\"}}}") "}", fp8},
          "1 matrices are quantised otherwise than it says (model.layers.0.mlp.down_proj); the tensors decide", 1},
         {{",\"quantization_config\":{\"quant_method\":\"modelopt\",\"quant_algo\":\"MIXED_PRECISION\",\"quantized_layers\":{\"model.layers.0.mlp.down_proj\":{\"quant_algo\":\"FP8\"}}}", fp8}, "", 0},
-        {{",\"quantization_config\":{\"quant_method\":\"fp8\",\"modules_to_not_convert\":[\"down_proj\"]}", fp8}, "6 matrices that should be quantised are stored plainly", 2},
+        {{",\"expert_dtype\":\"fp4\",\"quantization_config\":{\"quant_method\":\"fp8\",\"modules_to_not_convert\":[\"down_proj\"]}", fp8}, "6 matrices that should be quantised are stored plainly", 2},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *said = t_in_child(build, (void *)(uintptr_t)&cases[i].told, 0);
@@ -468,7 +529,7 @@ static void tensors_decide(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(schemes_by_tensors), cmocka_unit_test(refusals_by_name), cmocka_unit_test(views_that_do_not_fit), cmocka_unit_test(configurations_by_name), cmocka_unit_test(lists_decide_by_module), cmocka_unit_test(tensors_decide),
+        cmocka_unit_test(schemes_by_tensors), cmocka_unit_test(refusals_by_name), cmocka_unit_test(views_that_do_not_fit), cmocka_unit_test(orders_of_columns), cmocka_unit_test(configurations_by_name), cmocka_unit_test(lists_decide_by_module), cmocka_unit_test(tensors_decide),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

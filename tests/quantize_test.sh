@@ -132,6 +132,32 @@ refuses "no IN" 2 "which MODEL" quantize --format fp8
 refuses "a third path" 2 "third" quantize "$hub" "$t_dir/no" third --format fp8
 refuses "an unknown option" 2 "--frobnicate" quantize "$hub" "$t_dir/no" --frobnicate
 
+# --- from what is quantised already ---
+
+# again NAME CASE FORMAT LIMIT OPTIONS…: of the golden models (make_quant.py); the logits of what comes out against those of what went in
+again() {
+    local model=tests/golden/llama/$2 name="$1" format=$3 limit=$4
+    shift 4
+    rm -rf "$t_dir/again"
+    said=$(quantize "$model" "$t_dir/again" --format "$format" "$@" 2>&1)
+    contains "$name: says so" "$said" "matrices were quantised already"
+    for side in "$model" "$t_dir/again"; do
+        "$TANDEM" eval "$side" --ids "$model/ids.txt" --logits "$t_dir/logits.$(basename "$side")" --activations f32 >"$t_dir/said" 2>&1 || sed 's/^/    /' "$t_dir/said"
+    done
+    near "$name: logits" "$t_dir/logits.again" "$t_dir/logits.$(basename "$model")" "$limit"
+}
+again "MXFP4 again is the same" mxfp4-compressed mxfp4 0
+again "NVFP4 of fused matrices" nvfp4-fused nvfp4 1e-6
+again "FP8 in blocks to a scale a row" fp8-blocks fp8 0.1
+again "GPTQ with act-order, one matrix encoded" int4-gptq-act-order fp8 0.05 --ignore 're:.*mlp.*' --ignore 're:.*[qvo]_proj' --ignore 're:.*layers\.1.*'
+again "zero points of compressed-tensors, actorder" int8-actorder fp8 0.1
+again "AWQ" int4-awq nvfp4 0.3
+again "head and embedding become F32" int8-embedding fp8 0.1
+again "modules in several formats" mixed-compressed nvfp4 0.4
+
+ok "hf_quant_config.json is not left beside" quantize tests/golden/llama/nvfp4-modelopt "$t_dir/from_modelopt" --format fp8
+[ ! -e "$t_dir/from_modelopt/hf_quant_config.json" ] && t_pass "only one of the two says what is quantised" || t_fail "only one of the two says what is quantised"
+
 # --- what cannot be ---
 
 refuses "no such IN" 1 "No such file" quantize "$t_dir/missing" "$t_dir/no" --format fp8
@@ -142,7 +168,6 @@ refuses "OUT is a file that exists" 1 "exists already" quantize "$hub" "$gguf" -
 refuses "OUT is IN" 1 "the checkpoint itself" quantize "$hub" "$hub/" --format fp8
 refuses "OUT is IN, a file" 1 "the checkpoint itself" quantize "$gguf" "$gguf" --format q8_0
 refuses "OUT below nothing" 1 "No such file" quantize "$hub" "$t_dir/nowhere/out" --format fp8
-refuses "IN is quantised" 1 "quantised already (compressed-tensors)" quantize "$t_dir/hub.fp8" "$t_dir/no" --format nvfp4
 cp -r "$hub" "$t_dir/bare"
 rm "$t_dir/bare/tokenizer.json"
 refuses "a GGUF wants a tokenizer" 1 "tokenizer.json is missing" quantize "$t_dir/bare" "$t_dir/no" --format q8_0

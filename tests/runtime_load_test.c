@@ -13,9 +13,12 @@
 enum st load_in_tiles(const struct part_model *m, const struct kern_backend *backend, bool accurate, struct base_pool *pool, struct arena *data, struct arena *small,
                       rt_progress_fn progress, void *context, struct rt_weights *weights, struct err *e);
 #define BOUNCE_BYTES 64 /* less than a tile of any of them; enough for a number */
+void close_in_tiles(struct rt_weights *weights);
 #define rt_weights_load load_in_tiles
+#define rt_weights_close close_in_tiles
 #include "runtime/load.c"
 #undef rt_weights_load
+#undef rt_weights_close
 
 struct loaded {
     struct arena data, small;
@@ -86,7 +89,7 @@ static void steps_of_any_size(void **state)
 {
     (void)state;
     static const char *const cases[] = {"nvfp4-compressed", "nvfp4-fused",         "mxfp4-compressed", "fp8-blocks", "fp8-blocks-e8m0", "fp8-blocks-fused", "fp8-channels", "int4-groups",
-                                        "int4-channels",    "int4-channels-fused", "int8-groups",      "int8-channels", "int4-gptq",     "int8-gptq-v2",     "int4-awq",     "gguf-nvfp4-scales/model.gguf"};
+                                        "int4-channels",    "int4-channels-fused", "int8-groups",      "int8-channels", "int4-gptq",     "int8-gptq-v2",     "int4-awq",     "int4-gptq-act-order", "int8-actorder", "mxfp8-compressed", "gguf-nvfp4-scales/model.gguf"};
     static const uint32_t splits[][3] = {{1}, {5, 3}, {0, 2, 1}};
     struct err e = {""};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

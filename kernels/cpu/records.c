@@ -58,9 +58,17 @@ void cpu_records_put(const struct cpu_matmul *m, const struct cpu_records *r, co
     for (size_t s = segment_lo; s < segment_hi; s++) {
         size_t before = g->first * c->n_segments + s * (size_t)g->n, columns = c->segment_columns[s], place = (c->begin + c->segment_begin[s]) % KERN_SEGMENT;
         for (int t = 0; t < g->n; t++) {
-            const float *x = g->x + (size_t)(g->token ? g->token[t] : t) * g->x_stride + c->segment_begin[s];
+            const float *x = g->x + (size_t)(g->token ? g->token[t] : t) * g->x_stride;
             float whole[KERN_SEGMENT] = {0};
-            if (columns < KERN_SEGMENT) {
+            if (c->order) {
+                for (size_t j = 0; j < columns; j++) {
+                    int32_t at = c->order[c->segment_begin[s] + j];
+                    if (at >= 0) whole[place + j] = x[at];
+                }
+                x = whole;
+            } else
+                x += c->segment_begin[s];
+            if (columns < KERN_SEGMENT && !c->order) {
                 memcpy(whole + place, x, columns * sizeof *x);
                 x = whole;
             }

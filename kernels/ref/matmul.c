@@ -126,13 +126,18 @@ static bool wants_int8(const struct kern_matmul *args) {
     return false;
 }
 
-/* x of one segment, with zeroes for what it lacks of its block of 32: there, or in padded. */
+/* x of one segment, in the order of the columns, with zeroes for what it lacks of its block of 32: there, or in padded. */
 static const float *segment_of_x(const struct kern_matmul *args, int t, uint32_t s, float padded[KERN_SEGMENT]) {
     const struct kern_columns *c = &args->parts[0].matrix->columns;
-    const float *x = args->x + (size_t)t * args->x_stride + c->segment_begin[s];
-    if (c->segment_columns[s] == KERN_SEGMENT)
+    const float *x = args->x + (size_t)t * args->x_stride + (c->order ? 0 : c->segment_begin[s]);
+    if (c->segment_columns[s] == KERN_SEGMENT && !c->order)
         return x;
     memset(padded, 0, KERN_SEGMENT * sizeof *padded);
+    if (c->order) {
+        for (uint32_t i = 0; i < c->segment_columns[s]; i++)
+            padded[place_of(c, s) + i] = c->order[c->segment_begin[s] + i] < 0 ? 0 : x[c->order[c->segment_begin[s] + i]];
+        return padded;
+    }
     memcpy(padded + place_of(c, s), x, c->segment_columns[s] * sizeof *x);
     return padded;
 }

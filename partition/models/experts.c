@@ -101,6 +101,8 @@ static enum st add_one(struct part_model *m, int layer, const struct expert_name
     if (st)
         return st;
     struct part_weight *w = &m->weights[*index];
+    if (w->scheme->group_of) /* each expert would need its tokens' numbers in an order of its own */
+        return err_set(e, ST_UNSUPPORTED, "%s: %s: act-order of experts is not supported yet", ck_path(m->ck), w->name);
     if (owned) {
         w->owner_dim = m->dim_experts;
         w->owner_unit = (uint64_t)expert;

@@ -28,6 +28,20 @@ static void quant_check_sources(const struct quant_scheme *s)
     }
 }
 
+/* Columns [begin, end) by group, each run filled up to whole blocks; returns how many places. */
+static uint64_t quant_sort(const struct quant_scheme *s, uint64_t begin, uint64_t end, int32_t *order)
+{
+    uint64_t n = 0;
+    for (uint64_t g = 0; g < s->columns / s->sources[1].column_unit; g++) {
+        for (uint64_t c = begin; c < end; c++)
+            if ((uint64_t)s->group_of[c] == g)
+                order[n++] = (int32_t)(c - begin);
+        while (n % 32)
+            order[n++] = -1;
+    }
+    return n;
+}
+
 static void quant_assemble(const struct quant_scheme *s, const uint8_t *file, uint64_t column_begin, uint64_t column_end)
 {
     struct rt_assembly a = {.scheme = s, .row_end = s->rows, .column_begin = column_begin, .column_end = column_end};
@@ -45,7 +59,12 @@ static void quant_assemble(const struct quant_scheme *s, const uint8_t *file, ui
                 memcpy(copies[k] + i * n_columns * x->element_bytes, from + i * x->row_stride, n_columns * x->element_bytes);
         a.pieces[k] = (struct rt_piece){.data = copies[k], .stride_bytes = (size_t)(n_columns * x->element_bytes)};
     }
-    const size_t row_bytes = rt_assembled_bytes(s, column_begin, column_end), block = kern_format(s->format)->block_columns;
+    int32_t order[32 * QUANT_MOST_COLUMNS]; /* a group has 32 columns or more, or is the only one */
+    if (s->group_of) {
+        a.order = order;
+        a.n_ordered = quant_sort(s, column_begin, column_end, order);
+    }
+    const size_t row_bytes = s->group_of ? rt_assembled_bytes(s, 0, a.n_ordered) : rt_assembled_bytes(s, column_begin, column_end), block = kern_format(s->format)->block_columns;
     const uint64_t n = row_bytes / kern_format(s->format)->block_bytes * block;
     unsigned char *rows = malloc(s->rows * row_bytes);
     float *values = malloc(n * sizeof *values);

@@ -41,6 +41,12 @@ CASES = {
     "nvfp4-modelopt": dict(SMALL, layers=2, hidden=96, heads=6, kv=3, head_dim=16, ffn=208, method="modelopt-nvfp4", spelling="v5",
                            ignore=["lm_head", "model.layers.0.mlp.down_proj", "*layers.1.self_attn*"]),
     "mxfp4-compressed": dict(SMALL, hidden=96, heads=4, kv=4, head_dim=24, ffn=160, method="ct", preset="MXFP4", format="mxfp4-pack-quantized", ignore=["lm_head"]),
+    "mxfp8-compressed": dict(SMALL, hidden=96, heads=4, kv=4, head_dim=24, ffn=160, method="ct", preset="MXFP8", format="mxfp8-quantized", ignore=["lm_head"]),
+    # each kind of module in a format of its own
+    "mixed-compressed": dict(SMALL, layers=2, hidden=96, heads=4, kv=2, head_dim=24, ffn=192, method="ct", format="mixed-precision", ignore=["lm_head", "re:.*layers\\.0\\.mlp\\.up_proj$"],
+                             groups=[("re:.*self_attn.*", dict(preset="FP8_DYNAMIC", format="float-quantized", scale=torch.bfloat16)),
+                                     ("re:.*down_proj$", dict(preset="NVFP4A16", format="nvfp4-pack-quantized")),
+                                     ("re:.*(gate|up)_proj$", dict(format="pack-quantized", scale=torch.bfloat16, weights=int_args(strategy="group", group_size=32)))]),
     # blocks of 128 that are partial both ways, the rows of k and v less than one
     "fp8-blocks": dict(SMALL, hidden=144, heads=6, kv=3, head_dim=24, ffn=272, method="fp8-blocks", ignore=["lm_head"]),
     "fp8-blocks-e8m0": dict(SMALL, hidden=160, heads=10, kv=5, head_dim=16, ffn=136, method="fp8-blocks-e8m0", ignore=["lm_head"]),
@@ -65,6 +71,12 @@ CASES = {
     "int8-groups": dict(SMALL, hidden=64, heads=4, kv=2, head_dim=32, ffn=192, method="ct", format="pack-quantized", scale=torch.float16,
                         weights=int_args(bits=8, strategy="group", group_size=64, symmetric=False), ignore=["lm_head"]),
     "int4-gptq": dict(SMALL, hidden=64, heads=4, kv=2, head_dim=24, ffn=160, method="gptq", bits=4, group=32),
+    # groups of columns that lie anywhere: q, k and v each have an order of their own
+    "int4-gptq-act-order": dict(SMALL, layers=2, hidden=64, heads=4, kv=2, head_dim=24, ffn=160, method="gptq", bits=4, group=32, act_order=True),
+    "int8-actorder": dict(SMALL, hidden=128, heads=4, kv=4, head_dim=24, ffn=192, method="ct", format="pack-quantized", scale=torch.bfloat16, act_order=True,
+                          weights=int_args(bits=8, strategy="group", group_size=32, symmetric=False), ignore=["lm_head"]),
+    "int4-actorder": dict(SMALL, hidden=64, heads=4, kv=2, head_dim=24, ffn=96, method="ct", format="pack-quantized", scale=torch.bfloat16, act_order=True,
+                          weights=int_args(strategy="group", group_size=32), ignore=["lm_head"]),
     "int8-gptq-v2": dict(SMALL, hidden=80, heads=5, kv=5, head_dim=20, ffn=72, method="gptq", bits=8, group=-1, v2=True),
     "int4-awq": dict(SMALL, hidden=128, heads=8, kv=4, head_dim=16, ffn=192, method="awq", bits=4, group=64),
 }
@@ -94,8 +106,26 @@ def pack_words(numbers, bits):
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 
 
+def order_of(w):
+    """Columns by weight, as act-order takes them: GPTQ would by its Hessian, and any order will do here. And the place of each column in it."""
+    order = torch.argsort(w.norm(dim=0), descending=True)
+    return order, torch.argsort(order)
+
+
+def compressed_tensors_in_order(w, c, scheme):
+    """actorder: groups are made in that order and stored in the columns' own places again, as compressed-tensors did while it wrote weight_g_idx."""
+    order, place = order_of(w)
+    tensors, values = compressed_tensors(w[:, order], dict(c, act_order=False), scheme)
+    bits = scheme.weights.num_bits
+    tensors["weight_packed"] = pack_words(unpack_words(tensors["weight_packed"], bits)[:, : w.shape[1]][:, place], bits)
+    tensors["weight_g_idx"] = (place // scheme.weights.group_size).int()
+    return tensors, values[:, place]
+
+
 def compressed_tensors(w, c, scheme):
     args = scheme.weights
+    if c.get("act_order"):
+        return compressed_tensors_in_order(w, c, scheme)
     state = {"weight": w}
     if args.strategy == "tensor_group":
         state["weight_global_scale"] = generate_gparam(w.min(), w.max())
@@ -121,8 +151,10 @@ def compressed_tensors(w, c, scheme):
 
 def read_compressed_tensors(t, args, shape):
     s = t["weight_scale"]
+    if s.dtype == torch.uint8:
+        s = torch.exp2(s.float() - 127)
     if args.num_bits == 4 and args.type == "float":
-        scale = torch.exp2(s.float() - 127) if s.dtype == torch.uint8 else s.float() / t["weight_global_scale"]
+        scale = s.float() / t.get("weight_global_scale", 1)
         codes = unpack_pairs(t["weight_packed"])
     else:
         scale = s.float()
@@ -191,12 +223,13 @@ def asymmetric(w, bits, group):
 
 
 def gptq(w, c):
-    bits = c["bits"]
-    codes, scale, zero, values = asymmetric(w, bits, c["group"])
+    bits, columns = c["bits"], w.shape[1]
+    order, place = order_of(w) if c.get("act_order") else (torch.arange(columns), torch.arange(columns))
+    codes, scale, zero, values = asymmetric(w[:, order], bits, c["group"])
     stored_zero = zero if c.get("v2") else (zero - 1) % (1 << bits)
-    group = w.shape[1] if c["group"] == -1 else c["group"]
-    tensors = {"qweight": pack_words(codes.reshape(w.shape), bits).T, "qzeros": pack_words(stored_zero.T, bits), "scales": scale.T, "g_idx": (torch.arange(w.shape[1]) // group).int()}
-    return tensors, values
+    group = columns if c["group"] == -1 else c["group"]
+    tensors = {"qweight": pack_words(codes.reshape(w.shape)[:, place], bits).T, "qzeros": pack_words(stored_zero.T, bits), "scales": scale.T, "g_idx": (place // group).int()}
+    return tensors, values[:, place]
 
 
 def awq(w, c):
@@ -221,6 +254,10 @@ def scheme_of(c):
 
 
 def quantization_config(c):
+    if "groups" in c:
+        groups = {f"group_{i}": scheme_of(dict(g, targets=[pattern])).model_copy(update={"targets": [pattern], "format": g["format"]}) for i, (pattern, g) in enumerate(c["groups"])}
+        q = QuantizationConfig(config_groups=groups, format=c["format"], ignore=c["ignore"], quantization_status=QuantizationStatus.COMPRESSED)
+        return json.loads(q.model_dump_json())
     if c["method"] == "ct":
         q = QuantizationConfig(config_groups={"group_0": scheme_of(c)}, format=c["format"], ignore=c["ignore"], quantization_status=QuantizationStatus.COMPRESSED)
         return json.loads(q.model_dump_json())
@@ -231,7 +268,7 @@ def quantization_config(c):
     if c["method"].startswith("fp8-blocks"):
         return {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
     if c["method"] == "gptq":
-        return {"quant_method": "gptq", "bits": c["bits"], "group_size": c["group"], "sym": False, "desc_act": False, "checkpoint_format": "gptq_v2" if c.get("v2") else "gptq"}
+        return {"quant_method": "gptq", "bits": c["bits"], "group_size": c["group"], "sym": False, "desc_act": bool(c.get("act_order")), "checkpoint_format": "gptq_v2" if c.get("v2") else "gptq"}
     if c["method"] == "awq":
         return {"quant_method": "awq", "bits": 4, "group_size": c["group"], "zero_point": True, "version": "gemm", "modules_to_not_convert": None}
     return None
@@ -274,7 +311,8 @@ def save(model, c, directory):
             tensors[name] = w.to(torch.bfloat16).contiguous()
             values[name] = w
             continue
-        parts, values[name] = compressed_tensors(w, c, scheme_of(c)) if c["method"] == "ct" else WRITERS[c["method"]](w, c)
+        own = next((g for pattern, g in c.get("groups", ()) if re.match(pattern[3:], module)), c)
+        parts, values[name] = compressed_tensors(w, own, scheme_of(own)) if c["method"] == "ct" else WRITERS[c["method"]](w, c)
         if "modelopt" in c["method"] and re.search(r"[kv]_proj$", module):
             parts[module[-6] + "_scale"] = torch.tensor(0.75)
         tensors.update({f"{module}.{n}": t.contiguous() for n, t in parts.items()})

@@ -121,6 +121,9 @@ quantised("int", {"quant_method": "compressed-tensors", "format": "pack-quantize
            ("b.weight", "I8", 3, 40), ("b.weight_scale", "F32", 3, 1), ("b.weight_zero_point", "I8", 3, 1)])  # fmt: skip
 quantised("gptq", {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq"},
           [("a.qweight", "I32", 8, 8), ("a.qzeros", "I32", 2, 1), ("a.scales", "F16", 2, 8), ("b.qweight", "I32", 10, 4), ("b.qzeros", "I32", 1, 1), ("b.scales", "F16", 1, 4), ("b.g_idx", "I32", 40)])
+quantised("act_order", {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True},
+          [("a.qweight", "I32", 8, 8), ("a.qzeros", "I32", 2, 1), ("a.scales", "F16", 2, 8), ("a.g_idx", "I32", 64),
+           ("b.weight_packed", "I32", 2, 8), ("b.weight_scale", "BF16", 2, 2), ("b.weight_g_idx", "I32", 64)])  # fmt: skip
 quantised("awq", {"quant_method": "awq", "version": "gemm"}, [("a.qweight", "I32", 64, 2), ("a.qzeros", "I32", 2, 2), ("a.scales", "F16", 2, 16)])
 quantised("experts", {"quant_method": "fp8"}, [("e_blocks", "U8", 2, 6, 2, 16), ("e_scales", "U8", 2, 6, 2), ("e_bias", "BF16", 2, 6), ("f", "BF16", 2, 4, 6)])
 quantised("cache", {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8", "kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}},
