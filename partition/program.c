@@ -316,7 +316,7 @@ static enum st check_operands(struct check *c, const struct part_step *s)
     CHECK(c, (s->op != PART_LINEAR && s->op != PART_EXPERTS_IN) || (s->n_parts >= 1 && s->n_parts <= PART_MAX_PARTS), "has %d parts", s->n_parts);
     const struct needs n = needs_of(s);
     for (int k = 0; k < 3; k++) {
-        CHECK(c, (s->in[k] != PART_NONE) == (k < n.n_in) || (k < n.n_in + n.n_more_in), "takes %d inputs; number %d is %s", n.n_in, k, k < n.n_in ? "missing" : "one too many");
+        CHECK(c, (s->in[k] != PART_NONE) == (k < n.n_in) || (k >= n.n_in && k < n.n_in + n.n_more_in), "takes %d inputs; number %d is %s", n.n_in, k, k < n.n_in ? "missing" : "one too many");
         if (s->in[k] == PART_NONE)
             continue;
         CHECK(c, s->in[k] >= 0 && s->in[k] < m->n_values, "reads value %d of %d", s->in[k], m->n_values);

@@ -93,7 +93,7 @@ static void norm_case(void *rng) {
             int width = widths[w], n_tokens = 3;
             size_t stride = (size_t)width + 3, n = stride * (size_t)n_tokens;
             float *x = random_floats(rng, n, 3), *weight = random_floats(rng, (size_t)width, 1), *want = copy_of(x, n);
-            struct kern_norm args = {x, weight, want, stride, stride, n_tokens, width, 1e-5f};
+            struct kern_norm args = {x, weight, want, stride, stride, n_tokens, width, 1e-5f, NULL, 0};
             kern_ref.norm(whole, &args);
             float *d_x = to_device(x, n * sizeof *x), *d_weight = to_device(weight, (size_t)width * sizeof *x), *d_y = in_place ? d_x : to_device(x, n * sizeof *x);
             args.x = d_x;
@@ -302,7 +302,7 @@ static void refused_calls(void **state) {
     assert_int_equal(cudaGetLastError(), cudaSuccess);
     assert_int_equal(cudaFree(p), cudaSuccess);
     assert_int_equal(cudaFree(p), cudaErrorInvalidValue);
-    struct kern_norm wide = {NULL, NULL, NULL, 0, 0, 1, 25001, 1e-5f};
+    struct kern_norm wide = {NULL, NULL, NULL, 0, 0, 1, 25001, 1e-5f, NULL, 0};
     assert_int_equal(cuda_norm(&wide, NULL), cudaErrorInvalidValue);
     assert_int_equal(simt_set_device("gb10"), 0);
     assert_int_equal(cudaFuncSetAttribute((const void *)&value, cudaFuncAttributeMaxDynamicSharedMemorySize, 101377), cudaErrorInvalidValue);

@@ -180,8 +180,8 @@ static void both_kinds_of_file(void **state) {
 static void families_by_name(void **state) {
     (void)state;
     model(false);
-    REFUSED(write_hub("{\"model_type\":\"qwen3\",\"architectures\":[\"Qwen3ForCausalLM\"]}"), ST_UNSUPPORTED,
-            "family qwen3 is not supported yet; known: llama", "config.json");
+    REFUSED(write_hub("{\"model_type\":\"gemma3\",\"architectures\":[\"Gemma3ForCausalLM\"]}"), ST_UNSUPPORTED,
+            "family gemma3 is not supported yet; known: llama, qwen3, qwen3_moe, mixtral, gpt_oss, glm4_moe, minimax_m2", "config.json");
     REFUSED(write_hub("{\"architectures\":[\"MistralForCausalLM\"]}"), ST_UNSUPPORTED, "family MistralForCausalLM is not supported yet");
     REFUSED(HUB(",\"architectures\":[\"LlamaForSequenceClassification\"]"), ST_UNSUPPORTED, "LlamaForSequenceClassification");
     REFUSED(write_hub("{}"), ST_INVALID, "neither model_type nor architectures");
@@ -192,15 +192,100 @@ static void families_by_name(void **state) {
     REFUSED(write_hub(NULL), ST_NOT_FOUND, "config.json");
     REFUSED(HUB(",\"quantization_config\":{\"quant_method\":\"bitsandbytes\"}"), ST_UNSUPPORTED, "quantization_config", "bitsandbytes");
     model(true);
-    t_gguf_str(&g, "general.architecture", "qwen3");
-    REFUSED(write_gguf(), ST_UNSUPPORTED, "family qwen3 is not supported yet; known: llama");
+    t_gguf_str(&g, "general.architecture", "gemma3");
+    REFUSED(write_gguf(), ST_UNSUPPORTED, "family gemma3 is not supported yet; known: llama");
     REFUSED(write_gguf(), ST_INVALID, "general.architecture is missing");
     gguf_sizes();
     t_gguf_str(&g, "general.type", "adapter");
     REFUSED(write_gguf(), ST_UNSUPPORTED, "general.type is 'adapter'");
+}
+
+/* ---- experts and windows ---- */
+
+#define PLAIN_SIZES                                                                                                                                  \
+    "\"num_hidden_layers\":2,\"hidden_size\":24,\"num_attention_heads\":6,\"num_key_value_heads\":2,\"head_dim\":128,\"intermediate_size\":40,"        \
+    "\"vocab_size\":50,\"rms_norm_eps\":1e-05"
+#define OF(type, more) write_hub("{\"model_type\":\"" type "\"," PLAIN_SIZES more "}")
+#define EXPERTS ",\"num_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12"
+
+static void experts(void **state) {
+    (void)state;
+    model(false);
+    struct model_config c = read_of(OF("qwen3_moe", EXPERTS ",\"norm_topk_prob\":true"));
+    assert_string_equal(c.family, "qwen3_moe");
+    assert_true(c.moe.n_experts == 8 && c.moe.top_k == 2 && c.moe.ffn == 12 && c.moe.n_shared == 0 && c.moe.router == CONFIG_ROUTER_SOFTMAX && c.moe.renormalise && c.moe.scale == 1);
+    c = read_of(OF("qwen3_moe", ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12")); /* transformers 5 */
+    assert_true(c.moe.n_experts == 8 && !c.moe.renormalise);
+    c = read_of(OF("mixtral", ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"sliding_window\":null"));
+    assert_true(c.moe.ffn == FFN && c.moe.renormalise && !c.windows && c.rope.theta == 1000000);
+    c = read_of(OF("gpt_oss", ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"swiglu_limit\":7"));
+    assert_true(c.moe.router == CONFIG_ROUTER_TOPK_SOFTMAX && c.gate == CONFIG_GATE_CLAMPED && c.gate_limit == 7 && c.gate_alpha == 1.702 && !c.windows);
+    c = read_of(OF("glm4_moe", ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12,\"n_shared_experts\":1,\"n_group\":4,\"topk_group\":1,\"routed_scaling_factor\":2.5"));
+    assert_true(c.moe.router == CONFIG_ROUTER_SIGMOID && c.moe.n_shared == 1 && c.moe.n_groups == 4 && c.moe.k_groups == 1 && c.moe.scale == 2.5 && c.rope.rotary_dim == DIM / 2);
+    c = read_of(OF("minimax_m2", ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"rotary_dim\":64"));
+    assert_true(c.moe.router == CONFIG_ROUTER_SIGMOID && c.moe.renormalise && c.rope.rotary_dim == 64);
+
+    REFUSED(OF("qwen3_moe", ""), ST_INVALID, "num_experts is missing");
+    REFUSED(OF("qwen3_moe", ",\"num_experts\":8"), ST_INVALID, "num_experts_per_tok is missing");
+    REFUSED(OF("qwen3_moe", ",\"num_experts\":8,\"num_experts_per_tok\":2"), ST_INVALID, "moe_intermediate_size is missing");
+    REFUSED(OF("qwen3_moe", ",\"num_experts\":0"), ST_INVALID, "num_experts: 0 is outside");
+    REFUSED(OF("qwen3_moe", ",\"num_experts\":8,\"num_experts_per_tok\":9,\"moe_intermediate_size\":12"), ST_INVALID, "9 experts for each token, of 8");
+    REFUSED(OF("qwen3_moe", ",\"num_experts\":80,\"num_experts_per_tok\":65,\"moe_intermediate_size\":12"), ST_INVALID, "num_experts_per_tok: 65 is outside");
+    REFUSED(OF("glm4_moe", ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12,\"n_group\":3"), ST_INVALID, "2 of 8 experts cannot be chosen from 1 of 3 groups");
+    REFUSED(OF("glm4_moe", ",\"n_routed_experts\":8,\"num_experts_per_tok\":3,\"moe_intermediate_size\":12,\"n_group\":4"), ST_INVALID, "3 of 8 experts cannot be chosen from 1 of 4");
+    REFUSED(OF("glm4_moe", ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12,\"n_shared_experts\":2"), ST_UNSUPPORTED, "n_shared_experts is 2");
+    REFUSED(OF("glm4_moe", ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12,\"routed_scaling_factor\":0"), ST_INVALID, "scaled by 0");
+    REFUSED(OF("gpt_oss", ",\"swiglu_limit\":-1"), ST_INVALID, "swiglu_limit: -1");
+    REFUSED(OF("minimax_m2", ",\"scoring_func\":\"softmax\""), ST_UNSUPPORTED, "scoring_func: 'softmax'");
+
+    model(true);
     gguf_sizes();
     t_gguf_u32(&g, "llama.expert_count", 8);
-    REFUSED(write_gguf(), ST_UNSUPPORTED, "llama.expert_count is 8", "mixtral");
+    REFUSED(write_gguf(), ST_INVALID, "llama.expert_used_count is missing");
+    gguf_sizes();
+    t_gguf_u32(&g, "llama.expert_count", 8);
+    t_gguf_u32(&g, "llama.expert_used_count", 2);
+    c = read_of(write_gguf());
+    assert_string_equal(c.family, "mixtral");
+    assert_true(c.moe.n_experts == 8 && c.moe.top_k == 2 && c.moe.ffn == FFN && c.moe.renormalise);
+}
+
+static void windows(void **state) {
+    (void)state;
+    model(false);
+#define GPT_OSS ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"sliding_window\":16"
+    struct model_config c = read_of(OF("gpt_oss", GPT_OSS));
+    assert_true(c.windows && c.windows[0] == 16 && c.windows[1] == 0);
+    c = read_of(OF("gpt_oss", GPT_OSS ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]"));
+    assert_true(c.windows && c.windows[0] == 0 && c.windows[1] == 16);
+    c = read_of(OF("qwen3", ",\"use_sliding_window\":false,\"sliding_window\":16,\"max_window_layers\":0"));
+    assert_null(c.windows);
+    c = read_of(OF("qwen3", ",\"use_sliding_window\":true,\"sliding_window\":16,\"max_window_layers\":1"));
+    assert_true(c.windows && c.windows[0] == 0 && c.windows[1] == 16);
+    REFUSED(OF("gpt_oss", GPT_OSS ",\"layer_types\":[\"full_attention\"]"), ST_INVALID, "layer_types is no list of 2 layers");
+    REFUSED(OF("gpt_oss", GPT_OSS ",\"layer_types\":[\"full_attention\",\"linear_attention\"]"), ST_UNSUPPORTED, "layer_types[1]: 'linear_attention'");
+    REFUSED(OF("gpt_oss", ",\"sliding_window\":-4"), ST_INVALID, "sliding_window: -4 is outside");
+    model(true);
+    gguf_sizes();
+    t_gguf_u32(&g, "llama.attention.sliding_window", 16);
+    c = read_of(write_gguf());
+    assert_true(c.windows && c.windows[0] == 16 && c.windows[1] == 16);
+}
+
+/* The middle of the ramp, its two ends, and the factor on cos and sin; the frequencies are compared with transformers' through the golden models. */
+static void yarn(void **state) {
+    (void)state;
+    model(false);
+#define YARN(more) OF("llama", ",\"rope_theta\":10000,\"rope_scaling\":{\"rope_type\":\"yarn\"" more "}")
+    struct model_config c = read_of(YARN(",\"factor\":8,\"original_max_position_embeddings\":4096"));
+    assert_true(c.rope.kind == ROPE_YARN && c.rope.truncate && fabs(c.rope.attention_factor - (0.1 * log(8) + 1)) < 1e-15);
+    assert_true(c.rope.frequency[0] == 1 && fabs(c.rope.frequency[63] * 8 * pow(10000, 126.0 / 128) - 1) < 1e-12);
+    c = read_of(YARN(",\"factor\":8,\"original_max_position_embeddings\":4096,\"attention_factor\":1.5,\"truncate\":false,\"beta_fast\":16"));
+    assert_true(c.rope.attention_factor == 1.5 && !c.rope.truncate && c.rope.beta_fast == 16 && c.rope.beta_slow == 1);
+    REFUSED(YARN(""), ST_INVALID, "rope type yarn without factor");
+    REFUSED(YARN(",\"factor\":8"), ST_INVALID, "rope type yarn without original_max_position_embeddings");
+    REFUSED(YARN(",\"factor\":8,\"mscale\":1"), ST_UNSUPPORTED, "mscale is not supported");
+    REFUSED(YARN(",\"factor\":8,\"beta_slow\":0"), ST_INVALID, "beta_slow: 0 is not a positive");
 }
 
 static void bad_values(void **state) {
@@ -362,16 +447,16 @@ static void rope_plain_and_linear(void **state) {
 static void rope_refused(void **state) {
     (void)state;
     model(false);
-    static const char *const types[] = {"foo", "yarn", "dynamic", "longrope", "su", "proportional", "mrope", ""};
+    static const char *const types[] = {"foo", "dynamic", "longrope", "su", "proportional", "mrope", ""};
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
         for (int spelling = 0; spelling < 3; spelling++) {
-            char json[1024], part[64];
+            char json[1024], part[96];
             static const char *const spellings[] = {"\"rope_scaling\":{\"type\":\"%s\"", "\"rope_scaling\":{\"rope_type\":\"%s\"",
                                                     "\"rope_parameters\":{\"rope_type\":\"%s\""};
             int n = snprintf(json, sizeof json, "{" SIZES ",");
             n += snprintf(json + n, sizeof json - (size_t)n, spellings[spelling], types[i]);
             snprintf(json + n, sizeof json - (size_t)n, ",\"factor\":4.0}}");
-            snprintf(part, sizeof part, "rope type '%s' is not supported; known: default, linear, llama3", types[i]);
+            snprintf(part, sizeof part, "rope type '%s' is not supported; known: default, linear, llama3, yarn", types[i]);
             REFUSED(write_hub(json), ST_UNSUPPORTED, part, spelling < 2 ? "rope_scaling" : "rope_parameters");
         }
     REFUSED(HUB(",\"rope_scaling\":{\"factor\":4}"), ST_INVALID, "rope_scaling", "neither rope_type nor type");
@@ -398,7 +483,7 @@ static void rope_refused(void **state) {
     model(true);
     for (int i = 0; i < 6; i++) {
         gguf_sizes();
-        static const char *const parts[] = {"rope type 'foo'",           "rope type 'yarn'",  "rope.dimension_count: 63",
+        static const char *const parts[] = {"rope type 'foo'",           "type yarn without factor",  "rope.dimension_count: 63",
                                             "rope.dimension_count: 256", "rope.freq_base: 0", "rope.scaling.factor: -2"};
         switch (i) {
         case 0: t_gguf_str(&g, "llama.rope.scaling.type", "foo"); break;
@@ -408,7 +493,7 @@ static void rope_refused(void **state) {
         case 4: t_gguf_f32(&g, "llama.rope.freq_base", 0); break;
         default: t_gguf_f32(&g, "llama.rope.scaling.factor", -2);
         }
-        REFUSED(write_gguf(), i < 2 ? ST_UNSUPPORTED : ST_INVALID, parts[i]);
+        REFUSED(write_gguf(), i < 1 ? ST_UNSUPPORTED : ST_INVALID, parts[i]);
     }
     add("rope_factors_long.weight", 64, 0, NULL);
     gguf_sizes();
@@ -559,6 +644,9 @@ int main(void) {
         cmocka_unit_test(bad_values),
         cmocka_unit_test(rope_llama3_in_all_spellings),
         cmocka_unit_test(rope_plain_and_linear),
+        cmocka_unit_test(experts),
+        cmocka_unit_test(windows),
+        cmocka_unit_test(yarn),
         cmocka_unit_test(rope_refused),
         cmocka_unit_test(the_head),
         cmocka_unit_test(contradictions),

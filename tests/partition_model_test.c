@@ -271,6 +271,7 @@ static void value_negative(struct part_model *m) { step(m, PART_GATE)->in[1] = -
 static void output_out_of_range(struct part_model *m) { step(m, PART_GATE)->out[0] = (int16_t)m->n_values; }
 static void input_missing(struct part_model *m) { step(m, PART_ATTENTION)->in[2] = PART_NONE; }
 static void input_too_many(struct part_model *m) { step(m, PART_NORM)->in[1] = 0; }
+static void inputs_too_many(struct part_model *m) { step(m, PART_NORM)->in[2] = 0; }
 static void output_missing(struct part_model *m) { step(m, PART_LINEAR)->out[2] = PART_NONE; }
 static void weight_missing(struct part_model *m) { step(m, PART_NORM)->weight[0] = PART_NONE; }
 static void weight_out_of_range(struct part_model *m) { step(m, PART_LINEAR)->weight[1] = m->n_weights; }
@@ -313,7 +314,7 @@ static void a_wrong_step_is_named(void **state)
         const char *says;
     } faults[] = {
         {read_too_early, "reads y before it is written"}, {rope_before_table, "width differs"}, {value_out_of_range, "reads value"}, {value_negative, "reads value -2"}, {output_out_of_range, "writes value"},
-        {input_missing, "number 2 is missing"}, {input_too_many, "one too many"}, {output_missing, "number 2 is missing"}, {weight_missing, "(norm)"}, {weight_out_of_range, "weight that does not exist"},
+        {input_missing, "number 2 is missing"}, {input_too_many, "squares of heads"}, {inputs_too_many, "one too many"}, {output_missing, "number 2 is missing"}, {weight_missing, "(norm)"}, {weight_out_of_range, "weight that does not exist"},
         {bias_out_of_range, "weight that does not exist"}, {bias_of_a_gate, "no use for a bias"}, {bias_in_every_rank, "its bias does not fit"}, {matrix_as_bias, "a bias is a vector"},
         {vector_as_matrix, "a matrix where a vector"}, {too_many_parts, "has 5 parts"}, {no_parts, "has 0 parts"}, {unknown_step, "no known kind (77)"}, {dimension_missing, "dimension that does not exist"},
         {dimension_out_of_range, "dimension that does not exist"}, {dimension_of_another, "(sum): operands"}, {cache_missing, "cache"}, {cache_out_of_range, "cache"}, {narrow_value, "gate_proj"},
@@ -396,23 +397,23 @@ static void the_digest_sees_every_field(void **state)
     c = &plan->cut.dims[m->dim_ffn];
     SEES(c->n_vectors[0]); SEES(c->node_lo[1][0]); SEES(c->node_hi[0][0]);
     struct model_config *config = &m->config;
-    SEES(config->norm_eps); SEES(config->attention_scale); SEES(config->embedding_scale); SEES(config->head_dim); SEES(config->vocab); SEES(config->rope.attention_factor);
+    SEES(config->norm_eps); SEES(config->attention_scale); SEES(config->embedding_scale); SEES(config->head_dim); SEES(config->vocab); SEES(config->rope.attention_factor); SEES(config->moe.top_k); SEES(config->moe.scale); SEES(config->moe.k_groups); SEES(config->gate_limit);
     SEES(((double *)(uintptr_t)config->rope.frequency)[1]);
     struct part_model *rank = plan->ranks[1];
     struct part_weight *w = &rank->weights[5];
-    SEES(w->first_row); SEES(w->rows.begin); SEES(w->rows.end); SEES(w->columns.begin); SEES(w->columns.end); SEES(w->slice_bytes); SEES(w->slices[0].file); SEES(w->slices[0].offset);
+    SEES(w->first_row); SEES(w->rows.begin); SEES(w->rows.end); SEES(w->columns.begin); SEES(w->columns.end); SEES(w->slice_bytes); SEES(w->leaf_dim); SEES(w->owner_dim); SEES(w->owner_unit); SEES(w->slices[0].file); SEES(w->slices[0].offset);
     for (int i = 0; i < 2; i++) {
         SEES(w->slices[0].count[i]);
         SEES(w->slices[0].stride[i]);
     }
     SEES(w->slices[0].run_bytes); SEES(w->slices[0].first_column);
     struct part_value *v = &rank->values[3];
-    SEES(v->width); SEES(v->n_vectors); SEES(v->offset); SEES(v->element_bytes); SEES(v->sum_dim);
+    SEES(v->width); SEES(v->n_vectors); SEES(v->offset); SEES(v->element_bytes); SEES(v->sum_dim); SEES(v->follows);
     struct part_cache *cache = &rank->caches[1];
     SEES(cache->layer); SEES(cache->head_dim); SEES(cache->n_kv_heads);
     struct part_step *s = step(rank, PART_ATTENTION);
     SEES(s->layer); SEES(s->n_parts); SEES(s->in[2]); SEES(s->out[0]); SEES(s->weight[3]); SEES(s->bias[3]); SEES(s->dim); SEES(s->group); SEES(s->cache); SEES(s->eps); SEES(s->scale);
-    SEES(s->n_heads); SEES(s->q_first); SEES(s->kv_first); SEES(s->head_group); SEES(*(unsigned *)&s->exchange);
+    SEES(s->n_heads); SEES(s->window); SEES(s->n_experts); SEES(s->expert_first); SEES(s->expert_end); SEES(s->q_first); SEES(s->kv_first); SEES(s->head_group); SEES(*(unsigned *)&s->exchange);
     const struct digest after = part_plan_digest(plan);
     assert_memory_equal(&before, &after, sizeof before);
     part_plan_destroy(plan);

@@ -12,11 +12,6 @@ enum part_of_expert { GATE, UP, DOWN };
 
 static bool is_expert_mode(const struct part_model *m) { return m->dim_experts >= 0; }
 
-bool decoder_has_experts(const struct part_model *m, int layer, const struct decoder *d)
-{
-    return d->experts && m->config.moe.n_experts && decoder_has(m, layer, d->experts->router, "weight");
-}
-
 /* ---- where the tensors are ----------------------------------------------------------------------------------------------------------------------------- */
 
 /* Of expert e's matrix or bias: the tensor, and which part of it. */
@@ -80,6 +75,14 @@ static bool find_expert(const struct part_model *m, int layer, const struct expe
     }
     snprintf(module, sizeof module, "model.layers.%d.%s.%d.%s", layer, n->experts, expert, spelled(n, part));
     return (p->tensor = look(m, module, bias, p)) != NULL;
+}
+
+/* Where the experts are there and the router is not, the router is what is missing. */
+bool decoder_has_experts(const struct part_model *m, int layer, const struct decoder *d)
+{
+    struct place p;
+    return d->experts && m->config.moe.n_experts &&
+           (decoder_has(m, layer, d->experts->router, "weight") || find_expert(m, layer, d->experts, 0, DOWN, false, (uint64_t)m->config.hidden, &p));
 }
 
 /* ---- weights ---------------------------------------------------------------------------------------------------------------------------------------------- */
