@@ -29,7 +29,7 @@ static const char *const router_names[] = {"softmax", "top-k, softmax", "sigmoid
 static int rank_of(const double *score, int n, int e) {
     int rank = 0;
     for (int i = 0; i < n; i++) {
-        bool less = isnan(score[i]) ? isnan(score[e]) && i < e : isnan(score[e]) || score[i] > score[e] || (score[i] == score[e] && i < e);
+        bool less = isnan(score[i]) ? isnan(score[e]) && i < e : isnan(score[e]) || score[i] > score[e] || (i < e && score[i] == score[e]);
         rank += i != e && less;
     }
     return rank;
