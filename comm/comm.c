@@ -21,7 +21,7 @@
 #define OPEN_WAIT_NS (60 * BASE_NS_PER_S)
 
 static const struct comm_backend *const backends[] = {&comm_self_backend, &comm_shm_backend, &comm_shm_ucx_backend, &comm_shm_tcp_backend,
-                                                      &comm_ucx_backend,  &comm_tcp_backend, &comm_mpi_backend, NULL};
+                                                      &comm_ucx_backend,  &comm_tcp_backend, &comm_mpi_backend,     NULL};
 
 const struct comm_backend *const *comm_backends(void) { return backends; }
 
@@ -37,7 +37,8 @@ static enum st check_setup(const struct comm_setup *setup, struct err *e) {
     if (setup->address && strlen(setup->address) >= COMM_ADDRESS_BYTES)
         return err_set(e, ST_INVALID, "comm: \"%.40s…\" is no numeric address", setup->address);
     if (setup->n_here && (setup->n_here < 0 || setup->rank < setup->first_here || setup->rank - setup->first_here >= setup->n_here))
-        return err_set(e, ST_INVALID, "comm: rank %d is not among the %d ranks of its host, from %d on", setup->rank, setup->n_here, setup->first_here);
+        return err_set(e, ST_INVALID, "comm: rank %d is not among the %d ranks of its host, from %d on", setup->rank, setup->n_here,
+                       setup->first_here);
     return setup->link ? comm_link_check(setup->link, e) : ST_OK;
 }
 

@@ -68,7 +68,8 @@ enum st comm_link_wrap(struct comm **c, struct err *e);
 /* The group's traffic goes through the parent's port, where both are emulated; the parent must outlive it. */
 void comm_link_share_port(struct comm *group, const struct comm *parent);
 
-extern const struct comm_backend comm_self_backend, comm_shm_backend, comm_tcp_backend, comm_ucx_backend, comm_mpi_backend, comm_shm_tcp_backend, comm_shm_ucx_backend;
+extern const struct comm_backend comm_self_backend, comm_shm_backend, comm_tcp_backend, comm_ucx_backend, comm_mpi_backend, comm_shm_tcp_backend,
+    comm_shm_ucx_backend;
 
 /* Nobody of whom this comm should hear: ourselves, or a rank that is joined to us otherwise. */
 static inline bool comm_is_apart(const struct comm_setup *setup, int rank) { return rank == setup->rank || setup->apart >> rank & 1; }

@@ -1,7 +1,7 @@
 /* Several hosts with several ranks each: those of one host share memory, and only what goes to another host takes the network. Two backends, shm+tcp and shm+ucx, which are a comm
  * of shm and one of tcp or ucx side by side.
  *
- * An exchange is begun in both: the rank's bytes lie in its slot of the shared segment, from where the network's part takes a copy (2 % of what it takes to send them). It is over when both
+ * An exchange is begun in both: the rank's bytes lie in its slot of the shared segment, from where the network's part takes a copy. It is over when both
  * are, so who waits sleeps on the network first and on the segment then: a rank on its own host needs nothing from us to get on. Every rank still talks to every rank of another host itself.
  * One rank that fetched for all of its host would save the cable n_here − 1 copies, but each would wait for it, a death would be seen by one and told by it, and 16 KB would be
  * handed on twice; where hosts have one rank each, as they mostly have, there is nothing to save.
@@ -119,7 +119,8 @@ static void *hybrid_send_buffer(struct comm *c) {
     return local->backend->send_buffer(local);
 }
 
-static enum st part_start(struct part *p, const struct comm *whole, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e) {
+static enum st part_start(struct part *p, const struct comm *whole, const void *send, const size_t *recv_bytes, const struct comm_header *header,
+                          struct err *e) {
     struct comm *c = p->c;
     c->sequence = whole->sequence;
     c->step = whole->step;

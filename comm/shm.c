@@ -297,7 +297,8 @@ static enum st check_lost(struct shm *s, bool exchange, struct err *e) {
 /* ---- opening and closing ------------------------------------------------------------------------------------------------------------------------- */
 
 static enum st shm_probe(const struct comm_setup *setup, struct err *e) {
-    if (setup->n_here && setup->n_here < setup->n_ranks) return err_set(e, ST_UNSUPPORTED, "%d of the ranks are on other hosts", setup->n_ranks - setup->n_here);
+    if (setup->n_here && setup->n_here < setup->n_ranks)
+        return err_set(e, ST_UNSUPPORTED, "%d of the ranks are on other hosts", setup->n_ranks - setup->n_here);
     if (setup->memory || setup->memory_fd >= 0 || setup->boot) return ST_OK;
     return err_set(e, ST_UNSUPPORTED, "no shared segment was given");
 }
@@ -445,7 +446,8 @@ static enum st wait_attached(struct shm *s, const struct comm_setup *setup, stru
         while (missing < s->n_ranks - 1 && atomic_load(&segment->cells[missing].opened)) missing++;
         uint32_t n = atomic_load(&segment->n_attached); /* after the losses: who closes in peace has seen all attached */
         if (n == (uint32_t)s->n_ranks) return ST_OK;
-        if (lost >= 0) return err_set(e, ST_PEER_LOST, "shm: rank %d %s before all had attached to the segment", s->first + lost, is_dead ? "died" : "gave up");
+        if (lost >= 0)
+            return err_set(e, ST_PEER_LOST, "shm: rank %d %s before all had attached to the segment", s->first + lost, is_dead ? "died" : "gave up");
         uint64_t now_ns = base_now_ns(clock);
         if (now_ns >= setup->deadline_ns) return err_set(e, ST_TIMEOUT, "shm: rank %d did not attach to the segment in time", s->first + missing);
         uint64_t ns = setup->deadline_ns - now_ns;

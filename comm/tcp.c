@@ -310,9 +310,8 @@ static bool is_leaving(struct tcp *t, struct tcp_peer *p) {
 
 static void tcp_close(struct comm *c) {
     struct tcp *t = (struct tcp *)c;
-    const struct tcp_frame bye = {.kind = TCP_BYE,
-                                  .number = (uint64_t)c->cause,
-                                  .header = {.n_events = c->cause == COMM_WANTED ? 0 : (uint32_t)c->blamed}};
+    const struct tcp_frame bye = {
+        .kind = TCP_BYE, .number = (uint64_t)c->cause, .header = {.n_events = c->cause == COMM_WANTED ? 0 : (uint32_t)c->blamed}};
     bool told[COMM_MAX_RANKS] = {false};
     uint64_t deadline_ns = base_now_ns(c->clock) + LINGER_NS;
     for (;;) {

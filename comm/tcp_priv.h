@@ -74,7 +74,7 @@ struct tcp {
     struct comm comm;
     int rank, n_ranks;
     size_t capacity; /* of a slot's payload */
-    int n_more;          /* streams of each peer, beyond the first */
+    int n_more;      /* streams of each peer, beyond the first */
     size_t divide_bytes; /* payloads of so many bytes and more are divided among all streams; all ranks agree on it */
     unsigned char *memory, *ring;
     size_t memory_bytes, slot_bytes;

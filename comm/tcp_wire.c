@@ -118,7 +118,8 @@ static bool check_frame(struct tcp *t, int r, const struct tcp_frame *f) {
         return false;
     case TCP_READ:
     case TCP_BYE:
-        if (f->bytes == 0 && (f->kind == TCP_READ ? t->rank == 0 : f->number < COMM_N_CAUSES && f->header.n_events < (uint32_t)t->n_ranks)) return true;
+        if (f->bytes == 0 && (f->kind == TCP_READ ? t->rank == 0 : f->number < COMM_N_CAUSES && f->header.n_events < (uint32_t)t->n_ranks))
+            return true;
         break;
     }
     err_set(e, ST_MISMATCH, "rank %d sent a frame that cannot be", r);
@@ -334,8 +335,10 @@ void comm_tcp_move_shares(struct tcp *t, int r) {
     struct tcp_peer *p = &t->peers[r];
     for (int i = 0; i < t->n_more; i++) {
         struct tcp_stream *s = &p->more[i];
-        size_t out_at, in_at, out = comm_tcp_share(t, c->recv_bytes[t->rank], i + 1, &out_at), in = comm_tcp_share(t, c->recv_bytes[r], i + 1, &in_at);
-        unsigned char *from = comm_tcp_slot(t, t->rank, c->sequence) + TCP_HEAD_BYTES + out_at, *to = comm_tcp_slot(t, r, c->sequence) + TCP_HEAD_BYTES + in_at;
+        size_t out_at, in_at;
+        size_t out = comm_tcp_share(t, c->recv_bytes[t->rank], i + 1, &out_at), in = comm_tcp_share(t, c->recv_bytes[r], i + 1, &in_at);
+        unsigned char *from = comm_tcp_slot(t, t->rank, c->sequence) + TCP_HEAD_BYTES + out_at;
+        unsigned char *to = comm_tcp_slot(t, r, c->sequence) + TCP_HEAD_BYTES + in_at;
         for (size_t end = s->n_sent + PIECE_BYTES; !s->ended && s->n_sent < out && s->n_sent < end;)
             if (!moved(t, r, s, os->send(os, s->fd, from + s->n_sent, (out < end ? out : end) - s->n_sent), &s->n_sent)) break;
         for (size_t end = s->n_have + PIECE_BYTES; !s->ended && s->n_have < in && s->n_have < end;)
@@ -347,7 +350,8 @@ short comm_tcp_due(const struct tcp *t, int r, int i) {
     BASE_ASSERT(i >= 0 && i < t->n_more);
     size_t offset;
     const struct tcp_stream *s = &t->peers[r].more[i];
-    bool out = s->n_sent < comm_tcp_share(t, t->comm.recv_bytes[t->rank], i + 1, &offset), in = s->n_have < comm_tcp_share(t, t->comm.recv_bytes[r], i + 1, &offset);
+    bool out = s->n_sent < comm_tcp_share(t, t->comm.recv_bytes[t->rank], i + 1, &offset),
+         in = s->n_have < comm_tcp_share(t, t->comm.recv_bytes[r], i + 1, &offset);
     return (short)((in ? POLLIN : 0) | (out ? POLLOUT : 0));
 }
 

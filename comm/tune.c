@@ -40,7 +40,9 @@ static uint64_t check_of(const char *key, uint64_t from_bytes, uint64_t up_to_by
 static bool put_path(const char *key, char *path, size_t capacity, bool make) {
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     char folder[512];
-    int n = cache && cache[0] == '/' ? snprintf(folder, sizeof folder, "%s", cache) : home && home[0] == '/' ? snprintf(folder, sizeof folder, "%s/.cache", home) : -1;
+    int n = cache && cache[0] == '/' ? snprintf(folder, sizeof folder, "%s", cache)
+            : home && home[0] == '/' ? snprintf(folder, sizeof folder, "%s/.cache", home)
+                                     : -1;
     if (n < 0 || (size_t)n + sizeof "/tandem" > sizeof folder) return false;
     if (make) (void)mkdir(folder, 0700);
     memcpy(folder + n, "/tandem", sizeof "/tandem");
@@ -73,8 +75,8 @@ static void remember(const char *key, size_t up_to_bytes, size_t from_bytes) {
     snprintf(passing, sizeof passing, "%s.%d", path, (int)getpid());
     int fd = open(passing, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0) return;
-    bool is_written =
-        dprintf(fd, "tandem-exchange 1 %016" PRIx64 " %" PRIu64 " %" PRIu64 " %s\n", check_of(key, from_bytes, up_to_bytes), (uint64_t)from_bytes, (uint64_t)up_to_bytes, key) > 0;
+    bool is_written = dprintf(fd, "tandem-exchange 1 %016" PRIx64 " %" PRIu64 " %" PRIu64 " %s\n", check_of(key, from_bytes, up_to_bytes),
+                              (uint64_t)from_bytes, (uint64_t)up_to_bytes, key) > 0;
     is_written = close(fd) == 0 && is_written;
     if (!is_written || rename(passing, path) != 0) unlink(passing);
 }

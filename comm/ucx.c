@@ -492,7 +492,8 @@ static bool has_room(struct ucx *s, uint64_t end) {
     if (s->n_posted - s->n_sent >= MAX_EVENTS) return false;
     if (s->n_sent < s->n_posted && end > s->events[s->n_sent % MAX_EVENTS].position + RING_BYTES) return false;
     for (int r = 1; r < s->n_ranks; r++)
-        if (!s->peers[r].is_apart && (s->n_posted - s->peers[r].events_read >= MAX_EVENTS || end > s->peers[r].position_read + RING_BYTES)) return false;
+        if (!s->peers[r].is_apart && (s->n_posted - s->peers[r].events_read >= MAX_EVENTS || end > s->peers[r].position_read + RING_BYTES))
+            return false;
     return true;
 }
 

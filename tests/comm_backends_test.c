@@ -755,7 +755,13 @@ static void for_all(size_t max_bytes, int min_ranks, group_fn fn, void *arg, siz
     const char *only = getenv("TANDEM_TEST_BACKEND");
     for (const struct comm_backend *const *b = comm_backends(); *b; b++) {
         bool is_shm = strcmp((*b)->capabilities.name, "shm") == 0, is_tcp = strcmp((*b)->capabilities.name, "tcp") == 0;
-        const char *names[] = {(*b)->capabilities.name, is_shm ? "shm/boot" : is_tcp && t_long() ? "tcp/link" : NULL, is_shm ? "shm/link" : is_tcp ? "tcp/streams" : NULL};
+        const char *names[] = {(*b)->capabilities.name,
+                               is_shm               ? "shm/boot"
+                               : is_tcp && t_long() ? "tcp/link"
+                                                    : NULL,
+                               is_shm   ? "shm/link"
+                               : is_tcp ? "tcp/streams"
+                                        : NULL};
         for (int i = 0; i < 3; i++) {
             if (!names[i]) continue;
             if (only && strcmp(only, names[i]) != 0) continue;

@@ -33,7 +33,8 @@ static void put_key(char key[1024]) { snprintf(key, 1024, "%s tcp 2 %s", tandem_
 static int put_line(char line[MAX_LINE], uint64_t from_bytes, uint64_t up_to_bytes) {
     char key[1024];
     put_key(key);
-    return snprintf(line, MAX_LINE, "tandem-exchange 1 %016" PRIx64 " %" PRIu64 " %" PRIu64 " %s\n", check_of(key, from_bytes, up_to_bytes), from_bytes, up_to_bytes, key);
+    return snprintf(line, MAX_LINE, "tandem-exchange 1 %016" PRIx64 " %" PRIu64 " %" PRIu64 " %s\n", check_of(key, from_bytes, up_to_bytes),
+                    from_bytes, up_to_bytes, key);
 }
 
 static void write_file(const char *path, const void *bytes, size_t n) {

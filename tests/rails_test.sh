@@ -39,14 +39,16 @@ measured() {
 is_divided() { python3 -c 'import json,sys; r=json.load(open(sys.argv[1]))["runs"][0]; assert 32768 <= r["divided_from_bytes"] <= 1048576, r' "$t_dir/out"; }
 was_measured() { grep -q "us undivided" "$t_dir/err"; }
 
-for i in 0 1; do for dev in eth0 eth1; do eval "before_${i}_$dev=$(sent $i $dev)"; done; done
+declare -A before
+for i in 0 1; do for dev in eth0 eth1; do before[$i$dev]=$(sent $i $dev); done; done
 measured "an exchange over both"
 ok "large messages are divided" is_divided
 ok "that was measured" was_measured
 for i in 0 1; do
-    first=$(($(sent $i eth0) - before_${i}_eth0)) second=$(($(sent $i eth1) - before_${i}_eth1))
+    first=$(sent $i eth0) second=$(sent $i eth1)
+    first=$((first - ${before[${i}eth0]})) second=$((second - ${before[${i}eth1]}))
     # Undivided ones, for comparison, are among them.
-    if [ $second -gt 3000000 ] && [ $((4 * second)) -gt "$first" ]; then t_pass "host $i sends by both"; else t_fail "host $i sent $first bytes by eth0, $second by eth1"; fi
+    if [ "$second" -gt 3000000 ] && [ $((4 * second)) -gt "$first" ]; then t_pass "host $i sends by both"; else t_fail "host $i sent $first bytes by eth0, $second by eth1"; fi
 done
 
 file=$(echo "$XDG_CACHE_HOME"/tandem/exchange-*)
@@ -69,8 +71,8 @@ ok "with the bits of one rank" cmp "$t_dir/one" "$t_dir/two"
 
 "$TANDEM" bench comm --hosts "$hosts_list" --min 1048576 --max 1048576 --blocks 200 --block-us 1000000 --peer none >"$t_dir/out" 2>"$t_dir/err" &
 job=$!
-before=$(sent 0 eth1)
-for ((i = 0; i < 1000; i++)); do [ $(($(sent 0 eth1) - before)) -gt 4000000 ] && break; sleep 0.01; done
+earlier=$(sent 0 eth1)
+for ((i = 0; i < 1000; i++)); do [ "$(sent 0 eth1)" -gt $((earlier + 4000000)) ] && break; sleep 0.01; done
 since=$(ms)
 ip -n "$h1" link set eth1 down
 status=0

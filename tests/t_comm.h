@@ -70,12 +70,13 @@ static inline enum st group_boot_allgather(void *context, const void *mine, size
 }
 
 struct group {
-    const char *backend; /* of the table; "shm/boot": shm with a segment that the ranks make themselves; "shm/link", "tcp/link": under an emulated link; "tcp/streams": three connections of each pair, larger messages divided */
+    const char *
+        backend; /* of the table; "shm/boot": shm with a segment that the ranks make themselves; "shm/link", "tcp/link": under an emulated link; "tcp/streams": three connections of each pair, larger messages divided */
     int n_ranks;
     bool threads;
     size_t max_bytes;
     int spin_us;
-    int n_first;   /* hybrids: ranks of the first of two hosts; the rest is on the second. Else 0 */
+    int n_first; /* hybrids: ranks of the first of two hosts; the rest is on the second. Else 0 */
     struct group_memory {
         int fd;       /* −1, or shm's; hybrids: of each host */
         void *memory; /* threads: the mapping */
@@ -127,7 +128,8 @@ static inline void group_share(const struct group *g, int n_ranks, struct group_
 }
 
 static inline void group_init(struct group *g, const char *backend, int n_ranks, bool threads, size_t max_bytes, int spin_us) {
-    *g = (struct group){.backend = backend, .n_ranks = n_ranks, .threads = threads, .max_bytes = max_bytes, .spin_us = spin_us, .memory = {{.fd = -1}, {.fd = -1}}};
+    *g = (struct group){
+        .backend = backend, .n_ranks = n_ranks, .threads = threads, .max_bytes = max_bytes, .spin_us = spin_us, .memory = {{.fd = -1}, {.fd = -1}}};
     g->boot = mmap(NULL, sizeof *g->boot, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_true(g->boot != MAP_FAILED);
     g->boot->n_ranks = n_ranks;
