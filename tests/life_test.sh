@@ -68,17 +68,13 @@ again() {
 }
 unplug() { hosts_link 1 down; }
 # The kernel takes up to a second to tell. Between a cut and plug the cut has been told.
-wires_are() { [ "$(host 0 cat /sys/class/net/eth0/operstate)$(host 1 cat /sys/class/net/eth0/operstate)" = "$1" ]; }
-wait_wires() {
+plug() {
     local i
+    hosts_link 1 up
     for ((i = 0; i < 200; i++)); do
-        wires_are "$1" && return
+        [ "$(host 0 cat /sys/class/net/eth0/operstate)$(host 1 cat /sys/class/net/eth0/operstate)" = upup ] && return
         sleep 0.02
     done
-}
-plug() {
-    hosts_link 1 up
-    wait_wires upup
 }
 # deaf I: what comes in there is dropped in silence.
 deaf() { hosts_rule -4 "$1" blackhole && hosts_rule -6 "$1" blackhole; }
@@ -134,7 +130,7 @@ ok "who kills the command kills the job" nothing_left 150
 
 reset() {
     unplug
-    wait_wires lowerlayerdowndown
+    until [ "$(host 0 cat /sys/class/net/eth0/operstate)" != up ]; do sleep 0.02; done
     ip netns pids "$h1" | xargs -r kill -9
     plug
 }
