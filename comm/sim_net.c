@@ -289,6 +289,7 @@ static void expect_probes(struct comm_sim *s, int i, int from, int to) {
 }
 
 void sim_net_block(struct comm_sim *s, int from, int to) {
+    if (s->blocked[from][to]) return; /* by another fault: probes go on as they are */
     s->block_epoch[from][to]++;
     for (int i = 0; i < s->n_sockets; i++) {
         struct sim_socket *x = &s->sockets[i];
