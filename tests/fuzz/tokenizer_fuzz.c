@@ -27,7 +27,7 @@ static void use(const struct tokenizer *t, const char *text, size_t bytes) {
     struct err e = {{0}};
     if (chat_form_find(t, &form, &e) != ST_OK) return;
     struct tok_ids ids = {0};
-    (void)chat_encode(form, t, &(struct chat_message){CHAT_USER, text, bytes}, 1, &ids, &e);
+    (void)chat_encode(form, t, &(struct chat_message){CHAT_USER, text, bytes}, 1, "", &ids, &e);
     free(ids.ids);
 }
 
