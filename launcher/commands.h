@@ -33,6 +33,8 @@ int launch_parse(const char *command, const char *usage, const char *about, cons
 
 /* Whole of a file ("-": stdin) into malloc'ed memory with a NUL behind it. */
 enum st launch_read_all(const char *path, size_t max_bytes, char **text, size_t *bytes, struct err *e);
+/* CPUs that this process may use; at least 1. */
+int launch_allowed_cpus(void);
 /* Flushes stdout; a failed write (a full disk, a closed descriptor) is an error that is told. */
 enum st launch_flush_stdout(struct err *e);
 
