@@ -25,6 +25,7 @@ static const struct command commands[] = {
     {"bench", cmd_bench, "tokens per second"},
     {"tokenize", cmd_tokenize, "text to token ids and back"},
     {"quantize", cmd_quantize, "a checkpoint's matrices in NVFP4, MXFP4, FP8 or Q8_0"},
+    {"synth", cmd_synth, "a checkpoint of a known model's shape, made up"},
     {"inspect", cmd_inspect, "what a checkpoint holds, and what each rank would hold"},
     {"topo", cmd_topo, "this machine, and which rank would sit where"},
     {"agent", cmd_agent, NULL},

@@ -14,6 +14,7 @@
 #include "launcher/text/chat.h"
 #include "launcher/text/tokenizer_priv.h"
 #include "partition/checkpoint.h"
+#include "partition/synth.h"
 #include "tests/t.h"
 #include "tests/t_ck.h"
 
@@ -683,6 +684,45 @@ static void hub_directory(void **state) {
     json_decref(root);
 }
 
+/* The tokenizer of checkpoints that are made up: every byte there and back, a text for every id, the ends that the config names. */
+static void made_up(void **state) {
+    (void)state;
+    char *texts[2] = {NULL, NULL};
+    struct err e = {{0}};
+    T_OK(synth_tokenizer(1000, &texts[0], &texts[1], &e), &e);
+    json_t *files[2];
+    for (int i = 0; i < 2; i++) {
+        T_OK(base_json_parse("made up", texts[i], strlen(texts[i]), &files[i], &e), &e);
+        free(texts[i]);
+    }
+    struct tokenizer *t = NULL;
+    T_OK(tok_from_json(&(struct tok_json){.where = "made up", .tokenizer = files[0], .tokenizer_config = files[1]}, &t, &e), &e);
+    char all[256];
+    for (int i = 0; i < 256; i++) all[i] = (char)i;
+    struct tok_ids ids = encode(t, all, sizeof all, false);
+    assert_int_equal(ids.n, 256);
+    for (int i = 0; i < 256; i++) assert_int_equal(ids.ids[i], i);
+    size_t bytes = 0;
+    char *back = decode(t, &ids, &bytes);
+    assert_int_equal(bytes, 256);
+    assert_memory_equal(back, all, 256);
+    free(back);
+    free(ids.ids);
+    assert_int_equal(tok_vocab_size(t), 1000);
+    assert_true(tok_is_end(t, 998));
+    assert_int_equal(tok_opening(t), 999);
+    const char *piece = NULL;
+    T_OK(tok_piece(t, 300, false, &piece, &bytes, &e), &e);
+    assert_int_equal(bytes, 4);
+    assert_memory_equal(piece, " 300", 4);
+    const struct chat_form *form = NULL;
+    T_OK(chat_form_find(t, &form, &e), &e);
+    assert_string_equal(chat_form_name(form), "chatml");
+    tok_close(t);
+    json_decref(files[0]);
+    json_decref(files[1]);
+}
+
 /* ---- chat ---- */
 
 static enum st encode_conversation(const struct tokenizer *t, const struct chat_form *form, const json_t *messages, struct tok_ids *ids) {
@@ -910,11 +950,23 @@ int main(int argc, char **argv) {
     self[n > 0 ? n : 0] = 0;
     t_declare_warnings(); /* files whose merges name unknown tokens are told */
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(golden_variants), cmocka_unit_test(golden_rows),  cmocka_unit_test(added_tokens),          cmocka_unit_test(demo_model),
-        cmocka_unit_test(invalid_utf8),    cmocka_unit_test(deep_pattern), cmocka_unit_test(long_runs_small_stack), cmocka_unit_test(ends),
-        cmocka_unit_test(refusals),        cmocka_unit_test(chat_forms),   cmocka_unit_test(chat_forgery),          cmocka_unit_test(harmony_answers),
+        cmocka_unit_test(golden_variants),
+        cmocka_unit_test(golden_rows),
+        cmocka_unit_test(added_tokens),
+        cmocka_unit_test(demo_model),
+        cmocka_unit_test(invalid_utf8),
+        cmocka_unit_test(deep_pattern),
+        cmocka_unit_test(long_runs_small_stack),
+        cmocka_unit_test(ends),
+        cmocka_unit_test(refusals),
+        cmocka_unit_test(chat_forms),
+        cmocka_unit_test(chat_forgery),
+        cmocka_unit_test(harmony_answers),
         cmocka_unit_test(demo_chat),
-        cmocka_unit_test(threads),         cmocka_unit_test(gguf),         cmocka_unit_test(hub_directory),
+        cmocka_unit_test(made_up),
+        cmocka_unit_test(threads),
+        cmocka_unit_test(gguf),
+        cmocka_unit_test(hub_directory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

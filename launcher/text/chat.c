@@ -28,7 +28,7 @@ struct chat_form {
 #define LLAMA3                                                                                                                                       \
     .before_role = "<|start_header_id|>", .after_role = "<|end_header_id|>\n\n", .after_text = "<|eot_id|>", .trims = true, .writes_opening = true
 #define LLAMA31_TURNS                                                                                                                                \
-    "{{- 'Cutting Knowledge Date: December 2023\n' }}\n{{- 'Today Date: ' + date_string + '\n\n' }}",                                               \
+    "{{- 'Cutting Knowledge Date: December 2023\n' }}\n{{- 'Today Date: ' + date_string + '\n\n' }}",                                                \
         "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' }}",                        \
         "{{- system_message }}\n{{- '<|eot_id|>' }}", "{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 
@@ -84,14 +84,16 @@ static const struct chat_form forms[] = {
      .whole = true,
      LLAMA3},
     {.name = "harmony",
-     .must = {"{%- set model_identity = 'You are ChatGPT, a large language model trained by OpenAI.' %}",
-              "{{- model_identity + '\n' }}\n    {{- 'Knowledge cutoff: 2024-06\n' }}\n    {{- 'Current date: ' + strftime_now('%Y-%m-%d') + '\n\n' }}",
-              "{%- set reasoning_effort = 'medium' %}", "{{- 'Reasoning: ' + reasoning_effort + '\n\n' }}",
-              "{{- '<|start|>system<|message|>' }}\n{{- build_system_message() }}\n{{- '<|end|>' }}",
-              "{{- '<|start|>developer<|message|>' }}\n    {%- if developer_message %}\n        {{- '# Instructions\n\n' }}\n        {{- developer_message "
-              "}}\n        {{- '\n\n' }}",
-              "{{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' }}",
-              "{{- '<|start|>user<|message|>' + message.content + '<|end|>' }}"},
+     .must =
+         {"{%- set model_identity = 'You are ChatGPT, a large language model trained by OpenAI.' %}",
+          "{{- model_identity + '\n' }}\n    {{- 'Knowledge cutoff: 2024-06\n' }}\n    {{- 'Current date: ' + strftime_now('%Y-%m-%d') + '\n\n' }}",
+          "{%- set reasoning_effort = 'medium' %}", "{{- 'Reasoning: ' + reasoning_effort + '\n\n' }}",
+          "{{- '<|start|>system<|message|>' }}\n{{- build_system_message() }}\n{{- '<|end|>' }}",
+          "{{- '<|start|>developer<|message|>' }}\n    {%- if developer_message %}\n        {{- '# Instructions\n\n' }}\n        {{- "
+          "developer_message "
+          "}}\n        {{- '\n\n' }}",
+          "{{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' }}",
+          "{{- '<|start|>user<|message|>' + message.content + '<|end|>' }}"},
      .harmony = true},
 };
 
