@@ -17,6 +17,7 @@ int cmd_bench_scale(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_quantize(int argc, char **argv);
 int cmd_synth(int argc, char **argv);
+int cmd_plan(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_topo(int argc, char **argv);
 int cmd_host_check(int argc, char **argv); /* hidden, and what it starts elsewhere: */

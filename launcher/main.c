@@ -27,6 +27,7 @@ static const struct command commands[] = {
     {"quantize", cmd_quantize, "a checkpoint's matrices in NVFP4, MXFP4, FP8 or Q8_0"},
     {"synth", cmd_synth, "a checkpoint of a known model's shape, made up"},
     {"inspect", cmd_inspect, "what a checkpoint holds, and what each rank would hold"},
+    {"plan", cmd_plan, "does a model fit on machines that are described, and where do the bytes go"},
     {"topo", cmd_topo, "this machine, and which rank would sit where"},
     {"agent", cmd_agent, NULL},
     {"rank", cmd_rank, NULL},
