@@ -1,24 +1,19 @@
-/* tandem quantize: a checkpoint's matrices in another format.
- *
- * Everything is written into OUT.partial, a directory that this process holds by a lock, and renamed at the end: OUT is there whole or not at all. What a killed run left behind is
- * recognised by the free lock and removed by the next one. */
+/* tandem quantize: a checkpoint's matrices in another format. OUT is there whole or not at all (out_dir.h). */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "base/log.h"
 #include "launcher/commands.h"
 #include "launcher/interrupt.h"
+#include "launcher/out_dir.h"
 #include "launcher/text/export.h"
 #include "partition/convert.h"
 #include "runtime/encode.h"
@@ -46,113 +41,11 @@ struct quantise {
     const struct quantize_values *v;
     struct checkpoint *ck;
     struct convert_plan *plan;
-    char *partial; /* OUT.partial */
-    int dir;       /* its descriptor, and the lock */
+    struct launch_out_dir dir;
     uint64_t began_ns, told_ns;
 };
 
-/* ---- the directory ---- */
-
-/* Only plain files are ever in it. */
-static void empty_dir(const struct quantise *q)
-{
-    const int fd = openat(q->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *d = fd < 0 ? NULL : fdopendir(fd);
-    if (!d) {
-        if (fd >= 0)
-            close(fd);
-        return;
-    }
-    for (struct dirent *entry; (entry = readdir(d));)
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-            (void)unlinkat(q->dir, entry->d_name, 0);
-    closedir(d);
-}
-
-static enum st make_dir(struct quantise *q, struct err *e)
-{
-    const size_t n = strlen(q->out);
-    q->partial = malloc(n + sizeof ".partial");
-    if (!q->partial)
-        return err_set(e, ST_NO_MEMORY, "no memory for a path");
-    memcpy(q->partial, q->out, n);
-    memcpy(q->partial + n, ".partial", sizeof ".partial");
-    const bool made = mkdir(q->partial, 0777) == 0;
-    if (!made && errno != EEXIST)
-        return err_set(e, ST_IO, "cannot make %s: %s", q->partial, strerror(errno));
-    q->dir = open(q->partial, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    if (q->dir < 0)
-        return err_set(e, ST_IO, "%s: %s", q->partial, strerror(errno));
-    if (flock(q->dir, LOCK_EX | LOCK_NB) != 0) {
-        close(q->dir);
-        q->dir = -1;
-        return err_set(e, ST_IO, "%s is being written by another process", q->partial);
-    }
-    if (!made) {
-        LOG_INFORM("launch", "%s is what a killed run left; it is written anew", q->partial);
-        empty_dir(q);
-    }
-    return ST_OK;
-}
-
-static void drop_dir(struct quantise *q)
-{
-    if (q->dir >= 0) {
-        empty_dir(q);
-        (void)rmdir(q->partial);
-        close(q->dir);
-    }
-    free(q->partial);
-}
-
-static enum st keep(struct quantise *q, struct err *e)
-{
-    if (fsync(q->dir) != 0 && errno != EINVAL)
-        return err_set(e, ST_IO, "cannot write %s: %s", q->partial, strerror(errno));
-    char *from = q->partial, *file = NULL;
-    if (q->plan->gguf) {
-        if (asprintf(&file, "%s/%s", q->partial, q->plan->files[0].name) < 0)
-            return err_set(e, ST_NO_MEMORY, "no memory for a path");
-        from = file;
-    }
-    /* Where a file system has no rename that refuses, OUT was looked for at the beginning. */
-    enum st st = ST_OK;
-    if (renameat2(AT_FDCWD, from, AT_FDCWD, q->out, RENAME_NOREPLACE) != 0 && (errno != EINVAL || access(q->out, F_OK) == 0 || rename(from, q->out) != 0))
-        st = err_set(e, ST_IO, "cannot rename %s to %s: %s", from, q->out, strerror(errno));
-    free(file);
-    if (!st && !q->plan->gguf) {
-        close(q->dir); /* it is OUT now */
-        q->dir = -1;
-    }
-    return st;
-}
-
 /* ---- what lies beside the weights ---- */
-
-static enum st write_bytes(int fd, const char *name, const char *from, size_t bytes, struct err *e)
-{
-    for (size_t done = 0; done < bytes;) {
-        const ssize_t n = write(fd, from + done, bytes - done);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return err_set(e, ST_IO, "cannot write %s: %s", name, strerror(errno));
-        done += (size_t)n;
-    }
-    return ST_OK;
-}
-
-static enum st write_text(const struct quantise *q, const char *name, const char *text, size_t bytes, struct err *e)
-{
-    const int fd = openat(q->dir, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (fd < 0)
-        return err_set(e, ST_IO, "cannot make %s: %s", name, strerror(errno));
-    enum st st = write_bytes(fd, name, text, bytes, e);
-    if (!st && fsync(fd) != 0)
-        st = err_set(e, ST_IO, "cannot write %s: %s", name, strerror(errno));
-    close(fd);
-    return st;
-}
 
 static enum st copy_file(const struct quantise *q, int from_dir, const char *name, struct err *e)
 {
@@ -168,7 +61,7 @@ static enum st copy_file(const struct quantise *q, int from_dir, const char *nam
         close(in);
         return ST_OK;
     }
-    const int out = openat(q->dir, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    const int out = openat(q->dir.fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     enum st st = out < 0 ? err_set(e, ST_IO, "cannot make %s: %s", name, strerror(errno)) : ST_OK;
     char buffer[65536];
     for (ssize_t n = 1; !st && n > 0;) {
@@ -180,7 +73,7 @@ static enum st copy_file(const struct quantise *q, int from_dir, const char *nam
         if (n < 0)
             st = err_set(e, ST_IO, "%s/%s: %s", ck_path(q->ck), name, strerror(errno));
         else
-            st = write_bytes(out, name, buffer, (size_t)n, e);
+            st = launch_write_bytes(out, name, buffer, (size_t)n, e);
     }
     if (!st && fsync(out) != 0)
         st = err_set(e, ST_IO, "cannot write %s: %s", name, strerror(errno));
@@ -223,9 +116,9 @@ static enum st write_tokenizer(const struct quantise *q, struct err *e)
         fprintf(stderr, "tandem quantize: no tokenizer.json is written: %s\n", why.text);
         return ST_OK;
     }
-    enum st st = write_text(q, "tokenizer.json", tokenizer, strlen(tokenizer), e);
+    enum st st = launch_out_dir_write(&q->dir, "tokenizer.json", tokenizer, strlen(tokenizer), e);
     if (!st)
-        st = write_text(q, "tokenizer_config.json", config, strlen(config), e);
+        st = launch_out_dir_write(&q->dir, "tokenizer_config.json", config, strlen(config), e);
     free(tokenizer);
     free(config);
     return st;
@@ -238,9 +131,9 @@ static enum st write_beside(const struct quantise *q, struct err *e)
         return ST_OK;
     enum st st = ck_kind_of(q->ck) == CK_GGUF ? write_tokenizer(q, e) : copy_beside(q, e);
     if (!st)
-        st = write_text(q, "config.json", p->config, strlen(p->config), e);
+        st = launch_out_dir_write(&q->dir, "config.json", p->config, strlen(p->config), e);
     if (!st && p->index)
-        st = write_text(q, "model.safetensors.index.json", p->index, strlen(p->index), e);
+        st = launch_out_dir_write(&q->dir, "model.safetensors.index.json", p->index, strlen(p->index), e);
     return st;
 }
 
@@ -258,27 +151,20 @@ static bool go_on(void *arg, const char *tensor, uint64_t done_bytes)
     return !launch_interrupted();
 }
 
-static int default_threads(void)
-{
-    cpu_set_t set;
-    const int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : (int)sysconf(_SC_NPROCESSORS_ONLN);
-    return n < 1 ? 1 : n;
-}
-
 static enum st write_all(struct quantise *q, struct err *e)
 {
     struct base_pool *pool;
-    const struct base_pool_options po = {.n_threads = q->v->n_threads ? (int)q->v->n_threads : default_threads(), .spin_us = 0};
+    const struct base_pool_options po = {.n_threads = q->v->n_threads ? (int)q->v->n_threads : launch_allowed_cpus(), .spin_us = 0};
     enum st st = base_pool_create(&po, &pool, e);
     if (st)
         return st;
-    const struct rt_encode_options ro = {.pool = pool, .dir = q->dir, .go_on = go_on, .arg = q};
+    const struct rt_encode_options ro = {.pool = pool, .dir = q->dir.fd, .go_on = go_on, .arg = q};
     st = rt_encode(q->ck, q->plan, &ro, e);
     base_pool_destroy(pool);
     if (!st)
         st = write_beside(q, e);
     if (!st)
-        st = keep(q, e);
+        st = launch_out_dir_keep(&q->dir, q->plan->gguf ? q->plan->files[0].name : NULL, e);
     return st;
 }
 
@@ -298,13 +184,11 @@ static enum st make_plan(struct quantise *q, struct err *e)
 static enum st quantise(struct quantise *q, struct err *e)
 {
     struct stat in, out;
-    if (lstat(q->out, &out) == 0) {
-        const bool same = stat(q->in, &in) == 0 && stat(q->out, &out) == 0 && in.st_dev == out.st_dev && in.st_ino == out.st_ino;
-        return err_set(e, ST_INVALID, same ? "%s is the checkpoint itself; name another OUT" : "%s exists already; remove it or name another OUT", q->out);
-    }
-    enum st st = make_plan(q, e);
+    if (stat(q->in, &in) == 0 && stat(q->out, &out) == 0 && in.st_dev == out.st_dev && in.st_ino == out.st_ino)
+        return err_set(e, ST_INVALID, "%s is the checkpoint itself; name another OUT", q->out);
+    enum st st = launch_out_dir_open(&q->dir, q->out, e);
     if (!st)
-        st = make_dir(q, e);
+        st = make_plan(q, e);
     if (!st)
         st = write_all(q, e);
     return st;
@@ -322,15 +206,6 @@ static enum st report(const struct quantise *q, struct err *e)
     if (p->n_odd)
         printf("%zu matrices were left as they are because their rows are no whole number of groups, the first %s\n", p->n_odd, p->odd);
     return launch_flush_stdout(e);
-}
-
-/* "a/b///" → "a/b". */
-static char *without_slashes(const char *path)
-{
-    size_t n = strlen(path);
-    while (n > 1 && path[n - 1] == '/')
-        n--;
-    return strndup(path, n);
 }
 
 static enum st parse(int argc, char **argv, struct quantize_values *v, const char *paths[2], struct err *e)
@@ -362,17 +237,15 @@ int cmd_quantize(int argc, char **argv)
     if (parse(argc, argv, &v, paths, &e))
         return launch_misuse("quantize", &e);
 
-    char *out = without_slashes(paths[1]);
-    struct quantise q = {.in = paths[0], .out = out, .v = &v, .dir = -1, .began_ns = base_now_ns(base_clock_real())};
+    struct quantise q = {.in = paths[0], .out = paths[1], .v = &v, .dir = {.fd = -1}, .began_ns = base_now_ns(base_clock_real())};
     q.told_ns = q.began_ns;
     signal(SIGXFSZ, SIG_IGN); /* a limit on files is an error like a full disk */
     launch_interrupt_heed();
-    enum st st = out ? quantise(&q, &e) : err_set(&e, ST_NO_MEMORY, "no memory for a path");
-    drop_dir(&q);
+    enum st st = quantise(&q, &e);
+    launch_out_dir_close(&q.dir);
     if (!st)
         st = report(&q, &e);
     convert_plan_destroy(q.plan);
     ck_close(q.ck);
-    free(out);
     return st ? launch_fail("quantize", &e) : 0;
 }

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/json.h"
@@ -42,6 +43,7 @@ struct session {
     const struct launch_setup *setup;
     struct tokenizer *tokenizer;
     const struct chat_form *form; /* NULL with --raw */
+    char today[16];
     struct launch_job *job;
     uint32_t n_requests;
     /* the answer so far: bytes; those after printed are not yet written (an unfinished character) */
@@ -84,7 +86,8 @@ static enum st add_token(struct session *s, int32_t id, struct err *e)
 {
     const char *piece;
     size_t n;
-    enum st st = tok_piece(s->tokenizer, id, false, &piece, &n, e);
+    const bool with_control = s->form && chat_form_shows_control(s->form) && !tok_is_end(s->tokenizer, id);
+    enum st st = tok_piece(s->tokenizer, id, with_control, &piece, &n, e);
     if (st)
         return st;
     if (s->bytes + n + 1 > s->capacity) {
@@ -212,7 +215,7 @@ static enum st answer(struct session *s, const struct tok_ids *prompt, struct er
 static enum st encode(struct session *s, const struct chat_message *messages, int n_messages, struct tok_ids *ids, struct err *e)
 {
     if (s->form)
-        return chat_encode(s->form, s->tokenizer, messages, n_messages, ids, e);
+        return chat_encode(s->form, s->tokenizer, messages, n_messages, s->today, ids, e);
     return tok_encode(s->tokenizer, messages[n_messages - 1].text, messages[n_messages - 1].bytes, &(struct tok_encode_options){.add_opening = true}, ids, e);
 }
 
@@ -311,6 +314,10 @@ static enum st read_prompt(const struct run_values *v, char **text, size_t *byte
 
 static enum st open_session(struct session *s, struct err *e)
 {
+    const time_t now = time(NULL);
+    struct tm local;
+    if (localtime_r(&now, &local))
+        strftime(s->today, sizeof s->today, "%Y-%m-%d", &local);
     enum st st = tok_open(s->setup->ck, &s->tokenizer, e);
     if (!st && !s->v->raw)
         st = chat_form_find(s->tokenizer, &s->form, e);

@@ -2,9 +2,11 @@
 #include "launcher/commands.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 int launch_fail(const char *command, const struct err *e)
 {
@@ -87,6 +89,13 @@ enum st launch_read_all(const char *path, size_t max_bytes, char **text, size_t 
     *text = data;
     *bytes = used;
     return ST_OK;
+}
+
+int launch_allowed_cpus(void)
+{
+    cpu_set_t set;
+    const int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : (int)sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n;
 }
 
 enum st launch_flush_stdout(struct err *e)

@@ -16,6 +16,8 @@ int cmd_bench_comm(int argc, char **argv);
 int cmd_bench_scale(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 int cmd_quantize(int argc, char **argv);
+int cmd_synth(int argc, char **argv);
+int cmd_plan(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_topo(int argc, char **argv);
 int cmd_host_check(int argc, char **argv); /* hidden, and what it starts elsewhere: */
@@ -35,6 +37,8 @@ int launch_parse(const char *command, const char *usage, const char *about, cons
 
 /* Whole of a file ("-": stdin) into malloc'ed memory with a NUL behind it. */
 enum st launch_read_all(const char *path, size_t max_bytes, char **text, size_t *bytes, struct err *e);
+/* CPUs that this process may use; at least 1. */
+int launch_allowed_cpus(void);
 /* Flushes stdout; a failed write (a full disk, a closed descriptor) is an error that is told. */
 enum st launch_flush_stdout(struct err *e);
 

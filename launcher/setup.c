@@ -12,14 +12,12 @@
 #include "launcher/link.h"
 #include "runtime/bandwidth.h"
 
-/* Of each rank, beside what the plan counts: code, stacks, the descriptions themselves. */
-#define RESERVE_BYTES (32ull << 20)
 #define DEFAULT_CONTEXT 8192
 #define DEFAULT_CHUNK 512
 
-static const char *const activation_choices[] = {"f32", "auto", NULL};
-static const char *const moe_choices[] = {[PART_MOE_TENSOR] = "tp", [PART_MOE_EXPERT] = "ep", NULL};
-static const char *const kv_choices[] = {"f32", "f16", "bf16", "fp8", "auto", NULL};
+const char *const launch_activation_choices[] = {"f32", "auto", NULL};
+const char *const launch_moe_choices[] = {[PART_MOE_TENSOR] = "tp", [PART_MOE_EXPERT] = "ep", NULL};
+const char *const launch_kv_choices[] = {"f32", "f16", "bf16", "fp8", "auto", NULL};
 static const char *const head_choices[] = {"stored", "fp8", NULL};
 static const enum format kv_formats[LAUNCH_KV_AUTO] = {FMT_F32, FMT_F16, FMT_BF16, FMT_E4M3};
 
@@ -27,9 +25,9 @@ static const struct option shared_options[] = {
     {"-n", "--ranks", OPT_INT, offsetof(struct launch_options, n_ranks), "RANKS", "ranks (default 1, or as many as --split has shares)", 1, ORDER_MAX_RANKS, NULL},
     {"--threads", NULL, OPT_INT, offsetof(struct launch_options, n_threads), "T", "threads of each rank (default: allowed CPUs / ranks, at least 1)", 1, 1024, NULL},
     {"--split", NULL, OPT_STR, offsetof(struct launch_options, split), "A:B...", "shares of the ranks (default equal; zero allowed)", 0, 0, NULL},
-    {"--activations", NULL, OPT_ENUM, offsetof(struct launch_options, activations), "f32|auto", "f32: dequantise and multiply in F32, the accurate setting (default auto)", 0, 0, activation_choices},
-    {"--moe", NULL, OPT_ENUM, offsetof(struct launch_options, moe), "tp|ep", "experts: tp cuts each of them over the ranks, ep deals out whole ones (default tp; the bits of the two differ)", 0, 0, moe_choices},
-    {"--kv", NULL, OPT_ENUM, offsetof(struct launch_options, kv), "f32|f16|bf16|fp8|auto", "format of the key/value cache (auto: f32 with --activations f32 and in eval, else fp8 where the model declares it, else f16)", 0, 0, kv_choices},
+    {"--activations", NULL, OPT_ENUM, offsetof(struct launch_options, activations), "f32|auto", "f32: dequantise and multiply in F32, the accurate setting (default auto)", 0, 0, launch_activation_choices},
+    {"--moe", NULL, OPT_ENUM, offsetof(struct launch_options, moe), "tp|ep", "experts: tp cuts each of them over the ranks, ep deals out whole ones (default tp; the bits of the two differ)", 0, 0, launch_moe_choices},
+    {"--kv", NULL, OPT_ENUM, offsetof(struct launch_options, kv), "f32|f16|bf16|fp8|auto", "format of the key/value cache (auto: f32 with --activations f32 and in eval, else fp8 where the model declares it, else f16)", 0, 0, launch_kv_choices},
     {"--head", NULL, OPT_ENUM, offsetof(struct launch_options, head), "stored|fp8", "fp8: round a head in plain numbers to FP8 while it is loaded (default stored)", 0, 0, head_choices},
     {"--embedding", NULL, OPT_ENUM, offsetof(struct launch_options, embedding), "stored|fp8|disk", "likewise; disk: read its rows from the file when they are wanted", 0, 0, part_embedding_names},
     {"--chunk", NULL, OPT_INT, offsetof(struct launch_options, chunk), "N", "tokens of one step (default 512)", 1, 65536, NULL},
@@ -187,24 +185,29 @@ static enum st place(const struct launch_options *o, struct launch_setup *s, str
     return st;
 }
 
-static void choose(const struct launch_options *o, const struct launch_needs *needs, struct launch_setup *s)
+void launch_choose(const struct launch_options *o, const struct launch_needs *needs, const struct model_config *config, struct rt_settings *t)
 {
-    const int64_t most = s->whole->config.max_context;
-    struct rt_settings *t = &s->settings;
+    const int64_t most = config->max_context;
     t->accurate = o->activations == 0;
     t->moe = (enum part_moe)o->moe;
-    t->kv_format = o->kv != LAUNCH_KV_AUTO ? kv_formats[o->kv] : t->accurate || needs->accurate_cache ? FMT_F32 : s->whole->config.fp8_cache ? FMT_E4M3 : FMT_F16;
+    t->kv_format = o->kv != LAUNCH_KV_AUTO ? kv_formats[o->kv] : t->accurate || needs->accurate_cache ? FMT_F32 : config->fp8_cache ? FMT_E4M3 : FMT_F16;
     t->smaller = (struct part_smaller){.head_fp8 = o->head, .embedding = (enum part_embedding)o->embedding};
     t->context = o->context ? o->context : needs->context ? needs->context : most && most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT;
     t->chunk = (int)(o->chunk ? o->chunk : DEFAULT_CHUNK);
     const int64_t useful = t->context * needs->max_sequences; /* no step can have more tokens */
     t->chunk = t->chunk > useful ? (int)useful : t->chunk;
     t->max_sequences = needs->max_sequences;
-    t->n_threads = s->hosts ? (int)o->n_threads : s->placement->seats[launch_foreign() ? launch_foreign()->i_local : 0].n_threads;
-    t->spin_us = s->placement && s->placement->oversubscribed ? 0 : 50;
     t->ledger = needs->ledger;
     if (most && t->context > most)
-        LOG_WARNING("setup", "a context of %" PRId64 " tokens: %s was made for %" PRId64, t->context, s->whole->config.name, most);
+        LOG_WARNING("setup", "a context of %" PRId64 " tokens: %s was made for %" PRId64, t->context, config->name, most);
+}
+
+static void choose(const struct launch_options *o, const struct launch_needs *needs, struct launch_setup *s)
+{
+    struct rt_settings *t = &s->settings;
+    launch_choose(o, needs, &s->whole->config, t);
+    t->n_threads = s->hosts ? (int)o->n_threads : s->placement->seats[launch_foreign() ? launch_foreign()->i_local : 0].n_threads;
+    t->spin_us = s->placement && s->placement->oversubscribed ? 0 : 50;
 }
 
 enum st launch_setup_create(const char *model, const struct launch_options *options, const struct launch_needs *needs, struct launch_setup **out, struct err *e)
@@ -249,7 +252,7 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
     if (s->n_ranks == 1 && (s->has_link || s->backend_name))
         LOG_INFORM("setup", "one rank exchanges nothing: --link and --backend have no meaning here");
     for (int r = 0; r < s->n_ranks; r++)
-        s->total_bytes += s->plan->budget[r].total + RESERVE_BYTES + (s->settings.ledger ? rt_bandwidth_bytes(s->n_ranks) : 0);
+        s->total_bytes += s->plan->budget[r].total + LAUNCH_RESERVE_BYTES + (s->settings.ledger ? rt_bandwidth_bytes(s->n_ranks) : 0);
     *out = s;
     return ST_OK;
 }
@@ -305,7 +308,7 @@ enum st launch_check_host_budget(const struct launch_setup *s, const char *host,
     for (int r = first_rank; r < first_rank + n_ranks; r++) {
         kv += s->plan->budget[r].kv;
         weights += s->plan->budget[r].weights;
-        total += s->plan->budget[r].total + RESERVE_BYTES;
+        total += s->plan->budget[r].total + LAUNCH_RESERVE_BYTES;
     }
     if (total <= available)
         return ST_OK;
@@ -344,5 +347,5 @@ void launch_print_plan(const struct launch_setup *s, FILE *out)
         if (s->whole->weights[i].home != PART_IN_MEMORY)
             fprintf(out, "%s: %.1f MiB stay in the file, rows are read when they are wanted%s\n", s->whole->weights[i].name, mib(part_weight_stored_bytes(&s->whole->weights[i])),
                     s->whole->weights[i].home == PART_IN_BOTH ? " (the head keeps it in memory)" : "");
-    fprintf(out, "%.1f MiB in all with %.0f MiB of reserve a rank; available %.1f MiB (%s)\n", mib(s->total_bytes), mib(RESERVE_BYTES), mib(s->available_bytes), s->available_what);
+    fprintf(out, "%.1f MiB in all with %.0f MiB of reserve a rank; available %.1f MiB (%s)\n", mib(s->total_bytes), mib(LAUNCH_RESERVE_BYTES), mib(s->available_bytes), s->available_what);
 }

@@ -29,6 +29,10 @@ struct launch_options {
 enum { LAUNCH_KV_AUTO = 4 };
 #define LAUNCH_OPTIONS_DEFAULT {.activations = 1, .kv = LAUNCH_KV_AUTO}
 
+extern const char *const launch_activation_choices[], *const launch_moe_choices[], *const launch_kv_choices[];
+/* Of each rank, beside what the plan counts: code, stacks, the descriptions themselves. */
+#define LAUNCH_RESERVE_BYTES (32ull << 20)
+
 /* The group "shared by run, eval and bench". */
 struct option_group launch_option_group(struct launch_options *values);
 
@@ -41,6 +45,9 @@ struct launch_needs {
     bool accurate_cache;  /* --kv auto means F32 */
     bool ledger;
 };
+
+/* What options and needs come to for a model: everything of the settings that is not of a machine. */
+void launch_choose(const struct launch_options *options, const struct launch_needs *needs, const struct model_config *config, struct rt_settings *settings);
 
 struct launch_setup {
     const char *model; /* as given */

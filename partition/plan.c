@@ -258,15 +258,28 @@ static uint64_t matrix_bytes(struct sizes_memo *memo, const struct part_sizes *s
     return bytes;
 }
 
+int32_t part_embedding_weight(const struct part_model *m) { return m->main.n_steps && m->main.steps[0].op == PART_EMBED ? m->main.steps[0].weight[0] : PART_NONE; }
+
+int32_t part_head_weight(const struct part_model *m)
+{
+    for (int i = 0; i < m->head.n_steps; i++)
+        if (m->head.steps[i].op == PART_LINEAR)
+            return m->head.steps[i].weight[0];
+    return PART_NONE;
+}
+
 static enum st add_budget(struct part_plan *plan, const struct part_sizes *sizes, int r, uint64_t step_arena_bytes, struct err *e)
 {
     const struct part_model *m = plan->ranks[r];
     struct part_budget b = {.activations = step_arena_bytes};
     struct sizes_memo memo = {.n = 0};
+    const int32_t embedding = part_embedding_weight(m), head = part_head_weight(m);
     bool fits = true;
     for (int i = 0; i < m->n_weights; i++) {
         const struct part_weight *w = &m->weights[i];
-        fits = fits && add_product(&b.weights, 1, align64(w->kind == PART_MATRIX ? matrix_bytes(&memo, sizes, m, w) : (w->rows.end - w->rows.begin) * sizeof(float)));
+        const uint64_t bytes = align64(w->kind == PART_MATRIX ? matrix_bytes(&memo, sizes, m, w) : (w->rows.end - w->rows.begin) * sizeof(float));
+        uint64_t *const kind = i == embedding ? &b.embedding : i == head ? &b.head : w->kind == PART_VECTOR ? &b.vectors : &b.matrices[w->scheme->format];
+        fits = fits && add_product(&b.weights, 1, bytes) && add_product(kind, 1, bytes);
     }
     for (int i = 0; i < m->n_caches; i++)
         fits = fits && add_product(&b.kv, plan->n_kv_blocks, sizes->kv_block_bytes(sizes, &m->caches[i]));

@@ -36,6 +36,10 @@ struct part_plan_options {
 /* Bytes per rank. */
 struct part_budget {
     uint64_t weights, kv, activations, comm, scratch, total;
+    /* what weights is the sum of */
+    uint64_t matrices[FMT_COUNT]; /* by format, without the next two */
+    uint64_t embedding, head;     /* a tied head is the embedding, and 0 here */
+    uint64_t vectors;
 };
 
 struct part_plan {
@@ -62,6 +66,11 @@ uint64_t part_value_bytes(const struct part_model *m, const struct part_value *v
 
 /* Bytes of a value with n tokens or logit rows, of one rank's model. */
 uint64_t part_rows_bytes(const struct part_model *m, int value, int n_rows);
+
+/* Weights of the embedding and of the head, the same where they are tied; −1: the program does not begin or end so. */
+int32_t part_embedding_weight(const struct part_model *m);
+int32_t part_head_weight(const struct part_model *m);
+
 /* Bytes that rank r sends in one exchange step with n tokens or logit rows. */
 uint64_t part_exchange_bytes(const struct part_plan *plan, const struct part_step *step, int rank, int n_rows);
 

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "kernels/encode.h"
+#include "runtime/out_files.h"
 #include "runtime/rows.h"
 #include "runtime/settings.h"
 
@@ -21,7 +22,7 @@ struct encoder {
     const struct convert_plan *plan;
     const struct rt_encode_options *options;
     struct err *e;
-    int *files; /* of the result */
+    struct rt_out_files files; /* of the result */
     int *sources; /* of the checkpoint, −1: not open yet */
     uint64_t done_bytes;
 
@@ -49,16 +50,7 @@ struct encoder {
 
 static enum st write_all(struct encoder *w, const struct out_tensor *t, uint64_t at, const void *data, size_t bytes)
 {
-    const int fd = w->files[t->file];
-    for (size_t done = 0; done < bytes;) {
-        const ssize_t n = pwrite(fd, (const char *)data + done, bytes - done, (off_t)(t->offset + at + done));
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return err_set(w->e, ST_IO, "cannot write %s: %s", w->plan->files[t->file].name, strerror(errno));
-        done += (size_t)n;
-    }
-    return ST_OK;
+    return rt_out_files_write(&w->files, t, at, data, bytes, w->e);
 }
 
 static enum st open_source(struct encoder *w, uint32_t file)
@@ -74,40 +66,12 @@ static enum st read_all(struct encoder *w, const struct ck_tensor *t, uint64_t a
     return st ? st : rt_read_exactly(w->sources[t->file], out, bytes, t->offset + at, t->name, w->e);
 }
 
-static enum st open_files(struct encoder *w)
+static void close_sources(struct encoder *w)
 {
-    for (size_t i = 0; i < w->plan->n_files; i++) {
-        const struct out_file *f = &w->plan->files[i];
-        w->files[i] = openat(w->options->dir, f->name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-        if (w->files[i] < 0)
-            return err_set(w->e, ST_IO, "cannot make %s: %s", f->name, strerror(errno));
-        /* Some file systems cannot reserve; then the writes tell. */
-        if (f->bytes && fallocate(w->files[i], 0, 0, (off_t)f->bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL && errno != EINTR)
-            return err_set(w->e, ST_IO, "no room for %s (%.1f MB): %s", f->name, (double)f->bytes / 1e6, strerror(errno));
-        if (ftruncate(w->files[i], (off_t)f->bytes) != 0)
-            return err_set(w->e, ST_IO, "no room for %s (%.1f MB): %s", f->name, (double)f->bytes / 1e6, strerror(errno));
-        const struct out_tensor head = {.file = (uint32_t)i};
-        const enum st st = write_all(w, &head, 0, f->head, f->head_bytes);
-        if (st)
-            return st;
-    }
-    return ST_OK;
-}
-
-static enum st close_files(struct encoder *w, enum st st)
-{
-    for (size_t i = 0; i < w->plan->n_files; i++) {
-        if (w->files[i] < 0)
-            continue;
-        if (!st && fsync(w->files[i]) != 0)
-            st = err_set(w->e, ST_IO, "cannot write %s: %s", w->plan->files[i].name, strerror(errno));
-        if (close(w->files[i]) != 0 && !st)
-            st = err_set(w->e, ST_IO, "cannot write %s: %s", w->plan->files[i].name, strerror(errno));
-    }
     for (size_t i = 0; i < ck_n_files(w->ck); i++)
         if (w->sources[i] >= 0)
             close(w->sources[i]);
-    return st;
+    free(w->sources);
 }
 
 /* ---- rows ---- */
@@ -365,20 +329,16 @@ enum st rt_encode(const struct checkpoint *ck, const struct convert_plan *plan, 
 {
     struct encoder w = {.ck = ck, .plan = plan, .options = options, .e = e};
     atomic_init(&w.bad_row, UINT64_MAX);
-    w.files = malloc((plan->n_files ? plan->n_files : 1) * sizeof *w.files);
     w.amax = malloc((size_t)base_pool_n_threads(options->pool) * sizeof *w.amax);
     w.sources = malloc((ck_n_files(ck) + 1) * sizeof *w.sources);
-    if (!w.files || !w.amax || !w.sources || base_arena_init(&w.arena, "encode", 0, NULL)) {
-        free(w.files);
+    if (!w.amax || !w.sources || base_arena_init(&w.arena, "encode", 0, NULL)) {
         free(w.amax);
         free(w.sources);
         return err_set(e, ST_NO_MEMORY, "no memory");
     }
     for (size_t i = 0; i < ck_n_files(ck); i++)
         w.sources[i] = -1;
-    for (size_t i = 0; i < plan->n_files; i++)
-        w.files[i] = -1;
-    enum st st = open_files(&w);
+    enum st st = rt_out_files_open(&w.files, options->dir, plan->files, plan->n_files, false, e);
     for (size_t i = 0; !st && i < plan->n_items; i++) {
         w.item = &plan->items[i];
         if (w.item->data)
@@ -390,14 +350,13 @@ enum st rt_encode(const struct checkpoint *ck, const struct convert_plan *plan, 
         else
             st = convert_rows(&w);
     }
-    st = close_files(&w, st);
+    st = rt_out_files_close(&w.files, st, e);
+    close_sources(&w);
     for (int k = 0; k < MAX_PARTS; k++)
         free(w.parts[k]);
     free(w.in);
     free(w.rows);
     free(w.amax);
-    free(w.files);
-    free(w.sources);
     base_arena_release(&w.arena);
     return st;
 }

@@ -14,6 +14,7 @@
 #include "launcher/text/chat.h"
 #include "launcher/text/tokenizer_priv.h"
 #include "partition/checkpoint.h"
+#include "partition/synth.h"
 #include "tests/t.h"
 #include "tests/t_ck.h"
 
@@ -531,6 +532,8 @@ static void refusals(void **state) {
         {"pre_tokenizer", "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a[b]]\"},\"behavior\":\"Isolated\"}", ST_UNSUPPORTED, "byte-level"},
         {"pre_tokenizer", "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},{\"type\":\"Digits\"}]}", ST_UNSUPPORTED, "Digits"},
         {"post_processor", "{\"type\":\"BertProcessing\"}", ST_UNSUPPORTED, "BertProcessing"},
+        {"decoder", "{\"type\":\"Metaspace\"}", ST_UNSUPPORTED, "decoder \"Metaspace\""},
+        {"decoder", "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"ByteLevel\"},{\"type\":\"WordPiece\"}]}", ST_UNSUPPORTED, "WordPiece"},
         {"added_tokens", "[{\"id\":1}]", ST_INVALID, "content"},
         {"added_tokens", "[{\"content\":\"x\"}]", ST_INVALID, "id"},
         {"added_tokens", "{}", ST_INVALID, "added_tokens"},
@@ -681,6 +684,45 @@ static void hub_directory(void **state) {
     json_decref(root);
 }
 
+/* The tokenizer of checkpoints that are made up: every byte there and back, a text for every id, the ends that the config names. */
+static void made_up(void **state) {
+    (void)state;
+    char *texts[2] = {NULL, NULL};
+    struct err e = {{0}};
+    T_OK(synth_tokenizer(1000, &texts[0], &texts[1], &e), &e);
+    json_t *files[2];
+    for (int i = 0; i < 2; i++) {
+        T_OK(base_json_parse("made up", texts[i], strlen(texts[i]), &files[i], &e), &e);
+        free(texts[i]);
+    }
+    struct tokenizer *t = NULL;
+    T_OK(tok_from_json(&(struct tok_json){.where = "made up", .tokenizer = files[0], .tokenizer_config = files[1]}, &t, &e), &e);
+    char all[256];
+    for (int i = 0; i < 256; i++) all[i] = (char)i;
+    struct tok_ids ids = encode(t, all, sizeof all, false);
+    assert_int_equal(ids.n, 256);
+    for (int i = 0; i < 256; i++) assert_int_equal(ids.ids[i], i);
+    size_t bytes = 0;
+    char *back = decode(t, &ids, &bytes);
+    assert_int_equal(bytes, 256);
+    assert_memory_equal(back, all, 256);
+    free(back);
+    free(ids.ids);
+    assert_int_equal(tok_vocab_size(t), 1000);
+    assert_true(tok_is_end(t, 998));
+    assert_int_equal(tok_opening(t), 999);
+    const char *piece = NULL;
+    T_OK(tok_piece(t, 300, false, &piece, &bytes, &e), &e);
+    assert_int_equal(bytes, 4);
+    assert_memory_equal(piece, " 300", 4);
+    const struct chat_form *form = NULL;
+    T_OK(chat_form_find(t, &form, &e), &e);
+    assert_string_equal(chat_form_name(form), "chatml");
+    tok_close(t);
+    json_decref(files[0]);
+    json_decref(files[1]);
+}
+
 /* ---- chat ---- */
 
 static enum st encode_conversation(const struct tokenizer *t, const struct chat_form *form, const json_t *messages, struct tok_ids *ids) {
@@ -696,7 +738,7 @@ static enum st encode_conversation(const struct tokenizer *t, const struct chat_
                                         json_string_value(json_array_get(m, 1)), json_string_length(json_array_get(m, 1))};
     }
     struct err e = {{0}};
-    return chat_encode(form, t, list, n, ids, &e);
+    return chat_encode(form, t, list, n, "2026-01-31", ids, &e);
 }
 
 /* strict: each template has to be recognised as the file says; else those that are recognised have to be right. */
@@ -741,7 +783,7 @@ static int check_chat(const json_t *root, bool strict) {
 static void chat_forms(void **state) {
     (void)state;
     json_t *root = load("chat.json");
-    assert_int_equal(check_chat(root, true), 6);
+    assert_int_equal(check_chat(root, true), 8);
     json_decref(root);
     const char *more = getenv("TANDEM_CHAT_CASES"); /* by hand: make_tokenizer.py --templates */
     if (more != NULL) {
@@ -771,7 +813,7 @@ static void chat_forgery(void **state) {
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         struct chat_message message = {CHAT_USER, texts[i], strlen(texts[i])};
         struct tok_ids ids = {0};
-        T_OK(chat_encode(form, t, &message, 1, &ids, &e), &e);
+        T_OK(chat_encode(form, t, &message, 1, "", &ids, &e), &e);
         int n_start = 0, n_end = 0;
         for (size_t k = 0; k < ids.n; k++) {
             n_start += ids.ids[k] == 1;
@@ -785,10 +827,46 @@ static void chat_forgery(void **state) {
         free(back);
         free(ids.ids);
     }
-    t_expect_err_contains(ST_INVALID, chat_encode(form, t, NULL, 0, &(struct tok_ids){0}, &e), &e, "message");
+    t_expect_err_contains(ST_INVALID, chat_encode(form, t, NULL, 0, "", &(struct tok_ids){0}, &e), &e, "message");
     tok_close(t);
     t = open_json(json_object_get(root, "base"));
     t_expect_err_contains(ST_UNSUPPORTED, chat_form_find(t, &form, &e), &e, "--raw");
+    tok_close(t);
+    json_decref(root);
+}
+
+/* What a GPT-OSS answered comes back with its channels; only the last final one is repeated to it. */
+static void harmony_answers(void **state) {
+    (void)state;
+    json_t *root = load("chat.json");
+    size_t i;
+    json_t *entry;
+    struct tokenizer *t = NULL;
+    const struct chat_form *form = NULL;
+    struct err e = {{0}};
+    json_array_foreach(json_object_get(root, "templates"), i, entry) {
+        if (strcmp(json_string_value(json_object_get(entry, "form")), "harmony") != 0) continue;
+        T_OK(tok_from_json(&(struct tok_json){.where = "x",
+                                              .tokenizer = json_object_get(root, "base"),
+                                              .chat_template = json_string_value(json_object_get(entry, "template"))},
+                           &t, &e),
+             &e);
+    }
+    T_OK(chat_form_find(t, &form, &e), &e);
+    assert_true(chat_form_shows_control(form));
+#define THOUGHT "<|channel|>analysis<|message|>Hm.<|end|>"
+    static const char *const answers[][2] = {{THOUGHT "<|start|>assistant<|channel|>final<|message|>Hi", "Hi"}, {THOUGHT, ""}, {"Hi", "Hi"}};
+    for (size_t k = 0; k < sizeof answers / sizeof *answers; k++) {
+        struct tok_ids ids[2] = {{0}, {0}};
+        for (int j = 0; j < 2; j++) {
+            const struct chat_message messages[] = {{CHAT_USER, "a", 1}, {CHAT_ASSISTANT, answers[k][j], strlen(answers[k][j])}, {CHAT_USER, "b", 1}};
+            T_OK(chat_encode(form, t, messages, 3, "2026-01-31", &ids[j], &e), &e);
+        }
+        assert_int_equal(ids[0].n, ids[1].n);
+        assert_memory_equal(ids[0].ids, ids[1].ids, ids[0].n * sizeof *ids[0].ids);
+        free(ids[0].ids);
+        free(ids[1].ids);
+    }
     tok_close(t);
     json_decref(root);
 }
@@ -802,7 +880,7 @@ static void demo_chat(void **state) {
     assert_string_equal(chat_form_name(form), "chatml-smollm2");
     struct chat_message message = {CHAT_USER, "Hello", 5};
     struct tok_ids ids = {0};
-    T_OK(chat_encode(form, t, &message, 1, &ids, &e), &e);
+    T_OK(chat_encode(form, t, &message, 1, "", &ids, &e), &e);
     size_t bytes = 0;
     char *text = decode(t, &ids, &bytes);
     static const char want[] = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
@@ -872,10 +950,23 @@ int main(int argc, char **argv) {
     self[n > 0 ? n : 0] = 0;
     t_declare_warnings(); /* files whose merges name unknown tokens are told */
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(golden_variants), cmocka_unit_test(golden_rows),  cmocka_unit_test(added_tokens),          cmocka_unit_test(demo_model),
-        cmocka_unit_test(invalid_utf8),    cmocka_unit_test(deep_pattern), cmocka_unit_test(long_runs_small_stack), cmocka_unit_test(ends),
-        cmocka_unit_test(refusals),        cmocka_unit_test(chat_forms),   cmocka_unit_test(chat_forgery),          cmocka_unit_test(demo_chat),
-        cmocka_unit_test(threads),         cmocka_unit_test(gguf),         cmocka_unit_test(hub_directory),
+        cmocka_unit_test(golden_variants),
+        cmocka_unit_test(golden_rows),
+        cmocka_unit_test(added_tokens),
+        cmocka_unit_test(demo_model),
+        cmocka_unit_test(invalid_utf8),
+        cmocka_unit_test(deep_pattern),
+        cmocka_unit_test(long_runs_small_stack),
+        cmocka_unit_test(ends),
+        cmocka_unit_test(refusals),
+        cmocka_unit_test(chat_forms),
+        cmocka_unit_test(chat_forgery),
+        cmocka_unit_test(harmony_answers),
+        cmocka_unit_test(demo_chat),
+        cmocka_unit_test(made_up),
+        cmocka_unit_test(threads),
+        cmocka_unit_test(gguf),
+        cmocka_unit_test(hub_directory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -339,7 +339,7 @@ static enum st read_flops(const json_t *accelerator, const char *where, struct t
 }
 
 static enum st read_accelerator(const json_t *object, const char *where, bool unified, struct topo_accelerator *a, struct err *e) {
-    static const char *const keys[] = {"name", "architecture", "sm", "mhz_max", "memory_bytes", "bandwidth", "bandwidth_reached", "l2_bytes", "shared_bytes_per_block", "flops", "pcie", NULL};
+    static const char *const keys[] = {"name", "architecture", "sm", "mhz_max", "memory_bytes", "bandwidth", "bandwidth_reached", "l2_bytes", "shared_bytes_per_block", "library_bytes", "flops", "pcie", NULL};
     enum st st = check_object(object, where, true, keys, e);
     if (st == ST_OK) st = read_text(object, where, "name", true, sizeof a->name, a->name, e);
     if (st == ST_OK) st = read_text(object, where, "architecture", false, sizeof a->architecture, a->architecture, e);
@@ -350,6 +350,7 @@ static enum st read_accelerator(const json_t *object, const char *where, bool un
     if (st == ST_OK) st = read_rate(object, where, "bandwidth_reached", &a->bandwidth_reached, e);
     if (st == ST_OK) st = read_bytes(object, where, "l2_bytes", &a->l2_bytes, e);
     if (st == ST_OK) st = read_bytes(object, where, "shared_bytes_per_block", &a->shared_bytes_per_block, e);
+    if (st == ST_OK) st = read_bytes(object, where, "library_bytes", &a->library_bytes, e);
     if (st == ST_OK) st = read_flops(object, where, a, e);
     if (st == ST_OK) st = read_pcie(object, where, &a->pcie, e);
     if (st == ST_OK) st = check_reached(where, a->bandwidth, a->bandwidth_reached, e);

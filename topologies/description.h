@@ -42,6 +42,7 @@ struct topo_accelerator {
     uint64_t memory_bytes;  /* of its own; 0 where the machine's memory is unified */
     double bandwidth, bandwidth_reached; /* bytes/s of the memory that it computes from */
     uint64_t l2_bytes, shared_bytes_per_block;
+    uint64_t library_bytes; /* what its library takes for itself in each process; 0: not known */
     struct topo_flops flops[TOPO_MAX_DEVICES];
     int n_flops;
     struct topo_pcie pcie;

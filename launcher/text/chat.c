@@ -3,12 +3,13 @@
  * Before comparison "\n" spelled as two characters becomes a newline and double quotes single ones: files differ in that without meaning anything by it. */
 #include "launcher/text/chat.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "launcher/text/tokenizer_priv.h"
 
-#define MAX_FRAGMENTS 5
+#define MAX_FRAGMENTS 8
 
 struct chat_form {
     const char *name;
@@ -17,14 +18,19 @@ struct chat_form {
     bool writes_opening; /* the opening token comes first */
     const char *before_role, *after_role, *after_text;
     const char *default_system; /* where the conversation has none; NULL: no system turn then */
-    const char *system_prefix;  /* before the words of the system turn */
+    const char *system_prefix;  /* before the words of the system turn, in which {date} stands for today as "31 Jan 2026" */
     bool trims;                 /* blanks around each text */
     bool thinks;                /* Qwen 3: <think> of earlier turns is left out */
+    bool harmony;               /* GPT-OSS: add_harmony writes it */
 };
 
 #define CHATML .before_role = "<|im_start|>", .after_role = "\n", .after_text = "<|im_end|>\n"
 #define LLAMA3                                                                                                                                       \
     .before_role = "<|start_header_id|>", .after_role = "<|end_header_id|>\n\n", .after_text = "<|eot_id|>", .trims = true, .writes_opening = true
+#define LLAMA31_TURNS                                                                                                                                \
+    "{{- 'Cutting Knowledge Date: December 2023\n' }}\n{{- 'Today Date: ' + date_string + '\n\n' }}",                                                \
+        "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' }}",                        \
+        "{{- system_message }}\n{{- '<|eot_id|>' }}", "{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 
 static const struct chat_form forms[] = {
     {.name = "chatml-smollm2",
@@ -59,13 +65,16 @@ static const struct chat_form forms[] = {
      .must_not = {"| trim", "created by"},
      .thinks = true,
      CHATML},
-    {.name = "llama-3.1", /* and 3.2, 3.3; the date is the template's own where nobody gives one */
-     .must = {"{{- 'Cutting Knowledge Date: December 2023\n' }}\n{{- 'Today Date: ' + date_string + '\n\n' }}",
-              "{%- set date_string = '26 Jul 2024' %}",
-              "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' }}",
-              "{{- system_message }}\n{{- '<|eot_id|>' }}", "{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"},
+    {.name = "llama-3.1", /* and 3.3; the date is the template's own where nobody gives one */
+     .must = {LLAMA31_TURNS, "{%- set date_string = '26 Jul 2024' %}"},
+     .must_not = {"strftime_now"},
      .default_system = "",
      .system_prefix = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n",
+     LLAMA3},
+    {.name = "llama-3.2",
+     .must = {LLAMA31_TURNS, "{%- if strftime_now is defined %}\n        {%- set date_string = strftime_now('%d %b %Y') %}"},
+     .default_system = "",
+     .system_prefix = "Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n",
      LLAMA3},
     {.name = "llama-3",
      .must = {"{%setloop_messages=messages%}{%formessageinloop_messages%}{%setcontent='<|start_header_id|>'+message['role']+'<|end_header_id|>\n\n'+"
@@ -74,6 +83,18 @@ static const struct chat_form forms[] = {
               "'<|start_header_id|>assistant<|end_header_id|>\n\n'}}{%endif%}"},
      .whole = true,
      LLAMA3},
+    {.name = "harmony",
+     .must =
+         {"{%- set model_identity = 'You are ChatGPT, a large language model trained by OpenAI.' %}",
+          "{{- model_identity + '\n' }}\n    {{- 'Knowledge cutoff: 2024-06\n' }}\n    {{- 'Current date: ' + strftime_now('%Y-%m-%d') + '\n\n' }}",
+          "{%- set reasoning_effort = 'medium' %}", "{{- 'Reasoning: ' + reasoning_effort + '\n\n' }}",
+          "{{- '<|start|>system<|message|>' }}\n{{- build_system_message() }}\n{{- '<|end|>' }}",
+          "{{- '<|start|>developer<|message|>' }}\n    {%- if developer_message %}\n        {{- '# Instructions\n\n' }}\n        {{- "
+          "developer_message "
+          "}}\n        {{- '\n\n' }}",
+          "{{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' }}",
+          "{{- '<|start|>user<|message|>' + message.content + '<|end|>' }}"},
+     .harmony = true},
 };
 
 /* ---- recognition ---- */
@@ -136,6 +157,7 @@ enum st chat_form_find(const struct tokenizer *t, const struct chat_form **form,
 }
 
 const char *chat_form_name(const struct chat_form *form) { return form->name; }
+bool chat_form_shows_control(const struct chat_form *form) { return form->harmony; }
 
 /* ---- writing a conversation ---- */
 
@@ -197,9 +219,10 @@ static void split_thought(struct words all, struct words *thought, struct words 
 struct part_list {
     struct tok_part *parts;
     int n;
+    char date[12]; /* "31 Jan 2026" */
 };
 
-#define PARTS_PER_MESSAGE 8
+#define PARTS_PER_MESSAGE 10
 
 static void add(struct part_list *l, const char *text, size_t bytes, bool trusted) {
     if (bytes != 0) l->parts[l->n++] = (struct tok_part){text, bytes, trusted};
@@ -221,6 +244,25 @@ static bool is_query(const struct chat_message *m) {
     return m->role == CHAT_USER && !response;
 }
 
+/* "2026-01-31" → "31 Jan 2026", as strftime writes it in English. Any other text yields nothing. */
+static void write_date(struct part_list *l, const char *today) {
+    static const char months[12][4] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+    unsigned year = 0, month = 0, day = 0;
+    if (sscanf(today, "%4u-%2u-%2u", &year, &month, &day) != 3 || month < 1 || month > 12) return;
+    snprintf(l->date, sizeof l->date, "%02u %s %u", day, months[month - 1], year);
+}
+
+static void add_system_prefix(struct part_list *l, const struct chat_form *form) {
+    static const char date[] = "{date}";
+    const char *prefix = form->system_prefix, *at = prefix != NULL ? strstr(prefix, date) : NULL;
+    if (at != NULL) {
+        add(l, prefix, (size_t)(at - prefix), true);
+        add_text(l, l->date);
+        prefix = at + sizeof date - 1;
+    }
+    if (prefix != NULL) add_text(l, prefix);
+}
+
 static void add_thinking_turn(struct part_list *l, struct words text, bool behind_query, bool is_last) {
     struct words thought, rest;
     split_thought(text, &thought, &rest);
@@ -233,23 +275,52 @@ static void add_thinking_turn(struct part_list *l, struct words text, bool behin
     add(l, rest.text, rest.bytes, false);
 }
 
-enum st chat_encode(const struct chat_form *form, const struct tokenizer *t, const struct chat_message *messages, int n_messages, struct tok_ids *out,
-                    struct err *e) {
-    if (n_messages < 1) return err_set(e, ST_INVALID, "a conversation without a message");
-    struct part_list l = {calloc((size_t)n_messages + 3, PARTS_PER_MESSAGE * sizeof *l.parts), 0};
-    if (l.parts == NULL) return err_set(e, ST_NO_MEMORY, "no memory for a conversation of %d messages", n_messages);
+/* What an answer says to the user: the words of its last final channel. An answer that was cut off before has none; one without channels is all words. */
+static struct words final_channel(struct words all) {
+    static const char channel[] = "<|channel|>", final[] = "<|channel|>final<|message|>";
+    const char *begin = find(all, final, true);
+    if (begin == NULL) return find(all, channel, false) == NULL ? all : (struct words){"", 0};
+    begin += sizeof final - 1;
+    return (struct words){begin, (size_t)(all.text + all.bytes - begin)};
+}
 
+/* The system turn is the template's own; a system message is the developer's turn, and only as the first message. */
+static void add_harmony(struct part_list *l, const struct chat_message *messages, int n_messages, const char *today) {
+    add_text(l, "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\nCurrent date: ");
+    add_text(l, today);
+    add_text(l, "\n\nReasoning: medium\n\n# Valid channels: analysis, commentary, final. Channel must be included for every message.<|end|>");
+    for (int i = 0; i < n_messages; i++) {
+        struct words text = {messages[i].text, messages[i].bytes};
+        const char *head = "<|start|>user<|message|>", *tail = "<|end|>";
+        if (messages[i].role == CHAT_SYSTEM) {
+            if (i > 0 || text.bytes == 0) continue;
+            head = "<|start|>developer<|message|># Instructions\n\n";
+            tail = "\n\n<|end|>";
+        } else if (messages[i].role == CHAT_ASSISTANT) {
+            head = "<|start|>assistant<|channel|>final<|message|>";
+            text = final_channel(text);
+        }
+        add_text(l, head);
+        add(l, text.text, text.bytes, false);
+        add_text(l, tail);
+    }
+    add_text(l, "<|start|>assistant");
+}
+
+static void add_turns(struct part_list *list, const struct chat_form *form, const struct tokenizer *t, const struct chat_message *messages,
+                      int n_messages) {
+    struct err e = {""};
     const char *opening = "";
     size_t opening_bytes = 0;
-    if (form->writes_opening && t->opening >= 0) (void)tok_piece(t, t->opening, true, &opening, &opening_bytes, e);
-    add(&l, opening, opening_bytes, true);
+    if (form->writes_opening && t->opening >= 0) (void)tok_piece(t, t->opening, true, &opening, &opening_bytes, &e);
+    add(list, opening, opening_bytes, true);
 
     bool has_system = messages[0].role == CHAT_SYSTEM;
     if (!has_system && form->default_system != NULL) {
-        add_head(&l, form, CHAT_SYSTEM);
-        if (form->system_prefix != NULL) add_text(&l, form->system_prefix);
-        add_text(&l, form->default_system);
-        add_text(&l, form->after_text);
+        add_head(list, form, CHAT_SYSTEM);
+        add_system_prefix(list, form);
+        add_text(list, form->default_system);
+        add_text(list, form->after_text);
     }
     int last_query = n_messages - 1;
     for (int i = n_messages; i-- > 0;) {
@@ -261,15 +332,27 @@ enum st chat_encode(const struct chat_form *form, const struct tokenizer *t, con
     for (int i = 0; i < n_messages; i++) {
         struct words text = {messages[i].text, messages[i].bytes};
         if (form->trims) text = trim(text, NULL);
-        add_head(&l, form, messages[i].role);
-        if (i == 0 && has_system && form->system_prefix != NULL) add_text(&l, form->system_prefix);
+        add_head(list, form, messages[i].role);
+        if (i == 0 && has_system) add_system_prefix(list, form);
         if (form->thinks && messages[i].role == CHAT_ASSISTANT)
-            add_thinking_turn(&l, text, i > last_query, i == n_messages - 1);
+            add_thinking_turn(list, text, i > last_query, i == n_messages - 1);
         else
-            add(&l, text.text, text.bytes, false);
-        add_text(&l, form->after_text);
+            add(list, text.text, text.bytes, false);
+        add_text(list, form->after_text);
     }
-    add_head(&l, form, CHAT_ASSISTANT);
+    add_head(list, form, CHAT_ASSISTANT);
+}
+
+enum st chat_encode(const struct chat_form *form, const struct tokenizer *t, const struct chat_message *messages, int n_messages, const char *today,
+                    struct tok_ids *out, struct err *e) {
+    if (n_messages < 1) return err_set(e, ST_INVALID, "a conversation without a message");
+    struct part_list l = {calloc((size_t)n_messages + 3, PARTS_PER_MESSAGE * sizeof *l.parts), 0, ""};
+    if (l.parts == NULL) return err_set(e, ST_NO_MEMORY, "no memory for a conversation of %d messages", n_messages);
+    write_date(&l, today);
+    if (form->harmony)
+        add_harmony(&l, messages, n_messages, today);
+    else
+        add_turns(&l, form, t, messages, n_messages);
     enum st st = tok_encode_parts(t, l.parts, l.n, false, out, e);
     free(l.parts);
     return st;

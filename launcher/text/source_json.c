@@ -379,6 +379,22 @@ static enum st make_pretok(const struct source *s, const json_t *pre) {
     return st;
 }
 
+/* Ids become the bytes that their pieces stand for: what ByteLevel says, and a file without decoder cannot mean otherwise. Fuse joins what is joined already. */
+static enum st check_decoder(const struct source *s, const json_t *decoder, int depth) {
+    if (decoder == NULL) return ST_OK;
+    const char *type = type_of(decoder);
+    if (strcmp(type, "ByteLevel") == 0 || strcmp(type, "Fuse") == 0) return ST_OK;
+    const json_t *list = member(decoder, "decoders");
+    if (strcmp(type, "Sequence") != 0 || !json_is_array(list) || depth >= 4) return refuse(s, "decoder", type);
+    size_t i;
+    json_t *value;
+    json_array_foreach(list, i, value) {
+        enum st st = check_decoder(s, value, depth + 1);
+        if (st != ST_OK) return st;
+    }
+    return ST_OK;
+}
+
 /* ---- opening and ends ---- */
 
 static int32_t find_name(const struct source *s, const json_t *name) {
@@ -522,6 +538,7 @@ enum st tok_from_json(const struct tok_json *files, struct tokenizer **out, stru
     if (st == ST_OK) st = insert_added(&s, added);
     if (st == ST_OK) st = read_model(&s, model);
     if (st == ST_OK) st = make_pretok(&s, member(files->tokenizer, "pre_tokenizer"));
+    if (st == ST_OK) st = check_decoder(&s, member(files->tokenizer, "decoder"), 0);
     if (st != ST_OK) {
         tok_close(s.t);
         return st;

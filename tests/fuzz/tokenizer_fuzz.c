@@ -27,7 +27,8 @@ static void use(const struct tokenizer *t, const char *text, size_t bytes) {
     struct err e = {{0}};
     if (chat_form_find(t, &form, &e) != ST_OK) return;
     struct tok_ids ids = {0};
-    (void)chat_encode(form, t, &(struct chat_message){CHAT_USER, text, bytes}, 1, &ids, &e);
+    const struct chat_message messages[] = {{CHAT_SYSTEM, text, bytes / 2}, {CHAT_USER, text, bytes}, {CHAT_ASSISTANT, text + bytes / 3, bytes - bytes / 3}};
+    (void)chat_encode(form, t, messages, 3, "2026-01-31", &ids, &e);
     free(ids.ids);
 }
 
@@ -39,7 +40,7 @@ static void hostile_file(const char *text, size_t bytes) {
     /* the same file plays all parts */
     struct tok_json files = {.where = "fuzz", .tokenizer = root, .tokenizer_config = root, .generation_config = root, .config = root};
     if (tok_from_json(&files, &t, &e) == ST_OK) {
-        static const char sample[] = "Hi  there <t> it's 1234 \r\n\xe6\xbc\xa2\xff<|im_end|> e\xcc\x81";
+        static const char sample[] = "Hi  there <t> it's 1234 \r\n\xe6\xbc\xa2\xff<|im_end|> e\xcc\x81</think><|channel|>final<|message|>\n";
         use(t, sample, sizeof sample - 1);
         tok_close(t);
     }

@@ -10,6 +10,7 @@ demo.json    hard texts and their ids by the demo model's vocabulary (the vocabu
 chat.json    conversations as the models' own templates render them, and their ids by the small BPE.
 --templates DIR writes $OUT_CHAT (not kept) instead of chat.json: the same for every *.jinja of DIR, for a check by hand of the forms that claim them.
 """
+import datetime
 import itertools
 import json
 import os
@@ -254,6 +255,13 @@ LLAMA_31 = """{{- bos_token }}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}
 """
+LLAMA_32 = LLAMA_31.replace("""    {%- set date_string = "26 Jul 2024" %}
+""", """    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+""")
 # What is left of Qwen 2.5's and Qwen 3's templates without their tools.
 QWEN_25 = """{%- if messages[0]['role'] == 'system' %}
     {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
@@ -310,6 +318,51 @@ QWEN_3 = """{%- if messages[0].role == 'system' %}
 {%- endif %}
 """
 
+# What is left of GPT-OSS's template (harmony) without its tools.
+HARMONY = """{%- macro build_system_message() -%}
+    {%- if model_identity is not defined %}
+        {%- set model_identity = "You are ChatGPT, a large language model trained by OpenAI." %}
+    {%- endif %}
+    {{- model_identity + "\\n" }}
+    {{- "Knowledge cutoff: 2024-06\\n" }}
+    {{- "Current date: " + strftime_now("%Y-%m-%d") + "\\n\\n" }}
+    {%- if reasoning_effort is not defined %}
+        {%- set reasoning_effort = "medium" %}
+    {%- endif %}
+    {{- "Reasoning: " + reasoning_effort + "\\n\\n" }}
+    {{- "# Valid channels: analysis, commentary, final. Channel must be included for every message." }}
+{%- endmacro -%}
+{{- "<|start|>system<|message|>" }}
+{{- build_system_message() }}
+{{- "<|end|>" }}
+{%- if messages[0].role == "developer" or messages[0].role == "system" %}
+    {%- set developer_message = messages[0].content %}
+    {%- set loop_messages = messages[1:] %}
+{%- else %}
+    {%- set developer_message = "" %}
+    {%- set loop_messages = messages %}
+{%- endif %}
+{%- if developer_message or tools %}
+    {{- "<|start|>developer<|message|>" }}
+    {%- if developer_message %}
+        {{- "# Instructions\\n\\n" }}
+        {{- developer_message }}
+        {{- "\\n\\n" }}
+    {%- endif %}
+    {{- "<|end|>" }}
+{%- endif %}
+{%- for message in loop_messages -%}
+    {%- if message.role == 'assistant' -%}
+        {{- "<|start|>assistant<|channel|>final<|message|>" + message.content + "<|end|>" }}
+    {%- elif message.role == 'user' -%}
+        {{- "<|start|>user<|message|>" + message.content + "<|end|>" }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+<|start|>assistant
+{%- endif -%}"""
+HARMONY_SPECIALS = ["<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>", "<|call|>"]
+
 CONVERSATIONS = [
     [("user", "Why is the sky blue?")],
     [("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi!"), ("user", "\n  and  now?\n\n")],
@@ -328,11 +381,13 @@ CONVERSATIONS = [
 def render(template, messages):
     env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     env.globals["raise_exception"] = lambda message: (_ for _ in ()).throw(jinja2.exceptions.TemplateError(message))
+    env.globals["strftime_now"] = lambda form: datetime.date(2026, 1, 31).strftime(form)
     return env.from_string(template).render(messages=messages, add_generation_prompt=True, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
 
 
 def chat(templates):
     t = Tokenizer.from_str(json.dumps(BASE))
+    t.add_special_tokens([AddedToken(x, special=True, normalized=False) for x in HARMONY_SPECIALS])
     out = []
     for name, template, form in templates:
         cases = []
@@ -345,7 +400,7 @@ def chat(templates):
                 continue
             cases.append({"messages": conversation, "text": text, "ids": t.encode(text, add_special_tokens=False).ids})
         out.append({"name": name, "form": form, "template": template, "cases": cases})
-    return {"base": BASE, "templates": out}
+    return {"base": json.loads(t.to_str()), "templates": out}
 
 
 def write(path, data):
@@ -365,7 +420,7 @@ def main():
     write(os.path.join(HERE, "demo.json"), demo(path))
     smollm2 = demo_tokenizer(path)[1]
     write(os.path.join(HERE, "chat.json"), chat([("SmolLM2", smollm2, "chatml-smollm2"), ("ChatML", CHATML, "chatml"), ("Qwen 2.5", QWEN_25, "chatml-qwen2.5"), ("Qwen 3", QWEN_3, "chatml-qwen3"),
-                                                 ("Llama 3.1", LLAMA_31, "llama-3.1"), ("Llama 3", LLAMA_3, "llama-3"), ("unknown", CHATML.replace("'<|im_end|>'", "'<|im_end|> '"), "")]))
+                                                 ("Llama 3.1", LLAMA_31, "llama-3.1"), ("Llama 3.2", LLAMA_32, "llama-3.2"), ("Llama 3", LLAMA_3, "llama-3"), ("GPT-OSS", HARMONY, "harmony"), ("unknown", CHATML.replace("'<|im_end|>'", "'<|im_end|> '"), "")]))
 
 
 main()

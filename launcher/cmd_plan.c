@@ -1,0 +1,211 @@
+/* tandem plan: does a model fit on machines that are described, where do the bytes go, and what would make it fit.
+ *
+ * The planner is asked as before a run, but for a described machine. A preset's headers are made in a temporary directory, so that its plan is that of a real checkpoint. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "launcher/commands.h"
+#include "launcher/fit.h"
+#include "launcher/interrupt.h"
+#include "launcher/made_up.h"
+
+#define DEFAULT_CONTEXT 8192
+#define MAX_ADVICE 16
+#define MAX_MORE_BOXES 8 /* so far is tried */
+
+struct plan_values {
+    const char *on;
+    int format; /* −1: as published */
+    int64_t batch;
+    bool json;
+    struct launch_options shared;
+};
+
+#define SHARED(field) (offsetof(struct plan_values, shared) + offsetof(struct launch_options, field))
+static const struct option options[] = {
+    {"--on", NULL, OPT_STR, offsetof(struct plan_values, on), "MACHINE", "gb10, rtx5090, vm, a description's file, or several boxes: 2xgb10", 0, 0, NULL},
+    {"--format", NULL, OPT_ENUM, offsetof(struct plan_values, format), "bf16|fp8|nvfp4|mxfp4", "of a PRESET's matrices (default: as it is published)", 0, 0, preset_format_names},
+    {"--ctx", NULL, OPT_INT, SHARED(context), "N", "tokens of one sequence (default 8192)", 1, 16777216, NULL},
+    {"--batch", NULL, OPT_INT, offsetof(struct plan_values, batch), "N", "sequences at once (default 1)", 1, 65536, NULL},
+    {"--kv", NULL, OPT_ENUM, SHARED(kv), "f32|f16|bf16|fp8|auto", "format of the key/value cache (auto: fp8 where the model declares it, else f16)", 0, 0, launch_kv_choices},
+    {"--chunk", NULL, OPT_INT, SHARED(chunk), "N", "tokens of one step (default 512)", 1, 65536, NULL},
+    {"--activations", NULL, OPT_ENUM, SHARED(activations), "f32|auto", "f32: the accurate setting (default auto)", 0, 0, launch_activation_choices},
+    {"--moe", NULL, OPT_ENUM, SHARED(moe), "tp|ep", "experts: tp cuts each of them over the ranks, ep deals out whole ones (default tp)", 0, 0, launch_moe_choices},
+    {"--split", NULL, OPT_STR, SHARED(split), "A:B...", "shares of the ranks (default equal)", 0, 0, NULL},
+    {"--json", NULL, OPT_FLAG, offsetof(struct plan_values, json), NULL, "one JSON object; sizes are whole numbers of bytes, a number a rank", 0, 0, NULL},
+    {0},
+};
+
+/* A model, or a preset's headers in one format. */
+struct subject {
+    char *temporary; /* NULL: the model is the user's */
+    struct checkpoint *ck;
+    struct part_model *whole;
+};
+
+static void close_subject(struct subject *s)
+{
+    part_model_destroy(s->whole);
+    ck_close(s->ck);
+    launch_made_up_remove(s->temporary);
+    *s = (struct subject){NULL, NULL, NULL};
+}
+
+static enum st open_subject(const char *model, const struct preset *preset, enum preset_format format, enum part_moe moe, struct subject *s, struct err *e)
+{
+    *s = (struct subject){NULL, NULL, NULL};
+    const struct synth_options o = {.preset = preset, .format = format, .max_file_bytes = 5000000000u};
+    enum st st = preset ? launch_made_up_temporary(&o, &s->temporary, e) : ST_OK;
+    if (!st)
+        st = ck_open(s->temporary ? s->temporary : model, &s->ck, e);
+    if (!st)
+        st = part_model_create(s->ck, moe, &s->whole, e);
+    if (st)
+        close_subject(s);
+    return st;
+}
+
+/* ---- what would make it fit ----------------------------------------------------------------------------------------------------------------------------------- */
+
+struct adviser {
+    const struct plan_values *v;
+    const struct launch_fit *f;
+    struct launch_fit_advice list[MAX_ADVICE];
+    int n;
+};
+
+/* Plans with other settings; what fits is advice. ST_OK too where such a plan is refused: then it is none. */
+static bool would_fit(struct adviser *a, const struct part_model *whole, const struct launch_options *o, const struct launch_fit_machine *machine, const char *what)
+{
+    struct launch_fit *f;
+    struct err ignored = {""};
+    if (a->n == MAX_ADVICE || launch_fit_create(whole, o, a->f->settings.max_sequences, machine, &f, &ignored))
+        return false;
+    const bool fits = f->fits;
+    if (fits)
+        snprintf(a->list[a->n++].what, sizeof a->list[0].what, "%s", what);
+    launch_fit_destroy(f);
+    return fits;
+}
+
+/* Settings of the same model on the same machine, one by one and then together. */
+static void try_settings(struct adviser *a, const struct part_model *whole)
+{
+    const struct launch_fit *f = a->f;
+    struct launch_options o = a->v->shared;
+    char what[96];
+    if (f->max_context) {
+        o.context = f->max_context;
+        snprintf(what, sizeof what, "--ctx %" PRId64, o.context);
+        would_fit(a, whole, &o, f->machine, what);
+        o.context = a->v->shared.context;
+    }
+    enum { FP8 = 3 }; /* of launch_kv_choices */
+    const bool other_cache = f->settings.kv_format != FMT_E4M3 && !f->settings.accurate, shorter = f->settings.chunk > 64;
+    if (other_cache) {
+        o.kv = FP8;
+        would_fit(a, whole, &o, f->machine, "--kv fp8");
+        o.kv = a->v->shared.kv;
+    }
+    if (shorter) {
+        o.chunk = 64;
+        would_fit(a, whole, &o, f->machine, "--chunk 64");
+    }
+    if (other_cache && shorter && !a->n) {
+        o.kv = FP8;
+        would_fit(a, whole, &o, f->machine, "--kv fp8 --chunk 64");
+    }
+}
+
+static void try_formats(struct adviser *a, const struct preset *preset, enum preset_format now)
+{
+    for (int format = 0; format < PRESET_FORMATS; format++) {
+        struct subject other;
+        struct err ignored = {""};
+        if (format == (int)now || !(preset->formats >> format & 1) || open_subject(NULL, preset, (enum preset_format)format, (enum part_moe)a->v->shared.moe, &other, &ignored))
+            continue;
+        char what[96];
+        snprintf(what, sizeof what, "--format %s", preset_format_names[format]);
+        would_fit(a, other.whole, &a->v->shared, a->f->machine, what);
+        close_subject(&other);
+    }
+}
+
+/* The first number of boxes that is enough. */
+static void try_boxes(struct adviser *a, const struct part_model *whole)
+{
+    struct launch_fit_machine m = *a->f->machine;
+    const int per_box = m.n_ranks / m.n_boxes;
+    for (int n = m.n_boxes + 1; n <= MAX_MORE_BOXES && n * per_box <= ORDER_MAX_RANKS && !a->v->shared.split; n++) {
+        launch_fit_machine_resize(&m, n);
+        char what[160];
+        snprintf(what, sizeof what, "--on %s", m.on);
+        if (would_fit(a, whole, &a->v->shared, &m, what))
+            return;
+    }
+}
+
+/* ---- the command ------------------------------------------------------------------------------------------------------------------------------------------------ */
+
+static enum st plan(const struct plan_values *v, const char *model, const struct preset *preset, struct err *e)
+{
+    const enum preset_format format = !preset || v->format >= 0 ? (enum preset_format)v->format : preset->published;
+    struct launch_fit_machine machine;
+    struct subject s = {NULL, NULL, NULL};
+    struct launch_fit *f = NULL;
+    enum st st = launch_fit_machine_read(v->on, &machine, e);
+    if (!st)
+        st = open_subject(model, preset, format, (enum part_moe)v->shared.moe, &s, e);
+    if (!st)
+        st = launch_fit_create(s.whole, &v->shared, (int)v->batch, &machine, &f, e);
+    struct adviser a = {.v = v, .f = f};
+    if (!st && !f->fits) {
+        try_settings(&a, s.whole);
+        if (preset)
+            try_formats(&a, preset, format);
+        try_boxes(&a, s.whole);
+    }
+    if (!st && v->json)
+        st = launch_fit_print_json(f, s.whole, a.list, a.n, stdout, e);
+    else if (!st)
+        launch_fit_print(f, s.whole, a.list, a.n, stdout);
+    launch_fit_destroy(f);
+    close_subject(&s);
+    return st ? st : launch_flush_stdout(e);
+}
+
+int cmd_plan(int argc, char **argv)
+{
+    struct plan_values v = {.format = -1, .batch = 1, .shared = LAUNCH_OPTIONS_DEFAULT};
+    v.shared.context = DEFAULT_CONTEXT;
+    struct err e = {""};
+    const struct option_group group = {"Options", options, &v};
+    if (base_options_wants_help(argc, argv)) {
+        base_options_print_help(stdout, "tandem plan MODEL|PRESET --on MACHINE [OPTIONS]",
+                                "Whether a model fits on machines that need not be here, where each byte goes, and what would make it fit. Only headers are read; a PRESET needs no files at all.", &group,
+                                1);
+        launch_made_up_print_presets(stdout);
+        return launch_flush_stdout(&e) ? launch_fail("plan", &e) : 0;
+    }
+    const char *model;
+    int status;
+    if (launch_parse("plan", NULL, NULL, &group, 1, argc, argv, &model, 0, &status))
+        return status;
+    const struct preset *preset = access(model, F_OK) == 0 ? NULL : preset_find(model); /* a file of that name comes first */
+    enum st st = ST_OK;
+    if (!v.on)
+        st = err_set(&e, ST_INVALID, "--on which MACHINE? gb10, 2xgb10, rtx5090, vm, or a description's file");
+    else if (v.format >= 0 && !preset)
+        st = err_set(&e, ST_INVALID, "--format is for presets; %s is stored as it is", model);
+    else if (v.shared.split) {
+        uint32_t shares[ORDER_MAX_RANKS];
+        int n;
+        st = launch_parse_split(v.shared.split, shares, &n, &e);
+    }
+    if (st)
+        return launch_misuse("plan", &e);
+    launch_interrupt_heed(); /* the temporary directory goes in any case */
+    return plan(&v, model, preset, &e) ? launch_fail("plan", &e) : 0;
+}
