@@ -92,6 +92,7 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
         {"--kv", base_arena_strdup(a, kern_format(t->kv_format)->name)},
         {"--backend", backend ? base_arena_strdup(a, backend) : NULL},
         {"--link", s->has_link ? base_arena_strdup(a, link) : NULL},
+        {"--expert-map", t->model.expert_map ? base_arena_strdup(a, t->model.expert_map) : NULL},
         {"--exchanges", s->exchanges ? base_arena_strdup(a, s->exchanges) : NULL},
     };
     argv[n++] = base_arena_strdup(a, "tandem");
@@ -110,7 +111,7 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
         argv[n++] = base_arena_strdup(a, "--split");
         argv[n++] = text;
     }
-    if (t->moe == PART_MOE_EXPERT)
+    if (t->model.moe == PART_MOE_EXPERT)
         argv[n++] = base_arena_strdup(a, "--experts-whole");
     if (t->smaller.embedding) {
         argv[n++] = base_arena_strdup(a, "--embedding");
@@ -118,6 +119,8 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
     }
     if (t->smaller.head_fp8)
         argv[n++] = base_arena_strdup(a, "--head-fp8");
+    if (t->expert_stats)
+        argv[n++] = base_arena_strdup(a, "--expert-stats");
     if (t->accurate)
         argv[n++] = base_arena_strdup(a, "--accurate");
     if (t->ledger)

@@ -23,7 +23,7 @@
 #define MAX_FILE_BYTES (1u << 30)
 
 struct eval_values {
-    const char *text, *logits, *ledger;
+    const char *text, *logits, *ledger, *expert_stats;
     struct option_list ids;
     int64_t greedy;
 };
@@ -33,6 +33,7 @@ static const struct option eval_options[] = {
     {"--ids", NULL, OPT_LIST, offsetof(struct eval_values, ids), "FILE", "token ids in decimals; may be repeated: the sequences run in mixed steps", 0, 0, NULL},
     {"--logits", NULL, OPT_STR, offsetof(struct eval_values, logits), "OUT", "with --ids: little-endian F32 [rows, vocabulary], a row for each token", 0, 0, NULL},
     {"--greedy", NULL, OPT_INT, offsetof(struct eval_values, greedy), "N", "with --ids: continue each by its N most likely tokens, end tokens included", 0, 16777216, NULL},
+    {"--expert-stats", NULL, OPT_STR, offsetof(struct eval_values, expert_stats), "OUT", "of models with experts: how often each was chosen, and the --expert-map that follows (JSON)", 0, 0, NULL},
     LAUNCH_LEDGER_OPTION(offsetof(struct eval_values, ledger)),
     {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
 };
@@ -353,8 +354,9 @@ int cmd_eval(int argc, char **argv)
         return launch_misuse("eval", &e);
     }
     struct eval v = {.v = &values, .out_fd = -1};
-    struct launch_needs needs = {.max_sequences = WINDOWS_AT_ONCE, .context = DEFAULT_WINDOW, .accurate_cache = true, .ledger = values.ledger != NULL};
+    struct launch_needs needs = {.max_sequences = WINDOWS_AT_ONCE, .context = DEFAULT_WINDOW, .accurate_cache = true, .ledger = values.ledger != NULL, .expert_stats = values.expert_stats != NULL};
     struct launch_ledger *ledger = NULL;
+    struct launch_expert_stats stats = {0};
     enum st st = ST_OK;
     if (values.ids.n) {
         needs.max_sequences = values.ids.n < MAX_AT_ONCE ? values.ids.n : MAX_AT_ONCE;
@@ -364,6 +366,8 @@ int cmd_eval(int argc, char **argv)
         st = launch_setup_create(model, &shared, &needs, &v.setup, &e);
     if (!st)
         launch_foreign_serve(v.setup, false);
+    if (!st && values.expert_stats && v.setup->whole->config.moe.n_experts == 0)
+        st = err_set(&e, ST_INVALID, "--expert-stats: %s has no experts", model);
     if (!st)
         st = values.text ? read_text(&v, &e) : check_ids(&v, &e);
     if (!st)
@@ -374,6 +378,7 @@ int cmd_eval(int argc, char **argv)
         st = launch_job_start(v.setup, &v.job, &e);
     if (!st) {
         launch_job_collect(v.job, ledger);
+        launch_job_collect_experts(v.job, &stats);
         st = run(&v, &e);
     }
     if (v.job && !st)
@@ -384,6 +389,9 @@ int cmd_eval(int argc, char **argv)
         st = print_results(&v, &e);
     if (!st)
         st = launch_ledger_write(ledger, v.setup, &e);
+    if (!st && values.expert_stats)
+        st = launch_expert_stats_write(&stats, v.setup, values.expert_stats, &e);
+    launch_expert_stats_release(&stats);
     launch_ledger_close(ledger);
     release(&v);
     return st ? launch_fail("eval", &e) : 0;

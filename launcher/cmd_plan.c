@@ -53,7 +53,7 @@ static void close_subject(struct subject *s)
     *s = (struct subject){NULL, NULL, NULL};
 }
 
-static enum st open_subject(const char *model, const struct preset *preset, enum preset_format format, enum part_moe moe, struct subject *s, struct err *e)
+static enum st open_subject(const char *model, const struct preset *preset, enum preset_format format, const struct part_model_options *how, struct subject *s, struct err *e)
 {
     *s = (struct subject){NULL, NULL, NULL};
     const struct synth_options o = {.preset = preset, .format = format, .max_file_bytes = 5000000000u};
@@ -61,7 +61,7 @@ static enum st open_subject(const char *model, const struct preset *preset, enum
     if (!st)
         st = ck_open(s->temporary ? s->temporary : model, &s->ck, e);
     if (!st)
-        st = part_model_create(s->ck, moe, &s->whole, e);
+        st = part_model_create(s->ck, how, &s->whole, e);
     if (st)
         close_subject(s);
     return st;
@@ -74,6 +74,7 @@ struct adviser {
     const struct launch_fit *f;
     struct launch_fit_advice list[MAX_ADVICE];
     int n;
+    struct part_model_options how;
 };
 
 /* Plans with other settings; what fits is advice. ST_OK too where such a plan is refused: then it is none. */
@@ -124,7 +125,7 @@ static void try_formats(struct adviser *a, const struct preset *preset, enum pre
     for (int format = 0; format < PRESET_FORMATS; format++) {
         struct subject other;
         struct err ignored = {""};
-        if (format == (int)now || !(preset->formats >> format & 1) || open_subject(NULL, preset, (enum preset_format)format, (enum part_moe)a->v->shared.moe, &other, &ignored))
+        if (format == (int)now || !(preset->formats >> format & 1) || open_subject(NULL, preset, (enum preset_format)format, &a->how, &other, &ignored))
             continue;
         char what[96];
         snprintf(what, sizeof what, "--format %s", preset_format_names[format]);
@@ -153,14 +154,15 @@ static enum st plan(const struct plan_values *v, const char *model, const struct
 {
     const enum preset_format format = !preset || v->format >= 0 ? (enum preset_format)v->format : preset->published;
     struct launch_fit_machine machine;
+    const struct part_model_options how = {.moe = (enum part_moe)v->shared.moe};
     struct subject s = {NULL, NULL, NULL};
     struct launch_fit *f = NULL;
     enum st st = launch_fit_machine_read(v->on, &machine, e);
     if (!st)
-        st = open_subject(model, preset, format, (enum part_moe)v->shared.moe, &s, e);
+        st = open_subject(model, preset, format, &how, &s, e);
     if (!st)
         st = launch_fit_create(s.whole, &v->shared, (int)v->batch, &machine, &f, e);
-    struct adviser a = {.v = v, .f = f};
+    struct adviser a = {.v = v, .f = f, .how = how};
     if (!st && !f->fits) {
         try_settings(&a, s.whole);
         if (preset)

@@ -71,7 +71,8 @@ int cmd_rank(int argc, char **argv)
             .n_threads = (int)v.n_threads,
             .spin_us = (int)v.spin_us,
             .ledger = v.ledger,
-            .moe = v.experts_whole ? PART_MOE_EXPERT : PART_MOE_TENSOR,
+            .model = {.moe = v.experts_whole ? PART_MOE_EXPERT : PART_MOE_TENSOR, .expert_map = v.expert_map},
+            .expert_stats = v.expert_stats,
         };
         const char *seat = v.cpus;
         if (seat && parse_numbers(&seat, cpus, 1024) == o.settings.n_threads) {

@@ -26,6 +26,7 @@ struct launch_job {
     struct rt_inbox front;
     struct rt_ready ready;
     struct launch_ledger *ledger;
+    struct launch_expert_stats *expert_stats;
     /* one rank: a thread */
     bool has_thread;
     pthread_t thread;
@@ -38,6 +39,7 @@ struct launch_job {
 const struct rt_ready *launch_job_ready(const struct launch_job *job) { return &job->ready; }
 
 void launch_job_collect(struct launch_job *job, struct launch_ledger *ledger) { job->ledger = ledger; }
+void launch_job_collect_experts(struct launch_job *job, struct launch_expert_stats *stats) { job->expert_stats = stats; }
 
 /* ---- starting ------------------------------------------------------------------------------------------------------------------------------------------ */
 
@@ -305,6 +307,8 @@ static enum st drain(struct launch_job *job, int timeout_ms, struct err *e)
         enum st st = rt_inbox_next(&job->front, timeout_ms < 0 ? -1 : 20, &kind, &payload, &bytes, e);
         if (st == ST_OK && kind == RT_LEDGER)
             st = launch_ledger_add(job->ledger, payload, bytes, e);
+        if (st == ST_OK && kind == RT_EXPERTS && job->expert_stats)
+            st = launch_expert_stats_take(job->expert_stats, payload, bytes, e);
         if (st && st != ST_AGAIN)
             return st;
         if (timeout_ms >= 0 && base_now_ns(base_clock_real()) >= until)

@@ -5,6 +5,7 @@
 #ifndef LAUNCHER_JOB_H
 #define LAUNCHER_JOB_H
 
+#include "launcher/expert_stats.h"
 #include "launcher/ledger.h"
 #include "runtime/protocol.h"
 
@@ -25,6 +26,9 @@ enum st launch_job_wait_input(struct launch_job *job, int fd, struct err *e);
 
 /* Where the ranks' ledgers go when the job stops; NULL: nowhere. Must outlive the job. */
 void launch_job_collect(struct launch_job *job, struct launch_ledger *ledger);
+
+/* Where it goes which experts were chosen; likewise. */
+void launch_job_collect_experts(struct launch_job *job, struct launch_expert_stats *stats);
 
 /* Lets the ranks finish and leave. Then frees. An error tells how they ended. */
 enum st launch_job_stop(struct launch_job *job, struct err *e);

@@ -279,6 +279,31 @@ static void print_bytes(const struct launch_ledger *l, enum rt_ledger_phase phas
     }
 }
 
+/* How many experts had a token, and how much more of their bytes than the mean the busiest rank read. */
+static void print_experts(const struct launch_ledger *l, enum rt_ledger_phase phase, const struct launch_setup *setup, FILE *out)
+{
+    const struct moe_config *moe = &setup->whole->config.moe;
+    double touched = 0, all = 0, most = 0;
+    const double n_layers = (double)l->reports[0].head->sums[phase].n_expert_layers, n_steps = (double)l->reports[0].head->sums[phase].n_steps;
+    int busiest = 0;
+    for (int r = 0; r < l->n_ranks; r++) {
+        const struct rt_ledger_sum *s = &l->reports[r].head->sums[phase];
+        touched = setup->settings.model.moe == PART_MOE_EXPERT ? touched + (double)s->n_touched : (double)s->n_touched; /* else every rank has its part of all */
+        all += (double)s->bytes.experts;
+        busiest = (double)s->bytes.experts > most ? r : busiest;
+        most = (double)s->bytes.experts > most ? (double)s->bytes.experts : most;
+    }
+    if (n_layers == 0 || all == 0)
+        return;
+    char text[24];
+    const double mean = all / l->n_ranks;
+    fprintf(out, "  experts: %.4g of %d%s had a token, in the mean over layers and steps (%d for each token); their weights: %s a step", touched / n_layers, moe->n_experts,
+            moe->n_shared && setup->settings.model.moe == PART_MOE_TENSOR ? " + 1" : "", moe->top_k, bytes_text(all / n_steps, text));
+    if (l->n_ranks > 1)
+        fprintf(out, "; rank %d reads most, %.3f of the mean", busiest, most / mean);
+    fputc('\n', out);
+}
+
 static void print_exchanges(const struct launch_ledger *l, enum rt_ledger_phase phase, FILE *out)
 {
     const struct rt_ledger_sum *first = &l->reports[0].head->sums[phase];
@@ -320,6 +345,7 @@ void launch_ledger_text(const struct launch_ledger *l, const struct launch_setup
         fputc('\n', out);
         print_times(l, phase, out);
         print_bytes(l, phase, out);
+        print_experts(l, phase, s, out);
         print_exchanges(l, phase, out);
     }
     const struct ledger_link link = launch_ledger_link(l);

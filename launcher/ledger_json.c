@@ -23,7 +23,7 @@ static json_t *sums(const struct rt_ledger_sum *s)
     } all[] = {
         {"steps", s->n_steps}, {"tokens", s->n_tokens}, {"rows", s->n_rows}, {"step_ns", s->step_ns}, {"weight_bytes", s->bytes.weights}, {"stored_weight_bytes", s->bytes.stored},
         {"cache_bytes", s->bytes.cache}, {"sent_bytes", s->bytes.sent}, {"received_bytes", s->bytes.received}, {"exchanges", s->n_exchanges}, {"sums", s->n_sums},
-        {"vectors", s->n_vectors},
+        {"vectors", s->n_vectors}, {"expert_bytes", s->bytes.experts}, {"expert_layers", s->n_expert_layers}, {"experts_touched", s->n_touched},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         json_object_set_new(o, all[i].key, number(all[i].value));

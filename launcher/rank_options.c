@@ -20,6 +20,8 @@ static const struct option agent_options[] = {
     {"--experts-whole", NULL, OPT_FLAG, offsetof(struct rank_values, experts_whole), NULL, "--moe ep", 0, 0, NULL},
     {"--embedding", NULL, OPT_ENUM, offsetof(struct rank_values, embedding), "stored|fp8|disk", "where and how it is kept", 0, 0, part_embedding_names},
     {"--head-fp8", NULL, OPT_FLAG, offsetof(struct rank_values, head_fp8), NULL, "round the head", 0, 0, NULL},
+    {"--expert-map", NULL, OPT_STR, offsetof(struct rank_values, expert_map), "FILE", "which experts stand together", 0, 0, NULL},
+    {"--expert-stats", NULL, OPT_FLAG, offsetof(struct rank_values, expert_stats), NULL, "count which experts are chosen", 0, 0, NULL},
     {"--accurate", NULL, OPT_FLAG, offsetof(struct rank_values, accurate), NULL, "activations in F32", 0, 0, NULL},
     {"--ledger", NULL, OPT_FLAG, offsetof(struct rank_values, ledger), NULL, "keep the ledger", 0, 0, NULL},
     {"--backend", NULL, OPT_STR, offsetof(struct rank_values, backend), "NAME", "what carries the bytes", 0, 0, NULL},

@@ -21,7 +21,8 @@ struct rank_values {
     const char *pair;           /* of comm_tune; NULL: nothing is remembered */
     const char *exchanges;      /* a benchmark of exchanges instead of a model (runtime/exchanges.h) */
     int embedding; /* enum part_embedding */
-    bool head_fp8, accurate, ledger, experts_whole;
+    bool head_fp8, accurate, ledger, experts_whole, expert_stats;
+    const char *expert_map;
     /* rank */
     int64_t rank, memory_fd, vitals_fd;
     int64_t key_fd; /* a pipe with the job's key; −1: there is none */

@@ -1,6 +1,7 @@
 /* Everything that is decided before a rank starts. */
 #include "launcher/setup.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -27,6 +28,7 @@ static const struct option shared_options[] = {
     {"--split", NULL, OPT_STR, offsetof(struct launch_options, split), "A:B...", "shares of the ranks (default equal; zero allowed)", 0, 0, NULL},
     {"--activations", NULL, OPT_ENUM, offsetof(struct launch_options, activations), "f32|auto", "f32: dequantise and multiply in F32, the accurate setting (default auto)", 0, 0, launch_activation_choices},
     {"--moe", NULL, OPT_ENUM, offsetof(struct launch_options, moe), "tp|ep", "experts: tp cuts each of them over the ranks, ep deals out whole ones (default tp; the bits of the two differ)", 0, 0, launch_moe_choices},
+    {"--expert-map", NULL, OPT_STR, offsetof(struct launch_options, expert_map), "FILE", "with --moe ep: which experts stand together (tandem eval --expert-stats makes one; the same path on every host)", 0, 0, NULL},
     {"--kv", NULL, OPT_ENUM, offsetof(struct launch_options, kv), "f32|f16|bf16|fp8|auto", "format of the key/value cache (auto: f32 with --activations f32 and in eval, else fp8 where the model declares it, else f16)", 0, 0, launch_kv_choices},
     {"--head", NULL, OPT_ENUM, offsetof(struct launch_options, head), "stored|fp8", "fp8: round a head in plain numbers to FP8 while it is loaded (default stored)", 0, 0, head_choices},
     {"--embedding", NULL, OPT_ENUM, offsetof(struct launch_options, embedding), "stored|fp8|disk", "likewise; disk: read its rows from the file when they are wanted", 0, 0, part_embedding_names},
@@ -189,7 +191,6 @@ void launch_choose(const struct launch_options *o, const struct launch_needs *ne
 {
     const int64_t most = config->max_context;
     t->accurate = o->activations == 0;
-    t->moe = (enum part_moe)o->moe;
     t->kv_format = o->kv != LAUNCH_KV_AUTO ? kv_formats[o->kv] : t->accurate || needs->accurate_cache ? FMT_F32 : config->fp8_cache ? FMT_E4M3 : FMT_F16;
     t->smaller = (struct part_smaller){.head_fp8 = o->head, .embedding = (enum part_embedding)o->embedding};
     t->context = o->context ? o->context : needs->context ? needs->context : most && most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT;
@@ -198,6 +199,7 @@ void launch_choose(const struct launch_options *o, const struct launch_needs *ne
     t->chunk = t->chunk > useful ? (int)useful : t->chunk;
     t->max_sequences = needs->max_sequences;
     t->ledger = needs->ledger;
+    t->expert_stats = needs->expert_stats;
     if (most && t->context > most)
         LOG_WARNING("setup", "a context of %" PRId64 " tokens: %s was made for %" PRId64, t->context, config->name, most);
 }
@@ -223,8 +225,11 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
         st = kern_select(NULL, &s->backend, e);
     if (!st)
         st = ck_open(model, &s->ck, e);
+    s->settings.model = (struct part_model_options){.moe = (enum part_moe)options->moe, .expert_map = options->expert_map};
+    if (!st && options->expert_map && s->hosts && !(s->settings.model.expert_map = s->expert_map = realpath(options->expert_map, NULL)))
+        st = err_set(e, ST_IO, "--expert-map %s: %s", options->expert_map, strerror(errno));
     if (!st)
-        st = part_model_create(s->ck, (enum part_moe)options->moe, &s->whole, e);
+        st = part_model_create(s->ck, &s->settings.model, &s->whole, e);
     if (!st && s->hosts) {
         char path[PATH_MAX];
         s->model_path = realpath(model, path) ? strdup(path) : model; /* a hub name stays one */
@@ -286,6 +291,7 @@ void launch_setup_destroy(struct launch_setup *s)
         return;
     if (s->model_path != s->model)
         free((char *)(uintptr_t)s->model_path);
+    free(s->expert_map);
     launch_hosts_destroy(s->hosts);
     part_plan_destroy(s->plan);
     topo_placement_free(s->placement);

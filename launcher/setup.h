@@ -19,6 +19,7 @@ struct launch_options {
     int moe;            /* enum part_moe */
     int head;           /* 0 stored, 1 fp8 */
     int embedding;      /* enum part_embedding */
+    const char *expert_map;
     int kv;             /* index of the choices in setup.c; the last is auto */
     int64_t chunk, context; /* 0: not given */
     const char *bind;
@@ -44,6 +45,7 @@ struct launch_needs {
     int64_t context;      /* what the command needs where --ctx is not given; 0: the model's maximum, at most 8192 */
     bool accurate_cache;  /* --kv auto means F32 */
     bool ledger;
+    bool expert_stats;
 };
 
 /* What options and needs come to for a model: everything of the settings that is not of a machine. */
@@ -53,6 +55,7 @@ struct launch_setup {
     const char *model; /* as given */
     const char *model_path; /* as ranks open it: absolute where there are other hosts */
     const char *bind;       /* as given, for other hosts' agents */
+    char *expert_map;       /* of several hosts: its absolute path */
     struct launch_hosts *hosts; /* NULL: this host alone; else placement is NULL, agents place their ranks themselves */
     struct checkpoint *ck;
     struct part_model *whole;

@@ -155,13 +155,26 @@ struct part_step *part_add_step(struct part_model *m, struct part_program *p, en
 
 /* ---- creating ------------------------------------------------------------------------------------------------------------------------------------- */
 
-enum st part_model_create(const struct checkpoint *ck, enum part_moe moe, struct part_model **out, struct err *e)
+static enum st read_expert_map(struct part_model *m, const struct part_model_options *o, struct err *e)
+{
+    if (m->config.moe.n_experts == 0)
+        return err_set(e, ST_INVALID, "--expert-map: %s has no experts", ck_path(m->ck));
+    if (o->moe != PART_MOE_EXPERT)
+        return err_set(e, ST_INVALID, "--expert-map goes with --moe ep: --moe tp cuts every expert over all ranks");
+    struct expert_map *map = base_arena_alloc(&m->arena, sizeof *map);
+    if (!map)
+        return err_set(e, ST_NO_MEMORY, "no memory for the expert map");
+    m->expert_map = map;
+    return expert_map_read(o->expert_map, m->config.n_layers, m->config.moe.n_experts, &m->arena, map, e);
+}
+
+enum st part_model_create(const struct checkpoint *ck, const struct part_model_options *options, struct part_model **out, struct err *e)
 {
     struct part_model *m = calloc(1, sizeof *m);
     if (!m)
         return err_set(e, ST_NO_MEMORY, "no memory for the model's description");
     m->ck = ck;
-    m->moe = moe;
+    m->moe = options ? options->moe : PART_MOE_TENSOR;
     m->n_ranks = 1;
     m->dim_heads = m->dim_ffn = m->dim_vocab = m->dim_expert_ffn = m->dim_experts = PART_WHOLE;
     m->main.name = "main";
@@ -170,6 +183,8 @@ enum st part_model_create(const struct checkpoint *ck, enum part_moe moe, struct
     if (st)
         goto free_model;
     st = part_config_read(ck, &m->arena, &m->config, e);
+    if (!st && options && options->expert_map)
+        st = read_expert_map(m, options, e);
     if (st)
         goto release;
     const struct part_family *family = NULL;

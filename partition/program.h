@@ -14,6 +14,7 @@
 #include "base/arena.h"
 #include "partition/checkpoint.h"
 #include "partition/config.h"
+#include "partition/expert_map.h"
 #include "partition/order.h"
 #include "partition/quant.h"
 
@@ -184,11 +185,18 @@ enum part_moe {
     PART_MOE_EXPERT  /* --moe ep */
 };
 
+/* What a user chose that changes the unsharded program; both matter to models with experts alone. */
+struct part_model_options {
+    enum part_moe moe;
+    const char *expert_map; /* path; expert mode alone. NULL: experts stand in their own order */
+};
+
 struct part_model {
     struct arena arena;
     struct model_config config;
     const struct checkpoint *ck;
     enum part_moe moe;
+    const struct expert_map *expert_map; /* NULL: none */
     int rank, n_ranks; /* 0 of 1: unsharded */
 
     struct part_dim dims[PART_MAX_DIMS];
@@ -217,8 +225,9 @@ struct part_family {
 };
 const struct part_family *const *part_families(void); /* NULL-terminated */
 
-/* Reads the configuration, finds the family, builds and checks the unsharded programs. ck must outlive the model. moe matters to models with experts alone. */
-enum st part_model_create(const struct checkpoint *ck, enum part_moe moe, struct part_model **m, struct err *e);
+/* Reads the configuration, finds the family, builds and checks the unsharded programs. ck must outlive the model. options NULL: as they
+ * are when nobody chooses. */
+enum st part_model_create(const struct checkpoint *ck, const struct part_model_options *options, struct part_model **m, struct err *e);
 void part_model_destroy(struct part_model *m);
 
 int part_add_dim(struct part_model *m, const char *name, const struct order_leaves *leaves);

@@ -62,6 +62,27 @@ static enum st bind_sums(struct rt_exec *x, const struct part_step *s, struct bo
     return ST_OK;
 }
 
+/* Where experts of a layer stand, and room to count them. */
+static enum st bind_route(struct rt_exec *x, const struct part_step *s, struct bound_experts *b, struct err *e)
+{
+    const struct model_config *c = &x->m->config;
+    const size_t n = (size_t)c->moe.n_experts;
+    if (x->m->expert_map && x->m->expert_map->at[s->layer]) {
+        b->position_of = base_arena_array(&x->arena, n, sizeof *b->position_of);
+        for (size_t p = 0; b->position_of && p < n; p++)
+            b->position_of[x->m->expert_map->at[s->layer][p]] = (uint16_t)p;
+        if (!b->position_of)
+            return err_set(e, ST_NO_MEMORY, "no memory for the expert map");
+    }
+    if (!x->o.settings->expert_stats || x->m->rank != 0 || x->expert_counts)
+        return ST_OK;
+    x->expert_counts = base_arena_array(&x->arena, (size_t)c->n_layers * n, sizeof *x->expert_counts);
+    if (!x->expert_counts)
+        return err_set(e, ST_NO_MEMORY, "no memory to count experts");
+    memset(x->expert_counts, 0, (size_t)c->n_layers * n * sizeof *x->expert_counts);
+    return ST_OK;
+}
+
 static enum st bind_slots(struct rt_exec *x, int n_experts, struct err *e)
 {
     struct slot_table *t = &x->slots;
@@ -84,13 +105,17 @@ enum st rt_experts_bind(struct rt_exec *x, const struct part_program *p, struct 
     for (int i = 0; i < p->n_steps && !st; i++) {
         const struct part_step *s = &p->steps[i];
         b->experts[i] = NULL;
-        if (s->op != PART_EXPERTS_IN && s->op != PART_EXPERTS_OUT && s->op != PART_EXPERTS_BIAS)
+        if (s->op != PART_ROUTE && s->op != PART_EXPERTS_IN && s->op != PART_EXPERTS_OUT && s->op != PART_EXPERTS_BIAS)
             continue;
         struct bound_experts *mine = base_arena_alloc(&x->arena, sizeof *mine);
         if (!mine)
             return err_set(e, ST_NO_MEMORY, "no memory for the experts of layer %d", s->layer);
         *mine = (struct bound_experts){.n = (int)(s->op == PART_EXPERTS_BIAS ? s->n_experts : s->expert_end - s->expert_first)};
         b->experts[i] = mine;
+        if (s->op == PART_ROUTE) {
+            st = bind_route(x, s, mine, e);
+            continue;
+        }
         st = bind_parts(x, s, mine, e);
         if (!st)
             st = bind_bytes(x, s, mine, e);
@@ -104,14 +129,19 @@ enum st rt_experts_bind(struct rt_exec *x, const struct part_program *p, struct 
 
 /* ---- routing ------------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* Slots of local experts first … first + n_experts − 1: a counting sort, tokens stay in order. Experts from n_routed on are shared: every token goes to them. */
-static void sort_slots(struct slot_table *t, const struct kern_routed *routed, int n_tokens, int k, int first, int n_routed)
+static int position(const struct bound_experts *b, int expert) { return b->position_of ? b->position_of[expert] : expert; }
+
+/* Slots of the local experts, which stand at positions first … first + n_experts − 1: a counting sort, tokens stay in order. Positions from n_routed on are shared experts': every token
+ * goes to them. */
+static void sort_slots(struct slot_table *t, const struct bound_experts *b, const struct kern_routed *routed, int n_tokens, int k, int first, int n_routed)
 {
     const int n = t->n_experts, end = first + n < n_routed ? first + n : n_routed;
     memset(t->begin, 0, ((size_t)n + 1) * sizeof *t->begin);
-    for (int i = 0; i < n_tokens * k; i++)
-        if (routed[i].expert >= first && routed[i].expert < end)
-            t->begin[routed[i].expert - first + 1]++;
+    for (int i = 0; i < n_tokens * k; i++) {
+        const int p = position(b, routed[i].expert);
+        if (p >= first && p < end)
+            t->begin[p - first + 1]++;
+    }
     for (int i = n_routed > first ? n_routed - first : 0; i < n; i++)
         t->begin[i + 1] = n_tokens;
     for (int i = 0; i < n; i++)
@@ -119,9 +149,10 @@ static void sort_slots(struct slot_table *t, const struct kern_routed *routed, i
     for (int token = 0; token < n_tokens; token++) {
         for (int j = 0; j < k; j++) {
             const struct kern_routed *r = &routed[token * k + j];
-            if (r->expert < first || r->expert >= end)
+            const int p = position(b, r->expert);
+            if (p < first || p >= end)
                 continue;
-            const int32_t at = t->begin[r->expert - first]++;
+            const int32_t at = t->begin[p - first]++;
             t->token[at] = token;
             t->weight[at] = r->weight;
         }
@@ -137,7 +168,7 @@ static void sort_slots(struct slot_table *t, const struct kern_routed *routed, i
     t->n_slots = t->begin[n];
 }
 
-void rt_experts_route(struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+void rt_experts_route(struct rt_exec *x, struct kern_queue q, const struct part_step *s, const struct bound_experts *b)
 {
     const struct moe_config *c = &x->m->config.moe;
     static const enum kern_router routers[] = {[CONFIG_ROUTER_SOFTMAX] = KERN_ROUTER_SOFTMAX, [CONFIG_ROUTER_TOPK_SOFTMAX] = KERN_ROUTER_TOPK_SOFTMAX, [CONFIG_ROUTER_SIGMOID] = KERN_ROUTER_SIGMOID};
@@ -159,8 +190,11 @@ void rt_experts_route(struct rt_exec *x, struct kern_queue q, const struct part_
     };
     x->o.backend->route(q, &args);
     base_pool_barrier(x->o.pool, q.i_thread);
-    if (q.i_thread == 0)
-        sort_slots(&x->slots, out, args.n_tokens, args.k, (int)s->expert_first, c->n_experts);
+    if (q.i_thread != 0)
+        return;
+    sort_slots(&x->slots, b, out, args.n_tokens, args.k, (int)s->expert_first, c->n_experts);
+    for (int i = 0; x->expert_counts && i < args.n_tokens * args.k; i++)
+        x->expert_counts[s->layer * c->n_experts + out[i].expert]++;
 }
 
 /* ---- products -------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -234,13 +268,14 @@ void rt_experts_bias(const struct rt_exec *x, struct kern_queue q, const struct 
     x->o.backend->experts_bias(q, &args);
 }
 
-struct moved rt_experts_moved(const struct rt_exec *x, const struct bound_experts *b)
+void rt_experts_mark(const struct rt_exec *x, const struct part_step *s, const struct bound_experts *b, struct rt_ledger_step *now)
 {
-    struct moved sum = {0};
+    now->n_expert_layers += s->op == PART_EXPERTS_IN;
     for (int i = 0; b->moved && i < b->n; i++)
         if (x->slots.begin[i + 1] > x->slots.begin[i]) {
-            sum.weights += b->moved[i].weights;
-            sum.stored += b->moved[i].stored;
+            now->bytes.weights += b->moved[i].weights;
+            now->bytes.experts += b->moved[i].weights;
+            now->bytes.stored += b->moved[i].stored;
+            now->n_touched += s->op == PART_EXPERTS_IN;
         }
-    return sum;
 }

@@ -125,6 +125,7 @@ void rt_ledger_exchanged(struct rt_ledger *l, const struct comm_header *headers,
 static void add_bytes(struct rt_ledger_bytes *to, const struct rt_ledger_bytes *more)
 {
     to->weights += more->weights;
+    to->experts += more->experts;
     to->stored += more->stored;
     to->cache += more->cache;
     to->sent += more->sent;
@@ -150,6 +151,8 @@ void rt_ledger_end(struct rt_ledger *l, uint64_t step)
     sum->n_exchanges += s->n_exchanges;
     sum->n_sums += s->n_sums;
     sum->n_vectors += s->n_vectors;
+    sum->n_expert_layers += s->n_expert_layers;
+    sum->n_touched += s->n_touched;
     l->steps[l->n_steps++ % RT_LEDGER_STEPS] = *s;
 }
 

@@ -41,7 +41,8 @@ enum rt_ledger_phase { RT_LEDGER_PREFILL, RT_LEDGER_DECODE, RT_LEDGER_PHASES };
 
 /* What moved. Weights are counted once a product, however many tokens it serves. */
 struct rt_ledger_bytes {
-    uint64_t weights;  /* read, as packed for the kernels */
+    uint64_t weights;  /* read, as packed for the kernels; of experts those that had a token */
+    uint64_t experts;  /* of these, of experts */
     uint64_t stored;   /* the same weights as they lie in the checkpoint */
     uint64_t cache;    /* keys and values in front of this step's tokens, once a sequence */
     uint64_t sent;     /* by this rank, once however many peers take it */
@@ -53,6 +54,7 @@ struct rt_ledger_sum {
     uint64_t kind_ns[RT_LEDGER_KINDS];
     struct rt_ledger_bytes bytes;
     uint64_t n_exchanges, n_sums, n_vectors; /* exchanges; those of partial sums; this rank's vectors in these */
+    uint64_t n_expert_layers, n_touched;     /* layers with experts that were walked; this rank's experts that had a token there, all layers together */
     uint64_t op_ns[RT_LEDGER_OPS], op_calls[RT_LEDGER_OPS];
 };
 
@@ -62,6 +64,7 @@ struct rt_ledger_step {
     struct rt_ledger_bytes bytes;
     uint64_t first_mark; /* counted over all marks of this phase */
     uint32_t n_marks, n_tokens, n_rows, n_exchanges, n_sums, n_vectors;
+    uint32_t n_expert_layers, n_touched;
     uint32_t phase, unused;
 };
 

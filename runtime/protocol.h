@@ -27,6 +27,7 @@ enum rt_frame_kind {
     RT_DONE,       /* struct rt_done */
     RT_FAILED,     /* text: the job cannot go on */
     RT_LEDGER,     /* one rank's ledger (struct rt_ledger_head, see runtime/ledger.h); after RT_STOP, where the ranks keep one; rank by rank */
+    RT_EXPERTS,    /* struct rt_experts_head, then uint64_t counts[n_layers][n_experts]; after RT_STOP, where it was asked for */
     RT_EXCHANGES = 24, /* text: JSON of runtime/exchanges.h, instead of everything else */
 
     /* agent ↔ launcher */
@@ -54,6 +55,11 @@ enum rt_request_flags {
     RT_WANT_LOGITS = 1, /* every row, prompt and generated */
     RT_WANT_SCORES = 2, /* −log p of prompt[i + 1] after prompt[i], i ≥ score_from */
     RT_FEED_LAST = 4    /* the last generated token is fed too (for its logits) */
+};
+
+/* How often each expert of each layer was chosen. */
+struct rt_experts_head {
+    uint32_t n_layers, n_experts;
 };
 
 struct rt_request {

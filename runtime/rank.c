@@ -164,7 +164,7 @@ static enum st make_plan(struct rank *r, struct err *e)
     if (!st)
         st = ck_open(r->o->model, &r->ck, e);
     if (!st)
-        st = part_model_create(r->ck, r->o->settings.moe, &r->whole, e);
+        st = part_model_create(r->ck, &r->o->settings.model, &r->whole, e);
     if (!st)
         st = part_model_make_smaller(r->whole, &r->o->settings.smaller, e);
     if (st)
@@ -617,6 +617,24 @@ static enum st say_ledger(struct rank *r, struct err *e)
     return st;
 }
 
+/* Every rank chooses alike; rank 0 counts and tells. */
+static enum st say_experts(struct rank *r, struct err *e)
+{
+    const uint64_t *counts = rt_exec_expert_counts(r->exec);
+    const struct rt_experts_head head = {(uint32_t)r->whole->config.n_layers, (uint32_t)r->whole->config.moe.n_experts};
+    const size_t bytes = (size_t)head.n_layers * head.n_experts * sizeof *counts;
+    if (!counts)
+        return ST_OK;
+    unsigned char *frame = malloc(sizeof head + bytes);
+    if (!frame)
+        return err_set(e, ST_NO_MEMORY, "no memory to tell which experts were chosen");
+    memcpy(frame, &head, sizeof head);
+    memcpy(frame + sizeof head, counts, bytes);
+    const enum st st = tell_one(r, RT_EXPERTS, frame, sizeof head + bytes, e);
+    free(frame);
+    return st;
+}
+
 enum st rt_rank_run(const struct rt_rank_options *options, struct err *e)
 {
     struct rank r = {.o = options, .clock = base_clock_real()};
@@ -641,6 +659,8 @@ enum st rt_rank_run(const struct rt_rank_options *options, struct err *e)
         st = serve(&r, e);
     if (!st)
         st = say_ledger(&r, e);
+    if (!st)
+        st = say_experts(&r, e);
     sign_of_life(&r, RT_PHASE_LEAVING);
     if (!st && r.comm) /* nobody closes while the event that ends it all is still on its way to another: that one would take it for a loss */
         st = meet_all(&r, e);

@@ -212,7 +212,7 @@ struct digest rt_settings_digest(const struct rt_settings *settings)
     struct base_hasher *h = base_hasher_create();
     BASE_ASSERT(h != NULL);
     base_hasher_update_u64(h, settings->accurate);
-    base_hasher_update_u64(h, settings->moe);
+    base_hasher_update_u64(h, settings->model.moe);
     base_hasher_update_str(h, kern_format(settings->kv_format)->name);
     base_hasher_update_u64(h, (uint64_t)settings->chunk);
     base_hasher_update_u64(h, (uint64_t)settings->context);

@@ -10,8 +10,9 @@
 struct rt_settings {
     bool accurate;       /* --activations f32 */
     enum format kv_format;
-    enum part_moe moe;
     struct part_smaller smaller; /* --head, --embedding */
+    struct part_model_options model;
+    bool expert_stats;   /* rank 0 counts which experts are chosen */
     int chunk;           /* tokens of one step */
     int64_t context;     /* tokens of one sequence */
     int max_sequences;

@@ -183,6 +183,8 @@ void rt_exec_destroy(struct rt_exec *x)
     free(x);
 }
 
+const uint64_t *rt_exec_expert_counts(const struct rt_exec *x) { return x->expert_counts; }
+
 struct rt_ledger *rt_exec_ledger(struct rt_exec *x) { return x->ledger.on ? &x->ledger : NULL; }
 
 /* ---- one step each ------------------------------------------------------------------------------------------------------------------------------------ */
@@ -746,7 +748,7 @@ static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_st
         do_gate(x, q, s);
         break;
     case PART_ROUTE:
-        rt_experts_route(x, q, s);
+        rt_experts_route(x, q, s, experts);
         break;
     case PART_EXPERTS_IN:
         rt_experts_in(x, q, s, experts);
@@ -786,13 +788,15 @@ static void mark(struct rt_exec *x, int i)
 {
     const struct part_step *s = &x->walking->p->steps[i];
     const struct bound_experts *experts = x->walking->experts[i];
-    const struct moved moved = experts ? rt_experts_moved(x, experts) : x->walking->moved[i];
+    const struct moved *moved = &x->walking->moved[i];
     struct rt_ledger_bytes *bytes = &x->ledger.now.bytes;
     if (s->op != PART_EXCHANGE)
         rt_ledger_enter(&x->ledger, rt_ledger_kind_of(s->op), s->op, s->layer);
-    bytes->weights += moved.weights;
-    bytes->stored += moved.stored;
-    bytes->cache += moved.cache * x->cache_tokens;
+    bytes->weights += moved->weights;
+    bytes->stored += moved->stored;
+    bytes->cache += moved->cache * x->cache_tokens;
+    if (experts)
+        rt_experts_mark(x, s, experts, &x->ledger.now);
 }
 
 static void walk(void *arg, int i_thread, int n_threads)

@@ -41,4 +41,7 @@ enum st rt_exec_run(struct rt_exec *x, const struct rt_desc *desc, const struct 
 /* NULL where settings->ledger is off. The caller opens and closes the ledger's steps (rt_ledger_begin, rt_ledger_end) around rt_exec_run and what belongs to it. */
 struct rt_ledger *rt_exec_ledger(struct rt_exec *x);
 
+/* [n_layers][n_experts] how often each expert was chosen so far; NULL where settings->expert_stats is off, or this is not rank 0 (all ranks choose alike). */
+const uint64_t *rt_exec_expert_counts(const struct rt_exec *x);
+
 #endif

@@ -16,6 +16,8 @@ struct slot_table {
 
 /* One step of experts, looked up once: of each local expert (the shared one last) its matrices, biases and bytes. */
 struct bound_experts {
+    /* ROUTE, with an expert map: at which position each expert stands */
+    uint16_t *position_of;
     int n; /* local experts */
     const struct kern_matrix **matrix[2]; /* of each part */
     const float **bias[2];                /* NULL: none */
@@ -50,6 +52,7 @@ struct rt_exec {
     struct kern_kv *kv; /* [m->n_caches] */
     float *squares; /* [chunk], of a norm over all heads */
     struct slot_table slots; /* of the layer that runs */
+    uint64_t *expert_counts; /* [n_layers][n_experts] how often each was chosen; NULL: nobody asked */
     struct kern_sampled *sampled; /* [RT_HEAD_ROWS, n_threads] */
     uint32_t *slice_begin;  /* [n local slices + 1] */
     float *lse_max, *lse_sum; /* [RT_HEAD_ROWS, n local slices] */
@@ -97,11 +100,11 @@ static inline const float *vector_of(const struct rt_exec *x, int w) { return w 
 
 /* experts.c: steps of mixtures of experts. */
 enum st rt_experts_bind(struct rt_exec *x, const struct part_program *p, struct bound_program *b, struct err *e);
-void rt_experts_route(struct rt_exec *x, struct kern_queue q, const struct part_step *s);
+void rt_experts_route(struct rt_exec *x, struct kern_queue q, const struct part_step *s, const struct bound_experts *b);
 void rt_experts_in(const struct rt_exec *x, struct kern_queue q, const struct part_step *s, const struct bound_experts *b);
 void rt_experts_out(const struct rt_exec *x, struct kern_queue q, const struct part_step *s, const struct bound_experts *b);
 void rt_experts_bias(const struct rt_exec *x, struct kern_queue q, const struct part_step *s, const struct bound_experts *b);
-/* Bytes of those experts that have a token in this step. */
-struct moved rt_experts_moved(const struct rt_exec *x, const struct bound_experts *b);
+/* Counts those experts that have a token in this step. */
+void rt_experts_mark(const struct rt_exec *x, const struct part_step *s, const struct bound_experts *b, struct rt_ledger_step *now);
 
 #endif

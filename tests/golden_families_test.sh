@@ -30,4 +30,16 @@ for dir in "$golden"/*/; do
         esac
     done
 done
+# Experts stand as a map made from what was chosen says: right as without, and the same bytes for every number of ranks.
+case=qwen3_moe-e40
+if evaluate "$case, statistics" "$case" --activations f32 --expert-stats "$t_dir/map.json"; then
+    evaluate "$case, a map" "$case" --activations f32 --moe ep --expert-map "$t_dir/map.json" && compare "$case, a map" "$case" max $accurate
+    mv "$t_dir/logits" "$t_dir/one"
+    evaluate "$case, a map, 3 ranks" "$case" --activations f32 --moe ep --expert-map "$t_dir/map.json" -n 3 --threads 1 &&
+        ok "$case, a map, 3 ranks: the same bytes" cmp "$t_dir/one" "$t_dir/logits"
+fi
+sed 's/"layers":\[\[[0-9]*,/"layers":[[/' "$t_dir/map.json" >"$t_dir/short.json"
+contains "a map that forgets an expert" "$("$TANDEM" eval $golden/$case --ids $golden/$case/ids.txt --moe ep --expert-map "$t_dir/short.json" 2>&1)" 'forgets expert'
+contains "a map for tensor mode" "$("$TANDEM" eval $golden/$case --ids $golden/$case/ids.txt --expert-map "$t_dir/map.json" 2>&1)" 'goes with --moe ep'
+contains "statistics of a dense model" "$("$TANDEM" eval $golden/qwen3-kv3 --ids $golden/qwen3-kv3/ids.txt --expert-stats "$t_dir/x.json" 2>&1)" 'has no experts'
 t_end

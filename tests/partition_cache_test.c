@@ -94,7 +94,7 @@ static enum st make_plan(const struct scale *scales, enum format format, int n_r
     struct part_plan_options o = one_rank;
     o.n_ranks = n_ranks;
     T_OK(ck_open(write_model(scales), ck, e), e);
-    T_OK(part_model_create(*ck, PART_MOE_TENSOR, m, e), e);
+    T_OK(part_model_create(*ck, NULL, m, e), e);
     return part_plan_create(*m, &o, &sizes, plan, e);
 }
 

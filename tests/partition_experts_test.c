@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/rng.h"
 #include "partition/plan.h"
 #include "tests/t.h"
 #include "tests/t_ck.h"
@@ -31,7 +32,7 @@ static struct part_model *open_model(const char *path, enum part_moe moe)
     struct part_model *m;
     struct err e = {""};
     T_OK(ck_open(path, &ck, &e), &e);
-    T_OK(part_model_create(ck, moe, &m, &e), &e);
+    T_OK(part_model_create(ck, &(struct part_model_options){.moe = moe}, &m, &e), &e);
     return m;
 }
 
@@ -264,7 +265,7 @@ static enum st build(const char *without, const char *odd, struct err *e)
     t_safetensors(t_path("model/model.safetensors"), tensors, n_tensors, NULL);
     struct part_model *m;
     T_OK(ck_open(t_path("model"), &ck, e), e);
-    const enum st st = part_model_create(ck, PART_MOE_TENSOR, &m, e);
+    const enum st st = part_model_create(ck, NULL, &m, e);
     if (!st)
         part_model_destroy(m);
     ck_close(ck);
@@ -283,11 +284,99 @@ static void what_is_missing_or_does_not_fit(void **state)
     t_expect_err_contains(ST_INVALID, build(NULL, "model.layers.0.mlp.experts.0.gate_proj.weight", &e), &e, "experts.0.gate_proj.weight has shape [33, 32]");
 }
 
+/* ---- maps ---- */
+
+static enum st read_map(const char *text, int n_layers, int n_experts, struct expert_map *map, struct err *e)
+{
+    static struct arena arena;
+    base_arena_release(&arena);
+    T_OK(base_arena_init(&arena, "map", 0, e), e);
+    t_write_text(t_path("map.json"), text);
+    return expert_map_read(t_path("map.json"), n_layers, n_experts, &arena, map, e);
+}
+
+static void maps_are_checked(void **state)
+{
+    (void)state;
+    struct expert_map map;
+    struct err e = {""};
+    T_OK(read_map("{\"layers\":[[2,0,1],[]],\"counts\":7}", 2, 3, &map, &e), &e);
+    assert_true(map.at[0][0] == 2 && map.at[0][1] == 0 && map.at[0][2] == 1 && map.at[1] == NULL); /* groups of one: as they stand */
+    const struct {
+        const char *text, *says;
+    } bad[] = {
+        {"{}", "no list of layers"}, {"{\"layers\":7}", "no list of layers"}, {"{\"layers\":[[0,1,2]]}", "1 layers, but the model has 2"}, {"{\"layers\":[[0,1,2],3]}", "layers[1] is no list"},
+        {"{\"layers\":[[0,1],[]]}", "layers[0] forgets expert 2"}, {"{\"layers\":[[0,1,1],[]]}", "layers[0] has expert 1 twice"}, {"{\"layers\":[[0,1,3],[]]}", "layers[0][2] is none of 3"},
+        {"{\"layers\":[[0,1,2,0],[]]}", "has expert 0 twice"}, {"{\"layers\":[[0,1,\"2\"],[]]}", "layers[0][2] is none of 3"}, {"{\"layers\":[[0,1,-1],[]]}", "is none of 3"}, {"[", "map.json:1"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        t_expect_err_contains(ST_INVALID, read_map(bad[i].text, 2, 3, &map, &e), &e, bad[i].says);
+
+    T_OK(ck_open(FAMILIES "/qwen3_moe-e7", &ck, &e), &e);
+    struct part_model *m;
+    t_write_text(t_path("map.json"), "{\"layers\":[[0,1,2,3,4,5,6],[],[6,5,4,3,2,1,0]]}");
+    t_expect_err_contains(ST_INVALID, part_model_create(ck, &(struct part_model_options){PART_MOE_TENSOR, t_path("map.json")}, &m, &e), &e, "goes with --moe ep");
+    T_OK(part_model_create(ck, &(struct part_model_options){PART_MOE_EXPERT, t_path("map.json")}, &m, &e), &e);
+    audit_all_cuts(m, "qwen3_moe-e7 with a map");
+    part_model_destroy(m);
+    t_write_text(t_path("map.json"), "{\"layers\":[[0,1,2,3,4,5,6],[],[]]}");
+    t_expect_err_contains(ST_INVALID, part_model_create(ck, &(struct part_model_options){PART_MOE_EXPERT, t_path("map.json")}, &m, &e), &e, "no experts in layer 2");
+    ck_close(ck);
+    T_OK(ck_open(FAMILIES "/qwen3-kv3", &ck, &e), &e);
+    t_expect_err_contains(ST_INVALID, part_model_create(ck, &(struct part_model_options){PART_MOE_EXPERT, t_path("map.json")}, &m, &e), &e, "has no experts");
+    ck_close(ck);
+}
+
+/* Counts as uneven as real ones (falling like 1 / n, in any order): with its map the busiest of two to four ranks has at most 15 % more than the mean, where groups are large enough. */
+static void maps_balance(void **state)
+{
+    (void)state;
+    struct base_rng r;
+    base_rng_init(&r, t_seed());
+    static const int numbers_of[] = {8, 40, 64, 128, 160};
+    for (size_t k = 0; k < sizeof numbers_of / sizeof *numbers_of; k++) {
+        const int n = numbers_of[k];
+        uint64_t counts[160], total = 0;
+        uint16_t at[160];
+        bool seen[160] = {false};
+        for (int i = 0; i < n; i++) {
+            const int j = (int)base_rng_below(&r, (uint32_t)i + 1);
+            counts[i] = counts[j];
+            counts[j] = 100000u / (uint64_t)(i + 8);
+        }
+        expert_map_balance(counts, n, at);
+        struct order_leaves groups;
+        order_experts((uint32_t)n, &groups);
+        for (int i = 0; i < n; i++) {
+            assert_true(at[i] < n && !seen[at[i]]);
+            seen[at[i]] = true;
+            total += counts[i];
+        }
+        for (uint32_t g = 0; g < groups.n; g++)
+            for (uint64_t p = order_leaf_begin(&groups, g) + 1; p < groups.end[g]; p++)
+                assert_true(at[p - 1] < at[p]);
+        for (uint32_t n_ranks = 2; n_ranks <= 4; n_ranks++) {
+            const uint32_t shares[] = {1, 1, 1, 1};
+            uint32_t lo[4], hi[4];
+            order_cut(groups.n, shares, n_ranks, lo, hi);
+            for (uint32_t rank = 0; rank < n_ranks; rank++) {
+                uint64_t mine = 0;
+                for (uint64_t p = order_leaf_begin(&groups, lo[rank]); p < groups.end[hi[rank] - 1]; p++)
+                    mine += counts[at[p]];
+                const double ratio = (double)mine * n_ranks / (double)total, size = (double)(groups.end[hi[rank] - 1] - order_leaf_begin(&groups, lo[rank])) * n_ranks / n;
+                if (n >= 40 && ratio > 1.15 * (size > 1 ? size : 1))
+                    fail_msg("%d experts, rank %u of %u has %.3f of the mean", n, rank, n_ranks, ratio);
+            }
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_family_in_both_modes), cmocka_unit_test(who_holds_what),                   cmocka_unit_test(a_wrong_step_is_named),
         cmocka_unit_test(an_auditor_sees_it),         cmocka_unit_test(what_is_missing_or_does_not_fit),
+        cmocka_unit_test(maps_are_checked),           cmocka_unit_test(maps_balance),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

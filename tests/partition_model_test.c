@@ -90,7 +90,7 @@ static enum st create_model(struct part_model **m, struct err *e)
     t_write_text(t_path("model/config.json"), text);
     t_safetensors(t_path("model/model.safetensors"), tensors, n_tensors, NULL);
     T_OK(ck_open(t_path("model"), &ck, e), e);
-    return part_model_create(ck, PART_MOE_TENSOR, m, e);
+    return part_model_create(ck, NULL, m, e);
 }
 
 /* ---- plans ---------------------------------------------------------------------------------------------------------------------------------------------- */

@@ -17,7 +17,7 @@ static void open_model(const char *path)
 {
     struct err e = {""};
     T_OK(ck_open(path, &ck, &e), &e);
-    T_OK(part_model_create(ck, PART_MOE_TENSOR, &whole, &e), &e);
+    T_OK(part_model_create(ck, NULL, &whole, &e), &e);
 }
 
 static void close_model(void)
@@ -312,7 +312,7 @@ static void plans_405b(void **state)
     struct err e = {""};
     T_OK(ck_open(t_path("405b"), &ck, &e), &e);
     const uint64_t opened = base_now_ns(base_clock_real());
-    T_OK(part_model_create(ck, PART_MOE_TENSOR, &whole, &e), &e);
+    T_OK(part_model_create(ck, NULL, &whole, &e), &e);
     const uint64_t built = base_now_ns(base_clock_real());
     struct part_plan *plan = plan_for(2, NULL);
     const uint64_t planned = base_now_ns(base_clock_real());

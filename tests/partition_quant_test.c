@@ -171,7 +171,7 @@ static void schemes_by_tensors(void **state)
         struct part_model *m;
         struct err e = {""};
         T_OK(ck_open(write_model("", g->parts), &ck, &e), &e);
-        T_OK(part_model_create(ck, PART_MOE_TENSOR, &m, &e), &e);
+        T_OK(part_model_create(ck, NULL, &m, &e), &e);
         const struct part_weight *down = NULL;
         for (int k = 0; k < m->n_weights; k++)
             if (strstr(m->weights[k].name, MODULE))
@@ -262,7 +262,7 @@ static void refusals_by_name(void **state)
         struct part_model *m;
         struct err e = {""};
         T_OK(ck_open(write_model("", bads[i].parts), &ck, &e), &e);
-        t_expect_err_contains(bads[i].st, part_model_create(ck, PART_MOE_TENSOR, &m, &e), &e, bads[i].says);
+        t_expect_err_contains(bads[i].st, part_model_create(ck, NULL, &m, &e), &e, bads[i].says);
         assert_non_null(strstr(e.text, MODULE));
         ck_close(ck);
     }
@@ -481,7 +481,7 @@ static void build(void *arg)
     struct checkpoint *ck;
     struct part_model *m;
     struct err e = {""};
-    if (ck_open(write_model(t->config, t->parts), &ck, &e) != ST_OK || part_model_create(ck, PART_MOE_TENSOR, &m, &e) != ST_OK) {
+    if (ck_open(write_model(t->config, t->parts), &ck, &e) != ST_OK || part_model_create(ck, NULL, &m, &e) != ST_OK) {
         fprintf(stderr, "%s\n", e.text);
         return;
     }

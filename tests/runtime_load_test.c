@@ -98,7 +98,7 @@ static void steps_of_any_size(void **state)
         struct part_model *whole;
         snprintf(path, sizeof path, "tests/golden/llama/%s", cases[i]);
         T_OK(ck_open(path, &ck, &e), &e);
-        T_OK(part_model_create(ck, PART_MOE_TENSOR, &whole, &e), &e);
+        T_OK(part_model_create(ck, NULL, &whole, &e), &e);
         for (int n = 1; n <= 3; n++) {
             struct part_cut cut;
             T_OK(part_cut_init(whole, n, splits[n - 1], &cut, &e), &e);

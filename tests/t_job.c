@@ -44,7 +44,7 @@ static enum st plan(struct t_job *job, const char *model, const struct rt_settin
     if (!st)
         st = ck_open(model, &ck, e);
     if (!st)
-        st = part_model_create(ck, PART_MOE_TENSOR, &whole, e);
+        st = part_model_create(ck, NULL, &whole, e);
     if (!st) {
         struct rt_sizes sizes;
         rt_sizes_init(&sizes, settings, backend);

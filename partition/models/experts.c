@@ -103,10 +103,8 @@ static enum st add_one(struct part_model *m, int layer, const struct expert_name
     struct part_weight *w = &m->weights[*index];
     if (w->scheme->group_of) /* each expert would need its tokens' numbers in an order of its own */
         return err_set(e, ST_UNSUPPORTED, "%s: %s: act-order of experts is not supported yet", ck_path(m->ck), w->name);
-    if (owned) {
-        w->owner_dim = m->dim_experts;
-        w->owner_unit = (uint64_t)expert;
-    }
+    if (owned)
+        w->owner_dim = m->dim_experts; /* which unit of it: see add_all */
     if (part == DOWN && !bias) {
         w->leaf_dim = m->dim_expert_ffn;
         w->leaves_apart = !is_expert_mode(m);
@@ -120,11 +118,16 @@ static int n_stacked(const struct part_model *m) { return m->config.moe.n_expert
 /* All experts' matrices or biases of one part, one after another; *first is the first one's. */
 static enum st add_all(struct part_model *m, int layer, const struct expert_names *n, enum part_of_expert part, bool bias, int32_t *first, struct err *e)
 {
+    const uint16_t *at = m->expert_map ? m->expert_map->at[layer] : NULL;
+    if (m->expert_map && !at)
+        return err_set(e, ST_INVALID, "the expert map has no experts in layer %d, where the model has %d", layer, m->config.moe.n_experts);
     for (int i = 0; i < n_stacked(m); i++) {
         int32_t index;
-        const enum st st = add_one(m, layer, n, i, part, bias, &index, e);
+        const enum st st = add_one(m, layer, n, at ? at[i] : i, part, bias, &index, e);
         if (st)
             return st;
+        if (is_expert_mode(m))
+            m->weights[index].owner_unit = (uint64_t)i;
         if (i == 0)
             *first = index;
     }

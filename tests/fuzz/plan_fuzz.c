@@ -302,7 +302,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     struct checkpoint *ck = NULL;
     struct part_model *whole = NULL;
     struct err e = {""};
-    if (ck_open_memory(CK_GGUF, image.data, image.n, &ck, &e) != ST_OK || part_model_create(ck, PART_MOE_TENSOR, &whole, &e) != ST_OK) {
+    if (ck_open_memory(CK_GGUF, image.data, image.n, &ck, &e) != ST_OK || part_model_create(ck, NULL, &whole, &e) != ST_OK) {
         fprintf(stderr, "%s\n", e.text);
         abort();
     }
