@@ -1,8 +1,12 @@
 #!/bin/bash
 # tests/golden/families/CASE (see make_families.py): our logits against those of Hugging Face transformers, and the same bytes for every number of ranks, in both modes.
+# TANDEM_TABLE=FILE: what was seen goes there as the table of docs/families.md.
 . tests/t.sh
 golden=tests/golden/families
 . tests/t_golden.sh
+
+row() { [ -z "${TANDEM_TABLE:-}" ] || printf "$@" >>"$TANDEM_TABLE"; }
+[ -z "${TANDEM_TABLE:-}" ] || printf '| family, case | stored as | mode | largest difference ÷ std | the same bytes on |\n|---|---|---|---|---|\n' >"$TANDEM_TABLE"
 
 for dir in "$golden"/*/; do
     case=$(basename "$dir")
@@ -14,13 +18,19 @@ for dir in "$golden"/*/; do
     for mode in $modes; do
         evaluate "$case, $mode" "$case" --activations f32 --moe "$mode" || continue
         compare "$case, $mode" "$case" max $accurate
+        stored=${case##*-}
+        case $stored in e[0-9]* | kv[0-9]* | groups | plain) stored=bf16 ;; esac
+        row '| %s | %s | %s | %s |' "$case" "${stored^^}" "$mode" "$(sed 's/^max \([^,]*\),.*/\1/' <<<"$said")"
+        agree=''
         ok "$case, $mode: greedy ids" diff "$t_dir/greedy" "${dir}greedy.txt"
         mv "$t_dir/logits" "$t_dir/one"
         for ranks in '-n 2' '-n 3' '--split 1:0:4:2'; do
             # shellcheck disable=SC2086 # two words
             evaluate "$case, $mode, $ranks" "$case" --activations f32 --moe "$mode" $ranks --threads 1 --chunk 7 &&
                 ok "$case, $mode, $ranks: the same bytes" cmp "$t_dir/one" "$t_dir/logits"
+            cmp -s "$t_dir/one" "$t_dir/logits" && agree+=${agree:+, }${ranks#-n }
         done
+        row ' %s |\n' "${agree//--split /}"
         case $case in
         *q4_0 | *mxfp4) # rounded activations: the same bytes too
             evaluate "$case, $mode, int8" "$case" --moe "$mode" && mv "$t_dir/logits" "$t_dir/one"
