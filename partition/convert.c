@@ -62,7 +62,7 @@ static enum st put_together(struct planner *w, const struct ck_tensor *codes, co
         return st;
     const uint64_t row_bytes = up(columns, kern_format(s->format)->block_columns) * kern_format(s->format)->block_bytes;
     *t = (struct ck_tensor){.name = name, .format = s->format, .n_dims = 2, .dims = {rows, columns}, .file = codes->file, .offset = codes->offset, .bytes = rows * row_bytes};
-    *x = (struct part_weight){.name = name, .tensor = codes, .scheme = s, .kind = PART_MATRIX, .row_axis = part_axis_whole(rows), .column_axis = part_axis_whole(columns),
+    *x = (struct part_weight){.name = name, .tensor = codes, .scheme = s, .kind = PART_MATRIX, .row_axis = part_axis_whole(rows), .column_axis = part_axis_whole(columns), .leaf_dim = PART_WHOLE, .owner_dim = PART_WHOLE,
                               .rows = {0, rows}, .columns = {0, columns}};
     part_weight_slice(x);
     *logical = t;
