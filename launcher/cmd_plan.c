@@ -33,6 +33,8 @@ static const struct option options[] = {
     {"--chunk", NULL, OPT_INT, SHARED(chunk), "N", "tokens of one step (default 512)", 1, 65536, NULL},
     {"--activations", NULL, OPT_ENUM, SHARED(activations), "f32|auto", "f32: the accurate setting (default auto)", 0, 0, launch_activation_choices},
     {"--moe", NULL, OPT_ENUM, SHARED(moe), "tp|ep", "experts: tp cuts each of them over the ranks, ep deals out whole ones (default tp)", 0, 0, launch_moe_choices},
+    {"--head", NULL, OPT_ENUM, SHARED(head), "stored|fp8", "fp8: a head in plain numbers is rounded to FP8 (default stored)", 0, 0, launch_head_choices},
+    {"--embedding", NULL, OPT_ENUM, SHARED(embedding), "stored|fp8|disk", "likewise; disk: its rows stay in the file", 0, 0, part_embedding_names},
     {"--split", NULL, OPT_STR, SHARED(split), "A:B...", "shares of the ranks (default equal)", 0, 0, NULL},
     {"--json", NULL, OPT_FLAG, offsetof(struct plan_values, json), NULL, "one JSON object; sizes are whole numbers of bytes, a number a rank", 0, 0, NULL},
     {0},
@@ -53,15 +55,26 @@ static void close_subject(struct subject *s)
     *s = (struct subject){NULL, NULL, NULL};
 }
 
-static enum st open_subject(const char *model, const struct preset *preset, enum preset_format format, const struct part_model_options *how, struct subject *s, struct err *e)
+/* Where it comes from, and what is chosen before it is planned for. */
+struct origin {
+    const char *model;           /* NULL: of the preset */
+    const struct preset *preset;
+    enum preset_format format;
+    struct part_model_options how;
+    struct part_smaller smaller;
+};
+
+static enum st open_subject(const struct origin *from, struct subject *s, struct err *e)
 {
     *s = (struct subject){NULL, NULL, NULL};
-    const struct synth_options o = {.preset = preset, .format = format, .max_file_bytes = 5000000000u};
-    enum st st = preset ? launch_made_up_temporary(&o, &s->temporary, e) : ST_OK;
+    const struct synth_options o = {.preset = from->preset, .format = from->format, .max_file_bytes = 5000000000u};
+    enum st st = from->preset ? launch_made_up_temporary(&o, &s->temporary, e) : ST_OK;
     if (!st)
-        st = ck_open(s->temporary ? s->temporary : model, &s->ck, e);
+        st = ck_open(s->temporary ? s->temporary : from->model, &s->ck, e);
     if (!st)
-        st = part_model_create(s->ck, how, &s->whole, e);
+        st = part_model_create(s->ck, &from->how, &s->whole, e);
+    if (!st)
+        st = part_model_make_smaller(s->whole, &from->smaller, e);
     if (st)
         close_subject(s);
     return st;
@@ -74,7 +87,7 @@ struct adviser {
     const struct launch_fit *f;
     struct launch_fit_advice list[MAX_ADVICE];
     int n;
-    struct part_model_options how;
+    struct origin from;
 };
 
 /* Plans with other settings; what fits is advice. ST_OK too where such a plan is refused: then it is none. */
@@ -120,17 +133,41 @@ static void try_settings(struct adviser *a, const struct part_model *whole)
     }
 }
 
-static void try_formats(struct adviser *a, const struct preset *preset, enum preset_format now)
+/* The same settings for a model that is opened otherwise. */
+static bool would_fit_opened(struct adviser *a, const struct origin *from, const char *what)
+{
+    struct subject other;
+    struct err ignored = {""};
+    if (open_subject(from, &other, &ignored))
+        return false;
+    const bool fits = would_fit(a, other.whole, &a->v->shared, a->f->machine, what);
+    close_subject(&other);
+    return fits;
+}
+
+/* What a publisher left in plain numbers: one of the two, then both. */
+static void try_smaller(struct adviser *a)
+{
+    if (a->from.smaller.head_fp8 || a->from.smaller.embedding)
+        return;
+    struct origin head = a->from, embedding = a->from, both = a->from;
+    head.smaller.head_fp8 = both.smaller.head_fp8 = true;
+    embedding.smaller.embedding = both.smaller.embedding = PART_EMBEDDING_DISK;
+    const bool one = would_fit_opened(a, &head, "--head fp8"), other = would_fit_opened(a, &embedding, "--embedding disk");
+    if (!one && !other)
+        would_fit_opened(a, &both, "--head fp8 --embedding disk");
+}
+
+static void try_formats(struct adviser *a)
 {
     for (int format = 0; format < PRESET_FORMATS; format++) {
-        struct subject other;
-        struct err ignored = {""};
-        if (format == (int)now || !(preset->formats >> format & 1) || open_subject(NULL, preset, (enum preset_format)format, &a->how, &other, &ignored))
+        if (format == (int)a->from.format || !(a->from.preset->formats >> format & 1))
             continue;
+        struct origin other = a->from;
         char what[96];
+        other.format = (enum preset_format)format;
         snprintf(what, sizeof what, "--format %s", preset_format_names[format]);
-        would_fit(a, other.whole, &a->v->shared, a->f->machine, what);
-        close_subject(&other);
+        would_fit_opened(a, &other, what);
     }
 }
 
@@ -152,21 +189,29 @@ static void try_boxes(struct adviser *a, const struct part_model *whole)
 
 static enum st plan(const struct plan_values *v, const char *model, const struct preset *preset, struct err *e)
 {
-    const enum preset_format format = !preset || v->format >= 0 ? (enum preset_format)v->format : preset->published;
     struct launch_fit_machine machine;
-    const struct part_model_options how = {.moe = (enum part_moe)v->shared.moe};
+    const struct origin from = {
+        .model = model,
+        .preset = preset,
+        .format = !preset || v->format >= 0 ? (enum preset_format)v->format : preset->published,
+        .how = {.moe = (enum part_moe)v->shared.moe},
+        .smaller = {.head_fp8 = v->shared.head, .embedding = (enum part_embedding)v->shared.embedding},
+    };
     struct subject s = {NULL, NULL, NULL};
     struct launch_fit *f = NULL;
     enum st st = launch_fit_machine_read(v->on, &machine, e);
     if (!st)
-        st = open_subject(model, preset, format, &how, &s, e);
+        st = open_subject(&from, &s, e);
     if (!st)
         st = launch_fit_create(s.whole, &v->shared, (int)v->batch, &machine, &f, e);
-    struct adviser a = {.v = v, .f = f, .how = how};
+    if (!st)
+        launch_warn_of_context(&s.whole->config, f->settings.context);
+    struct adviser a = {.v = v, .f = f, .from = from};
     if (!st && !f->fits) {
         try_settings(&a, s.whole);
+        try_smaller(&a);
         if (preset)
-            try_formats(&a, preset, format);
+            try_formats(&a);
         try_boxes(&a, s.whole);
     }
     if (!st && v->json)

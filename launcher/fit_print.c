@@ -180,10 +180,13 @@ enum st launch_fit_print_json(const struct launch_fit *f, const struct part_mode
             bytes[r] = of_kind(f, r, (enum kind)kind);
         json_object_set_new(o, kinds[kind].key, by_rank(bytes, m->n_ranks));
     }
-    for (int r = 0; r < m->n_ranks; r++)
+    uint64_t read[ORDER_MAX_RANKS];
+    for (int r = 0; r < m->n_ranks; r++) {
         bytes[r] = m->available_bytes;
+        read[r] = part_plan_token_bytes(f->plan, r);
+    }
     json_object_set_new(o, "available_bytes", by_rank(bytes, m->n_ranks));
-    json_object_set_new(o, "token", json_pack("{s:I, s:o, s:I, s:o}", "weight_bytes", (json_int_t)f->plan->weight_bytes_per_token, "cache_bytes", by_rank(f->cache_bytes, m->n_ranks), "exchanges",
+    json_object_set_new(o, "token", json_pack("{s:I, s:o, s:o, s:I, s:o}", "weight_bytes", (json_int_t)f->plan->weight_bytes_per_token, "read_bytes", by_rank(read, m->n_ranks), "cache_bytes", by_rank(f->cache_bytes, m->n_ranks), "exchanges",
                                               (json_int_t)f->n_exchanges, "sent_bytes", by_rank(f->sent_bytes, m->n_ranks)));
     for (int i = 0; i < n_advice; i++)
         json_array_append_new(would_fit, json_string(advice[i].what));

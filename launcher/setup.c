@@ -19,7 +19,7 @@
 const char *const launch_activation_choices[] = {"f32", "auto", NULL};
 const char *const launch_moe_choices[] = {[PART_MOE_TENSOR] = "tp", [PART_MOE_EXPERT] = "ep", NULL};
 const char *const launch_kv_choices[] = {"f32", "f16", "bf16", "fp8", "auto", NULL};
-static const char *const head_choices[] = {"stored", "fp8", NULL};
+const char *const launch_head_choices[] = {"stored", "fp8", NULL};
 static const enum format kv_formats[LAUNCH_KV_AUTO] = {FMT_F32, FMT_F16, FMT_BF16, FMT_E4M3};
 
 static const struct option shared_options[] = {
@@ -30,7 +30,7 @@ static const struct option shared_options[] = {
     {"--moe", NULL, OPT_ENUM, offsetof(struct launch_options, moe), "tp|ep", "experts: tp cuts each of them over the ranks, ep deals out whole ones (default tp; the bits of the two differ)", 0, 0, launch_moe_choices},
     {"--expert-map", NULL, OPT_STR, offsetof(struct launch_options, expert_map), "FILE", "with --moe ep: which experts stand together (tandem eval --expert-stats makes one; the same path on every host)", 0, 0, NULL},
     {"--kv", NULL, OPT_ENUM, offsetof(struct launch_options, kv), "f32|f16|bf16|fp8|auto", "format of the key/value cache (auto: f32 with --activations f32 and in eval, else fp8 where the model declares it, else f16)", 0, 0, launch_kv_choices},
-    {"--head", NULL, OPT_ENUM, offsetof(struct launch_options, head), "stored|fp8", "fp8: round a head in plain numbers to FP8 while it is loaded (default stored)", 0, 0, head_choices},
+    {"--head", NULL, OPT_ENUM, offsetof(struct launch_options, head), "stored|fp8", "fp8: round a head in plain numbers to FP8 while it is loaded (default stored)", 0, 0, launch_head_choices},
     {"--embedding", NULL, OPT_ENUM, offsetof(struct launch_options, embedding), "stored|fp8|disk", "likewise; disk: read its rows from the file when they are wanted", 0, 0, part_embedding_names},
     {"--chunk", NULL, OPT_INT, offsetof(struct launch_options, chunk), "N", "tokens of one step (default 512)", 1, 65536, NULL},
     {"--ctx", NULL, OPT_INT, offsetof(struct launch_options, context), "N", "tokens of one sequence (default: what the command needs, or the model's maximum up to 8192)", 1, 16777216, NULL},
@@ -200,14 +200,19 @@ void launch_choose(const struct launch_options *o, const struct launch_needs *ne
     t->max_sequences = needs->max_sequences;
     t->ledger = needs->ledger;
     t->expert_stats = needs->expert_stats;
-    if (most && t->context > most)
-        LOG_WARNING("setup", "a context of %" PRId64 " tokens: %s was made for %" PRId64, t->context, config->name, most);
+}
+
+void launch_warn_of_context(const struct model_config *config, int64_t context)
+{
+    if (config->max_context && context > config->max_context)
+        LOG_WARNING("setup", "a context of %" PRId64 " tokens: %s was made for %" PRId64, context, config->name, config->max_context);
 }
 
 static void choose(const struct launch_options *o, const struct launch_needs *needs, struct launch_setup *s)
 {
     struct rt_settings *t = &s->settings;
     launch_choose(o, needs, &s->whole->config, t);
+    launch_warn_of_context(&s->whole->config, t->context);
     t->n_threads = s->hosts ? (int)o->n_threads : s->placement->seats[launch_foreign() ? launch_foreign()->i_local : 0].n_threads;
     t->spin_us = s->placement && s->placement->oversubscribed ? 0 : 50;
 }

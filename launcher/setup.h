@@ -30,7 +30,7 @@ struct launch_options {
 enum { LAUNCH_KV_AUTO = 4 };
 #define LAUNCH_OPTIONS_DEFAULT {.activations = 1, .kv = LAUNCH_KV_AUTO}
 
-extern const char *const launch_activation_choices[], *const launch_moe_choices[], *const launch_kv_choices[];
+extern const char *const launch_activation_choices[], *const launch_moe_choices[], *const launch_kv_choices[], *const launch_head_choices[];
 /* Of each rank, beside what the plan counts: code, stacks, the descriptions themselves. */
 #define LAUNCH_RESERVE_BYTES (32ull << 20)
 
@@ -50,6 +50,8 @@ struct launch_needs {
 
 /* What options and needs come to for a model: everything of the settings that is not of a machine. */
 void launch_choose(const struct launch_options *options, const struct launch_needs *needs, const struct model_config *config, struct rt_settings *settings);
+/* One line where a model was made for less. */
+void launch_warn_of_context(const struct model_config *config, int64_t context);
 
 struct launch_setup {
     const char *model; /* as given */

@@ -296,31 +296,35 @@ static enum st add_budget(struct part_plan *plan, const struct part_sizes *sizes
 }
 
 /* What a step's matrices are stored in: of routed experts those that one token goes to, of an embedding nothing to speak of. */
-static uint64_t step_bytes(const struct part_model *whole, const struct part_step *s)
+static uint64_t step_bytes(const struct part_model *m, const struct part_step *s, uint64_t (*bytes_of)(const struct part_weight *w))
 {
-    const struct moe_config *moe = &whole->config.moe;
+    const struct moe_config *moe = &m->config.moe;
     const bool experts = s->op == PART_EXPERTS_IN || s->op == PART_EXPERTS_OUT;
     uint64_t bytes = 0;
     for (int k = 0; k < s->n_parts && (experts || s->op == PART_LINEAR); k++) {
         uint64_t routed = 0;
         for (int i = 0; i < (experts ? moe->n_experts : 0); i++)
-            routed += part_weight_stored_bytes(&whole->weights[s->weight[k] + i]);
+            routed += bytes_of(&m->weights[s->weight[k] + i]);
         bytes += routed * (uint64_t)moe->top_k / (uint64_t)(moe->n_experts ? moe->n_experts : 1);
         for (int i = experts ? moe->n_experts : 0; i < (experts ? (int)s->n_experts : 1); i++)
-            bytes += part_weight_stored_bytes(&whole->weights[s->weight[k] + i]);
+            bytes += bytes_of(&m->weights[s->weight[k] + i]);
     }
     return bytes;
 }
 
-static uint64_t bytes_per_token(const struct part_model *whole)
+static uint64_t slice_bytes(const struct part_weight *w) { return w->slice_bytes; }
+
+static uint64_t bytes_per_token(const struct part_model *m, uint64_t (*bytes_of)(const struct part_weight *w))
 {
     uint64_t bytes = 0;
-    const struct part_program *const programs[] = {&whole->main, &whole->head};
+    const struct part_program *const programs[] = {&m->main, &m->head};
     for (int p = 0; p < 2; p++)
         for (int i = 0; i < programs[p]->n_steps; i++)
-            bytes += step_bytes(whole, &programs[p]->steps[i]);
+            bytes += step_bytes(m, &programs[p]->steps[i], bytes_of);
     return bytes;
 }
+
+uint64_t part_plan_token_bytes(const struct part_plan *plan, int rank) { return bytes_per_token(plan->ranks[rank], slice_bytes); }
 
 /* ---- the plan ------------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -398,7 +402,7 @@ enum st part_plan_create(const struct part_model *whole, const struct part_plan_
         if (st)
             goto fail;
     }
-    plan->weight_bytes_per_token = bytes_per_token(whole);
+    plan->weight_bytes_per_token = bytes_per_token(whole, part_weight_stored_bytes);
     plan->digest = part_plan_digest(plan);
     *out = plan;
     return ST_OK;

@@ -55,6 +55,9 @@ struct part_plan {
     struct digest digest;
 };
 
+/* Of these, what one rank reads: its slices, those that others have too (routers, scales of a block that a cut divides) counted again; of experts those that a token goes to in the mean. */
+uint64_t part_plan_token_bytes(const struct part_plan *plan, int rank);
+
 enum st part_plan_create(const struct part_model *whole, const struct part_plan_options *options, const struct part_sizes *sizes, struct part_plan **plan, struct err *e);
 void part_plan_destroy(struct part_plan *plan);
 

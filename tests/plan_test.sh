@@ -44,6 +44,13 @@ parts='["matrix_bytes", "vector_bytes", "embedding_bytes", "head_bytes", "kv_byt
 asks "the kinds add up" "all(sum(p[k][r] for k in $parts) == p['total_bytes'][r] for r in range(2))" llama-3.1-70b --on 2xgb10
 asks "the weights add up" 'all(p["weights_bytes"][r] == sum(p[k][r] for k in ["matrix_bytes", "vector_bytes", "embedding_bytes", "head_bytes"]) for r in range(2))' llama-3.1-70b --on 2xgb10 --split 5:3
 asks "exchanges of a token" 'p["token"]["exchanges"] == 2 * 126 + 2 and p["token"]["sent_bytes"][0] == 4 * 16384 * 253 + 16' llama-3.1-405b --format nvfp4 --on 2xgb10
+# Two ranks read together at most 5 % more than one: routers, and scale blocks that a cut divides, are read by both.
+for model in mixtral-8x7b qwen3-30b-a3b qwen3-235b-a22b gpt-oss-20b gpt-oss-120b glm-4.7 minimax-m2 llama-3.1-405b; do
+    asks "$model: bytes that two ranks read" '1 <= sum(p["token"]["read_bytes"]) / p["token"]["weight_bytes"] <= 1.05' $model --on 2xgb10
+done
+asks "experts dealt out: as many bytes" '1 <= sum(p["token"]["read_bytes"]) / p["token"]["weight_bytes"] <= 1.05' gpt-oss-120b --on 2xgb10 --moe ep
+asks "a smaller head and no embedding" 'abs(p["head_bytes"][0] / 2**30 - 1.01) < 0.01 and p["embedding_bytes"][0] < 2**24' llama-3.1-405b --format nvfp4 --on 2xgb10 --head fp8 --embedding disk
+asks "... are advised where that is enough" '"--embedding disk" in p["would_fit"]' llama-3.1-405b --format nvfp4 --on 3xgb10 --ctx 336000
 asks "one box exchanges nothing" 'p["fits"] and p["token"]["exchanges"] == 0 and p["exchange_bytes"] == [0] and p["ranks"] == 1' llama-3.1-8b --on rtx5090
 asks "8B in BF16: bytes of a token" 'p["token"]["weight_bytes"] == 2 * (8030261248 - 128256 * 4096 - 65 * 4096)' llama-3.1-8b --on rtx5090
 asks "the cache of a token" 'p["token"]["cache_bytes"] == [2 * 2 * 1024 * 32 * 8192] and p["kv"] == "F16"' llama-3.1-8b --on rtx5090
