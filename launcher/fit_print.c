@@ -3,6 +3,7 @@
 #include <jansson.h>
 
 #include "launcher/fit.h"
+#include "partition/expert_load.h"
 
 enum kind { MATRICES, VECTORS, EMBEDDING, HEAD, CACHE, STATE, ACTIVATIONS, SCRATCH, EXCHANGES, LIBRARY, RESERVE, TOTAL, N_KINDS };
 
@@ -136,6 +137,10 @@ void launch_fit_print(const struct launch_fit *f, const struct part_model *whole
     if (f->n_exchanges)
         fprintf(out, "; %" PRIu64 " exchanges, in which a rank sends %.3f MB", f->n_exchanges, (double)sent / 1e6);
     fputc('\n', out);
+    struct expert_load load;
+    if (m->n_ranks > 1 && expert_load_of(f->plan, &load))
+        fprintf(out, "experts: the busiest rank reads %.1f %% of a token's experts with --moe tp, and is expected to read %.1f %% with --moe ep, since how many of them stand with one rank is left to chance: %s is faster\n",
+                100 * load.tensor, 100 * load.expert, load.tensor <= load.expert ? "tp" : "ep");
     for (int i = 0; i < n_advice; i++)
         fprintf(out, "%s %s\n", i ? "              " : "would fit with", advice[i].what);
     if (!f->fits && !n_advice)
@@ -188,6 +193,9 @@ enum st launch_fit_print_json(const struct launch_fit *f, const struct part_mode
     json_object_set_new(o, "available_bytes", by_rank(bytes, m->n_ranks));
     json_object_set_new(o, "token", json_pack("{s:I, s:o, s:o, s:I, s:o}", "weight_bytes", (json_int_t)f->plan->weight_bytes_per_token, "read_bytes", by_rank(read, m->n_ranks), "cache_bytes", by_rank(f->cache_bytes, m->n_ranks), "exchanges",
                                               (json_int_t)f->n_exchanges, "sent_bytes", by_rank(f->sent_bytes, m->n_ranks)));
+    struct expert_load load;
+    if (expert_load_of(f->plan, &load))
+        json_object_set_new(o, "busiest_share_of_experts", json_pack("{s:f, s:f}", "tp", load.tensor, "ep", load.expert));
     for (int i = 0; i < n_advice; i++)
         json_array_append_new(would_fit, json_string(advice[i].what));
     json_object_set_new(o, "would_fit", would_fit);

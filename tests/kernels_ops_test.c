@@ -84,8 +84,8 @@ static void squares(void **state) {
     static const int dims[] = {1, 15, 16, 40, 128};
     for (size_t k = 0; k < sizeof dims / sizeof dims[0]; k++) {
         const int dim = dims[k], width = HEADS * dim;
-        const size_t stride = (size_t)width + 3, n = stride * TOKENS, n_out = TOKENS * (2 * HEADS + 1);
-        float *x = random_floats(&r, n, 3), *weight = random_floats(&r, (size_t)width, 1), *zero = calloc(n_out, sizeof *zero), *want = guarded(zero, n_out);
+        const size_t all = HEADS * (size_t)dim, stride = all + 3, n = stride * TOKENS, n_out = TOKENS * (2 * HEADS + 1);
+        float *x = random_floats(&r, n, 3), *weight = random_floats(&r, all, 1), *zero = calloc(n_out, sizeof *zero), *want = guarded(zero, n_out);
         struct kern_squares args = {x, stride, TOKENS, HEADS, dim, want, 2 * HEADS + 1, 2};
         RUN(kern_ref.squares, &args, 1);
         float sums[TOKENS] = {0};

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/rng.h"
+#include "partition/expert_load.h"
 #include "partition/plan.h"
 #include "tests/t.h"
 #include "tests/t_ck.h"
@@ -371,12 +372,39 @@ static void maps_balance(void **state)
     }
 }
 
+/* Against counting every way to choose. */
+static void the_fullest_rank(void **state)
+{
+    (void)state;
+    static const uint32_t held[3] = {5, 2, 4};
+    enum { N = 11 };
+    for (int k = 1; k <= 6; k++) {
+        double sum = 0, ways = 0;
+        for (uint32_t chosen = 0; chosen < 1u << N; chosen++) {
+            if (__builtin_popcount(chosen) != k)
+                continue;
+            int most = 0, at = 0;
+            for (int r = 0; r < 3; at += (int)held[r++]) {
+                const int here = __builtin_popcount(chosen >> at & ((1u << held[r]) - 1));
+                most = here > most ? here : most;
+            }
+            sum += most;
+            ways++;
+        }
+        const double expected = expert_load_fullest(held, 3, k);
+        if (!(expected > sum / ways - 1e-9 && expected < sum / ways + 1e-9))
+            fail_msg("%d of %d: %.9f at the fullest, counted %.9f", k, N, expected, sum / ways);
+    }
+    assert_true(expert_load_fullest((const uint32_t[]){2048, 2048}, 2, 64) < 64 && expert_load_fullest((const uint32_t[]){4096, 0}, 2, 64) == 64);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_family_in_both_modes), cmocka_unit_test(who_holds_what),                   cmocka_unit_test(a_wrong_step_is_named),
         cmocka_unit_test(an_auditor_sees_it),         cmocka_unit_test(what_is_missing_or_does_not_fit),
         cmocka_unit_test(maps_are_checked),           cmocka_unit_test(maps_balance),
+        cmocka_unit_test(the_fullest_rank),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
