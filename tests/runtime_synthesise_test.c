@@ -258,7 +258,7 @@ static void headers_only(void **state)
 
     struct part_model *m = NULL;
     struct err e = {""};
-    T_OK(part_model_create(y, PART_MOE_TENSOR, &m, &e), &e);
+    T_OK(part_model_create(y, NULL, &m, &e), &e);
     assert_false(m->config.tied_head);
     assert_true(m->config.fp8_cache);
     part_model_destroy(m);
