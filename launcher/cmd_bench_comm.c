@@ -72,8 +72,9 @@ static void note_wire(const struct launch_setup *s, json_t *run)
     json_object_set_new(run, "wire", json_pack("{s:f, s:f, s:i}", "bits_per_s", bits_per_s, "delay_us", delay_us, "vectors", n_vectors));
     size_t i;
     json_t *size;
-    json_array_foreach(json_object_get(run, "sizes"), i, size)
+    json_array_foreach(json_object_get(run, "sizes"), i, size) {
         json_object_set_new(size, "ideal_us", json_real(delay_us + json_number_value(json_object_get(size, "bytes")) * 8 * n_vectors / bits_per_s * 1e6));
+    }
 }
 
 static enum st run_once(const struct comm_values *v, bool beside_mpi, json_t **result, struct err *e)
