@@ -54,6 +54,12 @@ static struct part_range range_of(const struct part_plan *plan, struct part_axis
 
 static bool same_axis(struct part_axis a, struct part_axis b) { return a.dim == b.dim && a.scale == b.scale && a.group == b.group && a.size == b.size; }
 
+static bool is_owner(const struct part_plan *plan, int r, const struct part_weight *whole)
+{
+    const struct part_range mine = whole->owner_dim == PART_WHOLE ? (struct part_range){0, 1} : units_of(plan, whole->owner_dim, r);
+    return whole->owner_dim == PART_WHOLE || (whole->owner_unit >= mine.begin && whole->owner_unit < mine.end);
+}
+
 static enum st audit_axis(const struct part_plan *plan, int i, bool rows, struct err *e)
 {
     const struct part_weight *whole = &plan->whole->weights[i];
@@ -65,7 +71,7 @@ static enum st audit_axis(const struct part_plan *plan, int i, bool rows, struct
         const struct part_range range = rows ? w->rows : w->columns, mine = range_of(plan, axis, r);
         if (range.begin > range.end || range.end > axis.size)
             return err_set(e, ST_INVALID, "%s: rank %d holds %ss %" PRIu64 " to %" PRIu64 " of %" PRIu64, whole->name, r, word, range.begin, range.end, axis.size);
-        if (!part_weight_is_here(plan->whole, &plan->cut, r, whole)) {
+        if (!is_owner(plan, r, whole)) {
             if (range.begin != range.end)
                 return err_set(e, ST_INVALID, "%s: rank %d holds %ss %" PRIu64 " to %" PRIu64 ", but the expert is another's", whole->name, r, word, range.begin, range.end);
             continue;
@@ -313,13 +319,6 @@ static enum st audit_values(const struct part_plan *plan, int r, struct err *e)
     return ST_OK;
 }
 
-static bool overlap(const struct part_plan *plan, const struct part_model *m, int a, int b)
-{
-    const struct part_value *x = &m->values[a], *y = &m->values[b];
-    const uint64_t x_bytes = part_value_bytes(m, x, &plan->options), y_bytes = part_value_bytes(m, y, &plan->options);
-    return a != b && x_bytes && y_bytes && x->offset < y->offset + y_bytes && y->offset < x->offset + x_bytes;
-}
-
 /* Plays both programs with one bit a value: writing it spoils all others that lie on its bytes, and no step may read a spoiled one. The head is played twice: the hidden states
  * must outlive it. */
 static enum st audit_places(const struct part_plan *plan, int r, struct err *e)
@@ -331,7 +330,7 @@ static enum st audit_places(const struct part_plan *plan, int r, struct err *e)
         if (m->values[v].offset % 64 || (bytes && m->values[v].offset + bytes > plan->budget[r].activations))
             return err_set(e, ST_INVALID, "value %s: rank %d has no room for it at %" PRIu64, m->values[v].name, r, m->values[v].offset);
         for (int u = 0; u < m->n_values; u++)
-            on[v] |= (uint64_t)overlap(plan, m, u, v) << u;
+            on[v] |= (uint64_t)part_values_overlap(plan, m, u, v) << u;
     }
     const struct part_program *const programs[] = {&m->main, &m->head, &m->head};
     for (int p = 0; p < 3; p++)
@@ -387,7 +386,7 @@ static enum st audit_agreement(const struct part_plan *plan, int p, int r, struc
     return ST_OK;
 }
 
-static enum st audit_heads(const struct part_plan *plan, int r, const struct part_step *whole, const struct part_step *s, struct err *e)
+static enum st audit_share(const struct part_plan *plan, int r, const struct part_step *whole, const struct part_step *s, struct err *e)
 {
     const struct part_model *m = plan->whole;
     const uint64_t head_dim = (uint64_t)m->config.head_dim;
@@ -450,7 +449,7 @@ static enum st audit_program(const struct part_plan *plan, int p, int r, struct 
                 why = "takes squares that were not exchanged";
             next++;
             if (!why) {
-                const enum st st = audit_heads(plan, r, w, s, e);
+                const enum st st = audit_share(plan, r, w, s, e);
                 if (st)
                     return err_prefix(e, st, "program %s, step %d (%s): rank %d", mine->name, i, part_op_name(s->op), r);
             }

@@ -29,6 +29,7 @@ struct rope_config {
     double attention_factor;          /* on cos and sin; 1, yarn: 0.1 · ln factor + 1 unless the file says otherwise */
 };
 
+#define CONFIG_MAX_EXPERTS 1024 /* as many as kernels route to */
 #define CONFIG_MAX_TOP_K 64
 
 /* As kernels.h has them. */

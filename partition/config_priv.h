@@ -5,7 +5,6 @@
 #include "partition/config.h"
 
 #define CONFIG_MAX_SIZE (1 << 24) /* hidden, heads, intermediate sizes: no model comes near, and products of two fit 64 bits */
-#define CONFIG_MAX_EXPERTS 4096
 
 struct config_reader {
     const struct checkpoint *ck;

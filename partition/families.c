@@ -95,7 +95,7 @@ static enum st decoder_hub(struct config_reader *r) {
         return st;
     c->n_kv_heads = c->n_heads;
     c->head_dim = c->hidden / c->n_heads;
-    c->norm_eps = 1e-6;
+    if (c->norm_eps == 0) c->norm_eps = 1e-6;
     const char *act = "silu";
     if ((st = base_json_optional(hub_int(r, "num_key_value_heads", 1, CONFIG_MAX_SIZE, &c->n_kv_heads))) != ST_OK ||
         (st = base_json_optional(hub_int(r, "head_dim", 1, CONFIG_MAX_SIZE, &c->head_dim))) != ST_OK ||
@@ -159,10 +159,9 @@ static bool as_listed(const struct config_reader *r, int layer) {
     return strcmp(json_string_value(json_array_get(json_object_get(r->root, "layer_types"), (size_t)layer)), "sliding_attention") == 0;
 }
 
-/* layer_types, where it is there, else is_windowed. */
-static enum st windows_hub(struct config_reader *r, bool (*is_windowed)(const struct config_reader *r, int layer)) {
+/* layer_types, where it is there, else is_windowed. use: where use_sliding_window is not there. */
+static enum st windows_hub(struct config_reader *r, bool use, bool (*is_windowed)(const struct config_reader *r, int layer)) {
     int window = 0;
-    bool use = true;
     const json_t *given = json_object_get(r->root, "sliding_window"), *types = json_object_get(r->root, "layer_types");
     enum st st;
     if ((st = base_json_optional(base_json_bool(r->root, r->where, "use_sliding_window", &use, r->e))) != ST_OK) return st;
@@ -239,24 +238,26 @@ static enum st llama_gguf(struct config_reader *r) {
 }
 
 static enum st mixtral_hub(struct config_reader *r) {
+    r->c->norm_eps = 1e-5;
     enum st st = decoder_hub(r);
-    if (st != ST_OK || (st = windows_hub(r, every_layer)) != ST_OK) return st;
+    if (st != ST_OK || (st = windows_hub(r, true, every_layer)) != ST_OK) return st;
     st = experts_hub(r, (const char *const[]){"num_local_experts", "num_experts"}, "num_experts_per_tok", "intermediate_size");
     r->c->moe.renormalise = true;
     return st;
 }
 
-static bool late_layers(const struct config_reader *r, int layer) {
-    return layer >= (int)json_integer_value(json_object_get(r->root, "max_window_layers"));
-}
+static bool late_layers(const struct config_reader *r, int layer) { return layer >= (int)json_integer_value(json_object_get(r->root, "max_window_layers")); }
 
 static enum st qwen3_hub(struct config_reader *r) {
-    const enum st st = decoder_hub(r);
-    return st != ST_OK ? st : windows_hub(r, late_layers);
+    int first = 0; /* late_layers asks again */
+    enum st st = decoder_hub(r);
+    if (st != ST_OK || (st = base_json_optional(hub_int(r, "max_window_layers", 0, INT32_MAX, &first))) != ST_OK) return st;
+    return windows_hub(r, false, late_layers);
 }
 
 static enum st qwen3_moe_hub(struct config_reader *r) {
-    const enum st st = qwen3_hub(r);
+    enum st st = decoder_hub(r);
+    if (st == ST_OK) st = windows_hub(r, false, every_layer);
     return st != ST_OK ? st : experts_hub(r, (const char *const[]){"num_experts", "num_local_experts"}, "num_experts_per_tok", "moe_intermediate_size");
 }
 
@@ -280,8 +281,11 @@ static enum st gpt_oss_gate(struct config_reader *r) {
 }
 
 static enum st gpt_oss_hub(struct config_reader *r) {
+    r->c->norm_eps = 1e-5;
     enum st st = decoder_hub(r);
-    if (st != ST_OK || (st = gpt_oss_gate(r)) != ST_OK || (st = windows_hub(r, even_layers)) != ST_OK) return st;
+    if (st != ST_OK || (st = gpt_oss_gate(r)) != ST_OK) return st;
+    st = json_object_get(r->root, "sliding_window") ? windows_hub(r, true, even_layers) : set_windows(r, 128, even_layers);
+    if (st != ST_OK) return st;
     return experts_hub(r, (const char *const[]){"num_local_experts", "num_experts"}, "num_experts_per_tok", "intermediate_size");
 }
 
@@ -293,9 +297,11 @@ static enum st gpt_oss_gguf(struct config_reader *r) {
 
 static enum st glm4_moe_hub(struct config_reader *r) {
     struct moe_config *m = &r->c->moe;
+    r->c->norm_eps = 1e-5;
     enum st st = decoder_hub(r);
     m->router = CONFIG_ROUTER_SIGMOID;
     m->renormalise = true;
+    m->n_shared = 1;
     if (st != ST_OK || (st = base_json_optional(hub_int(r, "n_shared_experts", 0, CONFIG_MAX_TOP_K, &m->n_shared))) != ST_OK) return st;
     if (m->n_shared > 1)
         return err_set(r->e, ST_UNSUPPORTED, "%s: n_shared_experts is %d: more than one is not supported yet", r->where, m->n_shared);
@@ -337,7 +343,7 @@ static const struct config_family families[] = {
     {"mixtral", {"mixtral"}, {"MixtralForCausalLM"}, {NULL}, mixtral_hub, NULL, rope_hub_1e6, NULL},
     {"gpt_oss", {"gpt_oss"}, {"GptOssForCausalLM"}, {"gpt-oss"}, gpt_oss_hub, gpt_oss_gguf, rope_hub_gpt_oss, rope_gguf_halves},
     {"glm4_moe", {"glm4_moe"}, {"Glm4MoeForCausalLM"}, {NULL}, glm4_moe_hub, NULL, rope_hub_half, NULL},
-    {"minimax_m2", {"minimax_m2", "minimax"}, {"MiniMaxM2ForCausalLM"}, {NULL}, minimax_m2_hub, NULL, rope_hub_minimax, NULL},
+    {"minimax_m2", {"minimax_m2"}, {"MiniMaxM2ForCausalLM"}, {NULL}, minimax_m2_hub, NULL, rope_hub_minimax, NULL},
 };
 #define N_FAMILIES (sizeof families / sizeof families[0])
 

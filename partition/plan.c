@@ -20,6 +20,13 @@ uint64_t part_value_bytes(const struct part_model *m, const struct part_value *v
     return align64(rows * v->width * v->n_vectors * v->element_bytes);
 }
 
+bool part_values_overlap(const struct part_plan *plan, const struct part_model *m, int a, int b)
+{
+    const struct part_value *x = &m->values[a], *y = &m->values[b];
+    const uint64_t x_bytes = part_value_bytes(m, x, &plan->options), y_bytes = part_value_bytes(m, y, &plan->options);
+    return a != b && x_bytes && y_bytes && x->offset < y->offset + y_bytes && y->offset < x->offset + x_bytes;
+}
+
 /* Which values are alive at the same time: a walk backwards, head program first (it follows main). The head runs several times where a step wants more rows than it takes at
  * once, so what main leaves for it lives to its end; what the head makes is read after its last step. */
 static void find_conflicts(const struct part_model *m, uint64_t *conflicts)

@@ -67,6 +67,9 @@ struct digest part_plan_digest(const struct part_plan *plan);
 /* Bytes of a value at its planned maximum. Partial values of several ranks live in the exchange's send buffer and take nothing in the step arena: 0. */
 uint64_t part_value_bytes(const struct part_model *m, const struct part_value *v, const struct part_plan_options *o);
 
+/* Whether two values of a rank share bytes of its step arena. */
+bool part_values_overlap(const struct part_plan *plan, const struct part_model *m, int a, int b);
+
 /* Bytes of a value with n tokens or logit rows, of one rank's model. */
 uint64_t part_rows_bytes(const struct part_model *m, int value, int n_rows);
 

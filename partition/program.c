@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MAX_WEIGHTS (1 << 20) /* a model of today has fewer than 100,000; a small hostile file can claim any number of experts */
+
 static void *grow(struct part_model *m, void *items, int n, int *capacity, size_t size)
 {
     if (n < *capacity)
@@ -109,7 +111,9 @@ static enum st add_weight(struct part_model *m, enum part_weight_kind kind, cons
         return st;
 
     const char *name = name_of(m, tensor, view, rows.size == tensor_rows, first_row, rows.size);
-    BASE_ASSERT(name != NULL && m->n_weights < INT32_MAX);
+    BASE_ASSERT(name != NULL);
+    if (m->n_weights == MAX_WEIGHTS)
+        return err_set(e, ST_UNSUPPORTED, "%s: more than %d matrices and vectors", ck_path(m->ck), MAX_WEIGHTS);
     m->weights = grow(m, m->weights, m->n_weights, &m->weights_capacity, sizeof *m->weights);
     m->weights[m->n_weights] = (struct part_weight){.name = name, .tensor = tensor, .scheme = scheme, .kind = kind, .first_row = first_row, .row_axis = rows, .column_axis = columns,
                                                      .leaf_dim = matrix ? columns.dim : PART_WHOLE, .owner_dim = PART_WHOLE};
@@ -328,7 +332,7 @@ static enum st check_operands(struct check *c, const struct part_step *s)
 {
     const struct part_model *m = c->m;
     CHECK(c, (unsigned)s->op <= PART_SCORE, "is of no known kind (%d)", (int)s->op);
-    CHECK(c, (s->op != PART_LINEAR && s->op != PART_EXPERTS_IN) || (s->n_parts >= 1 && s->n_parts <= PART_MAX_PARTS), "has %d parts", s->n_parts);
+    CHECK(c, (s->op != PART_LINEAR && s->op != PART_EXPERTS_IN) || (s->n_parts >= 1 && s->n_parts <= (s->op == PART_LINEAR ? PART_MAX_PARTS : PART_MAX_EXPERT_PARTS)), "has %d parts", s->n_parts);
     const struct needs n = needs_of(s);
     for (int k = 0; k < 3; k++) {
         CHECK(c, (s->in[k] != PART_NONE) == (k < n.n_in) || (k >= n.n_in && k < n.n_in + n.n_more_in), "takes %d inputs; number %d is %s", n.n_in, k, k < n.n_in ? "missing" : "one too many");
@@ -507,8 +511,9 @@ static enum st check_shapes(struct check *c, const struct part_step *s)
         CHECK(c, width_of(m, s->in[0]) == width_of(m, s->in[1]) && width_of(m, s->out[0]) == width_of(m, s->in[0]), "widths differ");
         break;
     case PART_SQUARES:
-        CHECK(c, m->values[s->out[0]].axis.size == 2 * (uint64_t)m->config.n_heads && width_of(m, s->in[0]) == width_of(m, s->out[0]) / 2 * (uint64_t)m->config.head_dim, "%s does not fit",
-              m->values[s->out[0]].name);
+        CHECK(c, m->values[s->out[0]].axis.size == 2 * (uint64_t)m->config.n_heads && width_of(m, s->in[0]) == width_of(m, s->out[0]) / 2 * (uint64_t)m->config.head_dim && width_of(m, s->in[1]) % (uint64_t)m->config.head_dim == 0 &&
+                     m->values[s->in[1]].axis.size == (uint64_t)m->config.n_kv_heads * (uint64_t)m->config.head_dim,
+              "%s does not fit", m->values[s->out[0]].name);
         break;
     case PART_ROUTE:
         return check_route(c, s);

@@ -149,6 +149,7 @@ enum part_op {
 enum part_exchange { PART_EXCHANGE_TREE, PART_EXCHANGE_SELECT, PART_EXCHANGE_SAMPLE, PART_EXCHANGE_SCORE, PART_EXCHANGE_LOGITS, PART_EXCHANGE_SQUARES };
 
 #define PART_MAX_PARTS 4
+#define PART_MAX_EXPERT_PARTS 2
 #define PART_NONE (-1)
 #define PART_SAMPLE_BYTES 16 /* double value, int32 id, float logit */
 #define PART_ROUTE_BYTES 8   /* int32 expert, float weight */

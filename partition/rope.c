@@ -280,9 +280,9 @@ enum st config_rope_gguf(const struct config_reader *r, bool interleaved) {
             ((st = config_gguf_f64(r, "rope.scaling.yarn_beta_slow", &slow)) != ST_OK && st != ST_NOT_FOUND))
             return st;
         if ((fast && (st = check_positive(r, "rope.scaling.yarn_beta_fast", fast)) != ST_OK) || (slow && (st = check_positive(r, "rope.scaling.yarn_beta_slow", slow)) != ST_OK)) return st;
-        /* attn_factor is a factor more, to llama.cpp. It rounds the ramp's ends; the files have no key for it, and GPT-OSS, the one family here that they are for, does not. */
+        /* attn_factor is a factor more, to llama.cpp. It rounds the ramp's ends for all; files have no key for that, and the publishers of GPT-OSS do not. */
         const double more = rope->attention_factor;
-        if ((st = set_yarn(r, key, factor, fast, slow, false, 0, context)) != ST_OK) return st;
+        if ((st = set_yarn(r, key, factor, fast, slow, strcmp(r->architecture, "gpt-oss") != 0, 0, context)) != ST_OK) return st;
         rope->attention_factor *= more;
     }
 

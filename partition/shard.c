@@ -102,7 +102,8 @@ struct part_range part_axis_range(const struct part_model *whole, const struct p
     return (struct part_range){u0 / axis.group * axis.scale, (u1 + axis.group - 1) / axis.group * axis.scale};
 }
 
-bool part_weight_is_here(const struct part_model *whole, const struct part_cut *cut, int rank, const struct part_weight *w)
+/* Expert mode: false where another rank holds the weight's expert. */
+static bool is_here(const struct part_model *whole, const struct part_cut *cut, int rank, const struct part_weight *w)
 {
     if (w->owner_dim == PART_WHOLE)
         return true;
@@ -145,7 +146,7 @@ static void cut_weight(const struct part_model *whole, const struct part_cut *cu
 {
     w->rows = part_axis_range(whole, cut, rank, w->row_axis);
     w->columns = w->kind == PART_MATRIX ? part_axis_range(whole, cut, rank, w->column_axis) : (struct part_range){0, 1};
-    if (!part_weight_is_here(whole, cut, rank, w))
+    if (!is_here(whole, cut, rank, w))
         w->rows = w->columns = (struct part_range){0, 0};
     part_weight_slice(w);
 }

@@ -22,9 +22,6 @@ enum st part_cut_init(const struct part_model *whole, int n_ranks, const uint32_
 /* The elements of an axis that a rank holds. */
 struct part_range part_axis_range(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_axis axis);
 
-/* Expert mode: false where another rank holds the weight's expert. */
-bool part_weight_is_here(const struct part_model *whole, const struct part_cut *cut, int rank, const struct part_weight *w);
-
 /* whole and cut must outlive the shard (names are borrowed). */
 enum st part_shard(const struct part_model *whole, const struct part_cut *cut, int rank, struct part_model **shard, struct err *e);
 

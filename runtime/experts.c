@@ -4,6 +4,8 @@
 
 #include "runtime/step_priv.h"
 
+_Static_assert(CONFIG_MAX_EXPERTS <= KERN_MAX_EXPERTS, "what a configuration may ask for, kernels can route to");
+
 /* ---- binding ------------------------------------------------------------------------------------------------------------------------------------------ */
 
 static enum st bind_parts(struct rt_exec *x, const struct part_step *s, struct bound_experts *b, struct err *e)

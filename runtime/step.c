@@ -11,7 +11,7 @@
 #include "base/log.h"
 #include "base/tick.h"
 
-/* Beside values, barriers watch two more things that steps share. */
+/* Beside values, barriers watch two more things that steps share: the scratch (with the squares of norms over all heads), and the views of what came from others. */
 enum { SCRATCH_BIT = 62, VIEWS_BIT = 63 };
 
 /* ---- binding ------------------------------------------------------------------------------------------------------------------------------------------ */
@@ -35,7 +35,7 @@ static uint64_t mask_out(const struct part_step *s)
             mask |= 1ull << s->out[k];
     if (s->op == PART_EXCHANGE)
         mask |= 1ull << VIEWS_BIT;
-    if (s->op == PART_LINEAR || s->op == PART_EXPERTS_IN || s->op == PART_EXPERTS_OUT)
+    if (s->op == PART_LINEAR || (s->op == PART_NORM && s->in[1] != PART_NONE) || s->op == PART_EXPERTS_IN || s->op == PART_EXPERTS_OUT)
         mask |= 1ull << SCRATCH_BIT;
     return mask;
 }
@@ -46,9 +46,15 @@ static enum st bind_barriers(struct rt_exec *x, const struct part_program *p, st
     b->barrier_before = base_arena_array(&x->arena, (size_t)p->n_steps + 1, sizeof *b->barrier_before);
     if (!b->barrier_before)
         return err_set(e, ST_NO_MEMORY, "no memory for the barriers of program %s", p->name);
-    uint64_t read = 0, written = 0;
+    uint64_t read = 0, written = 0, on_bytes_of[PART_MAX_VALUES] = {0};
+    for (int v = 0; v < x->m->n_values; v++)
+        for (int u = 0; u < x->m->n_values; u++)
+            on_bytes_of[v] |= (uint64_t)part_values_overlap(x->o.plan, x->m, u, v) << u;
     for (int i = 0; i < p->n_steps; i++) {
-        const uint64_t in = mask_in(&p->steps[i]), out = mask_out(&p->steps[i]);
+        const uint64_t in = mask_in(&p->steps[i]);
+        uint64_t out = mask_out(&p->steps[i]);
+        for (int v = 0; v < x->m->n_values; v++) /* who writes a value writes all that lie on its bytes: a slower thread may still read one */
+            out |= mask_out(&p->steps[i]) >> v & 1 ? on_bytes_of[v] : 0;
         /* an exchange moves the send buffer: every partial value is another one afterwards */
         const bool meets = (in & written) || (out & (read | written)) || p->steps[i].op == PART_EXCHANGE;
         b->barrier_before[i] = meets;

@@ -19,8 +19,8 @@ struct bound_experts {
     /* ROUTE, with an expert map: at which position each expert stands */
     uint16_t *position_of;
     int n; /* local experts */
-    const struct kern_matrix **matrix[2]; /* of each part */
-    const float **bias[2];                /* NULL: none */
+    const struct kern_matrix **matrix[PART_MAX_EXPERT_PARTS]; /* of each part */
+    const float **bias[PART_MAX_EXPERT_PARTS];   /* NULL: none */
     struct moved *moved;                  /* [n]; NULL without a ledger */
     /* EXPERTS_OUT: what the weighted sums are (leaves, or groups of experts), and how they are folded */
     uint8_t *sum_of; /* expert mode: [n] */

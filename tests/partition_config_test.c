@@ -219,7 +219,7 @@ static void experts(void **state) {
     c = read_of(OF("mixtral", ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"sliding_window\":null"));
     assert_true(c.moe.ffn == FFN && c.moe.renormalise && !c.windows && c.rope.theta == 1000000);
     c = read_of(OF("gpt_oss", ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"swiglu_limit\":7"));
-    assert_true(c.moe.router == CONFIG_ROUTER_TOPK_SOFTMAX && c.gate == CONFIG_GATE_CLAMPED && c.gate_limit == 7 && c.gate_alpha == 1.702 && !c.windows);
+    assert_true(c.moe.router == CONFIG_ROUTER_TOPK_SOFTMAX && c.gate == CONFIG_GATE_CLAMPED && c.gate_limit == 7 && c.gate_alpha == 1.702);
     c = read_of(OF("glm4_moe", ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12,\"n_shared_experts\":1,\"n_group\":4,\"topk_group\":1,\"routed_scaling_factor\":2.5"));
     assert_true(c.moe.router == CONFIG_ROUTER_SIGMOID && c.moe.n_shared == 1 && c.moe.n_groups == 4 && c.moe.k_groups == 1 && c.moe.scale == 2.5 && c.rope.rotary_dim == DIM / 2);
     c = read_of(OF("minimax_m2", ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"rotary_dim\":64"));
@@ -228,6 +228,7 @@ static void experts(void **state) {
     REFUSED(OF("qwen3_moe", ""), ST_INVALID, "num_experts is missing");
     REFUSED(OF("qwen3_moe", ",\"num_experts\":8"), ST_INVALID, "num_experts_per_tok is missing");
     REFUSED(OF("qwen3_moe", ",\"num_experts\":8,\"num_experts_per_tok\":2"), ST_INVALID, "moe_intermediate_size is missing");
+    REFUSED(OF("qwen3_moe", ",\"num_experts\":1025"), ST_INVALID, "num_experts: 1025 is outside");
     REFUSED(OF("qwen3_moe", ",\"num_experts\":0"), ST_INVALID, "num_experts: 0 is outside");
     REFUSED(OF("qwen3_moe", ",\"num_experts\":8,\"num_experts_per_tok\":9,\"moe_intermediate_size\":12"), ST_INVALID, "9 experts for each token, of 8");
     REFUSED(OF("qwen3_moe", ",\"num_experts\":80,\"num_experts_per_tok\":65,\"moe_intermediate_size\":12"), ST_INVALID, "num_experts_per_tok: 65 is outside");
@@ -255,6 +256,9 @@ static void windows(void **state) {
     model(false);
 #define GPT_OSS ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"sliding_window\":16"
     struct model_config c = read_of(OF("gpt_oss", GPT_OSS));
+    assert_true(read_of(OF("gpt_oss", ",\"num_local_experts\":8,\"num_experts_per_tok\":2")).windows[0] == 128); /* transformers' defaults */
+    assert_null(read_of(OF("gpt_oss", ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"sliding_window\":null")).windows);
+    assert_null(read_of(OF("qwen3", ",\"sliding_window\":16")).windows);
     assert_true(c.windows && c.windows[0] == 16 && c.windows[1] == 0);
     c = read_of(OF("gpt_oss", GPT_OSS ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]"));
     assert_true(c.windows && c.windows[0] == 0 && c.windows[1] == 16);
@@ -282,6 +286,14 @@ static void yarn(void **state) {
     assert_true(c.rope.frequency[0] == 1 && fabs(c.rope.frequency[63] * 8 * pow(10000, 126.0 / 128) - 1) < 1e-12);
     c = read_of(YARN(",\"factor\":8,\"original_max_position_embeddings\":4096,\"attention_factor\":1.5,\"truncate\":false,\"beta_fast\":16"));
     assert_true(c.rope.attention_factor == 1.5 && !c.rope.truncate && c.rope.beta_fast == 16 && c.rope.beta_slow == 1);
+    model(true);
+    gguf_sizes();
+    t_gguf_str(&g, "llama.rope.scaling.type", "yarn");
+    t_gguf_f32(&g, "llama.rope.scaling.factor", 8);
+    t_gguf_u32(&g, "llama.rope.scaling.original_context_length", 4096);
+    c = read_of(write_gguf());
+    assert_true(c.rope.kind == ROPE_YARN && c.rope.truncate); /* GPT-OSS's are not: its golden model */
+    model(false);
     REFUSED(YARN(""), ST_INVALID, "rope type yarn without factor");
     REFUSED(YARN(",\"factor\":8"), ST_INVALID, "rope type yarn without original_max_position_embeddings");
     REFUSED(YARN(",\"factor\":8,\"mscale\":1"), ST_UNSUPPORTED, "mscale is not supported");

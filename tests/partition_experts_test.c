@@ -245,6 +245,8 @@ static enum st build(const char *without, const char *odd, struct err *e)
         snprintf(name, sizeof name, "model.layers.0.self_attn.%c_proj.weight", "qkvo"[k]);
         add(name, HIDDEN, HIDDEN);
     }
+    add("model.layers.0.self_attn.q_norm.weight", HIDDEN / HEADS, 0);
+    add("model.layers.0.self_attn.k_norm.weight", HIDDEN / HEADS, 0);
     add("model.layers.0.mlp.gate.weight", EXPERTS, HIDDEN);
     for (int i = 0; i < EXPERTS; i++)
         for (int k = 0; k < 3; k++) {
@@ -281,6 +283,7 @@ static void what_is_missing_or_does_not_fit(void **state)
     t_expect_err_contains(ST_NOT_FOUND, build("model.layers.0.mlp.experts.1.up_proj.weight", NULL, &e), &e, "tensor model.layers.0.mlp.experts.1.up_proj.weight is missing");
     t_expect_err_contains(ST_NOT_FOUND, build("model.layers.0.mlp.experts.2.down_proj.weight", NULL, &e), &e, "experts.2.down_proj.weight is missing");
     t_expect_err_contains(ST_NOT_FOUND, build("model.layers.0.mlp.gate.weight", NULL, &e), &e, "mlp.gate.weight is missing");
+    t_expect_err_contains(ST_NOT_FOUND, build("model.layers.0.self_attn.k_norm.weight", NULL, &e), &e, "k_norm.weight is missing");
     t_expect_err_contains(ST_INVALID, build(NULL, "model.layers.0.mlp.gate.weight", &e), &e, "mlp.gate.weight has shape [4, 32]");
     t_expect_err_contains(ST_INVALID, build(NULL, "model.layers.0.mlp.experts.0.gate_proj.weight", &e), &e, "experts.0.gate_proj.weight has shape [33, 32]");
 }

@@ -72,7 +72,7 @@ static enum st add_parts(struct part_model *m, int layer, const struct names *pa
     return ST_OK;
 }
 
-static bool in_any_layer(const struct part_model *m, struct names n, const char *what)
+bool decoder_in_any_layer(const struct part_model *m, struct names n, const char *what)
 {
     for (int layer = 0; layer < m->config.n_layers; layer++)
         if (decoder_has(m, layer, n, what))
@@ -84,11 +84,11 @@ static void find_biases(const struct part_model *m, struct decoder *d)
 {
     const struct names qkv[] = {Q, K, V}, gate_up[] = {GATE, UP};
     for (int k = 0; k < 3; k++)
-        d->qkv_bias[k] = in_any_layer(m, qkv[k], "bias") || in_any_layer(m, QKV, "bias");
+        d->qkv_bias[k] = decoder_in_any_layer(m, qkv[k], "bias") || decoder_in_any_layer(m, QKV, "bias");
     for (int k = 0; k < 2; k++)
-        d->gate_up_bias[k] = in_any_layer(m, gate_up[k], "bias") || in_any_layer(m, GATE_UP, "bias");
-    d->o_bias = in_any_layer(m, O, "bias");
-    d->down_bias = in_any_layer(m, DOWN, "bias");
+        d->gate_up_bias[k] = decoder_in_any_layer(m, gate_up[k], "bias") || decoder_in_any_layer(m, GATE_UP, "bias");
+    d->o_bias = decoder_in_any_layer(m, O, "bias");
+    d->down_bias = decoder_in_any_layer(m, DOWN, "bias");
 }
 
 /* x = x + (tree over part + bias) */
@@ -180,9 +180,7 @@ enum st decoder_attention(struct part_model *m, int layer, const struct decoder 
     if (st)
         return st;
 
-    if (d->head_norms && decoder_has(m, layer, Q_NORM, "weight") && (st = add_head_norm(m, layer, d->q, c->n_heads, Q_NORM, e)))
-        return st;
-    if (d->head_norms && decoder_has(m, layer, K_NORM, "weight") && (st = add_head_norm(m, layer, d->k, c->n_kv_heads, K_NORM, e)))
+    if (d->head_norms && ((st = add_head_norm(m, layer, d->q, c->n_heads, Q_NORM, e)) || (st = add_head_norm(m, layer, d->k, c->n_kv_heads, K_NORM, e))))
         return st;
     if (d->all_norms && (st = add_all_norms(m, layer, d, q_rows, kv_rows, e)))
         return st;
@@ -293,6 +291,8 @@ enum st decoder_begin(struct part_model *m, struct decoder *d, struct err *e)
     order_vocabulary((uint64_t)c->vocab, &leaves);
     m->dim_vocab = part_add_dim(m, "vocabulary", &leaves);
 
+    if (d->head_norms == HEAD_NORMS_IF_ANY && !decoder_in_any_layer(m, Q_NORM, "weight"))
+        d->head_norms = NO_HEAD_NORMS;
     if (!d->ffn_norm.hub)
         d->ffn_norm = FFN_NORM;
 

@@ -26,13 +26,13 @@ struct expert_names {
 
 struct decoder {
     /* what is special about the family */
-    bool head_norms; /* q and k of each head are normed before they are rotated, where the tensors are there */
+    enum { NO_HEAD_NORMS, HEAD_NORMS, HEAD_NORMS_IF_ANY } head_norms; /* q and k of each head are normed before they are rotated; the last: in a model that has such tensors */
     bool all_norms;  /* q and k are normed over all heads together: one exchange more */
     bool sinks;      /* attention has one more score for each head */
     struct names ffn_norm; /* of what goes into the feed-forward block; none: the usual one */
-    const struct expert_names *experts; /* NULL: it has none; a layer has them where its router is there */
+    const struct expert_names *experts; /* NULL: it has none; a layer has them where its router or the first of them is there */
 
-    /* values, made by decoder_begin; those of a kind of layer that the model does not have are −1 */
+    /* values, made by decoder_begin; of a kind of layer that the model does not have they are nothing */
     int x, h, rope, q, k, v, a, attention_part, gate, up, y, ffn_part, picked, normed, logits, samples, scores;
     int squares, router, routes, expert_gate, expert_up, expert_y, expert_part, expert_bias;
     int shared_gate, shared_up, shared_y, shared_part; /* expert mode: of the shared expert, which is cut as in tensor mode */
@@ -43,6 +43,8 @@ struct decoder {
 /* The tensor of a module ("weight": of its numbers or codes, or "bias"), NULL where it is not there. layer −1: outside the layers. full receives its name either way. */
 const struct ck_tensor *decoder_find(const struct part_model *m, int layer, struct names n, const char *what, char full[128]);
 bool decoder_has(const struct part_model *m, int layer, struct names n, const char *what);
+/* What one layer has, all must have. */
+bool decoder_in_any_layer(const struct part_model *m, struct names n, const char *what);
 /* part_add_weight of a tensor that has to be there: ST_NOT_FOUND names it. */
 enum st decoder_add(struct part_model *m, enum part_weight_kind kind, int layer, struct names n, const char *what, struct part_axis rows, struct part_axis columns, int32_t *index,
                     struct err *e);

@@ -47,9 +47,8 @@ static bool find_expert(const struct part_model *m, int layer, const struct expe
     memset(p, 0, sizeof *p);
     p->view_rows = n_rows;
     if (ck_kind_of(m->ck) == CK_GGUF) {
-        snprintf(module, sizeof module, "blk.%d.ffn_%s_%s", layer, gguf[part], is_shared ? "shexp" : "exps");
-        if (!is_shared)
-            p->view = (struct quant_view){.plane = (uint64_t)expert, .n_planes = n_experts};
+        snprintf(module, sizeof module, "blk.%d.ffn_%s_exps", layer, gguf[part]); /* of the families here, none with a shared expert comes as GGUF */
+        p->view = (struct quant_view){.plane = (uint64_t)expert, .n_planes = n_experts};
         return (p->tensor = look(m, module, bias, p)) != NULL;
     }
     if (is_shared) {
@@ -134,10 +133,14 @@ static enum st add_all(struct part_model *m, int layer, const struct expert_name
     return ST_OK;
 }
 
-static bool has_bias(const struct part_model *m, int layer, const struct expert_names *n, enum part_of_expert part)
+/* In any layer: then in all that have experts. */
+static bool has_bias(const struct part_model *m, const struct expert_names *n, enum part_of_expert part)
 {
     struct place p;
-    return find_expert(m, layer, n, 0, part, true, 1, &p);
+    for (int layer = 0; layer < m->config.n_layers; layer++)
+        if (find_expert(m, layer, n, 0, part, true, 1, &p))
+            return true;
+    return false;
 }
 
 /* ---- values and steps ------------------------------------------------------------------------------------------------------------------------------------- */
@@ -147,13 +150,12 @@ void decoder_begin_experts(struct part_model *m, struct decoder *d)
     const struct moe_config *moe = &m->config.moe;
     const uint64_t hidden = (uint64_t)m->config.hidden;
     struct order_leaves leaves;
-    bool super_block = false, down_bias = false;
+    bool super_block = false;
     for (int layer = 0; layer < m->config.n_layers; layer++) {
         struct place p;
         if (!decoder_has_experts(m, layer, d))
             continue;
         super_block |= find_expert(m, layer, d->experts, 0, DOWN, false, hidden, &p) && !p.tensor->unsupported && kern_format(p.tensor->format)->super_block;
-        down_bias |= has_bias(m, layer, d->experts, DOWN);
     }
     order_columns((uint64_t)moe->ffn, super_block, &leaves);
     m->dim_expert_ffn = part_add_dim(m, "expert ffn", &leaves);
@@ -178,7 +180,7 @@ void decoder_begin_experts(struct part_model *m, struct decoder *d)
         d->shared_part = part_add_partial(m, "shared", hidden, m->dim_expert_ffn);
         m->values[d->shared_part].follows = d->expert_part;
     }
-    d->expert_bias = down_bias && !is_expert_mode(m) ? part_add_value(m, "expert bias", PART_TOKENS, part_axis_whole(hidden)) : PART_NONE;
+    d->expert_bias = has_bias(m, d->experts, DOWN) && !is_expert_mode(m) ? part_add_value(m, "expert bias", PART_TOKENS, part_axis_whole(hidden)) : PART_NONE;
 }
 
 static enum st add_router(struct part_model *m, int layer, const struct decoder *d, struct err *e)
@@ -189,7 +191,7 @@ static enum st add_router(struct part_model *m, int layer, const struct decoder 
     linear->in[0] = (int16_t)d->h;
     linear->out[0] = (int16_t)d->router;
     enum st st = decoder_add(m, PART_MATRIX, layer, n->router, "weight", experts, part_axis_whole((uint64_t)m->config.hidden), &linear->weight[0], e);
-    if (!st && decoder_has(m, layer, n->router, "bias"))
+    if (!st && decoder_in_any_layer(m, n->router, "bias"))
         st = decoder_add(m, PART_VECTOR, layer, n->router, "bias", experts, part_axis_whole(1), &linear->bias[0], e);
     if (st)
         return st;
@@ -206,7 +208,9 @@ static enum st add_router(struct part_model *m, int layer, const struct decoder 
         return ST_OK;
     snprintf(full, sizeof full, gguf ? "blk.%d.%s" : "model.layers.%d.%s", layer, gguf ? n->correction.gguf : n->correction.hub);
     const struct ck_tensor *t = ck_find(m->ck, full);
-    return t ? part_add_weight(m, PART_VECTOR, t, 0, experts.size, experts, part_axis_whole(1), &route->bias[0], e) : ST_OK;
+    if (!t)
+        return err_set(e, ST_NOT_FOUND, "%s: tensor %s is missing", ck_path(m->ck), full);
+    return part_add_weight(m, PART_VECTOR, t, 0, experts.size, experts, part_axis_whole(1), &route->bias[0], e);
 }
 
 static struct part_step *add_expert_step(struct part_model *m, enum part_op op, int layer, int in, int routes)
@@ -267,7 +271,7 @@ enum st decoder_experts(struct part_model *m, int layer, const struct decoder *d
     for (int k = 0; k < 2 && !st; k++) {
         const enum part_of_expert part = k ? UP : GATE;
         st = add_all(m, layer, n, part, false, &in->weight[k], e);
-        if (!st && has_bias(m, layer, n, part))
+        if (!st && has_bias(m, n, part))
             st = add_all(m, layer, n, part, true, &in->bias[k], e);
     }
     if (st)
@@ -281,7 +285,7 @@ enum st decoder_experts(struct part_model *m, int layer, const struct decoder *d
     out->out[0] = (int16_t)d->expert_part;
     int32_t bias = PART_NONE;
     st = add_all(m, layer, n, DOWN, false, &out->weight[0], e);
-    if (!st && has_bias(m, layer, n, DOWN))
+    if (!st && has_bias(m, n, DOWN))
         st = add_all(m, layer, n, DOWN, true, &bias, e);
     if (st)
         return st;

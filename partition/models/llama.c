@@ -4,7 +4,7 @@
 
 static enum st build(struct part_model *m, struct err *e)
 {
-    struct decoder d = {.head_norms = false};
+    struct decoder d = {.head_norms = NO_HEAD_NORMS};
     return decoder_build(m, &d, e);
 }
 

@@ -4,7 +4,7 @@
 
 static enum st build(struct part_model *m, struct err *e)
 {
-    struct decoder d = {.head_norms = true};
+    struct decoder d = {.head_norms = HEAD_NORMS};
     return decoder_build(m, &d, e);
 }
 

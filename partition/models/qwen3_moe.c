@@ -8,7 +8,7 @@ static const struct expert_names names = {
 
 static enum st build(struct part_model *m, struct err *e)
 {
-    struct decoder d = {.head_norms = true, .experts = &names};
+    struct decoder d = {.head_norms = HEAD_NORMS, .experts = &names};
     return decoder_build(m, &d, e);
 }
 

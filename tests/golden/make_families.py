@@ -47,7 +47,7 @@ CASES = {
                                 gguf=("qwen3moe", Q.Q4_0)),
     "mixtral-e8": dict(family="Mixtral", config=dict(BASE, num_local_experts=8, num_experts_per_tok=2, intermediate_size=72), theta=1000000.0, hub=True),
     "mixtral-gguf-q5_0": dict(family="Mixtral", config=dict(BASE, hidden_size=64, num_local_experts=4, num_experts_per_tok=2, head_dim=16), theta=1000000.0, gguf=("llama", Q.Q5_0)),
-    "gpt_oss-bf16": dict(family="GptOss", config=GPT_OSS, rope=GPT_OSS_ROPE, n_ids=60, transposed=True),
+    "gpt_oss-bf16": dict(family="GptOss", config=GPT_OSS, rope=GPT_OSS_ROPE, n_ids=60),
     "gpt_oss-mxfp4": dict(family="GptOss", config=GPT_OSS, rope=GPT_OSS_ROPE, n_ids=60, mxfp4=True, hub=True),
     "gpt_oss-gguf-mxfp4": dict(family="GptOss", config=dict(GPT_OSS, swiglu_limit=7.0), rope=GPT_OSS_ROPE, n_ids=60, gguf=("gpt-oss", Q.MXFP4)),
     "glm4_moe-groups": dict(family="Glm4Moe", config=dict(BASE, num_hidden_layers=3, first_k_dense_replace=1, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=40, n_group=3,
@@ -142,9 +142,8 @@ def spell_as_hub(path):
 
 def save_safetensors(model, c, directory):
     model.to(torch.bfloat16).save_pretrained(directory)
-    for extra in ("generation_config.json",):
-        if os.path.exists(os.path.join(directory, extra)):
-            os.remove(os.path.join(directory, extra))
+    if os.path.exists(os.path.join(directory, "generation_config.json")):
+        os.remove(os.path.join(directory, "generation_config.json"))
     if c.get("hub"):
         spell_as_hub(os.path.join(directory, "config.json"))
 
@@ -306,8 +305,9 @@ def make(name):
             save_gguf(model, c, os.path.join(directory, "model.gguf"))
         elif c.get("mxfp4"):
             read = save_mxfp4(model, c, directory, seed)
-            model = model.float()
-            model.load_state_dict(read, strict=False)
+            plain = load_file(os.path.join(directory, "model.safetensors"))
+            model = kind(config_of(c)).float().eval()  # anew: what was saved has its rope frequencies in BF16 as well
+            model.load_state_dict({**{n: t.float() for n, t in plain.items() if not n.endswith(("_blocks", "_scales"))}, **read})
         else:
             save_safetensors(model, c, directory)
             model = kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager").eval()
