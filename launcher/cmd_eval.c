@@ -368,6 +368,8 @@ int cmd_eval(int argc, char **argv)
         launch_foreign_serve(v.setup, false);
     if (!st && values.expert_stats && v.setup->whole->config.moe.n_experts == 0)
         st = err_set(&e, ST_INVALID, "--expert-stats: %s has no experts", model);
+    if (!st && values.expert_stats)
+        st = launch_expert_stats_check(values.expert_stats, &e);
     if (!st)
         st = values.text ? read_text(&v, &e) : check_ids(&v, &e);
     if (!st)

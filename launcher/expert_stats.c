@@ -1,12 +1,23 @@
 #include "launcher/expert_stats.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "partition/expert_map.h"
 #include "runtime/protocol.h"
+
+enum st launch_expert_stats_check(const char *path, struct err *e)
+{
+    const int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0)
+        return err_set(e, ST_IO, "--expert-stats %s: %s", path, strerror(errno));
+    close(fd);
+    return ST_OK;
+}
 
 enum st launch_expert_stats_take(struct launch_expert_stats *s, const void *payload, size_t bytes, struct err *e)
 {
@@ -15,7 +26,7 @@ enum st launch_expert_stats_take(struct launch_expert_stats *s, const void *payl
         return err_set(e, ST_INVALID, "%zu bytes tell which experts were chosen", bytes);
     memcpy(&head, payload, sizeof head);
     const uint64_t n = (uint64_t)head.n_layers * head.n_experts;
-    if (head.n_experts == 0 || head.n_experts > UINT16_MAX || bytes - sizeof head != n * sizeof *s->counts)
+    if (head.n_experts == 0 || head.n_experts > CONFIG_MAX_EXPERTS || bytes - sizeof head != n * sizeof *s->counts)
         return err_set(e, ST_INVALID, "%zu bytes tell which of %u experts in %u layers were chosen", bytes, head.n_experts, head.n_layers);
     free(s->counts);
     *s = (struct launch_expert_stats){.n_layers = (int)head.n_layers, .n_experts = (int)head.n_experts, .counts = malloc(bytes - sizeof head)};
@@ -37,8 +48,9 @@ static uint64_t sum_of(const uint64_t *counts, int n)
 static json_t *layer_of(const struct launch_expert_stats *s, int layer, const uint16_t *at)
 {
     const uint64_t *counts = s->counts + (size_t)layer * (size_t)s->n_experts;
+    const int n = sum_of(counts, s->n_experts) ? s->n_experts : 0;
     json_t *list = json_array();
-    for (int i = 0; i < s->n_experts && sum_of(counts, s->n_experts); i++)
+    for (int i = 0; i < n; i++)
         json_array_append_new(list, json_integer((json_int_t)(at ? at[i] : counts[i])));
     return list;
 }

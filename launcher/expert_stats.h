@@ -11,6 +11,8 @@ struct launch_expert_stats {
     uint64_t *counts; /* [n_layers][n_experts]; NULL: none have come */
 };
 
+/* Before the work: that the file can be written (it is made, an older one is kept until write). ST_IO names it. */
+enum st launch_expert_stats_check(const char *path, struct err *e);
 /* The payload of an RT_EXPERTS frame. */
 enum st launch_expert_stats_take(struct launch_expert_stats *s, const void *payload, size_t bytes, struct err *e);
 /* ST_IO names the file. */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "partition/config.h"
 #include "partition/order.h"
 
 #define MAX_FILE_BYTES (64u << 20)
@@ -99,9 +100,9 @@ void expert_map_balance(const uint64_t *counts, int n_experts, uint16_t *at)
 {
     struct order_leaves groups;
     order_experts((uint32_t)n_experts, &groups);
-    struct wanted *wanted = calloc((size_t)n_experts, sizeof *wanted);
-    int *group_of = calloc((size_t)n_experts, sizeof *group_of);
-    BASE_ASSERT(wanted && group_of);
+    struct wanted wanted[CONFIG_MAX_EXPERTS];
+    int group_of[CONFIG_MAX_EXPERTS];
+    BASE_ASSERT(n_experts > 0 && n_experts <= CONFIG_MAX_EXPERTS);
     struct bin bins[ORDER_MAX_LEAVES] = {{0, 0, 0}};
     uint64_t total = 0;
     for (int i = 0; i < n_experts; i++) {
@@ -142,6 +143,4 @@ void expert_map_balance(const uint64_t *counts, int n_experts, uint16_t *at)
             if (group_of[i] == (int)best)
                 at[to++] = (uint16_t)i;
     }
-    free(group_of);
-    free(wanted);
 }

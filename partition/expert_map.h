@@ -19,7 +19,7 @@ struct expert_map {
 enum st expert_map_read(const char *path, int n_layers, int n_experts, struct arena *arena, struct expert_map *map, struct err *e);
 
 /* The order of one layer by how often each expert was chosen: groups as equal as can be (the most wanted expert first, to the group with the least so far), and the groups in an order of
- * which every beginning has its share, because a rank owns consecutive ones. Groups as order_experts has them. at: [n_experts]. */
+ * which every beginning has its share, because a rank owns consecutive ones. Groups as order_experts has them. at: [n_experts], at most CONFIG_MAX_EXPERTS. */
 void expert_map_balance(const uint64_t *counts, int n_experts, uint16_t *at);
 
 #endif

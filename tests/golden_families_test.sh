@@ -52,5 +52,26 @@ fi
 sed 's/"layers":\[\[[0-9]*,/"layers":[[/' "$t_dir/map.json" >"$t_dir/short.json"
 contains "a map that forgets an expert" "$("$TANDEM" eval $golden/$case --ids $golden/$case/ids.txt --moe ep --expert-map "$t_dir/short.json" 2>&1)" 'forgets expert'
 contains "a map for tensor mode" "$("$TANDEM" eval $golden/$case --ids $golden/$case/ids.txt --expert-map "$t_dir/map.json" 2>&1)" 'goes with --moe ep'
+contains "statistics that nobody can write" "$("$TANDEM" eval $golden/$case --ids $golden/$case/ids.txt --expert-stats "$t_dir/no/x.json" 2>&1)" 'x.json: No such file'
 contains "statistics of a dense model" "$("$TANDEM" eval $golden/qwen3-kv3 --ids $golden/qwen3-kv3/ids.txt --expert-stats "$t_dir/x.json" 2>&1)" 'has no experts'
+
+# The ledger's count of experts: of one token top_k of each layer and no others, in either mode and on two ranks together. Bytes are those of these matrices.
+for how in '--moe tp' '--moe ep' '--moe tp -n 2' '--moe ep -n 2'; do
+    # shellcheck disable=SC2086 # words
+    "$TANDEM" eval $golden/qwen3_moe-e7 --ids $golden/qwen3_moe-e7/ids.txt --greedy 6 --activations f32 --threads 1 $how --ledger="$t_dir/ledger.json" >/dev/null 2>"$t_dir/stderr" || sed 's/^/    /' "$t_dir/stderr"
+    ok "the ledger counts experts: $how" python3 - "$t_dir/ledger.json" "$how" <<'PYTHON'
+import json, sys
+ranks = json.load(open(sys.argv[1]))["ranks"]
+decodes = [r["decode"] for r in ranks]
+steps, layers, top_k, hidden, ffn = decodes[0]["steps"], 2, 3, 48, 66
+assert all(d["expert_layers"] == layers * steps for d in decodes), decodes
+touched = [d["experts_touched"] for d in decodes]
+assert (sum(touched) if "ep" in sys.argv[2] else touched[0]) == top_k * layers * steps, touched
+assert "ep" in sys.argv[2] or len(set(touched)) == 1, touched
+# packed in tiles of 16 rows by 32 columns of BF16: gate and up [66, 48], down [48, 66]; cut in two, nothing is padded more
+bytes_ = sum(d["expert_bytes"] for d in decodes)
+exact = 3 * hidden * ffn * 2 * top_k * layers * steps
+assert exact <= bytes_ <= 2.2 * exact, (bytes_, exact)
+PYTHON
+done
 t_end

@@ -94,7 +94,9 @@ static const struct setting {
     const char *name;
     bool accurate;
     enum format kv_format;
-} settings[N_SETTINGS] = {{"f32, cache F32", true, FMT_F32}, {"auto, cache F16", false, FMT_F16}, {"auto, cache F32", false, FMT_F32}, {"f32, cache F16", true, FMT_F16}};
+    enum part_moe moe;
+} settings[N_SETTINGS] = {{"f32, cache F32", true, FMT_F32, PART_MOE_TENSOR}, {"auto, cache F16", false, FMT_F16, PART_MOE_TENSOR},
+                           {"auto, cache F32", false, FMT_F32, PART_MOE_TENSOR}, {"f32, cache F16", true, FMT_F16, PART_MOE_TENSOR}};
 
 struct way {
     const struct cut *cut;
@@ -114,6 +116,7 @@ static void run_way(const char *model, const struct way *w, struct t_sequence *s
         .max_sequences = N_SEQUENCES,
         .accurate = w->setting->accurate,
         .kv_format = w->setting->kv_format,
+        .moe = w->setting->moe,
     };
     for (int r = 0; r < w->cut->n_ranks; r++)
         if (w->cut->shares[r])
@@ -284,12 +287,25 @@ static void test_quantised_models(void **state)
 static void test_fp8_caches(void **state)
 {
     (void)state;
-    static const struct setting fp8[] = {{"f32, cache FP8", true, FMT_E4M3}, {"auto, cache FP8", false, FMT_E4M3}};
+    static const struct setting fp8[] = {{"f32, cache FP8", true, FMT_E4M3, PART_MOE_TENSOR}, {"auto, cache FP8", false, FMT_E4M3, PART_MOE_TENSOR}};
     static const char *const cases[] = {"modelopt", "modelopt-fused", "compressed", "plain"};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char path[128];
         snprintf(path, sizeof path, "tests/golden/kv_cache/%s", cases[i]);
         check_few_ways_of(fp8, path, cases[i], 97, (int)i);
+    }
+}
+
+/* Whom a token shares its experts with, and in which place of a group it stands there, changes from way to way (tests/golden/make_families.py). */
+static void test_experts(void **state)
+{
+    (void)state;
+    static const struct setting modes[] = {{"tensor mode", false, FMT_F16, PART_MOE_TENSOR}, {"expert mode", false, FMT_F16, PART_MOE_EXPERT}};
+    static const char *const cases[] = {"qwen3_moe-gguf-q4_0/model.gguf", "gpt_oss-mxfp4", "glm4_moe-groups", "minimax_m2-kv3"};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "tests/golden/families/%s", cases[i]);
+        check_few_ways_of(modes, path, cases[i], 131, (int)i);
     }
 }
 
@@ -547,7 +563,7 @@ static void test_rope_spellings(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_models), cmocka_unit_test(test_mixed_models), cmocka_unit_test(test_quantised_models), cmocka_unit_test(test_fp8_caches), cmocka_unit_test(test_temperature_samples), cmocka_unit_test(test_nothing_divides), cmocka_unit_test(test_fused),
+        cmocka_unit_test(test_models), cmocka_unit_test(test_mixed_models), cmocka_unit_test(test_quantised_models), cmocka_unit_test(test_fp8_caches), cmocka_unit_test(test_experts), cmocka_unit_test(test_temperature_samples), cmocka_unit_test(test_nothing_divides), cmocka_unit_test(test_fused),
         cmocka_unit_test(test_large_biases), cmocka_unit_test(test_ties),           cmocka_unit_test(test_copies),          cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_rope_spellings),
     };

@@ -44,7 +44,7 @@ static enum st plan(struct t_job *job, const char *model, const struct rt_settin
     if (!st)
         st = ck_open(model, &ck, e);
     if (!st)
-        st = part_model_create(ck, NULL, &whole, e);
+        st = part_model_create(ck, &settings->model, &whole, e);
     if (!st) {
         struct rt_sizes sizes;
         rt_sizes_init(&sizes, settings, backend);
@@ -112,6 +112,7 @@ static enum st start(const struct t_job_options *o, struct t_job **out, struct e
     const struct rt_settings settings = {
         .accurate = o->accurate,
         .kv_format = o->kv_format,
+        .model = {.moe = o->moe},
         .chunk = o->chunk ? o->chunk : 512,
         .context = o->context ? o->context : 512,
         .max_sequences = o->max_sequences ? o->max_sequences : 8,

@@ -18,6 +18,7 @@ struct t_job_options {
     int max_sequences;      /* 0: 8 */
     bool accurate;
     enum format kv_format;
+    enum part_moe moe;
 };
 
 struct t_job;
