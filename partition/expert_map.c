@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/json.h"
 #include "partition/config.h"
 #include "partition/order.h"
 
@@ -53,12 +52,9 @@ static void sort_groups(uint16_t *at, int n_experts)
         qsort(at + order_leaf_begin(&groups, g), (size_t)(groups.end[g] - order_leaf_begin(&groups, g)), sizeof *at, by_number);
 }
 
-enum st expert_map_read(const char *path, int n_layers, int n_experts, struct arena *arena, struct expert_map *map, struct err *e)
+enum st expert_map_take(const json_t *root, const char *path, int n_layers, int n_experts, struct arena *arena, struct expert_map *map, struct err *e)
 {
-    json_t *root;
-    enum st st = base_json_load(path, MAX_FILE_BYTES, &root, e);
-    if (st)
-        return st;
+    enum st st = ST_OK;
     const json_t *layers = json_object_get(root, "layers");
     struct expert_map m = {.n_layers = n_layers, .n_experts = n_experts, .at = base_arena_array(arena, (size_t)n_layers, sizeof *m.at)};
     if (!m.at)
@@ -72,9 +68,19 @@ enum st expert_map_read(const char *path, int n_layers, int n_experts, struct ar
         if (!st && m.at[layer])
             sort_groups((uint16_t *)(uintptr_t)m.at[layer], n_experts);
     }
-    json_decref(root);
     if (!st)
         *map = m;
+    return st;
+}
+
+enum st expert_map_read(const char *path, int n_layers, int n_experts, struct arena *arena, struct expert_map *map, struct err *e)
+{
+    json_t *root;
+    enum st st = base_json_load(path, MAX_FILE_BYTES, &root, e);
+    if (st)
+        return st;
+    st = expert_map_take(root, path, n_layers, n_experts, arena, map, e);
+    json_decref(root);
     return st;
 }
 

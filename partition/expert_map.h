@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #include "base/arena.h"
-#include "base/status.h"
+#include "base/json.h"
 
 struct expert_map {
     int n_layers, n_experts;
@@ -17,6 +17,9 @@ struct expert_map {
 
 /* ST_IO, or ST_INVALID with one sentence: no such list, a layer too many or too few, an expert that is missing or there twice. */
 enum st expert_map_read(const char *path, int n_layers, int n_experts, struct arena *arena, struct expert_map *map, struct err *e);
+
+/* The same of JSON that was read; where names it in errors. */
+enum st expert_map_take(const json_t *root, const char *where, int n_layers, int n_experts, struct arena *arena, struct expert_map *map, struct err *e);
 
 /* The order of one layer by how often each expert was chosen: groups as equal as can be (the most wanted expert first, to the group with the least so far), and the groups in an order of
  * which every beginning has its share, because a rank owns consecutive ones. Groups as order_experts has them. at: [n_experts], at most CONFIG_MAX_EXPERTS. */

@@ -24,6 +24,9 @@
 #define LLVMFuzzerTestOneInput convert_one
 #include "tests/fuzz/convert_fuzz.c"
 #undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput map_one
+#include "tests/fuzz/expert_map_fuzz.c"
+#undef LLVMFuzzerTestOneInput
 
 enum { MAX_BYTES = 16384, MAX_SEEDS = 32 };
 
@@ -117,6 +120,11 @@ static void conversions(void **state) {
     run_some(convert_one, "convert_fuzz", t_seed(), t_long() ? 100000 : 1500); /* four plans each */
 }
 
+static void expert_maps(void **state) {
+    (void)state;
+    run_some(map_one, "expert_map_fuzz", t_seed(), t_long() ? 1000000 : 20000);
+}
+
 /* Needs no seeds: eight bytes are enough to make a model of. */
 static void plan(void **state) {
     (void)state;
@@ -126,6 +134,6 @@ static void plan(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(safetensors), cmocka_unit_test(gguf), cmocka_unit_test(config), cmocka_unit_test(plan), cmocka_unit_test(quantised),
-                                       cmocka_unit_test(conversions)};
+                                       cmocka_unit_test(conversions), cmocka_unit_test(expert_maps)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

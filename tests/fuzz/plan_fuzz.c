@@ -1,4 +1,4 @@
-/* Plans of random small models: the bytes seed a shape (heads, KV heads, formats, biases, fused or not), a split, and one change to the finished plan. Every plan is accepted by the
+/* Plans of random small models: the bytes seed a shape (heads, KV heads, formats, biases, fused or not, experts and which layers have them), a split, and one change to the finished plan. Every plan is accepted by the
  * auditor and comes out the same twice; every changed one is refused. Absurd options are an error. */
 #include "base/rng.h"
 #include "partition/plan.h"
@@ -39,6 +39,8 @@ static void plan_put_key(struct plan_bytes *b, const char *key, uint32_t kind) /
 struct plan_shape {
     uint32_t layers, hidden, heads, kv, dim, ffn, vocab;
     bool fused_qkv, fused_gate_up, tied, o_bias, down_bias, qkv_bias, stray;
+    uint32_t experts, top_k, dense_layers; /* dense_layers: a bit for each layer that has none */
+    enum part_moe moe;
 };
 
 struct plan_writer {
@@ -47,31 +49,37 @@ struct plan_writer {
     uint64_t n, at;
 };
 
-/* columns 0: a vector. */
-static void plan_tensor(struct plan_writer *w, const char *name, uint64_t rows, uint64_t columns, enum format f)
+/* columns 0: a vector. planes 0: no such axis. */
+static void plan_planes(struct plan_writer *w, const char *name, uint64_t planes, uint64_t rows, uint64_t columns, enum format f)
 {
     char full[96];
     snprintf(full, sizeof full, "%s.%s", name, columns == 0 && !strstr(name, "norm") ? "bias" : "weight");
     plan_put_text(&w->info, full);
-    plan_put_u32(&w->info, columns ? 2 : 1);
+    plan_put_u32(&w->info, (columns ? 2 : 1) + (planes ? 1 : 0));
     if (columns)
         plan_put_u64(&w->info, columns);
     plan_put_u64(&w->info, rows);
+    if (planes)
+        plan_put_u64(&w->info, planes);
     plan_put_u32(&w->info, (uint32_t)kern_format(f)->gguf_type);
     plan_put_u64(&w->info, w->at);
-    w->at = (w->at + rows * kern_format_row_bytes(f, columns ? columns : 1) + 31) / 32 * 32;
+    w->at = (w->at + (planes ? planes : 1) * rows * kern_format_row_bytes(f, columns ? columns : 1) + 31) / 32 * 32;
     w->n++;
 }
 
+static void plan_tensor(struct plan_writer *w, const char *name, uint64_t rows, uint64_t columns, enum format f) { plan_planes(w, name, 0, rows, columns, f); }
+
 /* In any format whose blocks fit the row. */
-static void plan_matrix(struct plan_writer *w, const char *name, uint64_t rows, uint64_t columns)
+static enum format plan_format(struct plan_writer *w, uint64_t columns)
 {
     enum format f;
     do
         f = (enum format)base_rng_below(w->rng, FMT_COUNT);
     while (columns % kern_format(f)->block_columns || kern_format(f)->gguf_type < 0);
-    plan_tensor(w, name, rows, columns, f);
+    return f;
 }
+
+static void plan_matrix(struct plan_writer *w, const char *name, uint64_t rows, uint64_t columns) { plan_tensor(w, name, rows, columns, plan_format(w, columns)); }
 
 static void plan_layer_tensor(struct plan_writer *w, uint32_t layer, const char *name, uint64_t rows, uint64_t columns, bool bias)
 {
@@ -81,6 +89,21 @@ static void plan_layer_tensor(struct plan_writer *w, uint32_t layer, const char 
         plan_matrix(w, full, rows, columns);
     if (columns == 0 || bias)
         plan_tensor(w, full, rows, 0, FMT_F32);
+}
+
+static void plan_layer_experts(struct plan_writer *w, const struct plan_shape *m, uint32_t layer)
+{
+    static const char *const names[] = {"gate", "up", "down"};
+    char full[64];
+    snprintf(full, sizeof full, "blk.%u.ffn_gate_inp", layer);
+    plan_tensor(w, full, m->experts, m->hidden, FMT_F32);
+    for (int k = 0; k < 3; k++) {
+        const uint64_t rows = k < 2 ? m->ffn : m->hidden, columns = k < 2 ? m->hidden : m->ffn;
+        snprintf(full, sizeof full, "blk.%u.ffn_%s_exps", layer, names[k]);
+        plan_planes(w, full, m->experts, rows, columns, plan_format(w, columns));
+        if (m->down_bias)
+            plan_planes(w, full, m->experts, rows, 0, FMT_F32);
+    }
 }
 
 static void plan_layer(struct plan_writer *w, const struct plan_shape *m, uint32_t layer)
@@ -96,6 +119,10 @@ static void plan_layer(struct plan_writer *w, const struct plan_shape *m, uint32
         plan_layer_tensor(w, layer, "attn_v", kv, m->hidden, m->qkv_bias);
     }
     plan_layer_tensor(w, layer, "attn_output", m->hidden, q, m->o_bias);
+    if (m->experts && !(m->dense_layers >> layer & 1)) {
+        plan_layer_experts(w, m, layer);
+        return;
+    }
     if (m->fused_gate_up) {
         plan_layer_tensor(w, layer, "ffn_gate_up", 2 * (uint64_t)m->ffn, m->hidden, false);
     } else {
@@ -125,7 +152,7 @@ static struct plan_bytes plan_image(const struct plan_shape *m, struct base_rng 
     plan_put(&b, "GGUF", 4);
     plan_put_u32(&b, 3);
     plan_put_u64(&b, w.n);
-    plan_put_u64(&b, sizeof keys / sizeof *keys + 2);
+    plan_put_u64(&b, sizeof keys / sizeof *keys + (m->experts ? 4 : 2));
     plan_put_key(&b, "general.architecture", 8);
     plan_put_text(&b, "llama");
     plan_put_key(&b, "llama.attention.layer_norm_rms_epsilon", 6);
@@ -133,6 +160,12 @@ static struct plan_bytes plan_image(const struct plan_shape *m, struct base_rng 
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         plan_put_key(&b, keys[i].key, 4);
         plan_put_u32(&b, keys[i].value);
+    }
+    if (m->experts) {
+        plan_put_key(&b, "llama.expert_count", 4);
+        plan_put_u32(&b, m->experts);
+        plan_put_key(&b, "llama.expert_used_count", 4);
+        plan_put_u32(&b, m->top_k);
     }
     plan_put(&b, w.info.data, w.info.n);
     free(w.info.data);
@@ -180,7 +213,7 @@ static bool plan_tamper(struct part_plan *plan, struct base_rng *rng)
     struct part_program *p = base_rng_below(rng, 4) ? &m->main : &m->head;
     struct part_step *s = &p->steps[base_rng_below(rng, (uint32_t)p->n_steps)], *t = &p->steps[base_rng_below(rng, (uint32_t)p->n_steps)];
     const bool empty = w->slices[0].count[0] == 0, attention = s->op == PART_ATTENTION;
-    switch (base_rng_below(rng, 28)) {
+    switch (base_rng_below(rng, 37)) {
     case 0: w->rows.begin += by; return true;
     case 1: w->rows.end += by; return true;
     case 2: w->columns.begin += by; return w->kind == PART_MATRIX;
@@ -207,6 +240,15 @@ static bool plan_tamper(struct part_plan *plan, struct base_rng *rng)
     case 23: s->kv_first += (uint32_t)by; return attention;
     case 24: m->caches[base_rng_below(rng, (uint32_t)m->n_caches)].n_kv_heads += (uint32_t)by; return true;
     case 25: p->n_steps--; return true;
+    case 28: w->leaf_dim += (int)by; return true;
+    case 29: w->leaves_apart = !w->leaves_apart; return true;
+    case 30: w->exact = !w->exact; return true;
+    case 31: w->owner_unit += by; return true;
+    case 32: s->window += (uint32_t)by; return true;
+    case 33: s->n_experts += (uint32_t)by; return true;
+    case 34: s->expert_first += (uint32_t)by; return s->expert_end > 0;
+    case 35: s->expert_end += (uint32_t)by; return s->expert_end > (uint32_t)by;
+    case 36: v->follows = v->follows == PART_NONE ? 0 : PART_NONE; return true;
     case 26: {
         const struct part_step kept = *s;
         const bool differ = memcmp(s, t, sizeof *s) != 0;
@@ -232,12 +274,13 @@ static struct plan_shape plan_random_shape(struct base_rng *rng)
 {
     static const uint32_t kvs[] = {1, 1, 2, 3, 5, 7, 8, 13, 32}, groups[] = {1, 1, 2, 3, 5, 7, 8}, dims[] = {2, 4, 8, 10, 16, 48};
     static const uint32_t ffns[] = {1, 31, 32, 33, 96, 100, 352, 640, 704, 1000}, vocabularies[] = {1, 2, 31, 32, 33, 131, 300};
-    const uint32_t kv = kvs[base_rng_below(rng, 9)];
+    const uint32_t kv = kvs[base_rng_below(rng, 9)], experts = base_rng_below(rng, 3) ? 0 : 1 + base_rng_below(rng, 40);
     return (struct plan_shape){
         .layers = 1 + base_rng_below(rng, 3), .hidden = base_rng_below(rng, 2) ? 32 : 2 + base_rng_below(rng, 70), .heads = kv * groups[base_rng_below(rng, 7)], .kv = kv,
         .dim = dims[base_rng_below(rng, 6)], .ffn = ffns[base_rng_below(rng, 10)], .vocab = vocabularies[base_rng_below(rng, 7)],
         .fused_qkv = base_rng_below(rng, 3) == 0, .fused_gate_up = base_rng_below(rng, 3) == 0, .tied = base_rng_below(rng, 2), .o_bias = base_rng_below(rng, 3) == 0,
         .down_bias = base_rng_below(rng, 3) == 0, .qkv_bias = base_rng_below(rng, 3) == 0, .stray = base_rng_below(rng, 3) == 0,
+        .experts = experts, .top_k = experts ? 1 + base_rng_below(rng, experts) : 0, .dense_layers = base_rng_below(rng, 8), .moe = base_rng_below(rng, 2) ? PART_MOE_EXPERT : PART_MOE_TENSOR,
     };
 }
 
@@ -302,7 +345,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     struct checkpoint *ck = NULL;
     struct part_model *whole = NULL;
     struct err e = {""};
-    if (ck_open_memory(CK_GGUF, image.data, image.n, &ck, &e) != ST_OK || part_model_create(ck, NULL, &whole, &e) != ST_OK) {
+    if (ck_open_memory(CK_GGUF, image.data, image.n, &ck, &e) != ST_OK || part_model_create(ck, &(struct part_model_options){.moe = shape.moe}, &whole, &e) != ST_OK) {
         fprintf(stderr, "%s\n", e.text);
         abort();
     }
