@@ -133,7 +133,7 @@ enum st launch_fit_create(const struct part_model *whole, const struct launch_op
     }
     f->fits = true;
     for (int r = 0; r < machine->n_ranks; r++) {
-        f->total_bytes[r] = f->plan->budget[r].total + LAUNCH_RESERVE_BYTES + machine->library_bytes;
+        f->total_bytes[r] = f->plan->budget[r].total + launch_reserve_bytes(whole, machine->n_ranks) + machine->library_bytes;
         f->fits = f->fits && f->total_bytes[r] <= machine->available_bytes;
     }
     find_max_context(f);

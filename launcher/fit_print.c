@@ -39,7 +39,7 @@ static uint64_t of_kind(const struct launch_fit *f, int rank, enum kind kind)
     case SCRATCH: return b->scratch;
     case EXCHANGES: return b->comm;
     case LIBRARY: return f->machine->library_bytes;
-    case RESERVE: return LAUNCH_RESERVE_BYTES;
+    case RESERVE: return launch_reserve_bytes(f->plan->whole, f->machine->n_ranks);
     default: return f->total_bytes[rank];
     }
 }

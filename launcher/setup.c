@@ -262,7 +262,7 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
     if (s->n_ranks == 1 && (s->has_link || s->backend_name))
         LOG_INFORM("setup", "one rank exchanges nothing: --link and --backend have no meaning here");
     for (int r = 0; r < s->n_ranks; r++)
-        s->total_bytes += s->plan->budget[r].total + LAUNCH_RESERVE_BYTES + (s->settings.ledger ? rt_bandwidth_bytes(s->n_ranks) : 0);
+        s->total_bytes += s->plan->budget[r].total + launch_reserve_bytes(s->whole, s->n_ranks) + (s->settings.ledger ? rt_bandwidth_bytes(s->n_ranks) : 0);
     *out = s;
     return ST_OK;
 }
@@ -319,7 +319,7 @@ enum st launch_check_host_budget(const struct launch_setup *s, const char *host,
     for (int r = first_rank; r < first_rank + n_ranks; r++) {
         kv += s->plan->budget[r].kv;
         weights += s->plan->budget[r].weights;
-        total += s->plan->budget[r].total + LAUNCH_RESERVE_BYTES;
+        total += s->plan->budget[r].total + launch_reserve_bytes(s->whole, s->n_ranks);
     }
     if (total <= available)
         return ST_OK;
@@ -358,5 +358,5 @@ void launch_print_plan(const struct launch_setup *s, FILE *out)
         if (s->whole->weights[i].home != PART_IN_MEMORY)
             fprintf(out, "%s: %.1f MiB stay in the file, rows are read when they are wanted%s\n", s->whole->weights[i].name, mib(part_weight_stored_bytes(&s->whole->weights[i])),
                     s->whole->weights[i].home == PART_IN_BOTH ? " (the head keeps it in memory)" : "");
-    fprintf(out, "%.1f MiB in all with %.0f MiB of reserve a rank; available %.1f MiB (%s)\n", mib(s->total_bytes), mib(LAUNCH_RESERVE_BYTES), mib(s->available_bytes), s->available_what);
+    fprintf(out, "%.1f MiB in all with %.0f MiB of reserve a rank; available %.1f MiB (%s)\n", mib(s->total_bytes), mib(launch_reserve_bytes(s->whole, s->n_ranks)), mib(s->available_bytes), s->available_what);
 }

@@ -31,8 +31,9 @@ enum { LAUNCH_KV_AUTO = 4 };
 #define LAUNCH_OPTIONS_DEFAULT {.activations = 1, .kv = LAUNCH_KV_AUTO}
 
 extern const char *const launch_activation_choices[], *const launch_moe_choices[], *const launch_kv_choices[], *const launch_head_choices[];
-/* Of each rank, beside what the plan counts: code, stacks, the descriptions themselves. */
-#define LAUNCH_RESERVE_BYTES (32ull << 20)
+/* Of each rank, beside what the plan counts: code and stacks; and what describes each matrix (measured on headers of 37,000: 2.2 KB, 0.4 KB more a rank of the plan, and where its
+ * segments of columns begin). */
+static inline uint64_t launch_reserve_bytes(const struct part_model *whole, int n_ranks) { return (32ull << 20) + (uint64_t)whole->n_weights * (3072 + 512 * (uint64_t)n_ranks); }
 
 /* The group "shared by run, eval and bench". */
 struct option_group launch_option_group(struct launch_options *values);
