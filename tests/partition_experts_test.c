@@ -222,6 +222,7 @@ static float numbers[4096];
 static struct t_tensor tensors[64];
 static char names[64][96];
 static size_t n_tensors;
+static int n_more; /* experts that the configuration does not count */
 
 static void add(const char *name, uint64_t rows, uint64_t columns)
 {
@@ -248,7 +249,7 @@ static enum st build(const char *without, const char *odd, struct err *e)
     add("model.layers.0.self_attn.q_norm.weight", HIDDEN / HEADS, 0);
     add("model.layers.0.self_attn.k_norm.weight", HIDDEN / HEADS, 0);
     add("model.layers.0.mlp.gate.weight", EXPERTS, HIDDEN);
-    for (int i = 0; i < EXPERTS; i++)
+    for (int i = 0; i < EXPERTS + n_more; i++)
         for (int k = 0; k < 3; k++) {
             char name[96];
             snprintf(name, sizeof name, "model.layers.0.mlp.experts.%d.%s.weight", i, parts[k]);
@@ -284,6 +285,9 @@ static void what_is_missing_or_does_not_fit(void **state)
     t_expect_err_contains(ST_NOT_FOUND, build("model.layers.0.mlp.experts.2.down_proj.weight", NULL, &e), &e, "experts.2.down_proj.weight is missing");
     t_expect_err_contains(ST_NOT_FOUND, build("model.layers.0.mlp.gate.weight", NULL, &e), &e, "mlp.gate.weight is missing");
     t_expect_err_contains(ST_NOT_FOUND, build("model.layers.0.self_attn.k_norm.weight", NULL, &e), &e, "k_norm.weight is missing");
+    n_more = 1;
+    t_expect_err_contains(ST_INVALID, build(NULL, NULL, &e), &e, "experts.3.down_proj.weight is there, but the configuration has 3 experts");
+    n_more = 0;
     t_expect_err_contains(ST_INVALID, build(NULL, "model.layers.0.mlp.gate.weight", &e), &e, "mlp.gate.weight has shape [4, 32]");
     t_expect_err_contains(ST_INVALID, build(NULL, "model.layers.0.mlp.experts.0.gate_proj.weight", &e), &e, "experts.0.gate_proj.weight has shape [33, 32]");
 }

@@ -114,6 +114,15 @@ static enum st add_one(struct part_model *m, int layer, const struct expert_name
 /* Matrices that one step of experts goes over. */
 static int n_stacked(const struct part_model *m) { return m->config.moe.n_experts + (is_expert_mode(m) ? 0 : m->config.moe.n_shared); }
 
+/* Of experts that are tensors of their own: none behind the last that the configuration counts. */
+static enum st check_count(const struct part_model *m, int layer, const struct expert_names *n, struct err *e)
+{
+    char module[128];
+    snprintf(module, sizeof module, "model.layers.%d.%s.%d.%s", layer, n->experts, m->config.moe.n_experts, n->down);
+    const struct ck_tensor *t = ck_kind_of(m->ck) == CK_SAFETENSORS ? quant_codes(m->ck, module) : NULL;
+    return t ? err_set(e, ST_INVALID, "%s: tensor %s is there, but the configuration has %d experts", ck_path(m->ck), t->name, m->config.moe.n_experts) : ST_OK;
+}
+
 /* All experts' matrices or biases of one part, one after another; *first is the first one's. */
 static enum st add_all(struct part_model *m, int layer, const struct expert_names *n, enum part_of_expert part, bool bias, int32_t *first, struct err *e)
 {
@@ -256,7 +265,9 @@ static enum st add_shared(struct part_model *m, int layer, const struct decoder 
 enum st decoder_experts(struct part_model *m, int layer, const struct decoder *d, struct err *e)
 {
     const struct expert_names *n = d->experts;
-    enum st st = decoder_norm(m, &m->main, layer, d->x, d->h, d->ffn_norm, e);
+    enum st st = check_count(m, layer, n, e);
+    if (!st)
+        st = decoder_norm(m, &m->main, layer, d->x, d->h, d->ffn_norm, e);
     if (!st)
         st = add_router(m, layer, d, e);
     if (!st && d->shared_part != PART_NONE)
