@@ -33,7 +33,7 @@ for dir in "$golden"/*/; do
         done
         row ' %s |\n' "${agree//--split /}"
         case $case in
-        *q4_0 | *mxfp4) # rounded activations: the same bytes too
+        *q4_0 | *mxfp4 | *nvfp4 | *awq) # rounded activations: the same bytes too
             evaluate "$case, $mode, int8" "$case" --moe "$mode" && mv "$t_dir/logits" "$t_dir/one"
             evaluate "$case, $mode, int8, 3 ranks" "$case" --moe "$mode" -n 3 --threads 2 --chunk 5 &&
                 ok "$case, $mode, int8, 3 ranks: the same bytes" cmp "$t_dir/one" "$t_dir/logits"

@@ -2,10 +2,11 @@
 """Writes tests/golden/families/CASE/: tiny random models of every family but Llama (make_llama.py), and what Hugging Face transformers makes of them.
 
 usage: make_families.py [CASE…]     all of them without a name; one thread, so the same bytes each time
-needs: as make_llama.py
+needs: as make_quant.py
 
 A case holds what make_llama.py's do. Safetensors are written by transformers (save_pretrained undoes its own fusing of experts, so the names are the hub's) and read back by it from the
-very directory; their config.json is transformers 5's, or with "hub" is spelled as publishers have it. MXFP4 blocks of GPT-OSS are random codes, dequantised by transformers' own reader.
+very directory; their config.json is transformers 5's, or with "hub" is spelled as publishers have it. Quantised ones are written by make_quant.py's writers (compressed-tensors' own
+compressors among them), and transformers runs on what they hold by definition. MXFP4 blocks of GPT-OSS are random codes, dequantised by transformers' own reader.
 GGUF files are written as llama.cpp's convert_hf_to_gguf.py does it.
 
 What makes the cases hard, beside what make_llama.py says: numbers of experts that nothing divides, more experts than groups of expert mode, correction biases that change the choice,
@@ -15,12 +16,14 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import zlib
 
 import gguf
 import numpy as np
 import torch
 import transformers
+import make_quant
 from make_llama import MIN_MARGIN, N_GREEDY, permute, run, unpermute
 from safetensors.torch import load_file, save_file
 
@@ -59,6 +62,18 @@ CASES = {
     # leaves that cut the groups of one KV head
     "minimax_m2-kv1": dict(family="MiniMaxM2", config=dict(BASE, num_hidden_layers=1, num_attention_heads=10, num_key_value_heads=1, num_local_experts=5, num_experts_per_tok=2,
                                                            intermediate_size=40), theta=5000000.0, share=0.5),
+    "qwen3_moe-nvfp4": dict(family="Qwen3Moe", config=dict(BASE, hidden_size=64, head_dim=16, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=80, norm_topk_prob=True),
+                            theta=1000000.0, hub=True, quant=dict(method="ct", preset="NVFP4", format="nvfp4-pack-quantized", ignore=["lm_head", "re:.*mlp.gate$"])),
+    "glm4_moe-fp8": dict(family="Glm4Moe", config=dict(BASE, first_k_dense_replace=1, n_routed_experts=5, num_experts_per_tok=2, moe_intermediate_size=52, n_group=1, topk_group=1,
+                                                       n_shared_experts=1, routed_scaling_factor=1.5, use_qk_norm=True, num_mtp_layers=0),
+                         theta=1000000.0, share=0.5, hub=True,
+                         quant=dict(method="ct", preset="FP8_DYNAMIC", format="float-quantized", scale=torch.bfloat16, ignore=["lm_head", "re:.*mlp.gate$"])),
+    # blocks of 128 that are partial both ways
+    "minimax_m2-fp8": dict(family="MiniMaxM2", config=dict(BASE, num_hidden_layers=1, hidden_size=144, head_dim=24, num_local_experts=4, num_experts_per_tok=2, intermediate_size=136),
+                           theta=5000000.0, share=0.5, hub=True, quant=dict(method="fp8-blocks", ignore=["lm_head", "re:.*block_sparse_moe.gate$"])),
+    "mixtral-awq": dict(family="Mixtral", config=dict(BASE, num_hidden_layers=1, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_local_experts=4,
+                                                      num_experts_per_tok=2, intermediate_size=128),
+                        theta=1000000.0, hub=True, quant=dict(method="awq", bits=4, group=64, ignore=["lm_head", "re:.*block_sparse_moe.gate$"])),
 }  # fmt: skip
 
 
@@ -168,6 +183,39 @@ def save_mxfp4(model, c, directory, seed):
     with open(os.path.join(directory, "config.json")) as f:
         d = json.load(f)
     d["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}
+    with open(os.path.join(directory, "config.json"), "w") as f:
+        json.dump(d, f, indent=2, sort_keys=True)
+        f.write("\n")
+    return read
+
+
+def save_quantised(model, c, directory):
+    """Returns the model as a reader of the files has it."""
+    q = c["quant"]
+    kind = type(model)
+    save_safetensors(model, c, directory)
+    path = os.path.join(directory, "model.safetensors")
+    stored, values = {}, {}
+    for name, w in load_file(path).items():
+        module = name.rsplit(".", 1)[0]
+        if w.ndim != 2 or "embed_tokens" in name or make_quant.ignored(q, module):
+            stored[name], values[name] = w, w.float()
+            continue
+        if q["method"] == "ct":
+            parts, values[name] = make_quant.compressed_tensors(w.float(), q, make_quant.scheme_of(q))
+        else:
+            parts, values[name] = make_quant.WRITERS[q["method"]](w.float(), q)
+        stored.update({f"{module}.{n}": t.contiguous() for n, t in parts.items()})
+    with tempfile.TemporaryDirectory() as plain:
+        shutil.copy(os.path.join(directory, "config.json"), plain)
+        save_file({n: v.contiguous() for n, v in values.items()}, os.path.join(plain, "model.safetensors"), metadata={"format": "pt"})
+        read = kind.from_pretrained(plain, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager").eval()
+    save_file(stored, path, metadata={"format": "pt"})
+    with open(os.path.join(directory, "config.json")) as f:
+        d = json.load(f)
+    d["quantization_config"] = make_quant.quantization_config(q)
+    if q["method"] != "ct":
+        d["quantization_config"]["modules_to_not_convert"] = ["gate", "lm_head"]
     with open(os.path.join(directory, "config.json"), "w") as f:
         json.dump(d, f, indent=2, sort_keys=True)
         f.write("\n")
@@ -303,6 +351,8 @@ def make(name):
         randomise(model, seed)
         if "gguf" in c:
             save_gguf(model, c, os.path.join(directory, "model.gguf"))
+        elif "quant" in c:
+            model = save_quantised(model, c, directory)
         elif c.get("mxfp4"):
             read = save_mxfp4(model, c, directory, seed)
             plain = load_file(os.path.join(directory, "model.safetensors"))
