@@ -52,13 +52,15 @@ static void tick(struct loading *l, uint64_t bytes)
 
 static enum st load_matrix(struct loading *l, const struct part_weight *w, struct kern_matrix *matrix, unsigned char *bounce, size_t bounce_bytes, struct rt_odd_scales *odd, struct err *e)
 {
-    if (w->slice_bytes == 0 || w->home == PART_ON_DISK)
+    if (w->slice_bytes == 0)
         return ST_OK;
     const struct rt_rows rows = {w, &matrix->columns, l->fds};
+    enum st st = rt_rows_tensor_scale(&rows, &matrix->scale, e); /* rows that stay on disk are multiplied with it too */
+    if (w->home == PART_ON_DISK)
+        return st;
     const uint64_t n_rows = w->rows.end - w->rows.begin, step = step_of(&rows, bounce_bytes);
     BASE_ASSERT(rt_rows_bytes(&rows, step) <= bounce_bytes);
     struct rt_deviation deviation = {0, 0};
-    enum st st = rt_rows_tensor_scale(&rows, &matrix->scale, e);
     for (uint64_t row = 0, told = 0; row < n_rows && !st; row += step) {
         const uint64_t n = n_rows - row < step ? n_rows - row : step;
         struct rt_rows_read read;
@@ -134,10 +136,12 @@ static void load_share(void *arg, int i_thread, int n_threads)
 static enum st open_rows(const struct part_model *m, const struct part_weight *w, int n_threads, struct arena *data, struct arena *small, struct rt_weight *item, struct err *e)
 {
     void *memory = base_arena_alloc(data, rt_disk_rows_bytes(w, n_threads));
-    item->rows = base_arena_alloc(small, sizeof *item->rows);
-    if (!memory || !item->rows)
+    struct rt_disk_rows *rows = base_arena_alloc(small, sizeof *rows);
+    if (!memory || !rows)
         return err_set(e, ST_NO_MEMORY, "the plan's %zu bytes of weights do not hold buffers for rows of %s", data->capacity_bytes, w->name);
-    return rt_disk_rows_open(item->rows, m, w, memory, e);
+    const enum st st = rt_disk_rows_open(rows, m, w, memory, e);
+    item->rows = st ? NULL : rows; /* what rt_weights_close closes */
+    return st;
 }
 
 /* Memory for every weight, in order. */

@@ -5,12 +5,14 @@
 hub=$t_dir/hub
 python3 tests/make_model.py "$hub" --hub --hidden 96 --heads 4 --kv-heads 2 --ffn 160 || exit 1
 echo "5 250 3 9 100 17 200 1 2 3 4" >"$t_dir/ids"
+ids=$t_dir/ids
 
 # logits NAME MODEL OPTIONS…
 logits() {
     local to=$t_dir/$1 model=$2
     shift 2
-    "$TANDEM" eval "$model" --ids "$t_dir/ids" --logits "$to" "$@" >"$t_dir/stdout" 2>"$t_dir/stderr" || { t_fail "eval $*" && sed 's/^/    /' "$t_dir/stderr"; }
+    rm -f "$to"
+    "$TANDEM" eval "$model" --ids "$ids" --logits "$to" "$@" >"$t_dir/stdout" 2>"$t_dir/stderr" || { t_fail "eval $*" && sed 's/^/    /' "$t_dir/stderr"; }
 }
 
 logits stored "$hub"
@@ -39,6 +41,11 @@ contains "a quantised head stays as it is" "$("$TANDEM" eval "$t_dir/q8.gguf" --
 logits stored "$t_dir/q8.gguf"
 logits disk "$t_dir/q8.gguf" --embedding disk -n 2
 ok "rows of blocks are read from disk too" cmp -s "$t_dir/stored" "$t_dir/disk"
+scales=tests/golden/llama/gguf-nvfp4-scales/model.gguf
+ids=${scales%/*}/ids.txt
+logits stored "$scales"
+logits disk "$scales" --embedding disk -n 2
+ok "rows on disk are multiplied with their tensor's scale" cmp -s "$t_dir/stored" "$t_dir/disk"
 contains "an embedding of several tensors" "$("$TANDEM" eval tests/golden/llama/int8-embedding --ids tests/golden/llama/int8-embedding/ids.txt --embedding disk 2>&1)" \
     "model.embed_tokens.weight is stored as INT8 with zero points: --embedding disk is for one tensor"
 python3 - "$hub/model.safetensors" <<'END' || exit 1
