@@ -18,6 +18,18 @@ static uint64_t bounce_bytes(const struct part_weight *w) { return up(w->slices[
 
 uint64_t rt_disk_rows_bytes(const struct part_weight *w, int n_threads) { return bounce_bytes(w) * (uint64_t)n_threads + ALIGNMENT; }
 
+/* Some file systems refuse direct I/O when the file is opened, others when it is read: a read tells. */
+static int open_direct(const struct rt_disk_rows *d)
+{
+    const int fd = open(d->path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    if (fd >= 0 && pread(fd, d->bounce, ALIGNMENT, (off_t)(d->offset / ALIGNMENT * ALIGNMENT)) < 0 && errno == EINVAL) {
+        close(fd);
+        errno = EINVAL;
+        return -1;
+    }
+    return fd;
+}
+
 enum st rt_disk_rows_open(struct rt_disk_rows *d, const struct part_model *m, const struct part_weight *w, void *memory, struct err *e)
 {
     const struct part_slice *s = &w->slices[0];
@@ -35,7 +47,7 @@ enum st rt_disk_rows_open(struct rt_disk_rows *d, const struct part_model *m, co
     };
     if (w->slice_bytes == 0)
         return ST_OK;
-    d->fd = open(d->path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    d->fd = open_direct(d);
     if (d->fd < 0 && errno == EINVAL) {
         LOG_WARNING("load", "%s: no direct I/O on this file system; rows of %s are read through the page cache", d->path, d->name);
         d->fd = open(d->path, O_RDONLY | O_CLOEXEC);
@@ -54,13 +66,14 @@ enum st rt_disk_rows_read(const struct rt_disk_rows *d, int i_thread, uint64_t r
 {
     const uint64_t at = d->offset + row * d->stride_bytes, begin = at / ALIGNMENT * ALIGNMENT, wanted = at - begin + d->row_bytes;
     unsigned char *to = d->bounce + (size_t)i_thread * d->bounce_bytes;
-    for (uint64_t got = 0; got < wanted;) { /* less than asked for only at the file's end, or where a signal came */
-        const ssize_t n = pread(d->fd, to + got, up(wanted) - got, (off_t)(begin + got));
+    for (uint64_t got = 0; got < wanted;) {
+        const uint64_t from = got / ALIGNMENT * ALIGNMENT; /* less came than was asked for, at the file's end or because of a signal: again from an offset that direct I/O takes */
+        const ssize_t n = pread(d->fd, to + from, up(wanted) - from, (off_t)(begin + from));
         if (n < 0 && errno == EINTR)
             continue;
-        if (n <= 0)
-            return err_set(e, ST_IO, "%s: row %" PRIu64 " of %s cannot be read: %s", d->path, row, d->name, n ? strerror(errno) : "the file ends there");
-        got += (uint64_t)n;
+        if (n < 0 || from + (uint64_t)n <= got)
+            return err_set(e, ST_IO, "%s: row %" PRIu64 " of %s cannot be read: %s", d->path, row, d->name, n < 0 ? strerror(errno) : "the file ends there");
+        got = from + (uint64_t)n;
     }
     kern_format_dequantise(d->format, to + (at - begin), d->n_columns, numbers);
     return ST_OK;
