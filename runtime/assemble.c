@@ -180,6 +180,10 @@ static float scale_at(const struct line *l, uint64_t column)
     return x;
 }
 
+/* What a block of codes may have; over zeros anything may stand. Integers' scales are of either sign: AutoRound's symmetric ones put the wider side of a group on the wider side of the
+ * codes (−8 … 7) that way. Nobody's FP8 has use for a sign, so there it is damage. */
+static bool is_scale(const struct row *r, float d) { return isfinite(d) && (d >= 0 || r->a->scheme->format != FMT_FP8); }
+
 /* Counts a scale where its first row and column are. */
 static void count_scale(const struct row *r, uint64_t column, float d)
 {
@@ -188,12 +192,12 @@ static void count_scale(const struct row *r, uint64_t column, float d)
         return;
     r->odd->zero += d == 0;
     r->odd->least += is_e8m0(s) && d == ldexpf(1, -127);
-    r->odd->over_zeros += !isfinite(d); /* refused otherwise */
+    r->odd->over_zeros += !is_scale(r, d); /* refused otherwise */
 }
 
 static enum st refuse_scale(const struct row *r, uint64_t column, float d)
 {
-    return refuse(r, r->scales.source, column, isnan(d) ? "its scale is NaN" : "its scale is infinite or too large");
+    return refuse(r, r->scales.source, column, isnan(d) ? "its scale is NaN" : d < 0 && isfinite(d) ? "its scale is negative" : "its scale is infinite or too large");
 }
 
 /* ---- FP8 ----------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -209,7 +213,7 @@ static enum st fp8_row(const struct row *r, unsigned char *out)
             if (!isnan(d) && !isfinite(256 * d))
                 d = INFINITY; /* to the kernels, see FMT_FP8 */
             count_scale(r, from, d);
-            written = isfinite(d) ? d : 0; /* over zeros */
+            written = is_scale(r, d) ? d : 0; /* over zeros */
             next = next_of(&r->scales, from);
         }
         uint64_t q[4] = {0}, any = 0, nan = 0;
@@ -221,7 +225,7 @@ static enum st fp8_row(const struct row *r, unsigned char *out)
         }
         if (nan)
             return refuse(r, r->codes.source, from, "one of the 32 codes from here on is NaN");
-        if (any && !isfinite(d))
+        if (any && !is_scale(r, d))
             return refuse_scale(r, from, d);
         memcpy(out, &written, sizeof written);
         memcpy(out + 4, q, sizeof q);

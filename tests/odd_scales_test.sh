@@ -78,6 +78,9 @@ refuse "NaN of E8M0" "tensor model.layers.0.mlp.down_proj.weight_scale: row 95, 
 copy fp8-blocks
 patch model.layers.0.mlp.up_proj.weight_scale_inv 20 0000c07f
 refuse "NaN of a block of 128 × 128" "tensor model.layers.0.mlp.up_proj.weight_scale_inv: row 256, block 1 (columns from 128 on): its scale is NaN"
+copy fp8-blocks
+patch model.layers.0.mlp.up_proj.weight_scale_inv 20 000080bf
+refuse "a negative scale of a block of 128 × 128" "tensor model.layers.0.mlp.up_proj.weight_scale_inv: row 256, block 1 (columns from 128 on): its scale is negative"
 copy fp8-channels
 patch model.layers.0.self_attn.q_proj.weight 57 7f
 refuse "a code that is NaN" "tensor model.layers.0.self_attn.q_proj.weight: row 1, block 0 (columns from 0 on): one of the 32 codes from here on is NaN"

@@ -72,7 +72,7 @@ static void fill(struct matrix *m)
         m->scale[i] = (unsigned char)(100 + base_rng_below(&r, 20));
     if (m->s.sources[1].tensor == &f32)
         for (size_t i = 0; i < ROWS * m->scale_stride / sizeof(float); i++) {
-            const float d = base_rng_uniform(&r, -2, 2);
+            const float d = base_rng_uniform(&r, m->s.format == FMT_FP8 ? 0.1F : -2, 2);
             memcpy(m->scale + i * sizeof d, &d, sizeof d);
         }
 }
@@ -241,6 +241,12 @@ static void test_odd_scales(void **state)
     put_f32(&bad, 0, 0, INFINITY);
     refused(&bad, "its scale is infinite or too large");
     bad = m;
+    put_f32(&bad, 0, 0, -0.5F);
+    refused(&bad, "tensor X.scales: row 0, block 0 (columns from 0 on): its scale is negative");
+    put_f32(&m, 0, 1, -0.5F);
+    odd = valid(&m, read);
+    assert_int_equal(odd.over_zeros, 1);
+    bad = m;
     put_f32(&bad, 0, 0, 2e36F); /* times 256 it leaves F32 */
     refused(&bad, "its scale is infinite or too large");
     bad = m;
@@ -255,6 +261,11 @@ static void test_odd_scales(void **state)
     odd = valid(&m, read);
     assert_int_equal(odd.over_zeros, 1);
     assert_int_equal(odd.zero, 1);
+    put_f32(&m, 2, 1, -0.25F); /* a number as others */
+    odd = valid(&m, read);
+    assert_int_equal(odd.over_zeros, 1);
+    for (int i = 64; i < 128; i++)
+        assert_true(read[2 * COLUMNS + i] == -0.25F * (float)(signed char)m.code[2 * COLUMNS + i]);
     put_f32(&m, 1, 2, NAN);
     refused(&m, "tensor X.scales: row 1, block 2 (columns from 128 on): its scale is NaN");
 }
