@@ -80,6 +80,11 @@ static enum st open_subject(const struct origin *from, struct subject *s, struct
     return st;
 }
 
+static enum st not_interrupted(struct err *e)
+{
+    return launch_interrupted() ? err_set(e, ST_CANCELLED, "interrupted (%s)", strsignal(launch_interrupted())) : ST_OK;
+}
+
 /* ---- what would make it fit ----------------------------------------------------------------------------------------------------------------------------------- */
 
 struct adviser {
@@ -90,12 +95,12 @@ struct adviser {
     struct origin from;
 };
 
-/* Plans with other settings; what fits is advice. ST_OK too where such a plan is refused: then it is none. */
+/* Plans with other settings; what fits is advice. False too where such a plan is refused, or nobody waits for it any more. */
 static bool would_fit(struct adviser *a, const struct part_model *whole, const struct launch_options *o, const struct launch_fit_machine *machine, const char *what)
 {
     struct launch_fit *f;
     struct err ignored = {""};
-    if (a->n == MAX_ADVICE || launch_fit_create(whole, o, a->f->settings.max_sequences, machine, &f, &ignored))
+    if (a->n == MAX_ADVICE || launch_interrupted() || launch_fit_create(whole, o, a->f->settings.max_sequences, machine, &f, &ignored))
         return false;
     const bool fits = f->fits;
     if (fits)
@@ -116,10 +121,9 @@ static void try_settings(struct adviser *a, const struct part_model *whole)
         would_fit(a, whole, &o, f->machine, what);
         o.context = a->v->shared.context;
     }
-    enum { FP8 = 3 }; /* of launch_kv_choices */
     const bool other_cache = f->settings.kv_format != FMT_E4M3 && !f->settings.accurate, shorter = f->settings.chunk > 64;
     if (other_cache) {
-        o.kv = FP8;
+        o.kv = LAUNCH_KV_FP8;
         would_fit(a, whole, &o, f->machine, "--kv fp8");
         o.kv = a->v->shared.kv;
     }
@@ -128,7 +132,7 @@ static void try_settings(struct adviser *a, const struct part_model *whole)
         would_fit(a, whole, &o, f->machine, "--chunk 64");
     }
     if (other_cache && shorter && !a->n) {
-        o.kv = FP8;
+        o.kv = LAUNCH_KV_FP8;
         would_fit(a, whole, &o, f->machine, "--kv fp8 --chunk 64");
     }
 }
@@ -138,7 +142,7 @@ static bool would_fit_opened(struct adviser *a, const struct origin *from, const
 {
     struct subject other;
     struct err ignored = {""};
-    if (open_subject(from, &other, &ignored))
+    if (launch_interrupted() || open_subject(from, &other, &ignored))
         return false;
     const bool fits = would_fit(a, other.whole, &a->v->shared, a->f->machine, what);
     close_subject(&other);
@@ -214,6 +218,8 @@ static enum st plan(const struct plan_values *v, const char *model, const struct
             try_formats(&a);
         try_boxes(&a, s.whole);
     }
+    if (!st)
+        st = not_interrupted(e);
     if (!st && v->json)
         st = launch_fit_print_json(f, s.whole, a.list, a.n, stdout, e);
     else if (!st)

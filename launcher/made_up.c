@@ -7,6 +7,7 @@
 
 #include "base/pool.h"
 #include "launcher/commands.h"
+#include "launcher/interrupt.h"
 #include "runtime/synthesise.h"
 
 static enum st write_text(const struct launch_out_dir *dir, const char *name, const char *text, struct err *e)
@@ -42,6 +43,14 @@ enum st launch_made_up_write(const struct synth_plan *plan, const struct launch_
     return st ? st : write_beside(plan, !options->without_tokenizer, dir, e);
 }
 
+static bool not_interrupted(void *arg, const char *tensor, uint64_t done_bytes)
+{
+    (void)arg;
+    (void)tensor;
+    (void)done_bytes;
+    return !launch_interrupted();
+}
+
 enum st launch_made_up_temporary(const struct synth_options *options, char **path, struct err *e)
 {
     const char *tmp = getenv("TMPDIR");
@@ -50,7 +59,7 @@ enum st launch_made_up_temporary(const struct synth_options *options, char **pat
         return err_set(e, ST_NO_MEMORY, "no memory for a path");
     struct synth_plan *plan = NULL;
     struct launch_out_dir dir = {.fd = -1};
-    const struct launch_made_up m = {.headers_only = true, .without_tokenizer = true, .n_threads = 1};
+    const struct launch_made_up m = {.headers_only = true, .without_tokenizer = true, .n_threads = 1, .go_on = not_interrupted};
     enum st st = mkdtemp(base) ? ST_OK : err_set(e, ST_IO, "%s: %s", base, strerror(errno));
     if (!st && asprintf(&out, "%s/%s", base, options->preset->name) < 0)
         st = err_set(e, ST_NO_MEMORY, "no memory for a path");

@@ -20,7 +20,8 @@ struct launch_made_up {
 /* Weights, config.json and what is beside it, a tokenizer. */
 enum st launch_made_up_write(const struct synth_plan *plan, const struct launch_made_up *options, const struct launch_out_dir *dir, struct err *e);
 
-/* A directory in $TMPDIR (/tmp) with headers only and without tokenizer, for who plans. *path is malloc'ed; hand it back to launch_made_up_remove. */
+/* A directory in $TMPDIR (/tmp) with headers only and without tokenizer, for who plans. *path is malloc'ed; hand it back to launch_made_up_remove. ST_CANCELLED where a signal
+ * came that is heeded (interrupt.h); nothing is left then. */
 enum st launch_made_up_temporary(const struct synth_options *options, char **path, struct err *e);
 void launch_made_up_remove(char *path);
 

@@ -18,9 +18,9 @@
 
 const char *const launch_activation_choices[] = {"f32", "auto", NULL};
 const char *const launch_moe_choices[] = {[PART_MOE_TENSOR] = "tp", [PART_MOE_EXPERT] = "ep", NULL};
-const char *const launch_kv_choices[] = {"f32", "f16", "bf16", "fp8", "auto", NULL};
+const char *const launch_kv_choices[] = {"f32", "f16", "bf16", [LAUNCH_KV_FP8] = "fp8", [LAUNCH_KV_AUTO] = "auto", NULL};
 const char *const launch_head_choices[] = {"stored", "fp8", NULL};
-static const enum format kv_formats[LAUNCH_KV_AUTO] = {FMT_F32, FMT_F16, FMT_BF16, FMT_E4M3};
+static const enum format kv_formats[LAUNCH_KV_AUTO] = {FMT_F32, FMT_F16, FMT_BF16, [LAUNCH_KV_FP8] = FMT_E4M3};
 
 static const struct option shared_options[] = {
     {"-n", "--ranks", OPT_INT, offsetof(struct launch_options, n_ranks), "RANKS", "ranks (default 1, or as many as --split has shares)", 1, ORDER_MAX_RANKS, NULL},

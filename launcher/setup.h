@@ -20,14 +20,14 @@ struct launch_options {
     int head;           /* 0 stored, 1 fp8 */
     int embedding;      /* enum part_embedding */
     const char *expert_map;
-    int kv;             /* index of the choices in setup.c; the last is auto */
+    int kv;             /* index of launch_kv_choices */
     int64_t chunk, context; /* 0: not given */
     const char *bind;
     const char *link, *backend; /* of the exchanges */
     const char *hosts, *hostfile, *ssh; /* several hosts; NULL: this one */
     int64_t port;       /* 0: not given */
 };
-enum { LAUNCH_KV_AUTO = 4 };
+enum { LAUNCH_KV_FP8 = 3, LAUNCH_KV_AUTO = 4 };
 #define LAUNCH_OPTIONS_DEFAULT {.activations = 1, .kv = LAUNCH_KV_AUTO}
 
 extern const char *const launch_activation_choices[], *const launch_moe_choices[], *const launch_kv_choices[], *const launch_head_choices[];

@@ -65,6 +65,14 @@ asks "more does not" "not p['fits'] and '--ctx $n' in p['would_fit']" llama-3.1-
 asks "advice fits" 'p["fits"]' llama-3.1-70b --format nvfp4 --on 2xrtx5090
 asks "formats are tried" '"--format nvfp4" in p["would_fit"] and not p["fits"]' llama-3.1-70b --on gb10
 contains "as text" "$("$TANDEM" plan llama-3.1-405b --format nvfp4 --on 2xgb10)" "matrices in NVFP4          105.205   105.205"
+# A signal ends it between two tries, by that signal as shells expect, with nothing said of what would fit.
+"$TANDEM" plan glm-4.7 --on gb10 >"$t_dir/out" 2>"$t_dir/.err" &
+pid=$!
+until [ -n "$(find "$t_dir" -name 'tandem-plan-*')" ] || ! kill -0 $pid 2>/dev/null; do :; done
+kill -TERM $pid
+wait $pid
+ok "SIGTERM while it plans" test $? = 143 -a ! -s "$t_dir/out"
+contains "... is told" "$(cat "$t_dir/.err")" "interrupted"
 [ -z "$(find "$t_dir" -name 'tandem-plan-*')" ] && t_pass "no temporary files are left" || t_fail "temporary files are left"
 
 # A real model is planned for as it would be run.
