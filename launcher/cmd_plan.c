@@ -64,6 +64,14 @@ struct origin {
     struct part_smaller smaller;
 };
 
+static enum st make_model(const struct origin *from, const struct checkpoint *ck, struct part_model **whole, struct err *e)
+{
+    enum st st = part_model_create(ck, &from->how, whole, e);
+    if (!st)
+        st = part_model_make_smaller(*whole, &from->smaller, e);
+    return st;
+}
+
 static enum st open_subject(const struct origin *from, struct subject *s, struct err *e)
 {
     *s = (struct subject){NULL, NULL, NULL};
@@ -72,9 +80,7 @@ static enum st open_subject(const struct origin *from, struct subject *s, struct
     if (!st)
         st = ck_open(s->temporary ? s->temporary : from->model, &s->ck, e);
     if (!st)
-        st = part_model_create(s->ck, &from->how, &s->whole, e);
-    if (!st)
-        st = part_model_make_smaller(s->whole, &from->smaller, e);
+        st = make_model(from, s->ck, &s->whole, e);
     if (st)
         close_subject(s);
     return st;
@@ -137,41 +143,45 @@ static void try_settings(struct adviser *a, const struct part_model *whole)
     }
 }
 
-/* The same settings for a model that is opened otherwise. */
-static bool would_fit_opened(struct adviser *a, const struct origin *from, const char *what)
+/* The same settings and headers, another model of them. */
+static bool would_fit_smaller(struct adviser *a, const struct checkpoint *ck, const struct origin *from, const char *what)
 {
-    struct subject other;
+    struct part_model *whole = NULL;
     struct err ignored = {""};
-    if (launch_interrupted() || open_subject(from, &other, &ignored))
-        return false;
-    const bool fits = would_fit(a, other.whole, &a->v->shared, a->f->machine, what);
-    close_subject(&other);
+    const bool fits = !launch_interrupted() && !make_model(from, ck, &whole, &ignored) && would_fit(a, whole, &a->v->shared, a->f->machine, what);
+    part_model_destroy(whole);
     return fits;
 }
 
 /* What a publisher left in plain numbers: one of the two, then both. */
-static void try_smaller(struct adviser *a)
+static void try_smaller(struct adviser *a, const struct checkpoint *ck)
 {
     if (a->from.smaller.head_fp8 || a->from.smaller.embedding)
         return;
     struct origin head = a->from, embedding = a->from, both = a->from;
     head.smaller.head_fp8 = both.smaller.head_fp8 = true;
     embedding.smaller.embedding = both.smaller.embedding = PART_EMBEDDING_DISK;
-    const bool one = would_fit_opened(a, &head, "--head fp8"), other = would_fit_opened(a, &embedding, "--embedding disk");
+    const bool one = would_fit_smaller(a, ck, &head, "--head fp8"), other = would_fit_smaller(a, ck, &embedding, "--embedding disk");
     if (!one && !other)
-        would_fit_opened(a, &both, "--head fp8 --embedding disk");
+        would_fit_smaller(a, ck, &both, "--head fp8 --embedding disk");
 }
 
+/* Other headers. */
 static void try_formats(struct adviser *a)
 {
-    for (int format = 0; format < PRESET_FORMATS; format++) {
+    for (int format = 0; format < PRESET_FORMATS && !launch_interrupted(); format++) {
         if (format == (int)a->from.format || !(a->from.preset->formats >> format & 1))
             continue;
         struct origin other = a->from;
+        struct subject s;
+        struct err ignored = {""};
         char what[96];
         other.format = (enum preset_format)format;
         snprintf(what, sizeof what, "--format %s", preset_format_names[format]);
-        would_fit_opened(a, &other, what);
+        if (open_subject(&other, &s, &ignored))
+            continue;
+        would_fit(a, s.whole, &a->v->shared, a->f->machine, what);
+        close_subject(&s);
     }
 }
 
@@ -213,7 +223,7 @@ static enum st plan(const struct plan_values *v, const char *model, const struct
     struct adviser a = {.v = v, .f = f, .from = from};
     if (!st && !f->fits) {
         try_settings(&a, s.whole);
-        try_smaller(&a);
+        try_smaller(&a, s.ck);
         if (preset)
             try_formats(&a);
         try_boxes(&a, s.whole);

@@ -45,7 +45,8 @@ asks "the kinds add up" "all(sum(p[k][r] for k in $parts) == p['total_bytes'][r]
 asks "the weights add up" 'all(p["weights_bytes"][r] == sum(p[k][r] for k in ["matrix_bytes", "vector_bytes", "embedding_bytes", "head_bytes"]) for r in range(2))' llama-3.1-70b --on 2xgb10 --split 5:3
 asks "exchanges of a token" 'p["token"]["exchanges"] == 2 * 126 + 2 and p["token"]["sent_bytes"][0] == 4 * 16384 * 253 + 16' llama-3.1-405b --format nvfp4 --on 2xgb10
 # Two ranks read together at most 5 % more than one: routers, and scale blocks that a cut divides, are read by both.
-for model in mixtral-8x7b qwen3-30b-a3b qwen3-235b-a22b gpt-oss-20b gpt-oss-120b glm-4.7 minimax-m2 llama-3.1-405b; do
+for model in mixtral-8x7b qwen3-30b-a3b "qwen3-235b-a22b --format nvfp4" gpt-oss-20b gpt-oss-120b "glm-4.7 --format nvfp4" minimax-m2 llama-3.1-405b; do
+    # shellcheck disable=SC2086 # an option too
     asks "$model: bytes that two ranks read" '1 <= sum(p["token"]["read_bytes"]) / p["token"]["weight_bytes"] <= 1.05' $model --on 2xgb10
 done
 asks "experts dealt out: as many bytes" '1 <= sum(p["token"]["read_bytes"]) / p["token"]["weight_bytes"] <= 1.05' gpt-oss-120b --on 2xgb10 --moe ep
