@@ -2,19 +2,11 @@
 #include "partition/smaller.h"
 
 #include "base/log.h"
+#include "partition/plan.h"
 
 #define FP8_COLUMNS 128 /* that FMT_FP8 shares a scale among */
 
 const char *const part_embedding_names[] = {[PART_EMBEDDING_STORED] = "stored", [PART_EMBEDDING_FP8] = "fp8", [PART_EMBEDDING_DISK] = "disk", NULL};
-
-/* The one weight of the program's only step of this kind. */
-static int32_t weight_of(const struct part_program *p, enum part_op op)
-{
-    for (int i = 0; i < p->n_steps; i++)
-        if (p->steps[i].op == op)
-            return p->steps[i].weight[0];
-    return PART_NONE;
-}
 
 /* Every rank does the same after the launcher, which says so. */
 #define TELL(...)                                \
@@ -48,7 +40,7 @@ static enum st round_to_fp8(struct part_model *m, int32_t i, const char *option,
 
 enum st part_model_make_smaller(struct part_model *m, const struct part_smaller *s, struct err *e)
 {
-    const int32_t table = weight_of(&m->main, PART_EMBED), head = weight_of(&m->head, PART_LINEAR);
+    const int32_t table = part_embedding_weight(m), head = part_head_weight(m);
     enum st st = ST_OK;
     if (s->embedding == PART_EMBEDDING_DISK && table != PART_NONE) {
         struct part_weight *w = &m->weights[table];

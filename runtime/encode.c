@@ -14,6 +14,7 @@
 #include "runtime/out_files.h"
 #include "runtime/rows.h"
 #include "runtime/settings.h"
+#include "runtime/slab.h"
 
 enum { MAX_PARTS = 2 }; /* codes and scales; a tensor's one scale is written by itself */
 
@@ -169,17 +170,6 @@ static void encode_rows(void *arg, int i_thread, int n_threads)
 
 static enum st no_memory(struct encoder *w) { return err_set(w->e, ST_NO_MEMORY, "no memory for slabs of tensor %s", w->item->source->name); }
 
-static bool grow(void *buffer, size_t *capacity, size_t bytes)
-{
-    unsigned char **p = buffer;
-    if (bytes <= *capacity)
-        return true;
-    free(*p);
-    *p = malloc(bytes);
-    *capacity = *p ? bytes : 0;
-    return *p;
-}
-
 /* What reading rows of a matrix of several tensors takes: its files, its scale, the order of its columns. */
 static enum st prepare_weight(struct encoder *w)
 {
@@ -210,14 +200,14 @@ static enum st prepare(struct encoder *w)
             break;
         w->part_row_bytes[k] = (size_t)(w->plan->targets[item->first_target + (size_t)k].bytes / item->rows);
         w->n_parts++;
-        if (!grow(&w->parts[k], &w->part_capacity[k], w->slab_rows * w->part_row_bytes[k]))
+        if (!rt_slab_grow(&w->parts[k], &w->part_capacity[k], w->slab_rows * w->part_row_bytes[k]))
             return no_memory(w);
     }
     const enum st st = item->weight ? prepare_weight(w) : ST_OK;
     if (st)
         return st;
     const size_t in_bytes = item->weight ? (size_t)rt_rows_bytes(&(struct rt_rows){item->weight, &w->columns, w->sources}, w->slab_rows) : w->slab_rows * w->in_row_bytes;
-    if (!grow(&w->in, &w->in_capacity, in_bytes))
+    if (!rt_slab_grow(&w->in, &w->in_capacity, in_bytes))
         return no_memory(w);
     if (item->columns > w->row_columns) {
         free(w->rows);
@@ -309,7 +299,7 @@ static enum st convert_rows(struct encoder *w)
 static enum st copy_bytes(struct encoder *w)
 {
     const struct ck_tensor *t = w->item->source;
-    if (!grow(&w->in, &w->in_capacity, RT_ENCODE_SLAB))
+    if (!rt_slab_grow(&w->in, &w->in_capacity, RT_ENCODE_SLAB))
         return no_memory(w);
     enum st st = ST_OK;
     for (uint64_t at = 0; !st && at < t->bytes;) {

@@ -8,6 +8,7 @@
 #include "kernels/encode.h"
 #include "kernels/formats.h"
 #include "runtime/out_files.h"
+#include "runtime/slab.h"
 
 /* A level is the sum of four bytes: 0 … 1020, 510 in the middle, a standard deviation of √(4 · (256² − 1) ÷ 12). */
 enum { LEVELS = 1021, MIDDLE = 510, MAX_PARTS = 2, RUN = 256 };
@@ -134,23 +135,12 @@ static int count_parts(const struct synth_item *item)
     return item->stored == SYNTH_NVFP4 || item->stored == SYNTH_MXFP4 || item->stored == SYNTH_FP8_ROW ? 2 : 1;
 }
 
-static bool grow(void *buffer, size_t *capacity, size_t bytes)
-{
-    unsigned char **p = buffer;
-    if (bytes <= *capacity)
-        return true;
-    free(*p);
-    *p = malloc(bytes);
-    *capacity = *p ? bytes : 0;
-    return *p;
-}
-
 static enum st prepare(struct maker *w, uint64_t slab_rows)
 {
     const struct synth_item *item = w->item;
     for (int k = 0; k < MAX_PARTS; k++) {
         w->part_row_bytes[k] = k < count_parts(item) ? (size_t)(target(w, (size_t)k)->bytes / item->rows) : 0;
-        if (!grow(&w->parts[k], &w->capacity[k], slab_rows * w->part_row_bytes[k] + 1))
+        if (!rt_slab_grow(&w->parts[k], &w->capacity[k], slab_rows * w->part_row_bytes[k] + 1))
             return err_set(w->e, ST_NO_MEMORY, "no memory for slabs of tensor %s", item->name);
     }
     if (item->columns > w->row_columns) {
