@@ -6,8 +6,7 @@ golden=tests/golden/families
 . tests/t_golden.sh
 accurate=2e-5 # what F32 and another order of sums make of them
 
-row() { [ -z "${TANDEM_TABLE:-}" ] || printf "$@" >>"$TANDEM_TABLE"; }
-[ -z "${TANDEM_TABLE:-}" ] || printf '| family, case | stored as | mode | largest difference ÷ std | the same bytes on |\n|---|---|---|---|---|\n' >"$TANDEM_TABLE"
+table 'family, case' 'stored as' mode 'largest difference ÷ std' 'the same bytes on'
 
 for dir in "$golden"/*/; do
     case=$(basename "$dir")

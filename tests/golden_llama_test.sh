@@ -1,35 +1,56 @@
 #!/bin/bash
-# tests/golden/llama/CASE (see make_llama.py): our logits against those of Hugging Face transformers.
+# tests/golden/llama/CASE (see make_llama.py): our logits against those of Hugging Face transformers, and the same bytes for every number of ranks.
+# TANDEM_TABLE=FILE: what was seen goes there as the table of docs/formats.md. It takes all cuts, as LONG=1 does; without, same_bits_test has them.
 . tests/t.sh
 
 golden=tests/golden/llama
 . tests/t_golden.sh
 
+table case 'accurate: largest difference ÷ std' 'the same bytes on' 'default: rms ÷ std' 'the same bytes on'
+ways=('-n 3')
+[ -n "${TANDEM_TABLE:-}" ] || [ "${LONG:-0}" = 1 ] && ways=('-n 2' '-n 3' '-n 4' '--split 5:3' '--split 1:0:4:2')
+
+# same_bytes NAME CASE OPTIONS…: $t_dir/one is what one rank says; $agree: the numbers of ranks that say the same
+same_bytes() {
+    local name=$1 case=$2 way
+    shift 2
+    agree=''
+    for way in "${ways[@]}"; do
+        # shellcheck disable=SC2086 # two words
+        evaluate "$name, $way" "$case" "$@" $way --threads 1 --chunk 7 && ok "$name, $way: the same bytes" cmp "$t_dir/one" "$t_dir/logits"
+        cmp -s "$t_dir/one" "$t_dir/logits" && agree+=${agree:+, }${way#-n }
+    done
+    agree=${agree//--split /}
+}
+
 for dir in tests/golden/llama/*/; do
     case=$(basename "$dir")
-    if evaluate "$case" "$case" --activations f32; then
-        compare "$case" "$case" max $accurate
-        ok "$case: greedy ids" diff "$t_dir/greedy" "${dir}greedy.txt"
-    fi
-    if evaluate "$case on 3 ranks" "$case" --activations f32 -n 3 --threads 1; then
-        compare "$case on 3 ranks" "$case" max $accurate
-        ok "$case on 3 ranks: greedy ids" diff "$t_dir/greedy" "${dir}greedy.txt"
-    fi
+    evaluate "$case" "$case" --activations f32 || continue
+    compare "$case" "$case" max $accurate
+    row '| %s | %s' "$case" "$(sed 's/^max \([^,]*\),.*/\1/' <<<"$said")"
+    ok "$case: greedy ids" diff "$t_dir/greedy" "${dir}greedy.txt"
+    mv "$t_dir/logits" "$t_dir/one"
+    same_bytes "$case" "$case" --activations f32
+    row ' | %s' "$agree"
     case $case in
-    gguf-q* | gguf-mxfp4 | gguf-nvfp4 | nvfp4-* | mxfp4-* | fp8-* | int?-*)
+    gguf-q* | gguf-mxfp4 | gguf-nvfp4* | nvfp4-* | mxfp4-* | mxfp8-* | mixed-* | fp8-* | int?-*)
         # the prompt alone: a rounded activation may choose another token, and all after it would differ
-        if evaluate "$case, int8" "$case" --activations auto; then
-            n=$(wc -w <"${dir}ids.txt")
-            vocab=$(($(stat -c %s "${dir}logits.f32") / 4 / (n + $(wc -w <"${dir}greedy.txt"))))
-            head -c $((n * vocab * 4)) "$t_dir/logits" >"$t_dir/got"
-            head -c $((n * vocab * 4)) "${dir}logits.f32" >"$t_dir/want"
-            if said=$("$BUILD/tests/compare_logits" rms "$t_dir/got" "$t_dir/want" $rounded); then
-                t_pass "$case, int8: $said"
-            else
-                t_fail "$case, int8: $said"
-            fi
+        evaluate "$case, default" "$case" --activations auto || continue
+        n=$(wc -w <"${dir}ids.txt")
+        vocab=$(($(stat -c %s "${dir}logits.f32") / 4 / (n + $(wc -w <"${dir}greedy.txt"))))
+        mv "$t_dir/logits" "$t_dir/one"
+        head -c $((n * vocab * 4)) "$t_dir/one" >"$t_dir/got"
+        head -c $((n * vocab * 4)) "${dir}logits.f32" >"$t_dir/want"
+        if said=$("$BUILD/tests/compare_logits" rms "$t_dir/got" "$t_dir/want" $rounded); then
+            t_pass "$case, default: $said"
+        else
+            t_fail "$case, default: $said"
         fi
+        row ' | %s' "$(sed 's/.*rms \([^ ]*\) .*/\1/' <<<"$said")"
+        [ ${#ways[@]} = 1 ] || same_bytes "$case, default" "$case" --activations auto
+        row ' | %s |\n' "$agree"
         ;;
+    *) row ' | | |\n' ;;
     esac
 done
 
