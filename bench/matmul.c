@@ -1,9 +1,11 @@
 /* How fast are products? matmul [KERNELS [ROUNDS [THREADS [FORMAT]]]], e.g. matmul cpu/avx2 9 2 Q4_K. One thread is timed while it ran, several by the wall.
+ * And what rounding activations to int8 costs: the root mean square of the difference from F32 ones, of each format that the default rounds them for.
  *
  * Decode: one token times a matrix much larger than the caches must read the matrix once. Bytes are the file's (a packed matrix of a K-quant is up to 3 % larger),
  * but for FP8, INT4 and INT8 those of the packed matrix with scales for 128 columns each;
  * beside them stands a plain read of as much memory as the packed matrix takes, by as many threads, in turns.
  * Prefill: 512 tokens must do 2·tokens·rows·columns operations: GOP/s. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -138,6 +140,38 @@ static void print_head(const struct matmul_case *what, const struct running *r) 
            what->n_tokens, (unsigned long long)r->matrix.n_rows, what->n_columns, what->n_leaves);
 }
 
+/* ---- what rounded activations cost ------------------------------------------------------------------------------------------------------------- */
+
+enum { DEVIATION_ROWS = 512, DEVIATION_TOKENS = 8 };
+
+/* Products of the same matrix and the same normally distributed activations, rounded or not. */
+static float *products_of(const struct matmul_case *decode, enum kern_activation activation, const struct kern_backend *kernels) {
+    struct matmul_case what = *decode;
+    what.activation = activation;
+    what.n_rows = DEVIATION_ROWS;
+    what.n_tokens = DEVIATION_TOKENS;
+    struct running r;
+    start(&r, &what, kernels, NULL, NULL);
+    run_matmul(&r);
+    float *y = r.args.parts[0].y;
+    r.args.parts[0].y = NULL;
+    stop(&r, true);
+    return y;
+}
+
+static void print_deviation(const struct matmul_case *what, const struct kern_backend *kernels) {
+    float *exact = products_of(what, KERN_ACT_F32, kernels), *rounded = products_of(what, what->activation, kernels);
+    double difference = 0, all = 0;
+    for (size_t i = 0; i < (size_t)DEVIATION_ROWS * DEVIATION_TOKENS; i++) {
+        difference += (double)(rounded[i] - exact[i]) * (double)(rounded[i] - exact[i]);
+        all += (double)exact[i] * (double)exact[i];
+    }
+    printf("%-21s int8 in blocks of %d deviates by %.2f %% (root mean square)\n", kern_format(what->format)->name, what->activation == KERN_ACT_INT8_16 ? 16 : 32,
+           100 * sqrt(difference / all));
+    free(exact);
+    free(rounded);
+}
+
 int main(int argc, char **argv) {
     struct err e = {0};
     const struct kern_backend *kernels;
@@ -183,6 +217,11 @@ int main(int argc, char **argv) {
         print_head(r.what, &r);
         printf(": %6.1f GOP/s\n", ops / bench_median(turns[0].ns, n_rounds));
         stop(&r, true);
+    }
+    for (size_t i = 0; i < sizeof decode_cases / sizeof *decode_cases; i++) {
+        const struct matmul_case *what = &decode_cases[i];
+        if (what->activation == KERN_ACT_F32 || what->n_tokens > 1 || what->n_columns < 4096 || what->n_leaves < 12) continue; /* each format once */
+        if (!only || strcmp(only, kern_format(what->format)->name) == 0) print_deviation(what, kernels);
     }
     if (pool) base_pool_destroy(pool);
     return 0;

@@ -8,8 +8,9 @@ export TANDEM=${TANDEM:-$build/tandem}
 
 section() { printf '\n=== %s\n' "$*"; }
 
-section "matrix products: measured / plain reads"
+section "matrix products: measured / plain reads, one thread and two; what rounded activations cost"
 "$build/bench/matmul"
+"$build/bench/matmul" cpu 11 2 | grep -v 'blocks of'
 section "products of experts: measured / plain reads, and / the dense kernel"
 "$build/bench/experts"
 section "attention: measured / plain reads"
@@ -26,3 +27,7 @@ section "the emulated link: median / asked"
 "$build/bench/link"
 section "the demo model: tandem / peers"
 model=$(tests/fetch_demo_model.sh) && python3 bench/compare.py "$model"
+section "the demo model's shape in MXFP4: tandem / peers"
+mxfp4=$(mktemp --suffix=.gguf) || exit 1
+trap 'rm -f "$mxfp4"' EXIT
+[ -n "$model" ] && python3 bench/mxfp4_model.py "$model" "$mxfp4" && python3 bench/compare.py "$mxfp4"
