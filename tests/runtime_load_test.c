@@ -89,7 +89,7 @@ static void steps_of_any_size(void **state)
 {
     (void)state;
     static const char *const cases[] = {"nvfp4-compressed", "nvfp4-fused",         "mxfp4-compressed", "fp8-blocks", "fp8-blocks-e8m0", "fp8-blocks-fused", "fp8-channels", "int4-groups",
-                                        "int4-channels",    "int4-channels-fused", "int8-groups",      "int8-channels", "int4-gptq",     "int8-gptq-v2",     "int4-awq",     "int4-gptq-act-order", "int8-actorder", "mxfp8-compressed", "gguf-nvfp4-scales/model.gguf"};
+                                        "int4-channels",    "int4-channels-fused", "int8-groups",      "int8-channels", "int4-gptq",     "int8-gptq-v2",     "int4-awq",     "int4-gptq-act-order", "int8-actorder", "mxfp8-compressed", "int4-awq-128", "int4-groups-128", "gguf-nvfp4-scales/model.gguf"};
     static const uint32_t splits[][3] = {{1}, {5, 3}, {0, 2, 1}};
     struct err e = {""};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -79,6 +79,11 @@ CASES = {
                           weights=int_args(strategy="group", group_size=32), ignore=["lm_head"]),
     "int8-gptq-v2": dict(SMALL, hidden=80, heads=5, kv=5, head_dim=20, ffn=72, method="gptq", bits=8, group=-1, v2=True),
     "int4-awq": dict(SMALL, hidden=128, heads=8, kv=4, head_dim=16, ffn=192, method="awq", bits=4, group=64),
+    # what most published files have: groups of 128, which leaves divide
+    "int4-awq-128": dict(SMALL, hidden=128, heads=8, kv=4, head_dim=16, ffn=256, method="awq", bits=4, group=128),
+    "int4-gptq-128": dict(SMALL, hidden=128, heads=4, kv=2, head_dim=32, ffn=384, method="gptq", bits=4, group=128),
+    "int4-groups-128": dict(SMALL, hidden=128, heads=8, kv=2, head_dim=16, ffn=384, method="ct", format="pack-quantized", scale=torch.bfloat16,
+                            weights=int_args(strategy="group", group_size=128), ignore=["lm_head"]),
 }
 
 
