@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares what `tandem quantize` wrote with compressed-tensors, and loads it in transformers. By hand, not by `make test`.
+"""Compares what `tandem quantize` wrote with compressed-tensors, and loads it in transformers (tests/readers_test.sh, by `make test-long`).
 usage: check_quantize.py IN OUT      IN: a safetensors directory of F32, F16 or BF16; OUT: its quantised form
 needs: what tests/golden/make_quant.py needs
 
