@@ -54,6 +54,33 @@ for dir in tests/golden/llama/*/; do
     esac
 done
 
+# DeepSeek V4's spelling of MXFP4: the same bytes under other names and types are the same numbers. Its config speaks of FP8 blocks, and of experts elsewhere: the tensors decide.
+cp -r tests/golden/llama/mxfp4-compressed "$t_dir/v4"
+python3 - "$t_dir/v4" <<'END' || exit 1
+import json, os, struct, sys
+path = os.path.join(sys.argv[1], "model.safetensors")
+with open(path, "rb") as f:
+    header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+    data = f.read()
+for old, new, dtype in ((".weight_packed", ".weight", "I8"), (".weight_scale", ".scale", "F8_E8M0")):
+    for name in [n for n in header if n.endswith(old)]:
+        header[name[:-len(old)] + new] = dict(header.pop(name), dtype=dtype)
+text = json.dumps(header).encode()
+with open(path, "wb") as f:
+    f.write(struct.pack("<Q", len(text)) + text + data)
+with open(os.path.join(sys.argv[1], "config.json")) as f:
+    config = json.load(f)
+config["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}
+with open(os.path.join(sys.argv[1], "config.json"), "w") as f:
+    json.dump(config, f)
+END
+cp -r tests/golden/llama/mxfp4-compressed "$t_dir"
+golden=$t_dir
+for setting in f32 auto; do
+    evaluate "DeepSeek V4's MXFP4, $setting" v4 --activations $setting -n 2 --threads 1 && mv "$t_dir/logits" "$t_dir/one"
+    evaluate "MXFP4, $setting" mxfp4-compressed --activations $setting && ok "DeepSeek V4's MXFP4, $setting: the same bytes" cmp "$t_dir/one" "$t_dir/logits"
+done
+
 # Every type is called by its name, also where a row of it holds no whole block (128 columns) and those that are not known yet.
 inspect() { "$TANDEM" inspect "$t_dir/model.gguf" --tensors -n 2 2>&1; }
 for type in Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K MXFP4 NVFP4; do
