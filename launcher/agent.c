@@ -15,7 +15,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-
 #include "base/clock.h"
 #include "base/log.h"
 #include "comm/comm.h"
@@ -35,7 +34,8 @@
 #define LAST_MS 300    /* for last words */
 #define PEACE_MS 20000 /* for what the ranks said before they left in peace: a launcher may be slow to take it */
 #define LAUNCHER_MS 10000 /* silence of a launcher that may be on another host, as ours is not in the kernel's hands */
-#define MAX_ARGS 64
+#define MAX_ARGS 128  /* of a rank, or an agent */
+#define MAX_WORDS 104 /* of an agent: a rank gets these and what only its agent knows */
 
 extern char **environ;
 
@@ -128,6 +128,7 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
     argv[n++] = base_arena_strdup(a, "--");
     argv[n++] = base_arena_strdup(a, s->model_path);
     argv[n] = NULL;
+    BASE_ASSERT(n < MAX_ARGS);
     free(seats);
 }
 
@@ -329,7 +330,8 @@ static enum st start_rank(struct agent *a, int rank, int argc, char **argv, stru
         args[n++] = base_arena_strdup(&arena, "--cpus");
         args[n++] = cpus;
     }
-    for (int i = 1; i < argc && n < MAX_ARGS - 1; i++)
+    BASE_ASSERT(n + argc <= MAX_ARGS);
+    for (int i = 1; i < argc; i++)
         args[n++] = argv[i];
     args[n] = NULL;
     int pmi[2] = {-1, -1};
@@ -383,7 +385,6 @@ static enum st prepare(struct agent *a, struct err *e)
 }
 
 /* What a dead rank left behind. */
-
 static void take_story(struct agent *a, int rank, int status)
 {
     const struct rt_vitals *v = &a->vitals[rank];
@@ -742,7 +743,7 @@ static int lead_alone(struct agent *a, int argc, char **argv)
 {
     struct err e = {""};
     const char *model;
-    const enum st st = launch_rank_options_parse("agent", argc, argv, &a->v, &model, &e);
+    const enum st st = argc <= MAX_WORDS ? launch_rank_options_parse("agent", argc, argv, &a->v, &model, &e) : err_set(&e, ST_INVALID, "more than %d words", MAX_WORDS);
     if (st)
         return launch_misuse("agent", &e);
     if (base_key_draw(a->key, &e))
@@ -782,7 +783,11 @@ static enum st take_seats(struct agent *a, bool *is_crowded, struct err *e)
 static enum st take_start(struct agent *a, char *text, size_t bytes, int *argc, char **argv, struct err *e)
 {
     int n = 0;
-    for (size_t at = 0; at < bytes && n < MAX_ARGS - 8; at += strlen(text + at) + 1) {
+    if (!bytes || text[bytes - 1])
+        return err_set(e, ST_INVALID, "arguments without an end");
+    for (size_t at = 0; at < bytes; at += strlen(text + at) + 1) {
+        if (n == MAX_WORDS)
+            return err_set(e, ST_INVALID, "more than %d arguments", MAX_WORDS);
         const char *is = n == 0 ? strchr(text + at, '=') : NULL;
         if (!is) {
             argv[n++] = text + at;
@@ -795,7 +800,7 @@ static enum st take_start(struct agent *a, char *text, size_t bytes, int *argc, 
     argv[n] = NULL;
     *argc = n;
     const char *model;
-    enum st st = bytes && text[bytes - 1] == 0 ? launch_rank_options_parse("agent", n, argv, &a->v, &model, e) : err_set(e, ST_INVALID, "arguments without an end");
+    enum st st = launch_rank_options_parse("agent", n, argv, &a->v, &model, e);
     if (st)
         return st;
     a->first = (int)a->v.first_rank;

@@ -72,7 +72,7 @@ static void say_all(enum rt_frame_kind kind)
 {
     const uint32_t frame[2] = {0, (uint32_t)kind};
     for (int i = 0; i < n_paused_fds; i++) /* a full socket: that agent has not listened for minutes */
-        if (send(paused_fds[i], frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno == ENOTSOCK)
+        if (paused_fds[i] >= 0 && send(paused_fds[i], frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno == ENOTSOCK)
             (void)!write(paused_fds[i], frame, sizeof frame);
 }
 
@@ -201,6 +201,7 @@ static bool is_heard(const struct end *end) { return base_now_ns(base_clock_real
 
 static void close_end(struct launch_watch *w, struct end *end, uint64_t wait_ms)
 {
+    paused_fds[end - w->ends] = -1; /* its number may soon be somebody else's */
     if (end->o.remote) {
         tell_of_remote(w, end);
         const bool is_gone = end->is_lost && !is_heard(end);
