@@ -248,7 +248,7 @@ int cmd_host_check(int argc, char **argv)
     status = 0;
     for (int i = 0; i < n && !v.bundle; i++) {
         options[i] = (struct launch_remote_options){.host = &hosts[i], .ssh = v.ssh, .words = words, .folder = v.folder, .connect_ms = (int)v.connect_ms};
-        if (launch_host_is_local(hosts[i].name, RESOLVE_MS))
+        if (launch_target_is_local(&hosts[i], RESOLVE_MS))
             printf("%s: this host\n", hosts[i].typed);
         else if (launch_remote_start(&options[i], &b, &remotes[i], &e))
             status = launch_fail("host-check", &e);

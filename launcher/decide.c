@@ -243,7 +243,7 @@ static enum st no_rdma(const struct pair_input *in, struct err *e)
         else
             append(text, sizeof text, "%.40s has no RDMA device", in->host[s]->name);
     }
-    return err_set(e, ST_UNSUPPORTED, "no RDMA between %.32s and %.32s (--transport tcp does without it). %s", in->host[0]->name, in->host[1]->name, text);
+    return err_set(e, ST_UNSUPPORTED, "no RDMA between %.32s and %.32s (--backend tcp does without it). %s", in->host[0]->name, in->host[1]->name, text);
 }
 
 /* ---- rails ------------------------------------------------------------------------------------------------------------------------------------------------------ */

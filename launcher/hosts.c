@@ -37,8 +37,8 @@ enum st launch_hosts_parse(const char *list, const char *ssh, int n_ranks, struc
         const size_t n = strcspn(at, ", \t\n");
         if (n == 0 && hosts->n > 0 && !*at)
             break;
-        if (n == 0 || n >= sizeof hosts->h[0].typed || hosts->n == LAUNCH_MAX_ENDS) {
-            st = err_set(e, ST_INVALID, "--hosts %.100s: wants up to %d names with commas between, like spark1,me@spark2", list, LAUNCH_MAX_ENDS);
+        if (n == 0 || n >= sizeof hosts->h[0].typed || hosts->n == LAUNCH_MAX_HOSTS) {
+            st = err_set(e, ST_INVALID, "--hosts %.100s: wants up to %d names with commas between, like spark1,me@spark2", list, LAUNCH_MAX_HOSTS);
             break;
         }
         struct launch_hosts_entry *h = &hosts->h[hosts->n++];
@@ -108,7 +108,7 @@ static enum st begin(struct launch_hosts *hosts, struct launch_hosts_entry *h, s
 {
     h->end = (struct launch_end){.host = h->typed, .in_fd = -1, .out_fd = -1, .ssh = hosts->ssh, .first_rank = h->first_rank, .n_ranks = h->n_ranks};
     enum st st = ST_OK;
-    h->is_local = !h->target.user[0] && launch_host_is_local(h->target.name, RESOLVE_MS);
+    h->is_local = launch_target_is_local(&h->target, RESOLVE_MS);
     if (!h->is_local) {
         static const char *const words[] = {"agent", "--host", NULL};
         const struct launch_remote_options o = {.host = &h->target, .ssh = hosts->ssh, .words = words};
@@ -218,6 +218,16 @@ static enum st say(struct launch_hosts *hosts, int to, enum rt_frame_kind kind, 
 static enum st say_one(struct launch_hosts *hosts, int to, enum rt_frame_kind kind, const void *payload, size_t bytes, struct err *e)
 {
     return say(hosts, to, kind, &(const struct iovec){(void *)(uintptr_t)payload, bytes}, 1, e);
+}
+
+/* What has come meanwhile: another host may have fallen silent since we asked for anything. */
+static enum st hear_story(struct launch_hosts *hosts, int from, struct err *e)
+{
+    const void *payload;
+    size_t bytes;
+    struct err why = {""};
+    const enum st st = hear(hosts, from, RT_STORY, 0, &payload, &bytes, &why);
+    return st == ST_TIMEOUT ? ST_OK : err_set(e, st, "%s", why.text);
 }
 
 /* --allow-mixed is not there yet. */
@@ -338,7 +348,16 @@ static bool is_control(const struct launch_hosts *hosts, int a, int b)
     return hosts->handed_fd >= 0 && ((a == hosts->i_own && hosts->h[b].end.remote) || (b == hosts->i_own && hosts->h[a].end.remote));
 }
 
-static bool is_tried(const struct launch_hosts *hosts, int a, int b) { return is_control(hosts, a, b) || launch_decision_pair(&hosts->decision, a, b)->transport != LAUNCH_RDMA; }
+/* Ranks meet by RDMA only where all pairs have it: one pair without makes TCP of all. */
+static bool is_all_rdma(const struct launch_hosts *hosts)
+{
+    bool is_rdma = true;
+    for (int i = 0; i < hosts->decision.n_pairs; i++)
+        is_rdma &= hosts->decision.pairs[i].transport == LAUNCH_RDMA;
+    return is_rdma;
+}
+
+static bool is_tried(const struct launch_hosts *hosts, int a, int b) { return is_control(hosts, a, b) || !is_all_rdma(hosts); }
 
 static void describe_ways(const struct launch_hosts *hosts, int from, struct launch_ways *w)
 {
@@ -482,15 +501,13 @@ static void choose_streams(struct launch_hosts *hosts)
     snprintf(hosts->pair, sizeof hosts->pair, "%s %s %s %s", hosts->h[0].target.name, hosts->h[0].streams, hosts->h[1].target.name, hosts->h[1].streams);
 }
 
-/* One for all: RDMA only where all pairs have it; and shared memory where some host has several ranks. */
+/* One for all, with shared memory where some host has several ranks. */
 static const char *choose_backend(const struct launch_hosts *hosts)
 {
-    bool is_rdma = true, has_several = false;
-    for (int i = 0; i < hosts->decision.n_pairs; i++)
-        is_rdma &= hosts->decision.pairs[i].transport == LAUNCH_RDMA;
+    bool has_several = false;
     for (int i = 0; i < hosts->n; i++)
         has_several |= hosts->h[i].n_ranks > 1;
-    if (is_rdma)
+    if (is_all_rdma(hosts))
         return has_several ? "shm+ucx" : "ucx";
     return has_several ? "shm+tcp" : "tcp";
 }
@@ -500,15 +517,13 @@ static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
 {
     if (hosts->n == 1)
         return ST_OK;
-    if (hosts->n > LAUNCH_MAX_HOSTS)
-        return err_set(e, ST_INVALID, "%d hosts; %d are possible", hosts->n, LAUNCH_MAX_HOSTS);
     struct launch_facings *found = calloc((size_t)(hosts->n * hosts->n), sizeof *found), *merged = calloc((size_t)(hosts->n * hosts->n), sizeof *merged);
     struct launch_host named[LAUNCH_MAX_HOSTS];
     int n_merged = 0;
     enum st st = found && merged ? find_ways(hosts, until, found, merged, &n_merged, e) : err_set(e, ST_NO_MEMORY, "no memory for the ways between hosts");
     for (int i = 0; i < hosts->n; i++)
         named[i] = (struct launch_host){hosts->h[i].typed, &hosts->interfaces[i]};
-    const struct launch_wishes wishes = {.transport = LAUNCH_ANY_TRANSPORT, .port = hosts->port, .n_ports = hosts->n - 1};
+    const struct launch_wishes wishes = {.transport = hosts->transport, .port = hosts->port, .n_ports = hosts->n - 1};
     if (!st)
         st = launch_decide(named, hosts->n, merged, n_merged, &wishes, &hosts->decision, e);
     for (int i = 0; i < hosts->n && !st; i++) {
@@ -592,15 +607,17 @@ enum st launch_hosts_start(struct launch_hosts *hosts, const struct launch_setup
         struct launch_hosts_entry *h = &hosts->h[i];
         char *text = NULL;
         size_t bytes = 0;
-        enum st st = launch_agent_words(setup, h, &text, &bytes, e);
+        enum st st = hear_story(hosts, i, e);
         if (!st)
-            st = rt_frame_send(h->end.out_fd, RT_START, text, bytes, e);
+            st = launch_agent_words(setup, h, &text, &bytes, e);
+        if (!st)
+            st = say_one(hosts, i, RT_START, text, bytes, e);
         free(text);
         if (st)
-            return err_set(e, st, "host %s: its agent is gone before it was told what to do", h->typed);
+            return st;
         if (h->direct_fd < 0)
             continue;
-        rt_inbox_release(h->end.inbox); /* at most beats: what matters comes by the new one */
+        rt_inbox_release(h->end.inbox); /* what matters comes by the new one */
         rt_inbox_init(h->end.inbox, h->direct_fd);
         h->end.in_fd = h->end.out_fd = h->direct_fd;
         h->end.is_direct = true;

@@ -35,6 +35,7 @@ struct launch_hosts {
     const char *ssh; /* NULL: TANDEM_SSH, else ssh */
     bool with_mpi; /* ranks talk by MPI: the bundle needs it */
     int port;      /* --port; 0: any */
+    enum launch_transport transport; /* LAUNCH_TCP: by --backend, in spite of RDMA devices */
     uint8_t key[LAUNCH_PROBE_KEY_BYTES]; /* the job's */
     struct launch_bundles bundles; /* for hosts that lack the binary */
     int n;
@@ -45,7 +46,7 @@ struct launch_hosts {
     struct launch_decision decision;
     char pair[2 * (256 + COMM_MAX_STREAMS * (LAUNCH_ADDRESS_TEXT + IF_NAMESIZE + 2)) + 8]; /* names hosts and streams, for comm_tune; "": no streams */
     const char *backend; /* what carries the bytes, where the user does not say; NULL: shared memory, for there is one host */
-    struct launch_hosts_entry h[LAUNCH_MAX_ENDS];
+    struct launch_hosts_entry h[LAUNCH_MAX_HOSTS];
 };
 
 /* "a,me@b"; n_ranks 0: one for each. ST_INVALID: misuse. */

@@ -31,6 +31,8 @@ enum st launch_target_parse(const char *typed, struct launch_target *host, struc
 
 /* Does the name lead to one of our own addresses? Names of other hosts may be known to ssh alone, and a resolver may be dead: no answer within timeout_ms means no. */
 bool launch_host_is_local(const char *name, int timeout_ms);
+/* And the user, where one was given, is who we are: else ssh leads to other files and rights. */
+bool launch_target_is_local(const struct launch_target *host, int timeout_ms);
 
 /* ---- a host's agent ------------------------------------------------------------------------------------------------------------------------------------- */
 

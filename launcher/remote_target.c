@@ -5,11 +5,13 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <pwd.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "launcher/remote.h"
@@ -146,4 +148,13 @@ bool launch_host_is_local(const char *name, int timeout_ms)
     if (mine)
         forget(q);
     return yes;
+}
+
+bool launch_target_is_local(const struct launch_target *host, int timeout_ms)
+{
+    struct passwd own, *found = NULL;
+    char texts[4096];
+    if (host->user[0] && (getpwuid_r(geteuid(), &own, texts, sizeof texts, &found) || !found || strcmp(own.pw_name, host->user) != 0))
+        return false;
+    return launch_host_is_local(host->name, timeout_ms);
 }

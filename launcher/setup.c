@@ -150,8 +150,10 @@ static enum st read_wire(const struct launch_options *o, struct launch_setup *s,
     s->port = (int)o->port;
     if (s->port && s->backend_name && (strcmp(s->backend_name, "ucx") == 0 || strcmp(s->backend_name, "mpi") == 0))
         LOG_WARNING("setup", "--port %d: sockets that --backend %s opens by itself do not heed it, they take any port", s->port, s->backend_name);
-    if (s->hosts)
+    if (s->hosts) {
         s->hosts->port = s->port;
+        s->hosts->transport = o->backend && (strcmp(o->backend, "tcp") == 0 || strcmp(o->backend, "shm+tcp") == 0) ? LAUNCH_TCP : LAUNCH_ANY_TRANSPORT;
+    }
     s->has_link = o->link != NULL;
     return o->link ? launch_link_parse(o->link, &s->link, e) : ST_OK;
 }

@@ -1,5 +1,7 @@
 /* The bundle for other hosts: which files, the archive's form, checks of a copy; damaged ELF files; names of hosts. */
 #include <elf.h>
+#include <pwd.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -263,6 +265,15 @@ static void names_of_hosts(void **state)
     assert_false(launch_host_is_local("192.0.2.1", 1000));    /* for documentation: nobody's */
     assert_false(launch_host_is_local("2001:db8::1", 1000));
     assert_false(launch_host_is_local("nobody.invalid", 300)); /* no resolver knows it, and a dead one has not long */
+
+    const struct passwd *own = getpwuid(geteuid());
+    assert_non_null(own);
+    struct launch_target user = {.name = "127.0.0.1"};
+    assert_true(launch_target_is_local(&user, 1000));
+    snprintf(user.user, sizeof user.user, "%s", own->pw_name);
+    assert_true(launch_target_is_local(&user, 1000));
+    snprintf(user.user, sizeof user.user, "%.40s-else", own->pw_name);
+    assert_false(launch_target_is_local(&user, 1000)); /* the same host, other files */
 }
 
 int main(void)

@@ -387,7 +387,7 @@ static void rdma_that_does_not_work(void **state)
     const struct launch_wishes tcp = {.transport = LAUNCH_TCP}, rdma = {.transport = LAUNCH_RDMA};
     struct box a = swapped_a, b = swapped_b;
     a.rdma_problem = "libibverbs is missing: sudo apt install rdma-core libibverbs1 ibverbs-providers";
-    DECIDES(&a, &b, NULL, ST_UNSUPPORTED, "no RDMA between spark1 and spark2 (--transport tcp does without it). spark1: libibverbs is missing: sudo apt install");
+    DECIDES(&a, &b, NULL, ST_UNSUPPORTED, "no RDMA between spark1 and spark2 (--backend tcp does without it). spark1: libibverbs is missing: sudo apt install");
     DECIDES(&a, &b, &tcp, ST_OK, "TCP, 2 rails, 200 Gb/s");
 
     a = swapped_a;
