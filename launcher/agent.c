@@ -27,6 +27,7 @@
 #include "launcher/outbox.h"
 #include "launcher/pmi.h"
 #include "launcher/rank_options.h"
+#include "launcher/same_model.h"
 #include "launcher/watch.h"
 #include "runtime/rank.h"
 
@@ -898,7 +899,9 @@ static int lead_host(struct agent *a)
         else if (!st && kind == RT_START && bytes < sizeof start) {
             memcpy(start, payload, bytes);
             start_bytes = bytes;
-        } else if (!st)
+        } else if (!st && kind == RT_MODEL)
+            st = launch_model_tell(payload, bytes, &a->out, &e);
+        else if (!st)
             st = launch_meeting_frame(meeting, kind, payload, bytes, &a->out, &e);
         if ((!st || st == ST_AGAIN) && take_news(a, launch_meeting_pulse(meeting)))
             st = ST_CANCELLED;

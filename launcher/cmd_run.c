@@ -353,6 +353,8 @@ int cmd_run(int argc, char **argv)
         launch_foreign_serve(setup, v.dry_run);
     if (!st && (v.dry_run || v.verbose) && setup->hosts)
         st = launch_hosts_open(setup->hosts, &e);
+    if (!st && v.dry_run && setup->hosts)
+        st = launch_hosts_check_model(setup->hosts, setup, &e);
     if (!st && (v.dry_run || v.verbose))
         launch_print_plan(setup, v.dry_run ? stdout : stderr);
     if (!st && v.dry_run) {

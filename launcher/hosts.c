@@ -14,6 +14,7 @@
 #include "launcher/handed.h"
 #include "launcher/interrupt.h"
 #include "launcher/meeting.h"
+#include "launcher/same_model.h"
 #include "launcher/setup.h"
 #include "launcher/ways.h"
 
@@ -174,8 +175,8 @@ static enum st hear(struct launch_hosts *hosts, int from, enum rt_frame_kind wan
 {
     struct launch_hosts_entry *h = &hosts->h[from];
     const uint64_t since = base_now_ns(base_clock_real());
-    const char *what = wanted == RT_HOST ? "to tell of itself" : wanted == RT_REACHED ? "to reach the others' ports" : "to find the other hosts";
-    uint64_t heard = since; /* agents beat from their first word on */
+    const char *what = wanted == RT_HOST ? "to tell of itself" : wanted == RT_REACHED ? "to reach the others' ports" : wanted == RT_MODEL ? "to open the model" : "to find the other hosts";
+    uint64_t heard = since; /* agents beat from their first word on, but for the time that a file system takes */
     bool is_told = false;
     for (;;) {
         tell_awaited(h, what, since, &is_told);
@@ -198,7 +199,7 @@ static enum st hear(struct launch_hosts *hosts, int from, enum rt_frame_kind wan
         if (!st && kind == wanted)
             return ST_OK;
         heard = st ? heard : now;
-        if (st == ST_AGAIN && wanted != RT_HOST && now - heard >= LAUNCH_SILENCE_HOST_MS * BASE_NS_PER_MS)
+        if (st == ST_AGAIN && wanted != RT_HOST && wanted != RT_MODEL && now - heard >= LAUNCH_SILENCE_HOST_MS * BASE_NS_PER_MS)
             return err_set(e, ST_TIMEOUT, "host %s: its agent gave no sign of life for %.1f s", h->typed, (double)(now - heard) / (double)BASE_NS_PER_S);
     }
 }
@@ -593,11 +594,34 @@ enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
 
 /* ---- the start ---------------------------------------------------------------------------------------------------------------------------------------- */
 
+enum st launch_hosts_check_model(struct launch_hosts *hosts, const struct launch_setup *setup, struct err *e)
+{
+    const struct launch_model_here here = {.host = hosts->handed_fd >= 0 ? hosts->h[hosts->i_own].typed : NULL, .path = setup->model_path, .ck = setup->ck};
+    const uint64_t until = base_now_ns(base_clock_real()) + ANSWER_MS * BASE_NS_PER_MS;
+    enum st st = ST_OK;
+    for (int i = 0; i < hosts->n && !st; i++) /* all at once; our own host has what we have opened */
+        if (!hosts->h[i].is_local)
+            st = say_one(hosts, i, RT_MODEL, here.path, strlen(here.path) + 1, e);
+    for (int i = 0; i < hosts->n && !st; i++) {
+        const void *answer;
+        size_t bytes;
+        if (hosts->h[i].is_local)
+            continue;
+        st = hear(hosts, i, RT_MODEL, until, &answer, &bytes, e);
+        if (!st)
+            st = launch_model_compare(&here, &hosts->h[i].target, answer, bytes, e);
+    }
+    return st;
+}
+
 enum st launch_hosts_start(struct launch_hosts *hosts, const struct launch_setup *setup, struct err *e)
 {
+    enum st st = setup->ck ? launch_hosts_check_model(hosts, setup, e) : ST_OK;
+    if (st)
+        return st;
     for (int i = 0; i < hosts->n; i++) {
         struct launch_hosts_entry *h = &hosts->h[i];
-        enum st st = setup->plan ? launch_check_host_budget(setup, h->typed, h->first_rank, h->n_ranks, h->info.available_bytes, h->info.available_what, e) : ST_OK;
+        st = setup->plan ? launch_check_host_budget(setup, h->typed, h->first_rank, h->n_ranks, h->info.available_bytes, h->info.available_what, e) : ST_OK;
         if (st)
             return st;
         const int most = h->info.n_cpus / h->n_ranks > 1 ? h->info.n_cpus / h->n_ranks : 1;
@@ -607,7 +631,7 @@ enum st launch_hosts_start(struct launch_hosts *hosts, const struct launch_setup
         struct launch_hosts_entry *h = &hosts->h[i];
         char *text = NULL;
         size_t bytes = 0;
-        enum st st = hear_story(hosts, i, e);
+        st = hear_story(hosts, i, e);
         if (!st)
             st = launch_agent_words(setup, h, &text, &bytes, e);
         if (!st)

@@ -56,7 +56,9 @@ void launch_hosts_destroy(struct launch_hosts *hosts); /* also ends agents whose
 enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e);
 /* The decision in full; nothing where there is one host. */
 void launch_hosts_print(const struct launch_hosts *hosts, FILE *out);
-/* Also checks each host's memory. */
+/* A model that a host lacks, or has another one of, is refused with the line that mends it. */
+enum st launch_hosts_check_model(struct launch_hosts *hosts, const struct launch_setup *setup, struct err *e);
+/* Also checks the model and each host's memory. */
 enum st launch_hosts_start(struct launch_hosts *hosts, const struct launch_setup *setup, struct err *e);
 
 #endif

@@ -44,6 +44,7 @@ printf '# the pair\n%s\n%s # the other\n' "$h0" "$h1" >"$t_dir/hostfile"
 same "a host file" --hostfile "$t_dir/hostfile"
 TANDEM_HOSTS=$hosts_list same "TANDEM_HOSTS"
 same "the launcher's own host" --hosts localhost
+TANDEM_SSH=/bin/false same "the launcher's own host, by its user" --hosts "$(id -un)@localhost"
 ok "a relative path is the same file there" env -C "$t_dir" "$TANDEM" run tiny.gguf --hosts "$hosts_list" --threads 1 -p hi --max-tokens 3
 out=$("$TANDEM" run "$model" --hosts "$hosts_list" --dry-run 2>&1)
 contains "--dry-run tells hosts" "$out" "host $h0 (by ssh, "
@@ -74,6 +75,28 @@ misuse "a host twice" "2 tandem run: --hosts: $h0 is there twice" --hosts "$h0,$
 misuse "fewer ranks than hosts" "2 tandem run: -n 1: fewer ranks than the 2 hosts" --hosts "$hosts_list" -n 1
 misuse "hosts twice" "2 tandem run: --hosts and --hostfile exclude each other" --hosts a --hostfile b
 misuse "a host that nobody knows" "1 tandem run: " --hosts "$h0,nowhere"
+
+# --- the model, which is not the same everywhere ---
+
+mkdir "$t_dir/its own" "$t_dir/plain"
+cp "$model" "$t_dir/its own/m.gguf"
+cp "$model" "$t_dir/plain/m.gguf"
+python3 tests/make_model.py "$t_dir/other.gguf" --hidden 192 --heads 6 --kv-heads 3 --ffn 352 --layers 4 || exit 1
+# model_there NAME WITHIN PART WORD…: as the other host sees it through a mount of its own.
+model_there() {
+    local name=$1 within=$2 part=$3
+    shift 3
+    out=$(T_WITHIN="[ \"\$(hostname)\" != $h1 ] || $within" "$@" -p hi --hosts "$hosts_list" --threads 1 --max-tokens 3 2>&1)
+    contains "$name" "$? $out" "$part"
+    ok "$name: nothing is left" nothing_left
+}
+model_there "a model that the other host lacks" "mount -t tmpfs tmpfs '$t_dir/plain'" \
+    "1 tandem run: host $h1: $t_dir/plain/m.gguf: No such file or directory; this host has it, and there this mends it: rsync -aL --mkpath $t_dir/plain/m.gguf $h1:$t_dir/plain/m.gguf" \
+    "$TANDEM" run "$t_dir/plain/m.gguf"
+model_there "a model that the other host has another of" "mount --bind '$t_dir/other.gguf' '$t_dir/its own/m.gguf'" \
+    "1 tandem run: host $h1: $t_dir/its own/m.gguf is not the model that $h0 has: headers or sizes differ; on $h0 this mends it: rsync -aL --mkpath '$t_dir/its own/m.gguf' '$h1:$t_dir/its own/m.gguf'" \
+    ip netns exec "$h0" "$TANDEM" run "$t_dir/its own/m.gguf"
+model_there "--dry-run tells it as well" "mount -t tmpfs tmpfs '$t_dir/plain'" "rsync -aL --mkpath $t_dir/plain/m.gguf $h1:" "$TANDEM" run "$t_dir/plain/m.gguf" --dry-run
 
 # --- death and silence ---
 

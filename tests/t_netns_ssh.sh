@@ -1,7 +1,7 @@
 #!/bin/sh
 # Called like ssh: t_netns_ssh.sh [-x|-T|-q|-o K=V|-p N|-l USER]… HOST WORD…
 # Runs the words, joined by blanks, by `/bin/sh -c` in the network namespace HOST, with a host name, System V IPC and a /dev/shm of its own. stdin, stdout, stderr and the exit status
-# pass through: each step is an exec, so that who kills this program kills what runs there.
+# pass through; what T_WITHIN says is done there first. Each step is an exec, so that who kills this program kills what runs there.
 while :; do
     case ${1-} in
     -x | -T | -q) shift ;;
@@ -20,5 +20,6 @@ export T_HOST="$host" T_WORDS="$*"
 exec ip netns exec "$host" unshare --uts --ipc --mount /bin/sh -c '
 hostname "$T_HOST" && mount -t tmpfs -o mode=1777,size=256m tmpfs /dev/shm || exit 255
 words=$T_WORDS
-unset T_HOST T_WORDS
+eval "${T_WITHIN-}"
+unset T_HOST T_WORDS T_WITHIN
 exec /bin/sh -c "$words"'
