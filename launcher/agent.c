@@ -28,6 +28,7 @@
 #include "launcher/pmi.h"
 #include "launcher/rank_options.h"
 #include "launcher/same_model.h"
+#include "launcher/seating.h"
 #include "launcher/watch.h"
 #include "runtime/rank.h"
 
@@ -901,6 +902,8 @@ static int lead_host(struct agent *a)
             start_bytes = bytes;
         } else if (!st && kind == RT_MODEL)
             st = launch_model_tell(payload, bytes, &a->out, &e);
+        else if (!st && kind == RT_SEATS)
+            st = launch_seating_tell(payload, bytes, &a->out, &e);
         else if (!st)
             st = launch_meeting_frame(meeting, kind, payload, bytes, &a->out, &e);
         if ((!st || st == ST_AGAIN) && take_news(a, launch_meeting_pulse(meeting)))

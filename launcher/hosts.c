@@ -15,6 +15,7 @@
 #include "launcher/interrupt.h"
 #include "launcher/meeting.h"
 #include "launcher/same_model.h"
+#include "launcher/seating.h"
 #include "launcher/setup.h"
 #include "launcher/ways.h"
 
@@ -175,7 +176,7 @@ static enum st hear(struct launch_hosts *hosts, int from, enum rt_frame_kind wan
 {
     struct launch_hosts_entry *h = &hosts->h[from];
     const uint64_t since = base_now_ns(base_clock_real());
-    const char *what = wanted == RT_HOST ? "to tell of itself" : wanted == RT_REACHED ? "to reach the others' ports" : wanted == RT_MODEL ? "to open the model" : "to find the other hosts";
+    const char *what = wanted == RT_HOST ? "to tell of itself" : wanted == RT_REACHED ? "to reach the others' ports" : wanted == RT_MODEL ? "to open the model" : wanted == RT_SEATS ? "to read its topology" : "to find the other hosts";
     uint64_t heard = since; /* agents beat from their first word on, but for the time that a file system takes */
     bool is_told = false;
     for (;;) {
@@ -544,6 +545,12 @@ static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
     return st;
 }
 
+void launch_hosts_print_host(const struct launch_hosts_entry *h, FILE *out)
+{
+    fprintf(out, "host %s (%s, %d CPUs): ranks %d-%d", h->typed, h->is_local ? "here" : "by ssh", h->info.n_cpus, h->first_rank, h->first_rank + h->n_ranks - 1);
+    fprintf(out, h->address[0] ? ", reached at %s\n" : "\n", h->address);
+}
+
 void launch_hosts_print(const struct launch_hosts *hosts, FILE *out)
 {
     struct launch_host named[LAUNCH_MAX_HOSTS];
@@ -589,6 +596,41 @@ enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
     if (!st && hosts->n > 1)
         st = open_ways(hosts, until, e);
     hosts->is_open = !st;
+    return st;
+}
+
+/* ---- who would sit where -------------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st hear_drawing(struct launch_hosts *hosts, int i, uint64_t until, char **drawing, struct err *e)
+{
+    const void *payload;
+    size_t bytes;
+    uint32_t code = 0;
+    char why[400];
+    const enum st st = hear(hosts, i, RT_SEATS, until, &payload, &bytes, e);
+    if (st)
+        return st;
+    if (!rt_frame_told(payload, bytes, &code, why, sizeof why) || code)
+        return err_set(e, code ? (enum st)code : ST_INVALID, "host %s: %s", hosts->h[i].typed, code ? why : "tells nothing of its seats");
+    *drawing = strndup((const char *)payload + sizeof code, bytes - sizeof code);
+    return *drawing ? ST_OK : err_set(e, ST_NO_MEMORY, "no memory for a drawing");
+}
+
+enum st launch_hosts_draw(struct launch_hosts *hosts, int n_threads, const char *bind, bool is_json, char **drawings, struct err *e)
+{
+    const uint64_t until = base_now_ns(base_clock_real()) + ANSWER_MS * BASE_NS_PER_MS;
+    struct launch_seating order = {.n_threads = (uint32_t)n_threads, .is_json = is_json};
+    enum st st = ST_OK;
+    if (bind && strlen(bind) >= sizeof order.bind)
+        return err_set(e, ST_INVALID, "--bind: more than %zu characters for another host", sizeof order.bind - 1);
+    snprintf(order.bind, sizeof order.bind, "%s", bind ? bind : "");
+    for (int i = 0; i < hosts->n && !st; i++) {
+        order.first_rank = (uint32_t)hosts->h[i].first_rank;
+        order.n_ranks = (uint32_t)hosts->h[i].n_ranks;
+        st = say_one(hosts, i, RT_SEATS, &order, sizeof order, e);
+    }
+    for (int i = 0; i < hosts->n && !st; i++)
+        st = hear_drawing(hosts, i, until, &drawings[i], e);
     return st;
 }
 

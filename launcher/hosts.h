@@ -54,6 +54,10 @@ enum st launch_hosts_parse(const char *list, const char *ssh, int n_ranks, struc
 void launch_hosts_destroy(struct launch_hosts *hosts); /* also ends agents whose ends nobody took */
 
 enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e);
+/* Each host draws its machine and who would sit where: n_threads and bind as of struct launch_seating. drawings [hosts->n]: the caller's to free; texts, or JSON of topologies/place.h. */
+enum st launch_hosts_draw(struct launch_hosts *hosts, int n_threads, const char *bind, bool is_json, char **drawings, struct err *e);
+/* A line about one of them. */
+void launch_hosts_print_host(const struct launch_hosts_entry *h, FILE *out);
 /* The decision in full; nothing where there is one host. */
 void launch_hosts_print(const struct launch_hosts *hosts, FILE *out);
 /* A model that a host lacks, or has another one of, is refused with the line that mends it. */

@@ -344,11 +344,8 @@ void launch_print_plan(const struct launch_setup *s, FILE *out)
             c->head_dim, c->ffn, c->vocab);
     fprintf(out, "kernels %s/%s, activations %s, cache %s, chunk %d, context %" PRId64 ", %d sequences\n", s->backend->name, s->backend->variant, s->settings.accurate ? "f32" : "auto",
             kern_format(s->settings.kv_format)->name, s->settings.chunk, s->settings.context, s->settings.max_sequences);
-    for (int i = 0; s->hosts && i < s->hosts->n; i++) {
-        const struct launch_hosts_entry *h = &s->hosts->h[i];
-        fprintf(out, "host %s (%s, %d CPUs): ranks %d-%d", h->typed, h->is_local ? "here" : "by ssh", h->info.n_cpus, h->first_rank, h->first_rank + h->n_ranks - 1);
-        fprintf(out, h->address[0] ? ", reached at %s\n" : "\n", h->address);
-    }
+    for (int i = 0; s->hosts && i < s->hosts->n; i++)
+        launch_hosts_print_host(&s->hosts->h[i], out);
     if (s->hosts)
         launch_hosts_print(s->hosts, out);
     char *drawing = s->placement ? topo_draw_text(s->machine, s->placement) : NULL;

@@ -40,6 +40,7 @@ enum rt_frame_kind {
     RT_INTERFACES, RT_PROBE, RT_ENDPOINTS, RT_PEER, RT_FACINGS, /* how hosts find the ways between them (launcher/meeting.h) */
     RT_WAYS, RT_PORTS, RT_REACHED, /* and then open and try them (launcher/ways.h) */
     RT_MODEL,    /* launcher → agent: a path with a NUL behind it; back: u32 enum st, then the model's digest or a sentence (launcher/same_model.h) */
+    RT_SEATS,    /* launcher → agent, and back: who would sit where (launcher/seating.h) */
     RT_START,    /* launcher → agent: arguments of `tandem agent`, each with a NUL behind it */
     RT_PMI,      /* both ways: u32 rank, then bytes of that rank's PMI-1 connection; none: its end */
     RT_FRONT,    /* both ways: bytes of the front end's connection to rank 0; none: its end */

@@ -62,6 +62,18 @@ ok "its chart has the wire" sh -c "\"$TANDEM\" bench comm --hosts $hosts_list --
 out=$("$TANDEM" bench comm --hosts "$hosts_list" --peer tuned 2>&1)
 contains "MPICH is told the link, and nothing else" "$? $out" "2 tandem bench comm: --peer tuned: between hosts"
 
+# --- topo ---
+
+out=$("$TANDEM" topo --hosts "$hosts_list" -n 4 --threads 1 2>&1)
+contains "topo of two hosts" "$out" "host $h1 (by ssh, "
+contains "topo of two hosts: each draws its own ranks" "$out" "rank 3: 1 thread on CPU"
+contains "topo of two hosts: the way between them" "$out" "rail 0: eth0 10.77.0.1 - eth0 10.77.0.2, MTU 1500"
+TANDEM_HOSTS=$hosts_list "$TANDEM" topo --json >"$t_dir/topo.json" 2>"$t_dir/err"
+ok "topo of two hosts as JSON" python3 -c 'import json,sys; h=json.load(open(sys.argv[1]))["hosts"]; assert [x["address"] for x in h] == ["10.77.0.1", "10.77.0.2"] and [x["ranks"][0]["rank"] for x in h] == [0, 1] and h[0]["machine"]["cpus"] > 0, h' "$t_dir/topo.json"
+ok "topo leaves nothing" nothing_left
+contains "topo of hosts and a machine" "$("$TANDEM" topo gb10 --hosts "$hosts_list" 2>&1)" "tandem topo: gb10, or hosts: not both"
+contains "topo of hosts as a picture" "$("$TANDEM" topo --hosts "$hosts_list" --svg 2>&1)" "tandem topo: --svg: a picture has one machine"
+
 # --- what cannot work ---
 
 misuse() {

@@ -37,8 +37,8 @@ struct topo_use *topo_list_uses(const struct topo_placement *p, int *n_uses) {
     size_t at = 0;
     for (int r = 0; r < p->n_ranks; r++) {
         const struct topo_seat *s = &p->seats[r];
-        for (int t = 0; t < s->n_threads; t++) uses[at++] = (struct topo_use){.os_index = s->pus[t], .rank = r, .n_ranks = 1};
-        if (s->progress_pu >= 0) uses[at++] = (struct topo_use){.os_index = s->progress_pu, .rank = r, .n_ranks = 1, .progress = true};
+        for (int t = 0; t < s->n_threads; t++) uses[at++] = (struct topo_use){.os_index = s->pus[t], .rank = s->rank, .n_ranks = 1};
+        if (s->progress_pu >= 0) uses[at++] = (struct topo_use){.os_index = s->progress_pu, .rank = s->rank, .n_ranks = 1, .progress = true};
     }
     qsort(uses, n, sizeof *uses, compare_use);
     size_t kept = 0;
@@ -136,7 +136,7 @@ char *topo_draw_text(const struct topo_machine *m, const struct topo_placement *
     print_cores(f, m, uses, n_uses);
     for (int r = 0; p && r < p->n_ranks; r++) {
         const struct topo_seat *s = &p->seats[r];
-        fprintf(f, "rank %d: %d thread%s on CPU%s ", r, s->n_threads, plural(s->n_threads), plural(s->n_threads));
+        fprintf(f, "rank %d: %d thread%s on CPU%s ", s->rank, s->n_threads, plural(s->n_threads), plural(s->n_threads));
         topo_print_list(f, s->pus, s->n_threads);
         if (s->n_numa) {
             fprintf(f, ", NUMA ");
