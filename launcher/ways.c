@@ -15,6 +15,7 @@ struct try {
     struct launch_reach *reach;
     struct launch_address at; /* listener: where */
     bool is_connector, is_done;
+    bool is_first; /* of the ports of its host */
 };
 
 struct launch_tries {
@@ -77,7 +78,7 @@ static enum st listen_at(struct launch_tries *t, const struct launch_way *way, u
         if (t->n == LAUNCH_MAX_TRIES)
             return err_set(e, ST_NO_MEMORY, "too many ports to try");
         struct try *own = &t->list[t->n];
-        *own = (struct try){.at = way->own};
+        *own = (struct try){.at = way->own, .is_first = k == 0};
         const enum st st = launch_reach_listen(&o, way->interface, (int)way->index, &way->own, launch_ways_rank_port((int)w->port, (int)(w->first_rank + k)), &own->reach, e);
         if (st)
             return st;
@@ -113,7 +114,7 @@ static enum st connect_to(struct launch_tries *t, const struct launch_way *way, 
         if (t->n == LAUNCH_MAX_TRIES)
             return err_set(e, ST_NO_MEMORY, "too many ports to try");
         struct try *own = &t->list[t->n];
-        *own = (struct try){.is_connector = true};
+        *own = (struct try){.is_connector = true, .is_first = k == 0};
         const enum st st = launch_reach_connect(&o, way->interface, (int)way->index, &way->own, way->peer_interface, &way->address, (int)(port + k), &own->reach, e);
         if (st)
             return st;
@@ -181,12 +182,12 @@ static bool is_control(const struct launch_ways *w, int host)
     return false;
 }
 
-/* Of several ports of one host, any. */
+/* Of several ports of one host the first one's: the other end takes that as well. */
 int launch_tries_take(struct launch_tries *t, int *host)
 {
     int fd;
     for (int i = 0; i < t->n; i++)
-        while ((fd = launch_reach_take(t->list[i].reach, host)) >= 0) {
+        while (t->list[i].is_first && (fd = launch_reach_take(t->list[i].reach, host)) >= 0) {
             if (is_control(t->ways, *host) && !(t->taken >> *host & 1)) {
                 t->taken |= 1u << *host;
                 return fd;

@@ -128,6 +128,7 @@ ok "who kills the command kills the job" nothing_left 150
 
 # --- half open: the other host has lost all that it knew ---
 
+kill_rank() { kill -SEGV "$(of "$1")"; }
 reset() {
     unplug
     until [ "$(host 0 cat /sys/class/net/eth0/operstate)" != up ]; do sleep 0.02; done
@@ -146,6 +147,8 @@ beside=$TANDEM_SSH
 TANDEM_SSH=$(realpath tests/t_wire_ssh.py)
 run_here=(ip netns exec "$h0")
 again
+start "${decode[@]}" --port 41000 -n 4 # a port for each rank is tried, and both ends go on with the same one
+ends "with fixed ports, a rank that dies" "host $h1: rank 3 " talks kill_rank 3
 start "${decode[@]}"
 ends "cut in decode, and ssh with it" "host $h1: nothing was heard of it at $h0 for 2." talks unplug
 plug
@@ -165,7 +168,7 @@ start "${decode[@]}"
 for ((i = 0; i < 1000; i++)); do talks && break; sleep 0.01; done
 pkill -KILL -P $job -f t_wire_ssh
 for ((i = 0; i < 300; i++)); do grep -q "has ended" "$t_dir/err" && break; sleep 0.01; done
-ends "without ssh, a rank that dies" "host $h1: rank 1 " talks kill -SEGV "$(of 1)"
+ends "without ssh, a rank that dies" "host $h1: rank 1 " talks kill_rank 1
 again
 if [ -n "${LONG-}" ]; then
     start_chat
