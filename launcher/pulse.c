@@ -284,21 +284,19 @@ static bool turn(struct launch_pulse *p)
     for (int i = 0; i < p->n; i++)
         polled[i] = (struct pollfd){.fd = p->peers[i].fd, .events = POLLIN};
     polled[p->n] = (struct pollfd){.fd = p->stop_fd, .events = POLLIN};
-    uint64_t now = now_ns(p);
-    if (now >= p->next_ns) {
-        send_beats(p, LAUNCH_BEAT_HERE, now);
-        p->next_ns = now + LAUNCH_PULSE_PERIOD_MS * BASE_NS_PER_MS;
-    }
     (void)p->os->poll(p->os, polled, (size_t)p->n + 1, wait_ns(p));
-    now = now_ns(p);
     if (polled[p->n].revents)
         return false;
-    const uint64_t gap = now - p->looked_ns;
+    const uint64_t now = now_ns(p), gap = now - p->looked_ns;
     p->looked_ns = now;
     for (int i = 0; i < p->n; i++) {
         if (gap > STALL_NS)
             p->peers[i].heard_ns += gap;
         receive(p, &p->peers[i], now);
+    }
+    if (now >= p->next_ns) { /* after what had waited: it says how long ago the others were heard */
+        send_beats(p, LAUNCH_BEAT_HERE, now);
+        p->next_ns = now + LAUNCH_PULSE_PERIOD_MS * BASE_NS_PER_MS;
     }
     judge_life(p, now);
     judge_speed(p, now);

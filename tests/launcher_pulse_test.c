@@ -225,6 +225,54 @@ static void strangers_keep_nobody_alive(void **state)
     close(a.fd);
 }
 
+/* The heard_ms of the last packet that it was sent. */
+static int last_heard_ms(const struct actor *a)
+{
+    uint8_t bytes[LAUNCH_BEAT_MAX_BYTES];
+    struct launch_beat b;
+    int heard_ms = -1;
+    for (ssize_t n; (n = recv(a->fd, bytes, sizeof bytes, MSG_DONTWAIT)) > 0;)
+        if (launch_beat_get(key, bytes, (size_t)n, &b))
+            heard_ms = (int)b.heard_ms;
+    return heard_ms;
+}
+
+/* What came while we did not run was heard: to say otherwise would make the other host believe that its packets do not get through. */
+static void a_stall_of_our_own_is_no_silence(void **state)
+{
+    (void)state;
+    struct base_clock_manual manual = {BASE_NS_PER_S}; /* that the test moves: then there is no thread */
+    const struct base_clock clock = base_clock_from_manual(&manual);
+    const struct launch_pulse_world world = {comm_os_real(), &clock};
+    const struct launch_ways w = ways_of(0, key);
+    struct launch_port port = {.host = 1};
+    uint32_t its_port;
+    struct launch_pulse *p = NULL;
+    struct launch_pulse_news news;
+    struct err e = {""};
+    T_OK(launch_pulse_open(&w, &world, &port, &p, &e), &e);
+    struct actor a = act(&its_port, port.beat);
+    start_one(p, 1, its_port);
+    struct launch_beat b = some_beat(0);
+    for (int i = 0; i < 5; i++) {
+        b.number++;
+        say(&a, key, &b);
+        launch_pulse_turn(p);
+        manual.now_ns += LAUNCH_PULSE_PERIOD_MS * BASE_NS_PER_MS;
+    }
+    assert_in_range(last_heard_ms(&a), 0, LAUNCH_PULSE_PERIOD_MS);
+    for (int i = 0; i < 10; i++) { /* they wait */
+        b.number++;
+        say(&a, key, &b);
+    }
+    manual.now_ns += 2200 * BASE_NS_PER_MS;
+    launch_pulse_turn(p);
+    assert_in_range(last_heard_ms(&a), 0, LAUNCH_PULSE_PERIOD_MS);
+    assert_false(launch_pulse_next(p, &news));
+    launch_pulse_stop(p, LAUNCH_BEAT_LEFT);
+    close(a.fd);
+}
+
 static void ways_are_checked(void **state)
 {
     (void)state;
@@ -253,7 +301,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(packets_prove_themselves),     cmocka_unit_test(slow_is_who_is_waited_for), cmocka_unit_test(hosts_that_talk_are_there), cmocka_unit_test(silence_is_told_in_time),
-        cmocka_unit_test(one_direction_is_told_as_one), cmocka_unit_test(strangers_keep_nobody_alive), cmocka_unit_test(ways_are_checked),
+        cmocka_unit_test(one_direction_is_told_as_one), cmocka_unit_test(strangers_keep_nobody_alive), cmocka_unit_test(a_stall_of_our_own_is_no_silence), cmocka_unit_test(ways_are_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
