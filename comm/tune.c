@@ -22,9 +22,9 @@
 
 #define LEAST_BYTES ((size_t)32 << 10)
 #define MOST_BYTES ((size_t)4 << 20)
-#define BUDGET_NS (1500 * BASE_NS_PER_MS) /* after which no further size is begun */
+#define BUDGET_NS (1500 * BASE_NS_PER_MS) /* no size is begun that would not fit */
 #define N_ROUNDS 9
-#define LARGE_BYTES ((size_t)1 << 20)
+#define LARGE_BYTES ((size_t)1 << 20) /* from here on fewer rounds do, and where there was no time for more, what larger ones do is clear */
 #define N_LARGE_ROUNDS 3
 #define N_IN_A_ROW 3 /* timed together: who comes late to one finds it done, but not the next */
 #define MARGIN 0.95
@@ -110,18 +110,24 @@ static enum st measure_size(struct comm *c, size_t bytes, uint64_t deadline_ns, 
     return code;
 }
 
-static enum st measure(struct comm *c, size_t up_to_bytes, uint64_t deadline_ns, size_t *from_bytes, struct err *e) {
+/* A size takes at most twice as long as the one before. *reached_bytes: the largest that there was time for. */
+static enum st measure(struct comm *c, size_t up_to_bytes, uint64_t deadline_ns, size_t *from_bytes, size_t *reached_bytes, struct err *e) {
     const uint64_t begun_ns = base_now_ns(c->clock);
+    uint64_t size_begun_ns = begun_ns;
     *from_bytes = SIZE_MAX;
     for (size_t bytes = LEAST_BYTES; bytes <= up_to_bytes; bytes *= 2) {
-        uint32_t go = base_now_ns(c->clock) - begun_ns < BUDGET_NS;
+        const uint64_t now_ns = base_now_ns(c->clock), last_ns = now_ns - size_begun_ns;
+        uint32_t go = now_ns - begun_ns + 2 * last_ns <= BUDGET_NS;
         enum st code = comm_broadcast(c, 0, &go, sizeof go, deadline_ns, e);
         if (code != ST_OK || !go) return code;
+        size_begun_ns = now_ns;
         bool is_better = false;
         code = measure_size(c, bytes, deadline_ns, &is_better, e);
         if (code != ST_OK) return code;
         *from_bytes = !is_better ? SIZE_MAX : *from_bytes < bytes ? *from_bytes : bytes;
+        *reached_bytes = bytes;
     }
+    *reached_bytes = up_to_bytes;
     return ST_OK;
 }
 
@@ -141,13 +147,13 @@ enum st comm_tune(struct comm *c, const char *pair, uint64_t deadline_ns, size_t
     enum st code = comm_broadcast(c, 0, &told, sizeof told, deadline_ns, e);
     if (code != ST_OK) return code;
     if (!told.is_known) {
-        size_t measured = SIZE_MAX;
-        code = measure(c, up_to_bytes, deadline_ns, &measured, e);
+        size_t measured = SIZE_MAX, reached_bytes = 0;
+        code = measure(c, up_to_bytes, deadline_ns, &measured, &reached_bytes, e);
         told.from_bytes = measured;
         comm_divide(c, SIZE_MAX);
         if (code == ST_OK) code = comm_broadcast(c, 0, &told, sizeof told, deadline_ns, e); /* the others' clocks say something else */
         if (code != ST_OK) return code;
-        if (c->rank == 0 && is_kept) remember(key, up_to_bytes, (size_t)told.from_bytes);
+        if (c->rank == 0 && is_kept) remember(key, reached_bytes < LARGE_BYTES ? reached_bytes : up_to_bytes, (size_t)told.from_bytes);
     }
     *from_bytes = (size_t)told.from_bytes;
     comm_divide(c, *from_bytes);

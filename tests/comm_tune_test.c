@@ -10,13 +10,24 @@ static const char pair[] = "spark1 10.0.0.1%eth0,10.0.1.1%eth1 spark2 10.0.0.2%e
 
 struct result {
     const char *pair;
+    bool has_no_time;
     size_t from_bytes[2];
 };
+
+/* To which the least that an exchange can take is longer than all the time there is. */
+static uint64_t rush(void *context) {
+    (void)context;
+    return base_now_ns(base_clock_real()) * 100000;
+}
+static const struct base_clock rushing = {.now_ns = rush};
 
 static bool script_tune(struct comm **c, void *arg) {
     struct result *x = arg;
     struct err e = {0};
-    CHECK_ST(ST_OK, comm_tune(*c, x->pair, soon(), &x->from_bytes[comm_rank(*c)], &e), &e);
+    const struct base_clock *clock = (*c)->clock;
+    if (x->has_no_time) (*c)->clock = &rushing;
+    CHECK_ST(ST_OK, comm_tune(*c, x->pair, x->has_no_time ? BASE_NO_DEADLINE : soon(), &x->from_bytes[comm_rank(*c)], &e), &e);
+    (*c)->clock = clock;
     CHECK_ST(ST_OK, comm_barrier(*c, soon(), &e), &e);
     return true;
 }
@@ -116,6 +127,24 @@ static void what_is_not_right_is_measured_again(void **state) {
     }
 }
 
+static void what_there_was_no_time_for_is_measured_the_next_time(void **state) {
+    (void)state;
+    char line[MAX_LINE], want[MAX_LINE];
+    struct result x = {.pair = pair, .has_no_time = true};
+    unlink(path);
+    group_run("tcp/streams", 2, true, 65536, 20, script_tune, &x);
+    size_t n = read_file(path, line);
+    assert_int_equal(n, put_line(want, x.from_bytes[0], LEAST_BYTES));
+    assert_memory_equal(line, want, n);
+    (void)tune(pair, "tcp/streams", 65536);
+    n = read_file(path, line);
+    assert_int_equal(strncmp(line, "tandem-exchange 1 ", 18), 0);
+    size_t from_bytes;
+    char key[1024];
+    put_key(key);
+    assert_true(n > 0 && recall(key, 65536, &from_bytes));
+}
+
 static void without_a_place_or_a_choice_nothing_is_remembered(void **state) {
     (void)state;
     unlink(path);
@@ -138,6 +167,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_measured_is_remembered),
         cmocka_unit_test(what_is_not_right_is_measured_again),
+        cmocka_unit_test(what_there_was_no_time_for_is_measured_the_next_time),
         cmocka_unit_test(without_a_place_or_a_choice_nothing_is_remembered),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
