@@ -11,6 +11,7 @@
 #include "comm/comm.h"
 #include "comm/mpi.h"
 #include "kernels/kernels.h"
+#include "runtime/wire.h"
 
 #define WAIT_NS (60 * BASE_NS_PER_S)
 #define IN_PLACE_BYTES 65536 /* larger ones go in pieces, through a copy */
@@ -200,26 +201,11 @@ static enum st open_all(struct bench *b, size_t max_bytes, struct err *e)
     b->output = vector((size_t)b->x.max_bytes);
     if (!st && (!b->input || !b->output))
         st = err_set(e, ST_NO_MEMORY, "no memory for vectors of %" PRId64 " bytes", b->x.max_bytes);
-    struct comm_setup setup = {
-        .rank = o->rank,
-        .n_ranks = o->n_ranks,
-        .max_bytes = max_bytes,
-        .spin_us = o->settings.spin_us,
-        .memory_fd = o->memory_fd,
-        .first_here = o->first_here,
-        .n_here = o->n_here,
-        .boot = o->boot,
-        .backend = o->backend,
-        .address = o->address,
-        .streams = o->streams,
-        .port = o->port,
-        .key = o->key,
-        .link = o->link,
-    };
+    struct comm_setup setup = rt_wire_setup(o, max_bytes, NULL);
     if (!st)
         st = comm_open(&setup, &b->ours, e);
     if (!st)
-        st = comm_tune(b->ours, o->pair, base_now_ns(base_clock_real()) + WAIT_NS, &b->divided_from, e);
+        st = rt_wire_meet(b->ours, o, b->kernels, (struct comm_identity){.build_id = NULL}, base_now_ns(base_clock_real()) + WAIT_NS, &b->divided_from, e);
     if (st || !b->x.beside_mpi)
         return st;
     setup.link = NULL;

@@ -7,12 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/build_id.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/tick.h"
 #include "runtime/bandwidth.h"
 #include "runtime/step.h"
+#include "runtime/wire.h"
 #include "topologies/memory.h"
 
 /* A peer that computes a large chunk on a slow core is late, not dead. The agent sees deaths, and who is frozen; this ends the wait where all ranks wait, or where the agent is gone. */
@@ -179,41 +179,14 @@ static enum st meet(struct rank *r, struct err *e)
 {
     if (r->o->n_ranks == 1)
         return ST_OK;
-    const struct comm_setup setup = {
-        .rank = r->o->rank,
-        .n_ranks = r->o->n_ranks,
-        .max_bytes = r->plan->max_exchange_bytes,
-        .spin_us = r->o->settings.spin_us,
-        .clock = r->clock,
-        .memory_fd = r->o->memory_fd,
-        .memory = r->o->memory,
-        .backend = r->o->backend,
-        .address = r->o->address,
-        .streams = r->o->streams,
-        .port = r->o->port,
-        .key = r->o->key,
-        .first_here = r->o->first_here,
-        .n_here = r->o->n_here,
-        .boot = r->o->boot,
-        .link = r->o->link,
-    };
+    const struct comm_setup setup = rt_wire_setup(r->o, r->plan->max_exchange_bytes, r->clock);
     enum st st = comm_open(&setup, &r->comm, e);
     if (st)
         return st;
-    char variant[64];
-    snprintf(variant, sizeof variant, "%s/%s", r->backend->name, r->backend->variant);
-    const struct comm_identity mine = {
-        .build_id = tandem_build_id,
-        .kernel_variant = variant,
-        .plan = r->plan->digest,
-        .model = ck_digest(r->ck),
-        .settings = rt_settings_digest(&r->o->settings),
-    };
-    waits(r, RT_WAITS_BLINDLY);
-    st = comm_hello(r->comm, &mine, base_now_ns(r->clock) + HELLO_WAIT_NS, e);
+    const struct comm_identity mine = {.plan = r->plan->digest, .model = ck_digest(r->ck), .settings = rt_settings_digest(&r->o->settings)};
     size_t divided_from;
-    if (!st)
-        st = comm_tune(r->comm, r->o->pair, base_now_ns(r->clock) + HELLO_WAIT_NS, &divided_from, e);
+    waits(r, RT_WAITS_BLINDLY);
+    st = rt_wire_meet(r->comm, r->o, r->backend, mine, base_now_ns(r->clock) + HELLO_WAIT_NS, &divided_from, e);
     waits(r, 0);
     return st;
 }
