@@ -1,5 +1,6 @@
 #!/bin/bash
-# Runs test programs and scripts one after another, each in its own process group under a deadline, and adds up their results.
+# Runs test programs and scripts, each in its own process group under a deadline, and adds up their results: first those that only compute, as many at once as there are CPUs (four at
+# most), then the others one after another, for they measure time, or want several CPUs.
 # usage: tests/run.sh PROGRAM|SCRIPT…     The last line is "N passed, N failed, N skipped".
 #
 # A program fails when it leaves with a status, misses its deadline, ran no test, or logged a warning that it did not declare.
@@ -19,16 +20,25 @@ if [ -z "${TANDEM_DEMO_MODEL:-}" ]; then
     fi
 fi
 
-out=$(mktemp) || exit 1
-trap 'rm -f "$out"' EXIT
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
 passed=0 failed=0 skipped=0
 red='' plain=''
 [ -t 1 ] && red=$'\e[31m' plain=$'\e[0m'
 
-# sum PATTERN: adds up the numbers of cmocka's summary lines "[  PASSED  ] 3 test(s)."
-sum() { sed -n "s/^\[  $1 *\] \([0-9][0-9]*\) test(s).*/\1/p" "$out" | awk '{ n += $1 } END { print n + 0 }'; }
+only_computes() {
+    case ${1##*/} in
+    comm_sim_test | kernels_* | partition_* | runtime_* | text_* | golden_* | kv_cache_* | odd_scales_* | plan_* | quantize_* | smaller_* | synth_*) return 0 ;;
+    esac
+    return 1
+}
 
-for program in "$@"; do
+# sum FILE PATTERN: adds up the numbers of cmocka's summary lines "[  PASSED  ] 3 test(s)."
+sum() { sed -n "s/^\[  $2 *\] \([0-9][0-9]*\) test(s).*/\1/p" "$1" | awk '{ n += $1 } END { print n + 0 }'; }
+
+# check PROGRAM FILE: runs it; its verdict goes to FILE, its numbers to FILE.sum.
+check() {
+    local program=$1 out=$2.out name source asked_s deadline_s start status ms p f s why verdict command
     name=$(basename "$program")
     case $program in
     *.sh) source=$program command=(bash "$program") ;;
@@ -48,7 +58,7 @@ for program in "$@"; do
         read -r p f s < <(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p' "$out" | tail -n 1)
         p=${p:-0} f=${f:-0} s=${s:-0}
         ;;
-    *) p=$(sum PASSED) f=$(sum FAILED) s=$(sum SKIPPED) ;;
+    *) p=$(sum "$out" PASSED) f=$(sum "$out" FAILED) s=$(sum "$out" SKIPPED) ;;
     esac
     why=
     if [ $status = 124 ] || [ $status = 137 ]; then
@@ -65,9 +75,39 @@ for program in "$@"; do
 
     verdict=ok
     [ -n "$why" ] && verdict="${red}FAILED: $why$plain"
-    printf '%-32s %4d passed %3d failed %3d skipped %4d.%03d s  %s\n' "$name" "$p" "$f" "$s" $((ms / 1000)) $((ms % 1000)) "$verdict"
-    [ -n "$why" ] && sed 's/^/    /' "$out"
+    {
+        printf '%-32s %4d passed %3d failed %3d skipped %4d.%03d s  %s\n' "$name" "$p" "$f" "$s" $((ms / 1000)) $((ms % 1000)) "$verdict"
+        [ -n "$why" ] && sed 's/^/    /' "$out"
+    } >"$2"
+    echo "$p $f $s" >"$2.now"
+    mv "$2.now" "$2.sum" # whole, as soon as it is there
+}
+
+# tell FILE: the verdict of one that has ended.
+tell() {
+    local p=0 f=1 s=0 # of one that could not even say
+    cat "$1"
+    read -r p f s <"$1.sum"
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+}
+
+n_jobs=$(nproc)
+[ "$n_jobs" -le 4 ] || n_jobs=4
+n=0 told=0 running=0
+for program in "$@"; do
+    only_computes "$program" || continue
+    [ $running -lt "$n_jobs" ] || { wait -n; running=$((running - 1)); }
+    n=$((n + 1)) running=$((running + 1))
+    check "$program" "$dir/$n" &
+    while [ -e "$dir/$((told + 1)).sum" ]; do told=$((told + 1)) && tell "$dir/$told"; done
+done
+wait
+while [ $told -lt $n ]; do told=$((told + 1)) && tell "$dir/$told"; done
+for program in "$@"; do
+    only_computes "$program" && continue
+    n=$((n + 1))
+    check "$program" "$dir/$n"
+    tell "$dir/$n"
 done
 
 if [ $((passed + failed + skipped)) = 0 ]; then
