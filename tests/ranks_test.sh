@@ -63,6 +63,7 @@ if command -v mpiexec.hydra >/dev/null; then
     out=$(mpiexec.hydra -n 2 "$TANDEM" rank eval "$model" --ids "$t_dir/ids" -n 3 2>&1)
     contains "-n that contradicts mpiexec" "$out" "-n 3, but 2 ranks were started"
     # A rank dies: whoever started the ranks ends the job.
+    : >"$t_dir/out" # the last one's
     mpiexec.hydra -n 2 "$TANDEM" rank run "$model" --threads 1 -p hi --ignore-eos --max-tokens 1000000 --ctx 2000000 >"$t_dir/out" 2>"$t_dir/err" &
     job=$!
     for ((i = 0; i < 1000; i++)); do [ -s "$t_dir/out" ] && break; sleep 0.01; done

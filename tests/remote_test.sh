@@ -261,7 +261,7 @@ if hosts_start 2; then
     inside "$TANDEM" host-check --hosts "$hosts_list" >"$d/out" 2>"$d/err"
     contains "a host knows itself by its name" "$(cat "$d/out")" "${hosts[0]}: this host"
     contains "and goes to the other" "$(cat "$d/out")" "${hosts[1]}: pushed 0: {\"host\": \"${hosts[1]}\""
-    for name in localhost 127.0.0.1 127.0.0.99 ::1 10.77.0.1 "nobody-${hosts[0]}" me@10.77.0.1; do
+    for name in localhost 127.0.0.1 127.0.0.99 ::1 10.77.0.1 "nobody-${hosts[0]}" "$(id -un)@10.77.0.1"; do
         inside "$TANDEM" host-check --hosts "$name" >"$d/out" 2>"$d/err"
         contains "$name is this host" "$(cat "$d/out")" "$name: this host"
     done
