@@ -24,8 +24,9 @@
 #define MOST_BYTES ((size_t)4 << 20)
 #define BUDGET_NS (1500 * BASE_NS_PER_MS) /* no size is begun that would not fit */
 #define N_ROUNDS 9
-#define LARGE_BYTES ((size_t)1 << 20) /* from here on fewer rounds do, and where there was no time for more, what larger ones do is clear */
+#define LARGE_BYTES ((size_t)1 << 20)
 #define N_LARGE_ROUNDS 3
+#define CLEAR_BYTES ((size_t)256 << 10) /* where time ended here or later, bytes decide, and what larger ones do is clear */
 #define N_IN_A_ROW 3 /* timed together: who comes late to one finds it done, but not the next */
 #define MARGIN 0.95
 #define MAX_LINE 2048
@@ -96,11 +97,12 @@ static enum st exchange_some(struct comm *c, size_t bytes, uint64_t deadline_ns,
     return code;
 }
 
+static uint64_t n_rounds_of(size_t bytes) { return bytes < LARGE_BYTES ? N_ROUNDS : N_LARGE_ROUNDS; }
+
 static enum st measure_size(struct comm *c, size_t bytes, uint64_t deadline_ns, bool *is_better, struct err *e) {
     uint64_t least_ns[2] = {UINT64_MAX, UINT64_MAX};
     enum st code = ST_OK;
-    int n_rounds = bytes < LARGE_BYTES ? N_ROUNDS : N_LARGE_ROUNDS;
-    for (int i = 0; i < 2 * n_rounds && code == ST_OK; i++) {
+    for (int i = 0; i < 2 * (int)n_rounds_of(bytes) && code == ST_OK; i++) {
         int way = (i + 1) / 2 % 2; /* a b b a: neither always follows the other */
         comm_divide(c, way ? 0 : SIZE_MAX);
         code = exchange_some(c, bytes, deadline_ns, &least_ns[way], e);
@@ -110,14 +112,14 @@ static enum st measure_size(struct comm *c, size_t bytes, uint64_t deadline_ns, 
     return code;
 }
 
-/* A size takes at most twice as long as the one before. *reached_bytes: the largest that there was time for. */
+/* An exchange takes at most twice as long as one of half the size. *reached_bytes: the largest that there was time for. */
 static enum st measure(struct comm *c, size_t up_to_bytes, uint64_t deadline_ns, size_t *from_bytes, size_t *reached_bytes, struct err *e) {
     const uint64_t begun_ns = base_now_ns(c->clock);
     uint64_t size_begun_ns = begun_ns;
     *from_bytes = SIZE_MAX;
     for (size_t bytes = LEAST_BYTES; bytes <= up_to_bytes; bytes *= 2) {
         const uint64_t now_ns = base_now_ns(c->clock), last_ns = now_ns - size_begun_ns;
-        uint32_t go = now_ns - begun_ns + 2 * last_ns <= BUDGET_NS;
+        uint32_t go = now_ns - begun_ns + 2 * last_ns * n_rounds_of(bytes) / n_rounds_of(bytes / 2) <= BUDGET_NS;
         enum st code = comm_broadcast(c, 0, &go, sizeof go, deadline_ns, e);
         if (code != ST_OK || !go) return code;
         size_begun_ns = now_ns;
@@ -153,7 +155,7 @@ enum st comm_tune(struct comm *c, const char *pair, uint64_t deadline_ns, size_t
         comm_divide(c, SIZE_MAX);
         if (code == ST_OK) code = comm_broadcast(c, 0, &told, sizeof told, deadline_ns, e); /* the others' clocks say something else */
         if (code != ST_OK) return code;
-        if (c->rank == 0 && is_kept) remember(key, reached_bytes < LARGE_BYTES ? reached_bytes : up_to_bytes, (size_t)told.from_bytes);
+        if (c->rank == 0 && is_kept) remember(key, reached_bytes < CLEAR_BYTES ? reached_bytes : up_to_bytes, (size_t)told.from_bytes);
     }
     *from_bytes = (size_t)told.from_bytes;
     comm_divide(c, *from_bytes);
