@@ -28,23 +28,15 @@ lacks() {
     *) t_pass "$1" ;;
     esac
 }
-# Link-local addresses are refused by bind until nobody else claims them.
-settle() {
-    local i
-    for ((i = 0; i < 100; i++)); do
-        [ -z "$(ip -n "$a" -6 address show tentative)$(ip -n "$b" -6 address show tentative)" ] && return
-        sleep 0.05
-    done
-}
 # cable NAME-ON-A NAME-ON-B
 cable() {
     ip link add "$1" netns "$a" type veth peer name "$2" netns "$b"
     ip -n "$a" link set "$1" up && ip -n "$b" link set "$2" up
+    hosts_settle "$a.$1" "$b.$2"
 }
 
 # --- one cable ---
 
-settle
 out=$(run)
 contains "one cable: decision" "$out" "link $a - $b: TCP, 1 rail, 10 Gb/s, MTU 1500"
 contains "one cable: rail" "$out" "rail 0: eth0 10.77.0.1 - eth0 10.77.0.2, MTU 1500"
@@ -72,7 +64,6 @@ ip -n "$a" link set eth0 mtu 1500 && ip -n "$b" link set eth0 mtu 1500
 
 cable eth1 eth9
 ip -n "$a" address add 10.77.0.11/24 dev eth1 && ip -n "$b" address add 10.77.0.12/24 dev eth9
-settle
 out=$(run)
 contains "two cables in one subnet: two rails" "$out" "2 rails"
 contains "two cables in one subnet: the first by its scope" "$out" "told apart by their scopes"
@@ -110,7 +101,7 @@ for n in "$a" "$b"; do
     for i in eth0 eth1 eth9; do ip -n "$n" address flush dev $i 2>/dev/null; done
     ip netns exec "$n" sh -c 'for i in /proc/sys/net/ipv6/conf/eth*/disable_ipv6; do echo 0 >"$i"; done'
 done
-settle
+hosts_settle "$a.eth0" "$a.eth1" "$b.eth0" "$b.eth9"
 out=$(run)
 contains "link-local only" "$out" "IPv6 link-local, 2 rails told apart by their scopes"
 contains "link-local only: TCP" "$out" "reach: reached"

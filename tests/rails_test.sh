@@ -16,6 +16,7 @@ ip link add eth1 netns "$h0" type veth peer name eth1 netns "$h1" || exit 1
 for i in 0 1; do
     ip -n "${hosts[i]}" address add "10.77.0.1$i/24" dev eth1 && ip -n "${hosts[i]}" link set eth1 up || exit 1
 done
+hosts_settle "$h0.eth1" "$h1.eth1"
 # Slow enough that the cables decide and not the processors, so that two of them are faster.
 for h in "$h0" "$h1"; do
     for dev in eth0 eth1; do
@@ -24,11 +25,6 @@ for h in "$h0" "$h1"; do
             t_end
         fi
     done
-done
-# Link-local addresses are taken once nobody else has them.
-for ((i = 0; i < 100; i++)); do
-    ip -n "$h0" -6 address show tentative | grep -q . || ip -n "$h1" -6 address show tentative | grep -q . || break
-    sleep 0.05
 done
 
 sent() { host "$1" cat "/sys/class/net/$2/statistics/tx_bytes"; }

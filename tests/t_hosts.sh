@@ -4,6 +4,7 @@
 #   ${hosts[0]} …        their names, which are also the namespaces'; $hosts_list: with commas between
 #   host I COMMAND…      runs it on host I (from 0)
 #   hosts_link I up|down
+#   hosts_settle NAME.DEVICE…   until each has its link-local address, which it gets as soon as the kernel has seen the other end
 #   hosts_rule -4|-6 I VERB WHAT…   what comes in there is dropped (blackhole) or refused (prohibit); hosts_no_rule -4|-6 I: no longer
 #   left                 agents and ranks of ours, a process id a line; nothing_left [TRIES]: soon there is none, by so many looks 20 ms apart
 #   of RANK              process ids of that rank of $model
@@ -60,6 +61,8 @@ hosts_start() {
     for ((i = 0; i < n; i++)); do
         name=${hosts[i]}
         [ "$i" = 0 ] || ip netns add "$name" || hosts_why="cannot make a network namespace"
+        # Link-local addresses are there at once: nobody else could claim them on this wire.
+        ip netns exec "$name" sh -c 'for i in all default; do echo 0 >"/proc/sys/net/ipv6/conf/$i/accept_dad"; done'
         mkdir -p "/etc/netns/$name"
         {
             printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "nobody-$name"
@@ -89,6 +92,7 @@ hosts_start() {
             sleep 0.05
         done
     done
+    hosts_settle "${hosts[@]/%/.eth0}"
     TANDEM_SSH=$(realpath tests/t_netns_ssh.sh)
     : "${TANDEM_REMOTE_DIR:=${t_dir:?}/remote}"
     export TANDEM_SSH TANDEM_REMOTE_DIR
@@ -98,6 +102,16 @@ host() {
     local name=${hosts[$1]}
     shift
     ip netns exec "$name" "$@"
+}
+
+hosts_settle() {
+    local i dev
+    for dev in "$@"; do
+        for ((i = 0; i < 100; i++)); do
+            [ -z "$(ip -n "${dev%.*}" -6 address show dev "${dev#*.}" scope link -tentative)" ] || break
+            sleep 0.02
+        done
+    done
 }
 
 hosts_link() { ip -n "${hosts[$1]}" link set eth0 "$2"; }
