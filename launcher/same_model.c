@@ -14,8 +14,10 @@ enum st launch_model_tell(const void *path, size_t bytes, struct launch_outbox *
     struct err why = {""};
     if (!bytes || ((const char *)path)[bytes - 1])
         return err_set(e, ST_INVALID, "a model's path without an end");
+    struct digest digest = {{0}};
     const uint32_t code = (uint32_t)ck_open(path, &ck, &why);
-    const struct digest digest = code ? (struct digest){{0}} : ck_digest(ck);
+    if (!code)
+        digest = ck_digest(ck);
     ck_close(ck);
     return launch_outbox_frame(out, RT_MODEL, &code, sizeof code, code ? (const void *)why.text : digest.bytes, code ? strlen(why.text) : sizeof digest.bytes, e);
 }

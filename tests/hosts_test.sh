@@ -108,6 +108,12 @@ model_there "a model that the other host lacks" "mount -t tmpfs tmpfs '$t_dir/pl
 model_there "a model that the other host has another of" "mount --bind '$t_dir/other.gguf' '$t_dir/its own/m.gguf'" \
     "1 tandem run: host $h1: $t_dir/its own/m.gguf is not the model that $h0 has: headers or sizes differ; on $h0 this mends it: rsync -aL --mkpath '$t_dir/its own/m.gguf' '$h1:$t_dir/its own/m.gguf'" \
     ip netns exec "$h0" "$TANDEM" run "$t_dir/its own/m.gguf"
+hub=$t_dir/hub/models--some--one
+mkdir -p "$hub/refs" "$hub/snapshots" && printf abc >"$hub/refs/main" && cp -r "$(dirname "$(find tests/golden/llama -name config.json | sort | head -n 1)")" "$hub/snapshots/abc"
+hosts_list="$h0,$(id -un)@$h1" model_there "a folder that the other host lacks" "mount -t tmpfs tmpfs '$hub/snapshots/abc'" "rsync -aL --mkpath $hub/snapshots/abc/ $(id -un)@$h1:$hub/snapshots/abc" \
+    "$TANDEM" run "$hub/snapshots/abc" --dry-run
+HF_HUB_CACHE=$t_dir/hub model_there "a name of the hub that the other host lacks" "mount -t tmpfs tmpfs '$t_dir/hub'" "; this host has it, and there this mends it: rsync -a --mkpath $hub/ $h1:$hub" \
+    "$TANDEM" run some/one --dry-run
 model_there "--dry-run tells it as well" "mount -t tmpfs tmpfs '$t_dir/plain'" "rsync -aL --mkpath $t_dir/plain/m.gguf $h1:" "$TANDEM" run "$t_dir/plain/m.gguf" --dry-run
 
 # --- death and silence ---
