@@ -131,7 +131,8 @@ void randombytes_buf(void *buf, const size_t size)
     if (fd >= 0) close(fd);
 }
 END
-if "${CC:-cc}" -shared -fPIC -o "$t_dir/known.so" "$t_dir/known.c" 2>/dev/null; then
+# shellcheck disable=SC2086 # CC may be two words
+if ${CC:-cc} -shared -fPIC -o "$t_dir/known.so" "$t_dir/known.c" 2>/dev/null; then
     T_ASKED=$t_dir/asked LD_PRELOAD=$t_dir/known.so "$TANDEM" run "$model" --hosts "$pair" -n 4 --threads 1 --ctx 400000 -p hi --ignore-eos --max-tokens 100000 >"$t_dir/run" 2>"$t_dir/err" &
     job=$!
     : >"$t_dir/seen"
