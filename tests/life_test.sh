@@ -72,9 +72,10 @@ plug() {
     local i
     hosts_link 1 up
     for ((i = 0; i < 200; i++)); do
-        [ "$(host 0 cat /sys/class/net/eth0/operstate)$(host 1 cat /sys/class/net/eth0/operstate)" = upup ] && return
+        [ "$(host 0 cat /sys/class/net/eth0/operstate)$(host 1 cat /sys/class/net/eth0/operstate)" = upup ] && break
         sleep 0.02
     done
+    for i in 0 1; do ip -n "${hosts[i]}" neigh flush dev eth0; done # a search for the other that began without the wire may still fail: No route to host
 }
 # deaf I: what comes in there is dropped in silence.
 deaf() { hosts_rule -4 "$1" blackhole && hosts_rule -6 "$1" blackhole; }
