@@ -48,6 +48,9 @@ CASES = {
                                                          moe_intermediate_size=26, norm_topk_prob=False), theta=10000.0),
     "qwen3_moe-gguf-q4_0": dict(family="Qwen3Moe", config=dict(BASE, hidden_size=64, head_dim=16, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=96, norm_topk_prob=True), theta=1000000.0,
                                 gguf=("qwen3moe", Q.Q4_0)),
+    # as transformers 5 holds them: one tensor for all experts, gate before up
+    "qwen3_moe-fused": dict(family="Qwen3Moe", config=dict(BASE, num_hidden_layers=1, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=40, norm_topk_prob=True), theta=10000.0,
+                            fused=True),
     "mixtral-e8": dict(family="Mixtral", config=dict(BASE, num_local_experts=8, num_experts_per_tok=2, intermediate_size=72), theta=1000000.0, hub=True),
     "mixtral-gguf-q5_0": dict(family="Mixtral", config=dict(BASE, hidden_size=64, num_local_experts=4, num_experts_per_tok=2, head_dim=16), theta=1000000.0, gguf=("llama", Q.Q5_0)),
     "gpt_oss-bf16": dict(family="GptOss", config=GPT_OSS, rope=GPT_OSS_ROPE, n_ids=60),
@@ -157,6 +160,8 @@ def spell_as_hub(path):
 
 def save_safetensors(model, c, directory):
     model.to(torch.bfloat16).save_pretrained(directory)
+    if c.get("fused"):
+        save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, os.path.join(directory, "model.safetensors"), metadata={"format": "pt"})
     if os.path.exists(os.path.join(directory, "generation_config.json")):
         os.remove(os.path.join(directory, "generation_config.json"))
     if c.get("hub"):
