@@ -298,7 +298,7 @@ static void print_experts(const struct launch_ledger *l, enum rt_ledger_phase ph
     char text[24];
     const double mean = all / l->n_ranks;
     fprintf(out, "  experts: %.4g of %d%s had a token, in the mean over layers and steps (%d for each token); their weights: %s a step", touched / n_layers, moe->n_experts,
-            moe->n_shared && setup->settings.model.moe == PART_MOE_TENSOR ? " + 1" : "", moe->top_k, bytes_text(all / n_steps, text));
+            setup->whole->n_stacked > moe->n_experts ? " + 1" : "", moe->top_k, bytes_text(all / n_steps, text));
     if (l->n_ranks > 1)
         fprintf(out, "; rank %d reads most, %.3f of the mean", busiest, most / mean);
     fputc('\n', out);

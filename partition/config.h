@@ -39,7 +39,7 @@ enum config_gate { CONFIG_GATE_SILU, CONFIG_GATE_CLAMPED };
 struct moe_config {
     int n_experts; /* routed ones; 0: a dense model */
     int top_k;     /* of them for each token, ≤ CONFIG_MAX_TOP_K */
-    int n_shared;  /* 0 or 1: an expert of the same size for every token */
+    int shared_ffn; /* intermediate size of an expert for every token; 0: there is none */
     int ffn;       /* intermediate size of one */
     enum config_router router;
     bool renormalise;       /* weights of a token's experts add up to `scale` */

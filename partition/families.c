@@ -301,11 +301,25 @@ static enum st glm4_moe_hub(struct config_reader *r) {
     enum st st = decoder_hub(r);
     m->router = CONFIG_ROUTER_SIGMOID;
     m->renormalise = true;
-    m->n_shared = 1;
-    if (st != ST_OK || (st = base_json_optional(hub_int(r, "n_shared_experts", 0, CONFIG_MAX_TOP_K, &m->n_shared))) != ST_OK) return st;
-    if (m->n_shared > 1)
-        return err_set(r->e, ST_UNSUPPORTED, "%s: n_shared_experts is %d: more than one is not supported yet", r->where, m->n_shared);
-    return experts_hub(r, (const char *const[]){"n_routed_experts", "num_local_experts"}, "num_experts_per_tok", "moe_intermediate_size");
+    int n_shared = 1;
+    if (st != ST_OK || (st = base_json_optional(hub_int(r, "n_shared_experts", 0, CONFIG_MAX_TOP_K, &n_shared))) != ST_OK) return st;
+    st = experts_hub(r, (const char *const[]){"n_routed_experts", "num_local_experts"}, "num_experts_per_tok", "moe_intermediate_size");
+    if (st == ST_OK && (int64_t)n_shared * m->ffn > CONFIG_MAX_SIZE)
+        return err_set(r->e, ST_INVALID, "%s: %d shared experts of %d are too many", r->where, n_shared, m->ffn);
+    m->shared_ffn = st == ST_OK ? n_shared * m->ffn : 0; /* several are one of their size together */
+    return st;
+}
+
+static bool windowed_qwen2_moe(const struct config_reader *r, int layer) { return layer % 2 == 0 && layer < (int)json_integer_value(json_object_get(r->root, "max_window_layers")); }
+
+static enum st qwen2_moe_hub(struct config_reader *r) {
+    int first = 28; /* windowed_qwen2_moe asks again */
+    enum st st = decoder_hub(r);
+    if (st != ST_OK || (st = base_json_optional(hub_int(r, "max_window_layers", 0, INT32_MAX, &first))) != ST_OK || (st = windows_hub(r, false, windowed_qwen2_moe)) != ST_OK) return st;
+    r->c->moe.shared_ffn = 5632;
+    r->c->attention_bias = true;
+    if ((st = base_json_optional(base_json_bool(r->root, r->where, "qkv_bias", &r->c->attention_bias, r->e))) != ST_OK || (st = base_json_optional(hub_int(r, "shared_expert_intermediate_size", 1, CONFIG_MAX_SIZE, &r->c->moe.shared_ffn))) != ST_OK) return st;
+    return experts_hub(r, (const char *const[]){"num_experts", "num_local_experts"}, "num_experts_per_tok", "moe_intermediate_size");
 }
 
 static enum st minimax_m2_hub(struct config_reader *r) {
@@ -340,6 +354,7 @@ static const struct config_family families[] = {
     {"llama", {"llama"}, {"LlamaForCausalLM"}, {"llama"}, decoder_hub, llama_gguf, rope_hub_1e4, rope_gguf_pairs},
     {"qwen3", {"qwen3"}, {"Qwen3ForCausalLM"}, {"qwen3"}, qwen3_hub, decoder_gguf, rope_hub_1e4, rope_gguf_halves},
     {"qwen3_moe", {"qwen3_moe"}, {"Qwen3MoeForCausalLM"}, {"qwen3moe"}, qwen3_moe_hub, qwen3_moe_gguf, rope_hub_1e4, rope_gguf_halves},
+    {"qwen2_moe", {"qwen2_moe"}, {"Qwen2MoeForCausalLM"}, {NULL}, qwen2_moe_hub, NULL, rope_hub_1e4, NULL},
     {"mixtral", {"mixtral"}, {"MixtralForCausalLM"}, {NULL}, mixtral_hub, NULL, rope_hub_1e6, NULL},
     {"gpt_oss", {"gpt_oss"}, {"GptOssForCausalLM"}, {"gpt-oss"}, gpt_oss_hub, gpt_oss_gguf, rope_hub_gpt_oss, rope_gguf_halves},
     {"glm4_moe", {"glm4_moe"}, {"Glm4MoeForCausalLM"}, {NULL}, glm4_moe_hub, NULL, rope_hub_half, NULL},

@@ -132,7 +132,7 @@ static void digest_config(struct base_hasher *h, const struct model_config *c)
         (uint64_t)c->n_layers, (uint64_t)c->hidden, (uint64_t)c->n_heads, (uint64_t)c->n_kv_heads, (uint64_t)c->head_dim, (uint64_t)c->ffn,
         (uint64_t)c->vocab, bits_of(c->norm_eps), bits_of(c->attention_scale), bits_of(c->embedding_scale), c->tied_head,
         (uint64_t)c->rope.rotary_dim, c->rope.interleaved, bits_of(c->rope.attention_factor), (uint64_t)c->n_ends,
-        c->gate, bits_of(c->gate_alpha), bits_of(c->gate_limit), (uint64_t)c->moe.n_experts, (uint64_t)c->moe.top_k, (uint64_t)c->moe.n_shared, (uint64_t)c->moe.ffn, c->moe.router,
+        c->gate, bits_of(c->gate_alpha), bits_of(c->gate_limit), (uint64_t)c->moe.n_experts, (uint64_t)c->moe.top_k, (uint64_t)c->moe.shared_ffn, (uint64_t)c->moe.ffn, c->moe.router,
         c->moe.renormalise, bits_of(c->moe.scale), (uint64_t)c->moe.n_groups, (uint64_t)c->moe.k_groups,
     };
     digest_u64(h, numbers, sizeof numbers / sizeof *numbers);

@@ -180,7 +180,7 @@ enum st part_model_create(const struct checkpoint *ck, const struct part_model_o
     m->ck = ck;
     m->moe = options ? options->moe : PART_MOE_TENSOR;
     m->n_ranks = 1;
-    m->dim_heads = m->dim_ffn = m->dim_vocab = m->dim_expert_ffn = m->dim_experts = PART_WHOLE;
+    m->dim_heads = m->dim_ffn = m->dim_vocab = m->dim_expert_ffn = m->dim_experts = m->dim_shared_ffn = PART_WHOLE;
     m->main.name = "main";
     m->head.name = "head";
     enum st st = base_arena_init(&m->arena, "model", 0, e);
@@ -236,7 +236,7 @@ const char *part_op_name(enum part_op op)
         [PART_EMBED] = "embed",   [PART_ROPE_TABLE] = "rope-table", [PART_NORM] = "norm",         [PART_LINEAR] = "linear", [PART_ROPE] = "rope",     [PART_ATTENTION] = "attention",
         [PART_GATE] = "gate",     [PART_EXCHANGE] = "exchange",     [PART_SUM] = "sum",           [PART_SELECT] = "select", [PART_PICK] = "pick",     [PART_SAMPLE] = "sample",
         [PART_SCORE] = "score",   [PART_ROUTE] = "route",           [PART_EXPERTS_IN] = "experts-in", [PART_EXPERTS_OUT] = "experts-out", [PART_EXPERTS_BIAS] = "experts-bias",
-        [PART_SQUARES] = "squares",
+        [PART_SQUARES] = "squares", [PART_ROW_GATE] = "row-gate",
     };
     return (unsigned)op < sizeof names / sizeof *names ? names[op] : "unknown step";
 }
@@ -319,6 +319,7 @@ static struct needs needs_of(const struct part_step *s)
         [PART_EXPERTS_OUT] = {2, 1, 1, 1, false, false, 0}, [PART_EXPERTS_BIAS] = {1, 1, 0, 1, false, false, 0}, [PART_EXCHANGE] = {1, 0, 0, 0, true, false, 1},
         [PART_SUM] = {2, 1, 0, 1, true, false, 1},          [PART_SELECT] = {1, 1, 0, 0, true, false, 0},       [PART_PICK] = {1, 1, 0, 0, false, false, 0},
         [PART_SAMPLE] = {1, 1, 0, 0, false, false, 0},      [PART_SCORE] = {1, 1, 0, 0, false, false, 0},       [PART_SQUARES] = {2, 1, 0, 0, false, false, 0},
+        [PART_ROW_GATE] = {2, 1, 0, 0, false, false, 0},
     };
     struct needs n = table[s->op];
     if (s->op == PART_LINEAR || s->op == PART_EXPERTS_IN)
@@ -410,8 +411,7 @@ static enum st check_linear(struct check *c, const struct part_step *s)
 static enum st check_experts(struct check *c, const struct part_step *s)
 {
     const struct part_model *m = c->m;
-    const struct moe_config *moe = &m->config.moe;
-    CHECK(c, s->n_experts == (uint32_t)(moe->n_experts + (m->dim_experts < 0 ? moe->n_shared : 0)) && s->expert_first <= s->expert_end && s->expert_end <= s->n_experts, "has %u experts, of them %u to %u", s->n_experts,
+    CHECK(c, s->n_experts == (uint32_t)m->n_stacked && s->expert_first <= s->expert_end && s->expert_end <= s->n_experts, "has %u experts, of them %u to %u", s->n_experts,
           s->expert_first, s->expert_end);
     CHECK(c, m->values[s->in[1]].element_bytes == PART_ROUTE_BYTES, "%s holds no routes", m->values[s->in[1]].name);
     const struct part_value *out = &m->values[s->out[0]];
@@ -514,6 +514,9 @@ static enum st check_shapes(struct check *c, const struct part_step *s)
         CHECK(c, m->values[s->out[0]].axis.size == 2 * (uint64_t)m->config.n_heads && width_of(m, s->in[0]) == width_of(m, s->out[0]) / 2 * (uint64_t)m->config.head_dim && width_of(m, s->in[1]) % (uint64_t)m->config.head_dim == 0 &&
                      m->values[s->in[1]].axis.size == (uint64_t)m->config.n_kv_heads * (uint64_t)m->config.head_dim,
               "%s does not fit", m->values[s->out[0]].name);
+        break;
+    case PART_ROW_GATE:
+        CHECK(c, s->out[0] == s->in[0] && width_of(m, s->in[1]) == 1, "%s is no gate of one number a token", m->values[s->in[1]].name);
         break;
     case PART_ROUTE:
         return check_route(c, s);

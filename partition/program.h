@@ -91,7 +91,7 @@ struct part_weight {
 
 enum part_rows {
     PART_TOKENS,
-    PART_SLOTS, /* a token's place at one of its experts: top_k (in tensor mode one more for a shared expert) rows for each token */
+    PART_SLOTS, /* a token's place at one of its experts: top_k rows for each token, one more where a shared expert is stacked (part_model.n_stacked) */
     PART_LOGIT_ROWS
 };
 
@@ -134,6 +134,7 @@ enum part_op {
     PART_ROPE,       /* in[0] rotated in place by the table in[1]; n_heads heads */
     PART_ATTENTION,  /* appends k = in[1], v = in[2] to cache, out[0] = attention of q = in[0]; bias[0]: sinks, one score a head */
     PART_GATE,       /* out[0] = silu(in[0]) · in[1], or what config.gate says */
+    PART_ROW_GATE,   /* out[0] = in[0] = in[0] · sigmoid(in[1]), one number for each token */
     PART_ROUTE,      /* out[0] = experts and weights of each token by the logits in[0]; bias[0]: added for the choice alone. Sorts the tokens by local experts */
     PART_EXPERTS_IN, /* out[i][S, ffn] = in[0][token of the slot] · (weight[i] + e)ᵀ (+ bias[i] + e), i < n_parts, of the experts e that in[1] routes to */
     PART_EXPERTS_OUT, /* out[0] = Σ over a token's slots of weight · (in[0][slot] · (weight[0] + e)ᵀ), partial: by leaves, or by groups of experts (expert mode: + bias[0] + e) */
@@ -204,6 +205,8 @@ struct part_model {
     int n_dims;
     int dim_heads, dim_ffn, dim_vocab; /* indexes; −1: the family has none */
     int dim_expert_ffn, dim_experts;   /* tensor mode cuts every expert along the first, expert mode deals out whole ones by the second (else −1) */
+    int dim_shared_ffn;                /* what a shared expert is cut along: the experts' own dimension where it is of their size */
+    int n_stacked;                     /* experts that steps go over: the routed ones, in tensor mode behind them a shared one that is of their size and has no gate */
 
     struct part_weight *weights;
     int n_weights, weights_capacity;
@@ -253,7 +256,7 @@ struct part_step *part_add_step(struct part_model *m, struct part_program *p, en
 /* Rows of a value for each token of a step (or logit row). */
 static inline uint64_t part_rows_per_token(const struct part_model *m, enum part_rows rows)
 {
-    return rows == PART_SLOTS ? (uint64_t)(m->config.moe.top_k + (m->dim_experts < 0 ? m->config.moe.n_shared : 0)) : 1;
+    return rows == PART_SLOTS ? (uint64_t)(m->config.moe.top_k + m->n_stacked - m->config.moe.n_experts) : 1;
 }
 
 static inline struct part_axis part_axis_whole(uint64_t size) { return (struct part_axis){PART_WHOLE, 1, 1, size}; }

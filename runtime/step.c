@@ -73,7 +73,7 @@ static enum st bind_ops(const struct rt_exec *x, const struct part_program *p, s
         enum part_op op;
         enum kern_op kern;
     } ops[] = {
-        {PART_EMBED, KERN_OP_EMBED}, {PART_ROPE_TABLE, KERN_OP_ROPE_TABLE}, {PART_NORM, KERN_OP_NORM}, {PART_SQUARES, KERN_OP_SQUARES}, {PART_ROPE, KERN_OP_ROPE}, {PART_GATE, KERN_OP_GATE},
+        {PART_EMBED, KERN_OP_EMBED}, {PART_ROPE_TABLE, KERN_OP_ROPE_TABLE}, {PART_NORM, KERN_OP_NORM}, {PART_SQUARES, KERN_OP_SQUARES}, {PART_ROPE, KERN_OP_ROPE}, {PART_GATE, KERN_OP_GATE}, {PART_ROW_GATE, KERN_OP_ROW_GATE},
         {PART_ROUTE, KERN_OP_ROUTE}, {PART_EXPERTS_IN, KERN_OP_EXPERTS_IN}, {PART_EXPERTS_OUT, KERN_OP_EXPERTS_OUT}, {PART_EXPERTS_BIAS, KERN_OP_EXPERTS_BIAS}, {PART_SUM, KERN_OP_SUM},
         {PART_SAMPLE, KERN_OP_SAMPLE}, {PART_SCORE, KERN_OP_LSE},
     };
@@ -472,6 +472,13 @@ static void do_gate(const struct rt_exec *x, struct kern_queue q, const struct p
     x->o.backend->gate(q, &args);
 }
 
+static void do_row_gate(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const size_t width = value_of(x, s->out[0])->width;
+    const struct kern_row_gate args = {.x = address(x, s->out[0]), .x_stride = width, .n_tokens = rows_in(x, s->in[0]), .width = (int)width, .gate = address(x, s->in[1])};
+    x->o.backend->row_gate(q, &args);
+}
+
 static void do_sum(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
 {
     const struct part_value *out = value_of(x, s->out[0]);
@@ -759,6 +766,9 @@ static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_st
             do_norm(x, q, s);
         else
             do_norm_all(x, q, s);
+        break;
+    case PART_ROW_GATE:
+        do_row_gate(x, q, s);
         break;
     case PART_SQUARES:
         do_squares(x, q, s);

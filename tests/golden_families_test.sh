@@ -19,7 +19,7 @@ for dir in "$golden"/*/; do
         evaluate "$case, $mode" "$case" --activations f32 --moe "$mode" || continue
         compare "$case, $mode" "$case" max $accurate
         stored=${case##*-}
-        case $stored in e[0-9]* | kv[0-9]* | groups | plain | fused) stored=bf16 ;; esac
+        case $stored in e[0-9]* | kv[0-9]* | groups | plain | fused | gate | shared2) stored=bf16 ;; esac
         row '| %s | %s | %s | %s |' "$case" "${stored^^}" "$mode" "$(sed 's/^max \([^,]*\),.*/\1/' <<<"$said")"
         agree=''
         ok "$case, $mode: greedy ids" diff "$t_dir/greedy" "${dir}greedy.txt"

@@ -177,6 +177,35 @@ static void rope(void **state) {
             }
 }
 
+static void row_gate(void **state) {
+    (void)state;
+    struct base_rng r;
+    base_rng_init(&r, t_seed());
+    for (int w = 0; w < N_WIDTHS; w++)
+        for (int n_tokens = 0; n_tokens <= 4; n_tokens++) {
+            const size_t stride = (size_t)widths[w] + 3, n = stride * (size_t)(n_tokens ? n_tokens : 1);
+            float *x = random_floats(&r, n, 3), *gates = random_floats(&r, 5, 20), *want = guarded(x, n);
+            struct kern_row_gate args = {want, stride, n_tokens, widths[w], gates};
+            RUN(kern_ref.row_gate, &args, 1);
+            for (int t = 0; t < n_tokens; t++)
+                for (int i = 0; i < widths[w]; i++) {
+                    const size_t at = (size_t)t * stride + (size_t)i;
+                    assert_true(fabs((double)want[at] - (double)x[at] / (1 + exp(-(double)gates[t]))) <= 1e-6 * fabs((double)x[at]));
+                }
+            FOR_BACKENDS(b, KERN_OP_ROW_GATE)
+                for (int n_threads = 1; n_threads <= 3; n_threads++) {
+                    float *y = guarded(x, n);
+                    args.x = y;
+                    RUN((*b)->row_gate, &args, n_threads);
+                    expect_same("row-gate", *b, y, want, n, widths[w], n_threads);
+                    t_guard_free(y);
+                }
+            t_guard_free(want);
+            free(x);
+            free(gates);
+        }
+}
+
 static double gate_in_double(const struct kern_gate *args, double g, double u) {
     if (args->kind == KERN_GATE_SILU)
         return g / (1 + exp(-g)) * u;
@@ -473,7 +502,7 @@ static void selection(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(norm), cmocka_unit_test(squares), cmocka_unit_test(rope),   cmocka_unit_test(gate),        cmocka_unit_test(gate_nan), cmocka_unit_test(sum),
+        cmocka_unit_test(norm), cmocka_unit_test(squares), cmocka_unit_test(row_gate), cmocka_unit_test(rope),   cmocka_unit_test(gate),        cmocka_unit_test(gate_nan), cmocka_unit_test(sum),
         cmocka_unit_test(topk), cmocka_unit_test(sample), cmocka_unit_test(log_sum_exp), cmocka_unit_test(selection),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -181,7 +181,7 @@ static void families_by_name(void **state) {
     (void)state;
     model(false);
     REFUSED(write_hub("{\"model_type\":\"gemma3\",\"architectures\":[\"Gemma3ForCausalLM\"]}"), ST_UNSUPPORTED,
-            "family gemma3 is not supported yet; known: llama, qwen3, qwen3_moe, mixtral, gpt_oss, glm4_moe, minimax_m2", "config.json");
+            "family gemma3 is not supported yet; known: llama, qwen3, qwen3_moe, qwen2_moe, mixtral, gpt_oss, glm4_moe, minimax_m2", "config.json");
     REFUSED(write_hub("{\"architectures\":[\"MistralForCausalLM\"]}"), ST_UNSUPPORTED, "family MistralForCausalLM is not supported yet");
     REFUSED(HUB(",\"architectures\":[\"LlamaForSequenceClassification\"]"), ST_UNSUPPORTED, "LlamaForSequenceClassification");
     REFUSED(write_hub("{}"), ST_INVALID, "neither model_type nor architectures");
@@ -213,7 +213,7 @@ static void experts(void **state) {
     model(false);
     struct model_config c = read_of(OF("qwen3_moe", EXPERTS ",\"norm_topk_prob\":true"));
     assert_string_equal(c.family, "qwen3_moe");
-    assert_true(c.moe.n_experts == 8 && c.moe.top_k == 2 && c.moe.ffn == 12 && c.moe.n_shared == 0 && c.moe.router == CONFIG_ROUTER_SOFTMAX && c.moe.renormalise && c.moe.scale == 1);
+    assert_true(c.moe.n_experts == 8 && c.moe.top_k == 2 && c.moe.ffn == 12 && c.moe.shared_ffn == 0 && c.moe.router == CONFIG_ROUTER_SOFTMAX && c.moe.renormalise && c.moe.scale == 1);
     c = read_of(OF("qwen3_moe", ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12")); /* transformers 5 */
     assert_true(c.moe.n_experts == 8 && !c.moe.renormalise);
     c = read_of(OF("mixtral", ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"sliding_window\":null"));
@@ -221,7 +221,7 @@ static void experts(void **state) {
     c = read_of(OF("gpt_oss", ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"swiglu_limit\":7"));
     assert_true(c.moe.router == CONFIG_ROUTER_TOPK_SOFTMAX && c.gate == CONFIG_GATE_CLAMPED && c.gate_limit == 7 && c.gate_alpha == 1.702);
     c = read_of(OF("glm4_moe", ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12,\"n_shared_experts\":1,\"n_group\":4,\"topk_group\":1,\"routed_scaling_factor\":2.5"));
-    assert_true(c.moe.router == CONFIG_ROUTER_SIGMOID && c.moe.n_shared == 1 && c.moe.n_groups == 4 && c.moe.k_groups == 1 && c.moe.scale == 2.5 && c.rope.rotary_dim == DIM / 2);
+    assert_true(c.moe.router == CONFIG_ROUTER_SIGMOID && c.moe.shared_ffn == 12 && c.moe.n_groups == 4 && c.moe.k_groups == 1 && c.moe.scale == 2.5 && c.rope.rotary_dim == DIM / 2);
     c = read_of(OF("minimax_m2", ",\"num_local_experts\":8,\"num_experts_per_tok\":2,\"rotary_dim\":64"));
     assert_true(c.moe.router == CONFIG_ROUTER_SIGMOID && c.moe.renormalise && c.rope.rotary_dim == 64);
 
@@ -234,7 +234,8 @@ static void experts(void **state) {
     REFUSED(OF("qwen3_moe", ",\"num_experts\":80,\"num_experts_per_tok\":65,\"moe_intermediate_size\":12"), ST_INVALID, "num_experts_per_tok: 65 is outside");
     REFUSED(OF("glm4_moe", ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12,\"n_group\":3"), ST_INVALID, "2 of 8 experts cannot be chosen from 1 of 3 groups");
     REFUSED(OF("glm4_moe", ",\"n_routed_experts\":8,\"num_experts_per_tok\":3,\"moe_intermediate_size\":12,\"n_group\":4"), ST_INVALID, "3 of 8 experts cannot be chosen from 1 of 4");
-    REFUSED(OF("glm4_moe", ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12,\"n_shared_experts\":2"), ST_UNSUPPORTED, "n_shared_experts is 2");
+    c = read_of(OF("glm4_moe", ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12,\"n_shared_experts\":3"));
+    assert_int_equal(c.moe.shared_ffn, 36);
     REFUSED(OF("glm4_moe", ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12,\"routed_scaling_factor\":0"), ST_INVALID, "scaled by 0");
     REFUSED(OF("gpt_oss", ",\"swiglu_limit\":-1"), ST_INVALID, "swiglu_limit: -1");
     REFUSED(OF("minimax_m2", ",\"scoring_func\":\"softmax\""), ST_UNSUPPORTED, "scoring_func: 'softmax'");

@@ -47,6 +47,7 @@ const struct kern_backend kern_ref = {
     .rope_table = ref_rope_table,
     .rope = ref_rope,
     .gate = ref_gate,
+    .row_gate = ref_row_gate,
     .sum = ref_sum,
     .topk = ref_topk,
     .sample = ref_sample,

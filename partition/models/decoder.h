@@ -20,6 +20,7 @@ struct expert_names {
     const char *experts;            /* "mlp.experts": their modules are below it */
     const char *gate, *up, *down;   /* "gate_proj" */
     const char *shared;             /* "mlp.shared_experts", spelled like one of the others; NULL: the family has none */
+    struct names shared_gate;       /* one number for each token, by which it is multiplied; none */
     bool interleaved;               /* a tensor for gate and up: row by row */
     bool input_first;               /* plain numbers of all experts: [E, in, out] */
 };
@@ -35,7 +36,7 @@ struct decoder {
     /* values, made by decoder_begin; of a kind of layer that the model does not have they are nothing */
     int x, h, rope, q, k, v, a, attention_part, gate, up, y, ffn_part, picked, normed, logits, samples, scores;
     int squares, router, routes, expert_gate, expert_up, expert_y, expert_part, expert_bias;
-    int shared_gate, shared_up, shared_y, shared_part; /* expert mode: of the shared expert, which is cut as in tensor mode */
+    int shared_gate, shared_up, shared_y, shared_part, shared_weight; /* of a shared expert that is not stacked with the others (part_model.n_stacked) */
     int32_t embedding; /* the weight */
     bool qkv_bias[3], o_bias, gate_up_bias[2], down_bias;
 };

@@ -2,7 +2,8 @@
  *
  * x += Σ over a token's experts of weight · down_e(gate(gate_e(h), up_e(h))). Tensor mode cuts every expert along its intermediate size: leaves as of any row-parallel product, each
  * the weighted sum of the experts' leaves; what their biases come to is added once, after the tree. Expert mode deals out whole experts: a leaf is a group of them, and a bias is added
- * with its expert. A shared expert stands behind the others, with weight 1; in expert mode it is cut like a dense layer, and its vectors travel with the groups'. */
+ * with its expert. In tensor mode a shared expert of the others' size stands behind them, with weight 1; else (expert mode, another size, a gate) it is cut like a dense layer, and its
+ * vectors travel with those of the experts, in the same exchange. */
 #include <stdio.h>
 #include <string.h>
 
@@ -90,8 +91,10 @@ static enum st add_one(struct part_model *m, int layer, const struct expert_name
 {
     const struct moe_config *moe = &m->config.moe;
     const struct part_axis hidden = part_axis_whole((uint64_t)m->config.hidden);
-    const bool owned = is_expert_mode(m) && expert < moe->n_experts;
-    const struct part_axis ffn = owned ? part_axis_whole((uint64_t)moe->ffn) : part_axis_cut(m->dim_expert_ffn, 1, 1, (uint64_t)moe->ffn);
+    const bool is_shared = expert == moe->n_experts, owned = is_expert_mode(m) && !is_shared;
+    const int dim = is_shared ? m->dim_shared_ffn : m->dim_expert_ffn;
+    const uint64_t size = (uint64_t)(is_shared ? moe->shared_ffn : moe->ffn);
+    const struct part_axis ffn = owned ? part_axis_whole(size) : part_axis_cut(dim, 1, 1, size);
     const struct part_axis rows = part == DOWN ? hidden : ffn, columns = bias ? part_axis_whole(1) : part == DOWN ? ffn : hidden;
     struct place p;
     if (!find_expert(m, layer, n, expert, part, bias, rows.size, &p))
@@ -105,14 +108,11 @@ static enum st add_one(struct part_model *m, int layer, const struct expert_name
     if (owned)
         w->owner_dim = m->dim_experts; /* which unit of it: see add_all */
     if (part == DOWN && !bias) {
-        w->leaf_dim = m->dim_expert_ffn;
-        w->leaves_apart = !is_expert_mode(m);
+        w->leaf_dim = dim;
+        w->leaves_apart = !is_expert_mode(m) && expert < m->n_stacked;
     }
     return ST_OK;
 }
-
-/* Matrices that one step of experts goes over. */
-static int n_stacked(const struct part_model *m) { return m->config.moe.n_experts + (is_expert_mode(m) ? 0 : m->config.moe.n_shared); }
 
 /* Of experts that are tensors of their own: none behind the last that the configuration counts. */
 static enum st check_count(const struct part_model *m, int layer, const struct expert_names *n, struct err *e)
@@ -129,7 +129,7 @@ static enum st add_all(struct part_model *m, int layer, const struct expert_name
     const uint16_t *at = m->expert_map ? m->expert_map->at[layer] : NULL;
     if (m->expert_map && !at)
         return err_set(e, ST_INVALID, "the expert map has no experts in layer %d, where the model has %d", layer, m->config.moe.n_experts);
-    for (int i = 0; i < n_stacked(m); i++) {
+    for (int i = 0; i < m->n_stacked; i++) {
         int32_t index;
         const enum st st = add_one(m, layer, n, at ? at[i] : i, part, bias, &index, e);
         if (st)
@@ -167,11 +167,16 @@ void decoder_begin_experts(struct part_model *m, struct decoder *d)
         super_block |= find_expert(m, layer, d->experts, 0, DOWN, false, hidden, &p) && !p.tensor->unsupported && kern_format(p.tensor->format)->super_block;
     }
     order_columns((uint64_t)moe->ffn, super_block, &leaves);
-    m->dim_expert_ffn = part_add_dim(m, "expert ffn", &leaves);
+    m->dim_expert_ffn = m->dim_shared_ffn = part_add_dim(m, "expert ffn", &leaves);
     if (m->moe == PART_MOE_EXPERT) {
         order_experts((uint32_t)moe->n_experts, &leaves);
         m->dim_experts = part_add_dim(m, "experts", &leaves);
     }
+    if (moe->shared_ffn && moe->shared_ffn != moe->ffn) {
+        order_columns((uint64_t)moe->shared_ffn, super_block, &leaves);
+        m->dim_shared_ffn = part_add_dim(m, "shared ffn", &leaves);
+    }
+    m->n_stacked = moe->n_experts + (!is_expert_mode(m) && moe->shared_ffn == moe->ffn && !d->experts->shared_gate.hub);
     const struct part_axis ffn = is_expert_mode(m) ? part_axis_whole((uint64_t)moe->ffn) : part_axis_cut(m->dim_expert_ffn, 1, 1, (uint64_t)moe->ffn);
     d->router = part_add_value(m, "router", PART_TOKENS, part_axis_whole((uint64_t)moe->n_experts));
     d->routes = part_add_value(m, "routes", PART_TOKENS, part_axis_whole((uint64_t)moe->top_k));
@@ -180,13 +185,15 @@ void decoder_begin_experts(struct part_model *m, struct decoder *d)
     d->expert_up = part_add_value(m, "expert up", PART_SLOTS, ffn);
     d->expert_y = part_add_value(m, "expert y", PART_SLOTS, ffn);
     d->expert_part = part_add_partial(m, "experts", hidden, is_expert_mode(m) ? m->dim_experts : m->dim_expert_ffn);
-    d->shared_gate = d->shared_up = d->shared_y = d->shared_part = PART_NONE;
-    if (is_expert_mode(m) && moe->n_shared) {
-        const struct part_axis cut = part_axis_cut(m->dim_expert_ffn, 1, 1, (uint64_t)moe->ffn);
+    d->shared_gate = d->shared_up = d->shared_y = d->shared_part = d->shared_weight = PART_NONE;
+    if (moe->shared_ffn && m->n_stacked == moe->n_experts) {
+        const struct part_axis cut = part_axis_cut(m->dim_shared_ffn, 1, 1, (uint64_t)moe->shared_ffn);
         d->shared_gate = part_add_value(m, "shared gate", PART_TOKENS, cut);
         d->shared_up = part_add_value(m, "shared up", PART_TOKENS, cut);
         d->shared_y = part_add_value(m, "shared y", PART_TOKENS, cut);
-        d->shared_part = part_add_partial(m, "shared", hidden, m->dim_expert_ffn);
+        d->shared_part = part_add_partial(m, "shared", hidden, m->dim_shared_ffn);
+        if (d->experts->shared_gate.hub)
+            d->shared_weight = part_add_value(m, "shared weight", PART_TOKENS, part_axis_whole(1));
         m->values[d->shared_part].follows = d->expert_part;
     }
     d->expert_bias = has_bias(m, d->experts, DOWN) && !is_expert_mode(m) ? part_add_value(m, "expert bias", PART_TOKENS, part_axis_whole(hidden)) : PART_NONE;
@@ -210,7 +217,7 @@ static enum st add_router(struct part_model *m, int layer, const struct decoder 
     route->in[0] = (int16_t)d->router;
     route->out[0] = (int16_t)d->routes;
     route->n_experts = (uint32_t)m->config.moe.n_experts;
-    route->expert_end = (uint32_t)n_stacked(m);
+    route->expert_end = (uint32_t)m->n_stacked;
     char full[128];
     const bool gguf = ck_kind_of(m->ck) == CK_GGUF;
     if (!(gguf ? n->correction.gguf : n->correction.hub))
@@ -227,7 +234,7 @@ static struct part_step *add_expert_step(struct part_model *m, enum part_op op, 
     struct part_step *s = part_add_step(m, &m->main, op, layer);
     s->in[0] = (int16_t)in;
     s->in[1] = (int16_t)routes;
-    s->n_experts = s->expert_end = (uint32_t)n_stacked(m);
+    s->n_experts = s->expert_end = (uint32_t)m->n_stacked;
     return s;
 }
 
@@ -240,7 +247,22 @@ static struct part_step *add_sum(struct part_model *m, int layer, const struct d
     return sum;
 }
 
-/* Expert mode: the shared expert's products, up to its partial sums. */
+static enum st add_shared_gate(struct part_model *m, int layer, const struct decoder *d, struct err *e)
+{
+    struct part_step *linear = part_add_step(m, &m->main, PART_LINEAR, layer);
+    linear->in[0] = (int16_t)d->h;
+    linear->out[0] = (int16_t)d->shared_weight;
+    const enum st st = decoder_add(m, PART_MATRIX, layer, d->experts->shared_gate, "weight", part_axis_whole(1), part_axis_whole((uint64_t)m->config.hidden), &linear->weight[0], e);
+    if (st)
+        return st;
+    m->weights[linear->weight[0]].exact = true;
+    struct part_step *scale = part_add_step(m, &m->main, PART_ROW_GATE, layer);
+    scale->in[0] = scale->out[0] = (int16_t)d->shared_y;
+    scale->in[1] = (int16_t)d->shared_weight;
+    return ST_OK;
+}
+
+/* The products of a shared expert by itself, up to its partial sums. */
 static enum st add_shared(struct part_model *m, int layer, const struct decoder *d, struct err *e)
 {
     const int shared = m->config.moe.n_experts;
@@ -256,6 +278,8 @@ static enum st add_shared(struct part_model *m, int layer, const struct decoder 
     gate->in[0] = (int16_t)d->shared_gate;
     gate->in[1] = (int16_t)d->shared_up;
     gate->out[0] = (int16_t)d->shared_y;
+    if (!st && d->shared_weight != PART_NONE)
+        st = add_shared_gate(m, layer, d, e);
     struct part_step *out = part_add_step(m, &m->main, PART_LINEAR, layer);
     out->in[0] = (int16_t)d->shared_y;
     out->out[0] = (int16_t)d->shared_part;

@@ -61,6 +61,11 @@ CASES = {
                             theta=1000000.0, share=0.5, hub=True),
     "glm4_moe-plain": dict(family="Glm4Moe", config=dict(BASE, num_hidden_layers=2, first_k_dense_replace=1, n_routed_experts=5, num_experts_per_tok=3, moe_intermediate_size=52, n_group=1,
                                                          topk_group=1, n_shared_experts=1, routed_scaling_factor=1.0, use_qk_norm=False, num_mtp_layers=0), theta=10000.0, share=0.5),
+    # a shared expert of another size with a gate; and two that are one of twice the size, without
+    "qwen2_moe-gate": dict(family="Qwen2Moe", config=dict({k: v for k, v in BASE.items() if k != "head_dim"}, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=40,
+                                                          shared_expert_intermediate_size=104, mlp_only_layers=[1], num_hidden_layers=3), theta=1000000.0, hub=True),
+    "glm4_moe-shared2": dict(family="Glm4Moe", config=dict(BASE, num_hidden_layers=1, first_k_dense_replace=0, n_routed_experts=5, num_experts_per_tok=2, moe_intermediate_size=44, n_group=1,
+                                                           topk_group=1, n_shared_experts=2, use_qk_norm=True, num_mtp_layers=0), theta=10000.0, share=0.5, hub=True),
     "minimax_m2-kv3": dict(family="MiniMaxM2", config=dict(BASE, num_local_experts=7, num_experts_per_tok=3, intermediate_size=44), theta=5000000.0, share=0.5, hub=True),
     # leaves that cut the groups of one KV head
     "minimax_m2-kv1": dict(family="MiniMaxM2", config=dict(BASE, num_hidden_layers=1, num_attention_heads=10, num_key_value_heads=1, num_local_experts=5, num_experts_per_tok=2,
@@ -151,7 +156,7 @@ def spell_as_hub(path):
         d["rotary_dim"] = int(d.pop("partial_rotary_factor") * d["head_dim"])
     d["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     d["torch_dtype"] = d.pop("dtype")
-    if d["model_type"] == "qwen3_moe" and "num_local_experts" in d:
+    if d["model_type"] in ("qwen2_moe", "qwen3_moe") and "num_local_experts" in d:
         d["num_experts"] = d.pop("num_local_experts")
     with open(path, "w") as f:
         json.dump(d, f, indent=2, sort_keys=True)
