@@ -187,7 +187,9 @@ static enum st check_layers(const struct config_reader *r) {
                     (unsigned long long)gate_rows);
         c->ffn = (int)gate_rows;
     }
-    if (layer_tensor(r, c->n_layers, NORM))
+    if (r->n_more_layers && layer_tensor(r, c->n_layers, NORM))
+        LOG_INFORM("part", "%s: layer %d on, for several tokens at once, is not used", r->where, c->n_layers);
+    if (layer_tensor(r, c->n_layers + r->n_more_layers, NORM))
         LOG_WARNING("part", "%s: %d layers are named, but the files hold more; the first %d are used", r->where, c->n_layers, c->n_layers);
 
     static const struct names Q_BIAS = {"self_attn.q_proj.bias", "attn_q.bias"}, K_BIAS = {"self_attn.k_proj.bias", "attn_k.bias"},

@@ -15,6 +15,7 @@ struct config_reader {
     const json_t *root;       /* hub: config.json, or the part of it that describes the text model */
     const char *architecture; /* GGUF: the keys' prefix */
     bool tie_flag, tie_flagged;
+    int n_more_layers; /* behind the last: for several tokens at once, which nobody here uses */
 };
 
 struct config_family {

@@ -302,6 +302,7 @@ static enum st glm4_moe_hub(struct config_reader *r) {
     m->router = CONFIG_ROUTER_SIGMOID;
     m->renormalise = true;
     int n_shared = 1;
+    if (st == ST_OK) st = base_json_optional(hub_int(r, "num_nextn_predict_layers", 0, MAX_LAYERS, &r->n_more_layers));
     if (st != ST_OK || (st = base_json_optional(hub_int(r, "n_shared_experts", 0, CONFIG_MAX_TOP_K, &n_shared))) != ST_OK) return st;
     st = experts_hub(r, (const char *const[]){"n_routed_experts", "num_local_experts"}, "num_experts_per_tok", "moe_intermediate_size");
     if (st == ST_OK && (int64_t)n_shared * m->ffn > CONFIG_MAX_SIZE)

@@ -252,6 +252,15 @@ static void experts(void **state) {
     assert_true(c.moe.n_experts == 8 && c.moe.top_k == 2 && c.moe.ffn == FFN && c.moe.renormalise);
 }
 
+static void a_layer_for_more_tokens(void **state) {
+    (void)state;
+    model(false);
+    add_layer(false, LAYERS, "input_layernorm.weight", "attn_norm.weight", HIDDEN, 0);
+#define GLM ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"moe_intermediate_size\":12"
+    TELLS_ONLY(OF("glm4_moe", GLM ",\"num_nextn_predict_layers\":1"), "layer 2 on, for several tokens at once, is not used");
+    TELLS_ONLY(OF("glm4_moe", GLM), "2 layers are named, but the files hold more");
+}
+
 static void windows(void **state) {
     (void)state;
     model(false);
@@ -659,6 +668,7 @@ int main(void) {
         cmocka_unit_test(rope_plain_and_linear),
         cmocka_unit_test(experts),
         cmocka_unit_test(windows),
+        cmocka_unit_test(a_layer_for_more_tokens),
         cmocka_unit_test(yarn),
         cmocka_unit_test(rope_refused),
         cmocka_unit_test(the_head),
