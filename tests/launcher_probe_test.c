@@ -485,7 +485,7 @@ static void foreign_lists_are_checked(void **state)
 
 static struct launch_reach_options reach_options(const uint8_t *own_key)
 {
-    struct launch_reach_options o = {.from_name = "spark1", .to_name = "spark2", .patience_ns = 8 * BASE_NS_PER_S}; /* a busy machine must not be taken for a deaf one */
+    struct launch_reach_options o = {.from_name = "spark1", .to_name = "spark2", .patience_ns = 3 * BASE_NS_PER_S}; /* a busy machine must not be taken for a deaf one */
     memcpy(o.key, own_key, sizeof o.key);
     return o;
 }
