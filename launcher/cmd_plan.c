@@ -115,6 +115,18 @@ static bool would_fit(struct adviser *a, const struct part_model *whole, const s
     return fits;
 }
 
+/* Planning costs a second for a model of tens of thousands of matrices: what cannot free as much as the fullest rank lacks is not planned for. */
+static uint64_t lacking(const struct launch_fit *f, struct part_budget *fullest)
+{
+    uint64_t most = 0;
+    for (int r = 0; r < f->machine->n_ranks; r++)
+        if (f->total_bytes[r] > most) {
+            most = f->total_bytes[r];
+            *fullest = f->plan->budget[r];
+        }
+    return most > f->machine->available_bytes ? most - f->machine->available_bytes : 0;
+}
+
 /* Settings of the same model on the same machine, one by one and then together. */
 static void try_settings(struct adviser *a, const struct part_model *whole)
 {
@@ -127,7 +139,10 @@ static void try_settings(struct adviser *a, const struct part_model *whole)
         would_fit(a, whole, &o, f->machine, what);
         o.context = a->v->shared.context;
     }
-    const bool other_cache = f->settings.kv_format != FMT_E4M3 && !f->settings.accurate, shorter = f->settings.chunk > 64;
+    struct part_budget full;
+    const uint64_t lack = lacking(f, &full), of_chunk = full.activations + full.scratch + full.comm;
+    const bool can_other_cache = f->settings.kv_format != FMT_E4M3 && !f->settings.accurate, can_shorter = f->settings.chunk > 64;
+    const bool other_cache = can_other_cache && lack <= full.kv, shorter = can_shorter && lack <= of_chunk, together = can_other_cache && can_shorter && lack <= full.kv + of_chunk;
     if (other_cache) {
         o.kv = LAUNCH_KV_FP8;
         would_fit(a, whole, &o, f->machine, "--kv fp8");
@@ -137,7 +152,7 @@ static void try_settings(struct adviser *a, const struct part_model *whole)
         o.chunk = 64;
         would_fit(a, whole, &o, f->machine, "--chunk 64");
     }
-    if (other_cache && shorter && !a->n) {
+    if (together && !a->n) {
         o.kv = LAUNCH_KV_FP8;
         would_fit(a, whole, &o, f->machine, "--kv fp8 --chunk 64");
     }
@@ -156,7 +171,8 @@ static bool would_fit_smaller(struct adviser *a, const struct checkpoint *ck, co
 /* What a publisher left in plain numbers: one of the two, then both. */
 static void try_smaller(struct adviser *a, const struct checkpoint *ck)
 {
-    if (a->from.smaller.head_fp8 || a->from.smaller.embedding)
+    struct part_budget full;
+    if (a->from.smaller.head_fp8 || a->from.smaller.embedding || lacking(a->f, &full) > full.head + full.embedding)
         return;
     struct origin head = a->from, embedding = a->from, both = a->from;
     head.smaller.head_fp8 = both.smaller.head_fp8 = true;
@@ -190,7 +206,12 @@ static void try_boxes(struct adviser *a, const struct part_model *whole)
 {
     struct launch_fit_machine m = *a->f->machine;
     const int per_box = m.n_ranks / m.n_boxes;
-    for (int n = m.n_boxes + 1; n <= MAX_MORE_BOXES && n * per_box <= ORDER_MAX_RANKS && !a->v->shared.split; n++) {
+    uint64_t matrices = 0; /* without what ranks may hold twice: so many bytes there are at least */
+    for (int r = 0; r < m.n_ranks; r++)
+        matrices += a->f->plan->budget[r].weights;
+    matrices -= matrices / 8;
+    const int least = (int)(matrices / m.available_bytes / (uint64_t)per_box);
+    for (int n = m.n_boxes + 1 > least ? m.n_boxes + 1 : least; n <= MAX_MORE_BOXES && n * per_box <= ORDER_MAX_RANKS && !a->v->shared.split; n++) {
         launch_fit_machine_resize(&m, n);
         char what[160];
         snprintf(what, sizeof what, "--on %s", m.on);
