@@ -81,7 +81,7 @@ static void recorded_ids(void **state)
         const size_t n = strlen(entry->d_name);
         if (n < 5 || strcmp(entry->d_name + n - 5, ".gguf") != 0)
             continue;
-        char file[4352];
+        char file[sizeof path + 264];
         snprintf(file, sizeof file, "%s/%s.inp", path, entry->d_name);
         if (access(file, R_OK) != 0)
             continue; /* no recorded ids */
