@@ -178,8 +178,8 @@ static const struct model mixed_models[] = {
     {"q4_k + q6_k, 16/8 heads of 16, ffn 768", {.hidden = 256, .heads = 16, .kv = 8, .head_dim = 16, .ffn = 768, .vocab = 67, .format = FMT_Q4_K, .mixed = true, .format_2 = FMT_Q6_K, .layers = 1}},
     {"q5_k, 8/2 heads of 32, ffn 3328", {.hidden = 256, .heads = 8, .kv = 2, .head_dim = 32, .ffn = 3328, .vocab = 67, .format = FMT_Q5_K, .layers = 1, .tied = true}},
 };
-#ifdef __SANITIZE_THREAD__
-enum { N_RANDOM = 2 }; /* thirty times slower */
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+enum { N_RANDOM = 2 }; /* three to thirty times slower */
 #else
 enum { N_RANDOM = 10 };
 #endif
