@@ -31,7 +31,7 @@ struct matmul_case {
         {FMT_Q5_1, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_Q4_K, KERN_ACT_INT8, columns, leaves, rows, tokens},                           \
         {FMT_Q5_K, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_Q6_K, KERN_ACT_INT8_16, columns, leaves, rows, tokens},                        \
         {FMT_MXFP4, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_NVFP4, KERN_ACT_INT8_16, columns, leaves, rows, tokens},                      \
-        {FMT_FP8, KERN_ACT_F32, columns, leaves, rows, tokens}, {FMT_INT4, KERN_ACT_INT8, columns, leaves, rows, tokens},                             \
+        {FMT_FP8, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_INT4, KERN_ACT_INT8, columns, leaves, rows, tokens},                             \
         {FMT_INT4_ZERO, KERN_ACT_INT8, columns, leaves, rows, tokens}, {FMT_INT8, KERN_ACT_INT8, columns, leaves, rows, tokens},                      \
         {FMT_INT8_ZERO, KERN_ACT_INT8, columns, leaves, rows, tokens}
 static const struct matmul_case decode_cases[] = {
@@ -40,7 +40,7 @@ static const struct matmul_case decode_cases[] = {
     {FMT_Q4_1, KERN_ACT_INT8, 4096, 12, 0, 4}, {FMT_Q8_0, KERN_ACT_INT8, 4096, 12, 0, 4}, {FMT_Q4_K, KERN_ACT_INT8, 4096, 12, 0, 4},
     {FMT_Q4_1, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_Q8_0, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_Q4_K, KERN_ACT_F32, 4096, 12, 0, 1},
     {FMT_Q6_K, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_INT4, KERN_ACT_F32, 4096, 12, 0, 1},  {FMT_INT8, KERN_ACT_F32, 4096, 12, 0, 1},
-    {FMT_FP8, KERN_ACT_F32, 4096, 12, 0, 4},   {FMT_F16, KERN_ACT_F32, 4096, 12, 0, 1},   {FMT_BF16, KERN_ACT_F32, 4096, 12, 0, 1},
+    {FMT_FP8, KERN_ACT_F32, 4096, 12, 0, 1}, {FMT_FP8, KERN_ACT_INT8, 4096, 12, 0, 4},   {FMT_F16, KERN_ACT_F32, 4096, 12, 0, 1},   {FMT_BF16, KERN_ACT_F32, 4096, 12, 0, 1},
     {FMT_F32, KERN_ACT_F32, 4096, 12, 0, 1},
 };
 static const struct matmul_case prefill_cases[] = {

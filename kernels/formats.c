@@ -217,6 +217,25 @@ static float half_e8m0(unsigned e) { return from_bits(e < 2 ? 0x00200000u << e :
 /* Half of an E4M3 without sign, by the same way. The `gguf` package's: 0x7f is 0, 0xff is 480. */
 static float half_ue4m3(unsigned x) { return x == 0x7f ? 0 : kern_f16_to_f32((uint16_t)((x & 0x7f) << 7)) * 128; }
 
+/* An E4M3 without its sign as a multiple of 2^−9, up to 15 · 2^14. */
+static int e4m3_fixed(uint8_t code) {
+    const int e = code >> 3 & 15, m = code & 7;
+    return e ? (8 | m) << (e - 1) : m;
+}
+
+uint8_t kern_e4m3_to_int8(const uint8_t codes[32], int8_t q[32]) {
+    uint8_t largest = 0;
+    for (int i = 0; i < 32; i++)
+        largest = (codes[i] & 0x7f) > largest ? codes[i] & 0x7f : largest;
+    /* The quotient of two numbers of four digits times 127 is no nearer to a half, unless it is one, than F32 can tell. */
+    const float divisor = largest ? (float)e4m3_fixed(largest) : 1;
+    for (int i = 0; i < 32; i++) {
+        const float nearest = (float)(127 * e4m3_fixed(codes[i])) / divisor + 0x1.8p23f - 0x1.8p23f; /* to nearest even, the default mode */
+        q[i] = (int8_t)(codes[i] & 0x80 ? -nearest : nearest);
+    }
+    return largest;
+}
+
 void kern_format_group(enum format f, const void *block, uint32_t i_group, struct format_group *g) {
     const unsigned char *p = block;
     int sc, mn;
@@ -289,10 +308,14 @@ void kern_format_group(enum format f, const void *block, uint32_t i_group, struc
         g->m = f == FMT_INT8_ZERO ? load_f32(p + 4) : 0;
         memcpy(g->q, p + (f == FMT_INT8_ZERO ? 8 : 4), 32);
         return;
+    case FMT_FP8:
+        g->d[0] = 256 * load_f32(p) / 127 * (kern_e4m3_to_f32(kern_e4m3_to_int8(p + 4, g->q)) / 256);
+        g->d[1] = g->d[0];
+        g->m = 0;
+        return;
     case FMT_F32:
     case FMT_F16:
     case FMT_BF16:
-    case FMT_FP8:
     case FMT_E4M3:
     case FMT_COUNT:
         break;

@@ -45,7 +45,7 @@ struct format_info {
     int gguf_type;             /* ggml type number, −1: does not occur in GGUF */
     const char *safetensors;   /* dtype name in a safetensors header, NULL: does not occur */
     uint32_t super_block;      /* 256 for K-quants (leaf units of DESIGN's order of sums), else 0 */
-    bool quantised;            /* whole numbers times a scale; false: plain numbers, and FP8 */
+    bool quantised;            /* whole numbers times a scale; false: plain numbers, and FP8, which is kept as either */
     uint32_t scale_columns;    /* quantised: columns that share a scale, 16 or 32 */
     bool has_minimum;          /* quantised: value = d·q + m, not d·q */
 };
@@ -69,6 +69,10 @@ struct format_group {
     float d[2], m;
 };
 void kern_format_group(enum format f, const void *block, uint32_t i_group, struct format_group *g);
+
+/* 32 codes in E4M3, none of them NaN, as whole numbers that int8 activations can meet: q = the code's value · 127 / the largest, to nearest even; a code's value is then about
+ * q · (largest / 127). Returns the largest code's size. kern_format_group() gives FP8 so, with d = ((256·d) / 127) · (largest / 256). */
+uint8_t kern_e4m3_to_int8(const uint8_t codes[32], int8_t q[32]);
 
 /* Conversions of single numbers, IEEE round to nearest even; exact both ways for values that fit. */
 float kern_f16_to_f32(uint16_t h);

@@ -76,7 +76,9 @@ enum st kern_select(const char *name, const struct kern_backend **backend, struc
 
 enum kern_activation kern_activation_for(enum format format, bool accurate) {
     const struct format_info *info = kern_format(format);
-    return !info->quantised || accurate ? KERN_ACT_F32 : info->scale_columns == 16 ? KERN_ACT_INT8_16 : KERN_ACT_INT8;
+    if (accurate || (!info->quantised && format != FMT_FP8))
+        return KERN_ACT_F32;
+    return info->scale_columns == 16 ? KERN_ACT_INT8_16 : KERN_ACT_INT8;
 }
 
 /* ---- shared by all ------------------------------------------------------------------------------------------------------------------------------- */

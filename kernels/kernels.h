@@ -425,7 +425,7 @@ const struct kern_backend *const *kern_backends(void);
 /* name NULL: the best that probes (TANDEM_KERNELS=cpu/avx2 in the environment forces one). "cpu" or "cpu/avx2" or "ref". ST_NOT_FOUND lists the known ones. */
 enum st kern_select(const char *name, const struct kern_backend **backend, struct err *e);
 
-/* The activation that a setting means for a format: auto is int8, in blocks as wide as its scales, for quantised formats, F32 for plain ones. */
+/* The activation that a setting means for a format: auto is int8, in blocks as wide as its scales, for quantised formats and FP8, F32 for plain ones. */
 enum kern_activation kern_activation_for(enum format format, bool accurate);
 
 #endif

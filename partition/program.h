@@ -77,7 +77,7 @@ struct part_weight {
     struct part_axis row_axis, column_axis;
     int leaf_dim;        /* the dimension whose leaves the product's sums are taken over; PART_WHOLE: one leaf. As column_axis's where ranks cut the columns */
     bool leaves_apart;   /* the leaves' sums are not added by the product itself: an expert's, which are weighted first */
-    bool exact;          /* activations are never quantised for it: a router's */
+    bool exact;          /* never packed for quantised activations: a router's, an embedding's */
     int owner_dim;       /* expert mode: the rank that has unit owner_unit of this dimension holds the weight, the others nothing of it. PART_WHOLE: no such owner */
     uint64_t owner_unit;
 

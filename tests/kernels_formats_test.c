@@ -215,9 +215,28 @@ static void blocks_by_gguf(void **state) {
     }
 }
 
+/* Every code beside every larger one, in whole numbers. */
+static void e4m3_as_int8(void **state) {
+    (void)state;
+    for (int largest = 0; largest < 0x7f; largest++)
+        for (int code = 0; code <= largest; code++) {
+            uint8_t codes[32] = {(uint8_t)largest, (uint8_t)code, (uint8_t)(code | 0x80)};
+            int8_t q[32];
+            assert_int_equal(kern_e4m3_to_int8(codes, q), largest);
+            const int64_t a = (int64_t)(kern_e4m3_to_f32((uint8_t)largest) * 512), v = (int64_t)(kern_e4m3_to_f32((uint8_t)code) * 512);
+            int64_t want = a ? 127 * v / a : 0;
+            const int64_t rest = a ? 127 * v % a : 0;
+            want += 2 * rest > a || (2 * rest == a && want % 2 && a);
+            assert_int_equal(q[0], largest ? 127 : 0);
+            assert_int_equal(q[1], want);
+            assert_int_equal(q[2], -want);
+            assert_int_equal(q[3], 0);
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(table),        cmocka_unit_test(names),          cmocka_unit_test(halves),
+        cmocka_unit_test(e4m3_as_int8), cmocka_unit_test(table),        cmocka_unit_test(names),          cmocka_unit_test(halves),
         cmocka_unit_test(brain_floats), cmocka_unit_test(blocks_by_hand), cmocka_unit_test(blocks_by_gguf),
         cmocka_unit_test(e4m3_by_torch), cmocka_unit_test(joined_blocks_by_hand),
     };

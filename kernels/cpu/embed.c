@@ -4,7 +4,7 @@
 #include "kernels/cpu/matmul_priv.h"
 
 /* n places of one row, from `place` on. */
-static void dequantise(enum format format, const uint8_t *tile, const uint8_t *head, uint32_t lane, uint32_t place, uint32_t n, float *w) {
+static void dequantise(enum format format, bool as_int8, const uint8_t *tile, const uint8_t *head, uint32_t lane, uint32_t place, uint32_t n, float *w) {
     size_t at = (size_t)place * KERN_TILE_ROWS + lane;
     for (uint32_t i = 0; i < n; i++, at += KERN_TILE_ROWS) {
         uint16_t brain;
@@ -15,7 +15,11 @@ static void dequantise(enum format format, const uint8_t *tile, const uint8_t *h
             memcpy(&brain, tile + at * 2, 2);
             w[i] = kern_bf16_to_f32(brain);
             break;
-        case FMT_FP8: w[i] = cpu_scale_at(format, tile, head, lane, 0) * cpu_e4m3_at(tile + at); break;
+        case FMT_FP8:
+            if (!as_int8) {
+                w[i] = cpu_float_at(head + 4 * lane) * cpu_e4m3_at(tile + at);
+                break;
+            } // fall through
         default:
             w[i] = cpu_scale_at(format, tile, head, lane, (place + i) / 16) * (float)cpu_q_at(format, tile, lane, place + i);
             if (cpu_has_min(format)) w[i] += cpu_min_at(format, tile, head, lane);
@@ -43,7 +47,7 @@ void cpu_embed(struct kern_queue q, const struct kern_embed *args) {
         const uint8_t *row_tile = (const uint8_t *)table->data + (size_t)row / KERN_TILE_ROWS * row_tile_bytes;
         size_t first = s; /* of those with the same head, which lies before its tile */
         while (first > 0 && cpu_head_of(c, (uint32_t)first - 1, head_log2) == cpu_head_of(c, (uint32_t)s, head_log2)) first--;
-        dequantise(table->format, row_tile + cpu_tile_at(table->format, table, (uint32_t)s),
+        dequantise(table->format, table->activation != KERN_ACT_F32, row_tile + cpu_tile_at(table->format, table, (uint32_t)s),
                    row_tile + cpu_tile_at(table->format, table, (uint32_t)first) - cpu_head_bytes(table->format),
                    (uint32_t)row % KERN_TILE_ROWS, (uint32_t)((c->begin + c->segment_begin[s]) % KERN_SEGMENT), n, y);
         for (uint32_t j = 0; j < n; j++) y[j] = y[j] * table->scale * args->scale;

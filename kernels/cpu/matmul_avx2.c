@@ -54,9 +54,13 @@ INLINE __m256i codes_of(const enum format f, const uint8_t *w, int i, const unsi
     return _mm256_or_si256(u, _mm256_and_si256(high, _mm256_set1_epi8(cpu_high_bits(f) == 1 ? 0x10 : 0x30)));
 }
 
+/* E4M3 without sign ÷ 256: as F16 of the same digits, no subnormal F32, which would be slow. */
+INLINE __m256 load_e4m3(const uint8_t *p) { return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(load_64(p)), 7)); }
+
 /* dw of 8 rows. */
 INLINE __m256 scale_of(const enum format f, const uint8_t *w, const uint8_t *head, int i, const int half) {
     const uint8_t *at = w + cpu_codes_bytes(f);
+    if (f == FMT_FP8) return _mm256_mul_ps(load_floats(head + 32 * i), load_e4m3(at + 8 * i));
     if (cpu_is_joined(f)) return load_floats(head + 32 * i);
     switch (f) {
     case FMT_Q4_K:
@@ -67,8 +71,7 @@ INLINE __m256 scale_of(const enum format f, const uint8_t *w, const uint8_t *hea
         __m256i tiny = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
         return _mm256_castsi256_ps(_mm256_blendv_epi8(bits, _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e), tiny));
     }
-    case FMT_NVFP4: /* as an F16 of the same digits: no subnormal F32, which would be slow */
-        return _mm256_mul_ps(_mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(load_64(at + 16 * half + 8 * i)), 7)), _mm256_set1_ps(128));
+    case FMT_NVFP4: return _mm256_mul_ps(load_e4m3(at + 16 * half + 8 * i), _mm256_set1_ps(128));
     default: return load_halves(at + 16 * i);
     }
 }
@@ -197,7 +200,7 @@ INLINE void plain_f32(const enum format f, const __m256 *d, const int nt, const 
 /* E4M3 becomes F16 of the same digits in the first-level cache, since conversion from there takes one operation, out of registers two. */
 INLINE void fp8_to_halves(const int nr, const uint8_t *w, const uint8_t *head, size_t stride, uint8_t (*halves)[32 * ROWS * 2], __m256 *d) {
     for (int r = 0; r < nr; r++) {
-        for (int i = 0; i < 2; i++) d[2 * r + i] = scale_of(FMT_FP8, w, head + (size_t)r * stride, i, 0);
+        for (int i = 0; i < 2; i++) d[2 * r + i] = load_floats(head + (size_t)r * stride + 32 * i);
         for (size_t at = 0; at < sizeof halves[0]; at += 32) {
             const __m256i words = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(w + (size_t)r * stride + at / 2)));
             _mm256_store_si256((__m256i *)(void *)(halves[r] + at), _mm256_and_si256(_mm256_slli_epi16(words, 7), _mm256_set1_epi16((short)0xbf80)));
@@ -359,7 +362,7 @@ MANY(many_by_16, MANY_INT8, 2, 2, false)
 MANY(many_bytes, MANY_INT8, 0, 1, false)
 MANY(many_numbers, MANY_F32, 0, 1, false)
 
-#define QUANTISED(format)                                                                                                                              \
+#define INT8(format)                                                                                                                                   \
     static void codes_##format(const uint8_t *w, const uint8_t *head, struct decoded *to) {                                                            \
         prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                     \
         for (int i = 0; i < 2; i++) {                                                                                                                  \
@@ -380,7 +383,10 @@ MANY(many_numbers, MANY_F32, 0, 1, false)
             one_##format(a);                                                                                                                           \
         else                                                                                                                                           \
             many[a->n_tokens](a, &codec);                                                                                                              \
-    }                                                                                                                                                  \
+    }
+CPU_INT8(INT8)
+
+#define NUMBERS(format)                                                                                                                                \
     static void weights_##format(const uint8_t *w, const uint8_t *head, float *to) {                                                                   \
         prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                     \
         weights_of(FMT_##format, w, head, to);                                                                                                         \
@@ -389,7 +395,7 @@ MANY(many_numbers, MANY_F32, 0, 1, false)
         const struct codec codec = {FMT_##format, 0, false, NULL, weights_##format};                                                                   \
         many_numbers[a->n_tokens](a, &codec);                                                                                                          \
     }
-CPU_QUANTISED(QUANTISED)
+CPU_QUANTISED(NUMBERS)
 
 #define PLAIN_N(format, nt, nr, nh)                                                                                                                    \
     static __attribute__((noinline)) void f32_##format##_##nt(const struct cpu_rows *a) {                                                              \
@@ -454,7 +460,7 @@ static struct cpu_scale quantise(const float *x, size_t n, int8_t *q) {
 }
 
 const struct cpu_matmul cpu_matmul_avx2 = {
-    .int8 = {CPU_QUANTISED(CPU_INT8_ENTRY)},
+    .int8 = {CPU_INT8(CPU_INT8_ENTRY)},
     .f32 = {CPU_QUANTISED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
     .quantise = quantise,
     .fold = cpu_fold_avx2,

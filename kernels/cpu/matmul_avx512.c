@@ -55,9 +55,13 @@ INLINE __m512i codes_of(const enum format f, const uint8_t *w, const unsigned qu
     return _mm512_ternarylogic_epi32(u, high, _mm512_set1_epi8(cpu_high_bits(f) == 1 ? 0x10 : 0x30), 0xf8); /* u | (high & mask) */
 }
 
+/* E4M3 without sign ÷ 256: as F16 of the same digits, no subnormal F32, which would be slow. */
+INLINE __m512 load_e4m3(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(load_128(p)), 7)); }
+
 /* dw of 16 rows. */
 INLINE __m512 scale_of(const enum format f, const uint8_t *w, const uint8_t *head, const int half) {
     const uint8_t *at = w + cpu_codes_bytes(f);
+    if (f == FMT_FP8) return _mm512_mul_ps(_mm512_loadu_ps(head), load_e4m3(at));
     if (cpu_is_joined(f)) return _mm512_loadu_ps(head);
     switch (f) {
     case FMT_Q4_K:
@@ -68,8 +72,7 @@ INLINE __m512 scale_of(const enum format f, const uint8_t *w, const uint8_t *hea
         __mmask16 tiny = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
         return _mm512_castsi512_ps(_mm512_mask_sllv_epi32(bits, tiny, _mm512_set1_epi32(0x00200000), e));
     }
-    case FMT_NVFP4: /* as an F16 of the same digits: no subnormal F32, which would be slow */
-        return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(load_128(at + 16 * half)), 7)), _mm512_set1_ps(128));
+    case FMT_NVFP4: return _mm512_mul_ps(load_e4m3(at + 16 * half), _mm512_set1_ps(128));
     default: return load_halves(at);
     }
 }
@@ -310,7 +313,7 @@ INLINE void fp8_f32(const int nt, const int nr, const uint8_t *w, const uint8_t 
     uint8_t halves[MAX_TILES][32 * ROWS * 2] __attribute__((aligned(64)));
     __m512 d[MAX_TILES];
     UNROLL for (int r = 0; r < nr; r++) {
-        d[r] = scale_of(FMT_FP8, w, head + (size_t)r * stride, 0);
+        d[r] = _mm512_loadu_ps(head + (size_t)r * stride);
         for (size_t at = 0; at < sizeof halves[0]; at += 64) {
             const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(w + (size_t)r * stride + at / 2)));
             _mm512_store_si512(halves[r] + at, _mm512_and_si512(_mm512_slli_epi16(words, 7), _mm512_set1_epi16((short)0xbf80)));
@@ -405,7 +408,7 @@ MANY(many_with_min, MANY_INT8_MIN)
 MANY(many_by_16, MANY_INT8_16)
 MANY(many_numbers, MANY_F32)
 
-#define QUANTISED(format)                                                                                                                             \
+#define INT8(format)                                                                                                                                  \
     static void codes_##format(const uint8_t *w, const uint8_t *head, struct decoded *to) {                                                           \
         prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                    \
         UNROLL for (unsigned quad = 0; quad < 8; quad++) _mm512_storeu_si512(to->codes + 64 * quad, codes_of(FMT_##format, w, quad));                 \
@@ -423,7 +426,10 @@ MANY(many_numbers, MANY_F32)
             eight_##format(a);                                                                                                                        \
         else                                                                                                                                          \
             many[a->n_tokens](a, &codec);                                                                                                             \
-    }                                                                                                                                                 \
+    }
+CPU_INT8(INT8)
+
+#define NUMBERS(format)                                                                                                                               \
     static void weights_##format(const uint8_t *w, const uint8_t *head, float *to) {                                                                  \
         prefetch(w, cpu_tile_bytes(FMT_##format));                                                                                                    \
         weights_of(FMT_##format, w, head, to);                                                                                                        \
@@ -436,7 +442,7 @@ MANY(many_numbers, MANY_F32)
         else                                                                                                                                          \
             many_numbers[a->n_tokens](a, &codec);                                                                                                     \
     }
-CPU_QUANTISED(QUANTISED)
+CPU_QUANTISED(NUMBERS)
 
 #define PLAIN_N(format, nt, nr) \
     static __attribute__((noinline)) void f32_##format##_##nt(const struct cpu_rows *a) { walk_rows(a, PLAIN_F32, FMT_##format, NULL, nt, nr); }
@@ -483,7 +489,7 @@ static struct cpu_scale quantise(const float *x, size_t n, int8_t *q) {
 }
 
 const struct cpu_matmul cpu_matmul_avx512 = {
-    .int8 = {CPU_QUANTISED(CPU_INT8_ENTRY)},
+    .int8 = {CPU_INT8(CPU_INT8_ENTRY)},
     .f32 = {CPU_QUANTISED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
     .quantise = quantise,
     .fold = cpu_fold_avx512,

@@ -75,7 +75,7 @@ INLINE void weights_f32(const enum format f, const uint8_t *tile, const uint8_t 
     }
     if (f == FMT_FP8) {
         for (uint32_t i = 0; i < 32; i++)
-            for (uint32_t r = 0; r < ROWS; r++) w[i][r] = cpu_scale_at(f, tile, head, r, 0) * cpu_e4m3_at(tile + (size_t)i * ROWS + r);
+            for (uint32_t r = 0; r < ROWS; r++) w[i][r] = cpu_float_at(head + 4 * r) * cpu_e4m3_at(tile + (size_t)i * ROWS + r);
         return;
     }
     struct decoded all;
@@ -147,7 +147,7 @@ INLINE void walk(const struct cpu_rows *a, const enum format f, const bool is_in
     static void int8_##format(const struct cpu_rows *a) { walk(a, FMT_##format, true); }
 #define ROWS_F32(format) \
     static void f32_##format(const struct cpu_rows *a) { walk(a, FMT_##format, false); }
-CPU_QUANTISED(ROWS_INT8)
+CPU_INT8(ROWS_INT8)
 CPU_QUANTISED(ROWS_F32)
 CPU_PLAIN(ROWS_F32)
 
@@ -181,7 +181,7 @@ static struct cpu_scale quantise(const float *x, size_t n, int8_t *q) {
 }
 
 const struct cpu_matmul cpu_matmul_portable = {
-    .int8 = {CPU_QUANTISED(CPU_INT8_ENTRY)},
+    .int8 = {CPU_INT8(CPU_INT8_ENTRY)},
     .f32 = {CPU_QUANTISED(CPU_F32_ENTRY) CPU_PLAIN(CPU_F32_ENTRY)},
     .quantise = quantise,
     .fold = cpu_fold_portable,

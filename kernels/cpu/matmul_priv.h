@@ -8,7 +8,7 @@
  *   nibbles   4 × 64 bytes: byte [q][row][b] = place 4q + b (low nibble) and place 16 + 4q + b (high nibble)
  *   5th bits  64 bytes: bit q of byte [row][b] = place 4q + b                                     (after the nibbles; Q5_0, Q5_1, Q5_K)
  *   5th, 6th  2 × 64 bytes: bits 2q, 2q + 1 of byte [h][row][b] = place 16h + 4q + b              (after the nibbles; Q6_K)
- *   bytes     8 × 64: byte [q][row][b] = place 4q + b                                             (Q8_0, INT8)
+ *   bytes     8 × 64: byte [q][row][b] = place 4q + b                                             (Q8_0, INT8, FP8)
  * What several tiles have in common stands in a head before the first of them here: of a K-quant's super-block of 256 columns, or of kern_matrix.scale_columns.
  * So a row tile is [head][tile]…[tile][head][tile]…, where the columns of a rank may begin and end inside a super-block. A matrix takes no more than the file
  * but for Q4_K and Q5_K (6-bit scales become bytes) and for F32 scales that the file has in fewer bytes or for more columns (÷ codes and an F16 scale for each
@@ -28,7 +28,8 @@
  *   INT4_ZERO   0    256                       F32 d, F32 m        256 + (128, 64, 32) 1.08   (÷ zero points of 4 bits, too)
  *   INT8      128    512                       F32 d               512 + (64, 32, 16)  1.02
  *   INT8_ZERO 128    512                       F32 d, F32 m        512 + (128, 64, 32) 1.04   (÷ zero points of 8 bits, too)
- *   FP8              512                       F32 256·d           512 + 16            1.03   [place][row] of E4M3; ÷ the codes alone
+ *   FP8         128  512    u8 E4M3           F32 256·d / 127     528 + (64, 32, 16)  1.06   int8 of the segment's largest, E4M3 without sign; ÷ the codes alone
+ *               with activations in F32:       F32 256·d                                     [place][row] of E4M3; nothing in the scales
  * Plain numbers: F16, BF16 1024 bytes, F32 2048: [place][row].
  *
  * Activations (scratch of matmul_prepare): tokens in groups of 8, the last group may be smaller; in a group of n tokens each segment is one record, and the
@@ -43,7 +44,7 @@
  *   int8_16: acc = fma(dot, dw·d, acc) for places 0–15, then for places 16–31, each with its own dw and d
  *   F32:     acc = fma(w, x, acc) place by place, w = dw·q or dw·q + m (two roundings where d is F32, else dw·q is exact), places without a column with q = 0
  *            and x = 0; FP8: w = (256·d)·(code / 256)
- * where dw is the F16 or F32 d, d·sc (exact), 2^(e−128) or half of the E4M3, and m the F16 or F32 m or −dmin·mn (exact); and after the leaf acc · the
+ * where dw is the F16 or F32 d, d·sc (exact), (256·d / 127)·(E4M3 / 256), 2^(e−128) or half of the E4M3, and m the F16 or F32 m or −dmin·mn (exact); and after the leaf acc · the
  * matrix's scale goes into the fold of struct kern_columns; with a bias, sum + bias. */
 #ifndef KERNELS_CPU_MATMUL_PRIV_H
 #define KERNELS_CPU_MATMUL_PRIV_H
@@ -67,7 +68,9 @@ static inline size_t cpu_token_bytes(enum kern_activation a) { return a == KERN_
 static inline int cpu_high_bits(enum format f) { return f == FMT_Q5_0 || f == FMT_Q5_1 || f == FMT_Q5_K ? 1 : f == FMT_Q6_K ? 2 : 0; }
 static inline bool cpu_is_e2m1(enum format f) { return f == FMT_MXFP4 || f == FMT_NVFP4; }
 static inline bool cpu_is_super(enum format f) { return f == FMT_Q4_K || f == FMT_Q5_K || f == FMT_Q6_K; }
-static inline bool cpu_is_int8(enum format f) { return f == FMT_Q8_0 || f == FMT_INT8 || f == FMT_INT8_ZERO; }
+static inline bool cpu_is_int8(enum format f) { /* FP8: where activations are */
+    return f == FMT_Q8_0 || f == FMT_INT8 || f == FMT_INT8_ZERO || f == FMT_FP8;
+}
 static inline bool cpu_is_joined(enum format f) { /* F32 d and m, once for scale_columns */
     return f == FMT_FP8 || f == FMT_INT4 || f == FMT_INT4_ZERO || f == FMT_INT8 || f == FMT_INT8_ZERO;
 }
@@ -82,7 +85,7 @@ static inline int cpu_bias_log2(enum format f) {
 }
 static inline int cpu_bias(enum format f) { return cpu_bias_log2(f) < 0 ? 0 : 1 << cpu_bias_log2(f); }
 /* Where the scales begin. */
-static inline size_t cpu_codes_bytes(enum format f) { return cpu_is_int8(f) || f == FMT_FP8 ? 512 : 256 + 64 * (size_t)cpu_high_bits(f); }
+static inline size_t cpu_codes_bytes(enum format f) { return cpu_is_int8(f) ? 512 : 256 + 64 * (size_t)cpu_high_bits(f); }
 static inline size_t cpu_head_bytes(enum format f) { return (cpu_is_super(f) ? 32 : cpu_is_joined(f) ? 64 : 0) * (cpu_has_min(f) ? 2 : 1); }
 /* log2 of the columns that a head is for. */
 static inline unsigned cpu_head_log2(enum format f, const struct kern_matrix *m) {
@@ -95,6 +98,7 @@ static inline size_t cpu_tile_bytes(enum format f) {
     case FMT_F16:
     case FMT_BF16: return 1024;
     case FMT_F32: return 2048;
+    case FMT_FP8:
     case FMT_MXFP4: return cpu_codes_bytes(f) + 16;
     case FMT_Q4_0:
     case FMT_Q5_0:
@@ -105,7 +109,6 @@ static inline size_t cpu_tile_bytes(enum format f) {
     case FMT_NVFP4: return cpu_codes_bytes(f) + 32;
     case FMT_Q4_1:
     case FMT_Q5_1: return cpu_codes_bytes(f) + 64;
-    case FMT_FP8:
     case FMT_INT4:
     case FMT_INT4_ZERO:
     case FMT_INT8:
@@ -165,6 +168,7 @@ static inline int cpu_q_at(enum format f, const uint8_t *tile, uint32_t lane, ui
 /* dw; half: of places 0–15 or 16–31, where they differ. */
 static inline float cpu_scale_at(enum format f, const uint8_t *tile, const uint8_t *head, uint32_t lane, int half) {
     const uint8_t *at = tile + cpu_codes_bytes(f);
+    if (f == FMT_FP8) return cpu_float_at(head + 4 * lane) * cpu_e4m3_at(at + lane);
     if (cpu_is_joined(f)) return cpu_float_at(head + 4 * lane);
     switch (f) {
     case FMT_Q4_K:
@@ -222,6 +226,7 @@ typedef void (*cpu_rows_fn)(const struct cpu_rows *rows);
 /* Lists for tables and instances: X(format) for each. */
 #define CPU_PLAIN(X) X(F16) X(BF16) X(F32) X(FP8)
 #define CPU_QUANTISED(X) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q4_K) X(Q5_K) X(Q6_K) X(MXFP4) X(NVFP4) X(INT4) X(INT4_ZERO) X(INT8) X(INT8_ZERO)
+#define CPU_INT8(X) CPU_QUANTISED(X) X(FP8)
 #define CPU_INT8_ENTRY(format) [FMT_##format] = int8_##format,
 #define CPU_F32_ENTRY(format) [FMT_##format] = f32_##format,
 

@@ -5,7 +5,7 @@
 #include "base/status.h"
 #include "kernels/cpu/matmul_priv.h"
 
-size_t cpu_matrix_bytes(const struct kern_matrix *m) { /* one layout serves all activations */
+size_t cpu_matrix_bytes(const struct kern_matrix *m) { /* but for FP8 one layout serves all activations */
     BASE_ASSERT(!cpu_is_joined(m->format) || m->scale_columns == 32 || m->scale_columns == 64 || m->scale_columns == 128);
     return (size_t)((m->n_rows + KERN_TILE_ROWS - 1) / KERN_TILE_ROWS) * cpu_row_tile_bytes(m->format, m);
 }
@@ -21,6 +21,16 @@ static void unpack_nibbles(const uint8_t *nibbles, const uint8_t *high, uint8_t 
 
 static void unpack_int8(const uint8_t *q, uint8_t codes[32]) {
     for (int k = 0; k < 32; k++) codes[k] = q[k] ^ 0x80;
+}
+
+/* Of n codes from `place` on. Returns the largest's size. */
+static uint8_t unpack_e4m3(const uint8_t *e4m3, uint32_t place, uint32_t n, uint8_t codes[32]) {
+    uint8_t own[KERN_SEGMENT] = {0};
+    int8_t q[KERN_SEGMENT];
+    memcpy(own + place, e4m3 + place, n);
+    const uint8_t largest = kern_e4m3_to_int8(own, q);
+    unpack_int8((const uint8_t *)q, codes);
+    return largest;
 }
 
 /* Codes of group i (32 columns) of a block of the file. */
@@ -108,13 +118,14 @@ static void put_scales(enum format f, uint8_t *tile, uint32_t lane, const uint8_
     }
 }
 
-static void put_head(enum format f, uint8_t *head, uint32_t lane, const uint8_t *block) {
+/* as_int8: FP8 of which there are whole numbers. */
+static void put_head(enum format f, bool as_int8, uint8_t *head, uint32_t lane, const uint8_t *block) {
     if (f == FMT_Q6_K) {
         memcpy(head + 2 * lane, block + 208, 2);
         return;
     }
     if (cpu_is_joined(f)) {
-        const float d = f == FMT_FP8 ? 256 * cpu_float_at(block) : cpu_float_at(block);
+        const float d = f != FMT_FP8 ? cpu_float_at(block) : as_int8 ? 256 * cpu_float_at(block) / 127 : 256 * cpu_float_at(block);
         memcpy(head + 4 * lane, &d, 4);
         if (cpu_has_min(f)) memcpy(head + 64 + 4 * lane, block + 4, 4);
         return;
@@ -140,13 +151,13 @@ static void pack_tile(const struct kern_pack *args, const uint8_t *src, uint32_t
     uint32_t n = c->segment_columns[s], place = (uint32_t)(column % KERN_SEGMENT);
     const uint8_t *block = src + (column - args->first_column) / info->block_columns * info->block_bytes;
     memset(tile, 0, cpu_tile_bytes(f));
-    if (!info->quantised) {
+    if (!info->quantised && !(f == FMT_FP8 && args->matrix->activation != KERN_ACT_F32)) {
         for (uint32_t lane = 0; lane < n_lanes; lane++, block += args->row_stride_bytes) {
             uint32_t at = place * KERN_TILE_ROWS + lane;
             if (f == FMT_F32) put_numbers(4, tile + 4 * at, block, n);
             else if (f == FMT_FP8) put_numbers(1, tile + at, block + 4 + place, n);
             else put_numbers(2, tile + 2 * at, block, n);
-            if (head) put_head(f, head, lane, block);
+            if (head) put_head(f, false, head, lane, block);
         }
         return;
     }
@@ -156,10 +167,11 @@ static void pack_tile(const struct kern_pack *args, const uint8_t *src, uint32_t
         memset(codes, zero, sizeof codes);
         if (lane < n_lanes) {
             uint8_t all[KERN_SEGMENT];
-            unpack(f, block, i_group, all);
+            if (f == FMT_FP8) tile[cpu_codes_bytes(f) + lane] = unpack_e4m3(block + 4, place, n, all);
+            else unpack(f, block, i_group, all);
             memcpy(codes + place, all + place, n);
             put_scales(f, tile, lane, block, i_group);
-            if (head) put_head(f, head, lane, block);
+            if (head) put_head(f, true, head, lane, block);
         }
         put_codes(f, tile, lane, codes);
     }

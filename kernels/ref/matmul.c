@@ -5,7 +5,7 @@
  *   F32:     acc = fma(w, x, acc), columns in order, w dequantised as the format says;
  *   int8:    acc = fma(dot, d_w·d_x, acc) with the exact integer dot; a format with a minimum then acc = fma(m, d_x·Σq, acc);
  *   int8_16: acc = fma(dot, d_w·d_x, acc) for the first half of the block of 32, then for the second, each with its own d_w and d_x;
- * d_w and m are struct format_group's (a K-quant's are products of two numbers of the file, exact in F32). A segment that is a part of a block of 32 counts for
+ * d_w and m are struct format_group's (a K-quant's are products of two numbers of the file, exact in F32; FP8 is whole numbers of a segment's largest where activations are int8). A segment that is a part of a block of 32 counts for
  * the whole block: columns that it lacks have q = 0 (FP8: w = d·0) and x = 0, so an infinite or undefined scale makes the sum NaN whether a column is missing or zero.
  * A leaf's sum times the matrix's scale goes into the fold that struct kern_columns states; a bias is added last. */
 #include <math.h>
@@ -57,7 +57,13 @@ static uint32_t place_of(const struct kern_columns *c, uint32_t s) { return (uin
 static void decode_group(const struct kern_matrix *m, uint64_t row, uint32_t s, struct format_group *g) {
     uint32_t offset, place = place_of(&m->columns, s);
     const unsigned char *p = locate(m, row, m->columns.segment_begin[s], &offset);
-    kern_format_group(m->format, p, offset / KERN_SEGMENT, g);
+    unsigned char own[4 + KERN_SEGMENT] = {0};
+    if (m->format == FMT_FP8) { /* the largest is that of the segment's codes */
+        memcpy(own, p, 4);
+        memcpy(own + 4 + place, p + 4 + place, m->columns.segment_columns[s]);
+        p = own;
+    }
+    kern_format_group(m->format, p, m->format == FMT_FP8 ? 0 : offset / KERN_SEGMENT, g);
     for (uint32_t i = 0; i < KERN_SEGMENT; i++)
         if (i < place || i >= place + m->columns.segment_columns[s])
             g->q[i] = 0;
@@ -65,7 +71,7 @@ static void decode_group(const struct kern_matrix *m, uint64_t row, uint32_t s, 
 
 static void decode_f32(const struct kern_matrix *m, uint64_t row, uint32_t s, float w[KERN_SEGMENT]) {
     uint32_t offset;
-    if (m->format == FMT_FP8) { /* what is no part of the segment has the code of 0 */
+    if (m->format == FMT_FP8 && m->activation == KERN_ACT_F32) { /* what is no part of the segment has the code of 0 */
         const uint32_t place = place_of(&m->columns, s), n = m->columns.segment_columns[s];
         const unsigned char *p = locate(m, row, m->columns.segment_begin[s], &offset);
         unsigned char block[4 + KERN_SEGMENT] = {0};
@@ -74,7 +80,7 @@ static void decode_f32(const struct kern_matrix *m, uint64_t row, uint32_t s, fl
         kern_format_dequantise(m->format, block, KERN_SEGMENT, w);
         return;
     }
-    if (!kern_format(m->format)->quantised) {
+    if (!kern_format(m->format)->quantised && m->format != FMT_FP8) {
         const unsigned char *p = locate(m, row, m->columns.segment_begin[s], &offset);
         memset(w, 0, KERN_SEGMENT * sizeof *w);
         kern_format_dequantise(m->format, p, m->columns.segment_columns[s], w + place_of(&m->columns, s));

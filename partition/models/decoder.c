@@ -341,6 +341,7 @@ enum st decoder_begin(struct part_model *m, struct decoder *d, struct err *e)
     if (st)
         return st;
     d->embedding = embed->weight[0];
+    m->weights[d->embedding].exact = !c->tied_head; /* its rows are looked up, not multiplied: they stay what they are */
     part_add_step(m, &m->main, PART_ROPE_TABLE, -1)->out[0] = (int16_t)d->rope;
     return ST_OK;
 }
