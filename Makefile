@@ -80,7 +80,7 @@ endif
 SIMT_SOURCES  := $(sort $(wildcard kernels/simt/*.cpp))
 SIMT_HEADERS  := $(sort $(wildcard kernels/simt/*.h))
 CUDA_SOURCES  := $(sort $(wildcard kernels/cuda/*.cu))
-SIMT_CASES    := $(sort $(wildcard tests/simt/*.cu))
+SIMT_CASES    := $(sort $(filter-out tests/simt/on_device.cu,$(wildcard tests/simt/*.cu)))
 SCRIPTS       := $(sort $(wildcard .ci/run tests/*.sh bench/*.sh launcher/*.sh))
 
 LIB    := $(BUILD)/libtandem.a
@@ -235,21 +235,28 @@ $(SIMT_TESTS): private LIBS += -lstdc++
 
 # For GPUs: what Tandem is for (GB10, RTX 5090) and Hopper. A kernel that spills registers is a fault. CUDA=0, or no nvcc: nothing is done.
 NVCC       := $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
-CUDA_ARCHS := 120a 121a 90
+CUDA_ARCHS := 120a 121a 90 80
 CUDA       := 1
 NVCC_FLAGS := -std=c++17 -O3 -fmad=false -I. -Werror all-warnings -Xptxas -v $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a,code=sm_$a)
-.PHONY: cuda
+PTX        := $(OBJ)/kernels/cuda/ptx
+.PHONY: cuda cuda-self-test
 ifneq ($(and $(NVCC),$(filter-out 0,$(CUDA))),)
-cuda: $(CUDA_SOURCES:%=$(OBJ)/%.gpu.o)
-	@echo "cuda: $(words $^) files for $(CUDA_ARCHS:%=sm_%), no spills"
+cuda: $(CUDA_SOURCES:%=$(OBJ)/%.gpu.o) $(BUILD)/cuda_self_test
+	@echo "cuda: $(words $(CUDA_SOURCES)) files for $(CUDA_ARCHS:%=sm_%), no spills"
+	@tests/check_ptx.sh $(PTX)
+# Wants a GPU: are the instructions what the harness takes them for?
+cuda-self-test: $(BUILD)/cuda_self_test
+	@$<
 else
-cuda:
-	@echo "cuda: skipped, $(if $(NVCC),CUDA=0,there is no nvcc)"
+cuda cuda-self-test:
+	@echo "$@: skipped, $(if $(NVCC),CUDA=0,there is no nvcc)"
 endif
+$(BUILD)/cuda_self_test: $(OBJ)/tests/simt/on_device.cu.gpu.o $(OBJ)/kernels/cuda/self_test.cu.gpu.o
+	$(Q)$(NVCC) -o $@ $^
 $(OBJ)/%.cu.gpu.o: %.cu $(SIMT_HEADERS) $(wildcard kernels/cuda/*.h kernels/*.h base/*.h) Makefile
-	@mkdir -p $(@D)
+	@mkdir -p $(@D) $(PTX)
 	$(if $(V),,@echo "  NVCC  $<")
-	$(Q)$(NVCC) $(NVCC_FLAGS) -c $< -o $@ 2>$@.log || { cat $@.log >&2; rm -f $@; exit 1; }
+	$(Q)$(NVCC) $(NVCC_FLAGS) --keep --keep-dir $(PTX) -c $< -o $@ 2>$@.log || { cat $@.log >&2; rm -f $@; exit 1; }
 	@if grep -E '[1-9][0-9]* bytes spill' $@.log >&2; then echo "$<: registers are spilled" >&2; rm -f $@; exit 1; fi
 
 # A fuzzer is a function LLVMFuzzerTestOneInput; tests/fuzz/driver.c feeds it with mutated seeds, so that any compiler will do.
@@ -415,7 +422,7 @@ clean:
 	rm -rf build build-aarch64 build-address build-undefined build-address-undefined build-thread $(BUILD)
 
 help:
-	@echo 'targets: all (default) cuda deps deps-lint demo test test-long test-aarch64 bundle bench bench-peers lint analyze check-headers check-layers format fuzz'
+	@echo 'targets: all (default) cuda cuda-self-test deps deps-lint demo test test-long test-aarch64 bundle bench bench-peers lint analyze check-headers check-layers format fuzz'
 	@echo '         install uninstall (PREFIX, DESTDIR) clean; lib tests benches fuzzers; $(BUILD)/tests/NAME for one program'
 	@echo 'settings: DEV=1 (warnings are errors) SAN=address,undefined|thread CUDA=0 V=1 (show commands) BUILD=DIR ARCH=aarch64'
 	@echo '          ONLY="base kernels" (library of these rooms) T="base_%" (tests of these names) FUZZ_S=10'

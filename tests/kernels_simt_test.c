@@ -10,6 +10,7 @@
 
 #include "base/rng.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/self_test.h"
 #include "kernels/ref/ref.h"
 #include "kernels/simt/runtime.h"
 #include "kernels/simt/simt_host.h"
@@ -309,15 +310,30 @@ static void refused_calls(void **state) {
     (void)cudaGetLastError();
 }
 
-static void models_of_accumulation(void **state) {
+static const char *const models[] = {"exact", "truncating", "permuted"};
+
+static void self_test_case(void *arg) {
+    const struct cuda_self_test *test = arg;
+    uint32_t *bad, got[32];
+    assert_int_equal(cudaMalloc((void **)&bad, sizeof got), cudaSuccess);
+    assert_int_equal(test->launch(bad, NULL), cudaSuccess);
+    assert_int_equal(cudaMemcpy(got, bad, sizeof got, cudaMemcpyDeviceToHost), cudaSuccess);
+    for (int l = 0; l < 32; l++)
+        if (got[l])
+            fail_msg("%s: lane %d has %d wrong results", test->name, l, (int)got[l]);
+}
+
+/* Each instruction's emulation against its definition, however the terms are added up. */
+static void self_test_in_every_model(void **state) {
     (void)state;
-    static const char *const models[] = {"exact", "truncating", "permuted"};
-    for (size_t i = 0; i < 3; i++) {
-        assert_int_equal(simt_set_accumulation(models[i]), 0);
-        for (const struct simt_case *c = simt_cases; c->name; c++)
-            if (strncmp(c->name, "mma", 3) == 0)
-                assert_null(simt_catch(c->run, NULL, i));
-    }
+    for (const struct cuda_self_test *test = cuda_self_tests; test->name; test++)
+        for (size_t i = 0; i < 3; i++)
+            for (uint64_t seed = 1; seed <= (t_long() ? 100 : 5); seed++) {
+                assert_int_equal(simt_set_accumulation(models[i]), 0);
+                const char *line = simt_catch(self_test_case, (void *)(uintptr_t)test, seed);
+                if (line)
+                    fail_msg("%s: %s", test->name, line);
+            }
     assert_int_equal(simt_set_accumulation("lucky"), -1);
     assert_int_equal(simt_set_accumulation("exact"), 0);
 }
@@ -345,7 +361,7 @@ static void status_4(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(planted_faults_and_right_kernels), cmocka_unit_test(same_bits_as_ref),       cmocka_unit_test(counts_by_hand),
-        cmocka_unit_test(refused_calls),                    cmocka_unit_test(models_of_accumulation), cmocka_unit_test(status_4),
+        cmocka_unit_test(refused_calls),                    cmocka_unit_test(self_test_in_every_model), cmocka_unit_test(status_4),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

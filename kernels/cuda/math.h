@@ -23,5 +23,8 @@ __device__ inline float cuda_expf(float x) {
 }
 
 __device__ inline float cuda_bf16(uint32_t x) { return float_of_bits(x << 16); }
+/* Both move the bits to where F32 has them and make up for the difference of the exponents' biases, which is exact for subnormals too. E4M3's NaN is taken for 480. */
+__device__ inline float cuda_e4m3(uint32_t x) { return mul_rn(float_of_bits((x & 0x80) << 24 | (x & 0x7f) << 20), 0x1p120f); }
+__device__ inline float cuda_e2m1(uint32_t x) { return mul_rn(float_of_bits((x & 8) << 28 | (x & 7) << 22), 0x1p126f); }
 
 #endif

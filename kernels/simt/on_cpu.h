@@ -78,7 +78,13 @@ enum class pick : uint8_t { index, up, down, exclusive_or };
 uint64_t shuffle(uint32_t mask, uint64_t bits, pick how, int value, int width, site at);
 enum class reduce : uint8_t { ballot, all, any, add, min_signed, max_signed, min_unsigned, max_unsigned, bit_and, bit_or, bit_xor, match };
 uint32_t warp_reduce(uint32_t mask, reduce how, uint32_t value, site at);
-void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4], site at);
+/* What a matrix instruction multiplies, and which bytes of which lanes' scales it takes. */
+enum class mma_kind : uint8_t { bf16, e4m3, mxf8, mxf4, nvf4 };
+struct mma_scales {
+    uint32_t a, b;
+    int byte_a, thread_a, byte_b, thread_b;
+};
+void mma(mma_kind kind, float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4], const mma_scales &scales, site at);
 void count_fma();
 
 template <class T> struct bare {
@@ -235,9 +241,18 @@ inline float sqrt_rn(float a) { return sqrtf(a); }
 inline float float_of_bits(uint32_t x) { return simt::from_bits<float>(x); }
 inline uint32_t bits_of_float(float x) { return simt::bits<uint32_t>(x); }
 
-/* d = a·b + c: a is 16 × 16 (rows), b 16 × 8 (columns), two BF16 a register; which lane holds what: see mma.cpp. All 32 lanes call it. */
+/* d = a·b + c: a is 16 × K (rows), b K × 8 (columns); which lane holds what: see mma.cpp. All 32 lanes call it. */
 inline void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4], SIMT_SITE) {
-    simt::mma_m16n8k16_bf16(d, a, b, c, SIMT_HERE);
+    simt::mma(simt::mma_kind::bf16, d, a, b, c, simt::mma_scales(), SIMT_HERE);
 }
+inline void mma_m16n8k32_e4m3(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4], SIMT_SITE) {
+    simt::mma(simt::mma_kind::e4m3, d, a, b, c, simt::mma_scales(), SIMT_HERE);
+}
+/* The same with scales: mxf8 E4M3 with an E8M0 for 32 columns, mxf4 E2M1 with the same, nvf4 E2M1 with an E4M3 for 16. The selectors say which lanes' scale registers
+ * count, and which byte of them is the first. */
+#define SIMT_MMA_SCALED(name, kind)                                                                                                                                template <int byte_a = 0, int thread_a = 0, int byte_b = 0, int thread_b = 0>                                                                                  inline void name(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4], uint32_t scale_a, uint32_t scale_b, SIMT_SITE) {                          simt::mma(kind, d, a, b, c, {scale_a, scale_b, byte_a, thread_a, byte_b, thread_b}, SIMT_HERE);                                                            }
+SIMT_MMA_SCALED(mma_m16n8k32_mxf8, simt::mma_kind::mxf8)
+SIMT_MMA_SCALED(mma_m16n8k64_mxf4, simt::mma_kind::mxf4)
+SIMT_MMA_SCALED(mma_m16n8k64_nvf4, simt::mma_kind::nvf4)
 
 #endif

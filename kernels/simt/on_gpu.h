@@ -133,10 +133,44 @@ __device__ inline float sqrt_rn(float a) { return __fsqrt_rn(a); }
 __device__ inline float float_of_bits(uint32_t x) { return __uint_as_float(x); }
 __device__ inline uint32_t bits_of_float(float x) { return __float_as_uint(x); }
 
-__device__ inline void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
-                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
-}
+/* Operands and results of a matrix instruction; the architecture decides which there are. One that a GPU lacks ends the kernel there: who launches asks first. */
+#define SIMT_MMA_D "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13}"
+#define SIMT_MMA_OUT "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+#define SIMT_MMA_IN "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3])
+
+#define SIMT_PTX_MMA(name, op)                                                                                                                                 \
+    __device__ inline void name(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4]) {                                                      \
+        asm volatile(op " " SIMT_MMA_D ";" : SIMT_MMA_OUT : SIMT_MMA_IN);                                                                                      \
+    }
+#define SIMT_PTX_MMA_SCALED(name, op)                                                                                                                          \
+    template <int byte_a = 0, int thread_a = 0, int byte_b = 0, int thread_b = 0>                                                                              \
+    __device__ inline void name(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4], uint32_t scale_a, uint32_t scale_b) {                  \
+        asm volatile(op " " SIMT_MMA_D ", {%14}, {%15,%16}, {%17}, {%18,%19};"                                                                                 \
+                     : SIMT_MMA_OUT                                                                                                                            \
+                     : SIMT_MMA_IN, "r"(scale_a), "n"(byte_a), "n"(thread_a), "r"(scale_b), "n"(byte_b), "n"(thread_b));                                       \
+    }
+#define SIMT_NO_MMA(name)                                                                                                                                      \
+    __device__ inline void name(float *, const uint32_t *, const uint32_t *, const float *) { __trap(); }
+#define SIMT_NO_MMA_SCALED(name)                                                                                                                               \
+    template <int = 0, int = 0, int = 0, int = 0>                                                                                                              \
+    __device__ inline void name(float *, const uint32_t *, const uint32_t *, const float *, uint32_t, uint32_t) {                                              \
+        __trap();                                                                                                                                              \
+    }
+
+SIMT_PTX_MMA(mma_m16n8k16_bf16, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
+SIMT_PTX_MMA(mma_m16n8k32_e4m3, "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32")
+#else
+SIMT_NO_MMA(mma_m16n8k32_e4m3)
+#endif
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM120_ALL) || defined(__CUDA_ARCH_FEAT_SM121_ALL)
+SIMT_PTX_MMA_SCALED(mma_m16n8k32_mxf8, "mma.sync.aligned.kind::mxf8f6f4.block_scale.scale_vec::1X.m16n8k32.row.col.f32.e4m3.e4m3.f32.ue8m0")
+SIMT_PTX_MMA_SCALED(mma_m16n8k64_mxf4, "mma.sync.aligned.kind::mxf4.block_scale.scale_vec::2X.m16n8k64.row.col.f32.e2m1.e2m1.f32.ue8m0")
+SIMT_PTX_MMA_SCALED(mma_m16n8k64_nvf4, "mma.sync.aligned.kind::mxf4nvf4.block_scale.scale_vec::4X.m16n8k64.row.col.f32.e2m1.e2m1.f32.ue4m3")
+#else
+SIMT_NO_MMA_SCALED(mma_m16n8k32_mxf8)
+SIMT_NO_MMA_SCALED(mma_m16n8k64_mxf4)
+SIMT_NO_MMA_SCALED(mma_m16n8k64_nvf4)
+#endif
 
 #endif

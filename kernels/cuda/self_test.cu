@@ -1,0 +1,130 @@
+/* See self_test.h. A matrix instruction is given a number of its own in every place (so far as its format has them), and in scale registers that do not count NaN. */
+#include "kernels/cuda/self_test.h"
+#include "kernels/cuda/math.h"
+
+/* ---- formats: a code for each i, and what it means ---------------------------------------------------------------------------------------------------- */
+
+struct bf16 {
+    static __device__ uint32_t code(uint32_t i) { return bits_of_float((float)(i % 13) - 6) >> 16; }
+    static __device__ float value(uint32_t code) { return cuda_bf16(code); }
+};
+struct e4m3 { /* ±0.5 … 2 */
+    static __device__ uint32_t code(uint32_t i) { return 0x30 + i % 17 + (i % 3 == 0 ? 0x80 : 0); }
+    static __device__ float value(uint32_t code) { return cuda_e4m3(code); }
+};
+struct e2m1 { /* all */
+    static __device__ uint32_t code(uint32_t i) { return i % 16; }
+    static __device__ float value(uint32_t code) { return cuda_e2m1(code); }
+};
+struct ue4m3 { /* 0.5 … 2, by halves of a power */
+    static __device__ uint32_t code(uint32_t i) { return 0x30 + 4 * (i % 5); }
+    static __device__ float value(uint32_t code) { return cuda_e4m3(code); }
+};
+struct ue8m0 { /* 0.5 … 2 */
+    static __device__ uint32_t code(uint32_t i) { return 126 + i % 3; }
+    static __device__ float value(uint32_t code) { return float_of_bits(code << 23); }
+};
+
+/* ---- instructions ---------------------------------------------------------------------------------------------------------------------------------------- */
+
+struct selectors {
+    int byte_a, thread_a, byte_b, thread_b;
+};
+struct with_bf16 {
+    typedef bf16 number;
+    typedef ue8m0 scale;
+    enum { per_register = 2, scale_columns = 16, is_scaled = false };
+    static __device__ selectors choice() { return {0, 0, 0, 0}; }
+    static __device__ void run(float *d, const uint32_t *a, const uint32_t *b, const float *c, uint32_t, uint32_t) { mma_m16n8k16_bf16(d, a, b, c); }
+};
+struct with_e4m3 {
+    typedef e4m3 number;
+    typedef ue8m0 scale;
+    enum { per_register = 4, scale_columns = 32, is_scaled = false };
+    static __device__ selectors choice() { return {0, 0, 0, 0}; }
+    static __device__ void run(float *d, const uint32_t *a, const uint32_t *b, const float *c, uint32_t, uint32_t) { mma_m16n8k32_e4m3(d, a, b, c); }
+};
+template <int byte_a, int thread_a, int byte_b, int thread_b> struct with_mxf8 {
+    typedef e4m3 number;
+    typedef ue8m0 scale;
+    enum { per_register = 4, scale_columns = 32, is_scaled = true };
+    static __device__ selectors choice() { return {byte_a, thread_a, byte_b, thread_b}; }
+    static __device__ void run(float *d, const uint32_t *a, const uint32_t *b, const float *c, uint32_t scale_a, uint32_t scale_b) {
+        mma_m16n8k32_mxf8<byte_a, thread_a, byte_b, thread_b>(d, a, b, c, scale_a, scale_b);
+    }
+};
+template <int byte_a, int thread_a, int byte_b, int thread_b> struct with_mxf4 {
+    typedef e2m1 number;
+    typedef ue8m0 scale;
+    enum { per_register = 8, scale_columns = 32, is_scaled = true };
+    static __device__ selectors choice() { return {byte_a, thread_a, byte_b, thread_b}; }
+    static __device__ void run(float *d, const uint32_t *a, const uint32_t *b, const float *c, uint32_t scale_a, uint32_t scale_b) {
+        mma_m16n8k64_mxf4<byte_a, thread_a, byte_b, thread_b>(d, a, b, c, scale_a, scale_b);
+    }
+};
+template <int thread_a, int thread_b> struct with_nvf4 {
+    typedef e2m1 number;
+    typedef ue4m3 scale;
+    enum { per_register = 8, scale_columns = 16, is_scaled = true };
+    static __device__ selectors choice() { return {0, thread_a, 0, thread_b}; }
+    static __device__ void run(float *d, const uint32_t *a, const uint32_t *b, const float *c, uint32_t scale_a, uint32_t scale_b) {
+        mma_m16n8k64_nvf4<0, thread_a, 0, thread_b>(d, a, b, c, scale_a, scale_b);
+    }
+};
+
+template <class M> __global__ void __launch_bounds__(32) check_mma(global<uint32_t> bad) {
+    typedef typename M::number number;
+    typedef typename M::scale scale;
+    constexpr uint32_t e = M::per_register, width = 8 * e, every = M::scale_columns;
+    /* numbers and scales of a's rows and of b's columns */
+    auto at_a = [](uint32_t row, uint32_t k) { return number::code(row * 5 + k * 3); };
+    auto at_b = [](uint32_t column, uint32_t k) { return number::code(column * 7 + k); };
+    auto scale_a = [](uint32_t row, uint32_t i) { return scale::code(row * 2 + i); };
+    auto scale_b = [](uint32_t column, uint32_t i) { return scale::code(column + 2 * i); };
+
+    uint32_t lane = threadIdx.x, g = lane / 4, q = lane % 4, a[4] = {}, b[2] = {}, sa = ~0u, sb = ~0u;
+    for (uint32_t j = 0; j < e; j++) {
+        for (uint32_t i = 0; i < 4; i++)
+            a[i] |= at_a(g + (i & 1) * 8, e * q + (i >> 1) * 4 * e + j) << (32 / e * j);
+        for (uint32_t i = 0; i < 2; i++)
+            b[i] |= at_b(g, e * q + i * 4 * e + j) << (32 / e * j);
+    }
+    const selectors s = M::choice();
+    for (uint32_t i = 0; i < width / every; i++) {
+        uint32_t shift_a = 8 * ((uint32_t)s.byte_a + i), shift_b = 8 * ((uint32_t)s.byte_b + i);
+        if (q / 2 == (uint32_t)s.thread_a)
+            sa = (sa & ~(0xffu << shift_a)) | scale_a(g + q % 2 * 8, i) << shift_a;
+        if (q == (uint32_t)s.thread_b)
+            sb = (sb & ~(0xffu << shift_b)) | scale_b(g, i) << shift_b;
+    }
+    const float c[4] = {1, -2, 3, -4};
+    float d[4];
+    M::run(d, a, b, c, sa, sb);
+
+    uint32_t n_bad = 0;
+    for (uint32_t i = 0; i < 4; i++) {
+        uint32_t row = g + (i >> 1) * 8, column = 2 * q + (i & 1);
+        float sum = c[i];
+        for (uint32_t k = 0; k < width; k++) {
+            float term = mul_rn(number::value(at_a(row, k)), number::value(at_b(column, k)));
+            if (M::is_scaled)
+                term = mul_rn(term, mul_rn(scale::value(scale_a(row, k / every)), scale::value(scale_b(column, k / every))));
+            sum = add_rn(sum, term);
+        }
+        n_bad += d[i] != sum;
+    }
+    bad.store(lane, n_bad);
+}
+template <class M> static int launch_mma(uint32_t *bad, void *stream) { return SIMT_LAUNCH(check_mma<M>, 1, 32, 0, stream, bad); }
+
+const struct cuda_self_test cuda_self_tests[] = {
+    {"mma m16n8k16 bf16", 80, launch_mma<with_bf16>},
+    {"mma m16n8k32 e4m3", 89, launch_mma<with_e4m3>},
+    {"mma m16n8k32 mxf8", 120, launch_mma<with_mxf8<0, 0, 0, 0>>},
+    {"mma m16n8k32 mxf8, other lanes and bytes", 120, launch_mma<with_mxf8<3, 1, 2, 3>>},
+    {"mma m16n8k64 mxf4", 120, launch_mma<with_mxf4<0, 0, 0, 0>>},
+    {"mma m16n8k64 mxf4, other lanes and bytes", 120, launch_mma<with_mxf4<2, 1, 0, 1>>},
+    {"mma m16n8k64 nvf4", 120, launch_mma<with_nvf4<0, 0>>},
+    {"mma m16n8k64 nvf4, other lanes", 120, launch_mma<with_nvf4<1, 2>>},
+    {nullptr, 0, nullptr},
+};

@@ -1,0 +1,43 @@
+#!/bin/bash
+# What nvcc made of the kernels, as PTX: every wrapper of kernels/simt/on_gpu.h is the instruction that it says, on the architectures that have it; weights are read by 16 bytes;
+# nothing is read through the cache for constants (.nc), which would not see what another kernel writes meanwhile; no descriptor of tensors is needed (cp.async.bulk.tensor).
+# usage: tests/check_ptx.sh DIR    the files that nvcc left there with --keep: NAME.compute_ARCH.ptx
+set -u
+dir=$1 passed=0 failed=0
+
+# check WANTED FILE PATTERN: WANTED is yes or no
+check() {
+    local found=no
+    grep -qE -e "$3" "$dir/$2" && found=yes
+    if [ "$found" = "$1" ]; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "check_ptx: $2: $3: wanted $1, found $found" >&2
+    fi
+}
+
+scaled='mma\.sync\.aligned\.kind::'
+for arch in 80 90 120a 121a; do
+    file=self_test.compute_$arch.ptx
+    check yes "$file" 'mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.bf16\.bf16\.f32 '
+    case $arch in
+    80) check no "$file" '\.e4m3' ;;
+    *) check yes "$file" 'mma\.sync\.aligned\.m16n8k32\.row\.col\.f32\.e4m3\.e4m3\.f32 ' ;;
+    esac
+    case $arch in
+    80 | 90) check no "$file" "$scaled" ;;
+    *)
+        check yes "$file" "${scaled}mxf8f6f4\.block_scale\.scale_vec::1X\.m16n8k32\.row\.col\.f32\.e4m3\.e4m3\.f32\.ue8m0 .*, \{3,1\}, .*, \{2,3\};"
+        check yes "$file" "${scaled}mxf4\.block_scale\.scale_vec::2X\.m16n8k64\.row\.col\.f32\.e2m1\.e2m1\.f32\.ue8m0 .*, \{2,1\}, .*, \{0,1\};"
+        check yes "$file" "${scaled}mxf4nvf4\.block_scale\.scale_vec::4X\.m16n8k64\.row\.col\.f32\.e2m1\.e2m1\.f32\.ue4m3 .*, \{0,1\}, .*, \{0,2\};"
+        ;;
+    esac
+done
+for path in "$dir"/*.ptx; do
+    check no "${path##*/}" 'ld\.global[a-z0-9.:]*\.nc|cp\.async\.bulk\.tensor'
+done
+check yes matmul.compute_121a.ptx 'ld\.global\.v4\.u32'
+
+echo "$passed passed, $failed failed, 0 skipped"
+[ $failed = 0 ]
