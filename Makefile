@@ -62,7 +62,7 @@ TEST_SOURCES  := $(filter $(T:%=tests/%.c),$(sort $(wildcard tests/*_test.c)))
 TEST_SCRIPTS  := $(filter $(T:%=tests/%.sh),$(sort $(wildcard tests/*_test.sh)))
 # The harness for CUDA kernels moves stacks under the feet of sanitizers, and is C++, for which there is no cross compiler here.
 ifneq ($(SAN)$(CROSS),)
-TEST_SOURCES  := $(filter-out tests/kernels_simt_test.c,$(TEST_SOURCES))
+TEST_SOURCES  := $(filter-out tests/%_simt_test.c,$(TEST_SOURCES))
 endif
 # Programs that test scripts call.
 TEST_TOOLS    := $(BUILD)/tests/compare_logits

@@ -11,6 +11,10 @@
 
 #include "base/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum format {
     FMT_F32,
     FMT_F16,
@@ -82,4 +86,7 @@ float kern_e4m3_to_f32(uint8_t x); /* 0x7f, 0xff: NaN */
 uint16_t kern_f32_to_bf16(float f);
 uint8_t kern_f32_to_e4m3(float f); /* what lies beyond ±448, infinity too, becomes ±448 ("satfinite"); NaN stays NaN */
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -19,6 +19,10 @@
 
 #include "kernels/formats.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct kern_queue {
     int i_thread;
     int n_threads;
@@ -428,4 +432,7 @@ enum st kern_select(const char *name, const struct kern_backend **backend, struc
 /* The activation that a setting means for a format: auto is int8, in blocks as wide as its scales, for quantised formats and FP8, F32 for plain ones. */
 enum kern_activation kern_activation_for(enum format format, bool accurate);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/rng.h"
@@ -15,13 +14,7 @@
 #include "kernels/simt/runtime.h"
 #include "kernels/simt/simt_host.h"
 #include "tests/simt/cases.h"
-#include "tests/t_kernels.h"
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+#include "tests/t_simt.h"
 
 /* One of the beginnings "a|b". */
 static bool begins(const char *line, const char *beginnings) {
@@ -58,34 +51,6 @@ static void planted_faults_and_right_kernels(void **state) {
 }
 
 /* ---- kernels/cuda against ref --------------------------------------------------------------------------------------------------------------------------- */
-
-static const struct kern_queue whole = {0, 1};
-
-static void *to_device(const void *host, size_t bytes) {
-    void *p;
-    assert_int_equal(cudaMalloc(&p, bytes), cudaSuccess);
-    assert_int_equal(cudaMemcpy(p, host, bytes, cudaMemcpyHostToDevice), cudaSuccess);
-    return p;
-}
-
-/* got (on the device) is want, to the bit, gaps between rows included; frees got. */
-static void expect_same(const char *what, void *got, const float *want, size_t n) {
-    float *host = malloc(n * sizeof *host);
-    assert_non_null(host);
-    assert_int_equal(cudaMemcpy(host, got, n * sizeof *host, cudaMemcpyDeviceToHost), cudaSuccess);
-    for (size_t i = 0; i < n; i++)
-        if (memcmp(host + i, want + i, sizeof *host) != 0)
-            fail_msg("%s: element %d is %.9g, ref has %.9g", what, (int)i, (double)host[i], (double)want[i]);
-    free(host);
-    assert_int_equal(cudaFree(got), cudaSuccess);
-}
-
-static float *copy_of(const float *x, size_t n) {
-    float *y = malloc(n * sizeof *y);
-    assert_non_null(y);
-    memcpy(y, x, n * sizeof *y);
-    return y;
-}
 
 static void norm_case(void *rng) {
     static const int widths[] = {1, 15, 17, 576, 1030};
@@ -153,21 +118,6 @@ static void rope_case(void *rng) {
             free(table);
             free(want);
         }
-}
-
-static uint16_t *random_bf16(struct base_rng *r, size_t n) {
-    uint16_t *w = malloc(n * sizeof *w);
-    assert_non_null(w);
-    for (size_t i = 0; i < n; i++)
-        w[i] = kern_f32_to_bf16(base_rng_normal(r));
-    return w;
-}
-
-/* One leaf per entry of ends; storage of the arrays: the caller's. */
-static struct kern_matrix matrix_of(uint64_t n_rows, const uint64_t *ends, uint32_t lo, uint32_t n, uint32_t n_total, uint64_t begin, uint32_t *segment_begin, uint8_t *columns) {
-    struct kern_matrix m = {.format = FMT_BF16, .activation = KERN_ACT_F32, .n_rows = n_rows, .scale = 1};
-    kern_columns_init(&m.columns, begin, ends, lo, lo + n, n_total, segment_begin, columns);
-    return m;
 }
 
 static void embed_case(void *rng) {
@@ -310,8 +260,6 @@ static void refused_calls(void **state) {
     (void)cudaGetLastError();
 }
 
-static const char *const models[] = {"exact", "truncating", "permuted"};
-
 static void self_test_case(void *arg) {
     const struct cuda_self_test *test = arg;
     uint32_t *bad, got[32];
@@ -329,7 +277,7 @@ static void self_test_in_every_model(void **state) {
     for (const struct cuda_self_test *test = cuda_self_tests; test->name; test++)
         for (size_t i = 0; i < 3; i++)
             for (uint64_t seed = 1; seed <= (t_long() ? 100 : 5); seed++) {
-                assert_int_equal(simt_set_accumulation(models[i]), 0);
+                assert_int_equal(simt_set_accumulation(t_models[i]), 0);
                 const char *line = simt_catch(self_test_case, (void *)(uintptr_t)test, seed);
                 if (line)
                     fail_msg("%s: %s", test->name, line);

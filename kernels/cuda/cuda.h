@@ -4,7 +4,7 @@
  * A matrix of BF16 lies row-major for cuda_embed, and for cuda_matmul in pieces of 8 columns: leaf after leaf, piece after piece (a leaf's last one filled up with
  * zeroes), in a piece all rows (filled up to a multiple of 32), in a row 8 numbers: lanes of a warp that hold neighbouring rows read 512 bytes on end.
  *
- * Order of sums: that of `ref`, to the bit. */
+ * Order of sums: that of `ref`, to the bit, but for cuda_mma_matmul. */
 #ifndef KERNELS_CUDA_CUDA_H
 #define KERNELS_CUDA_CUDA_H
 
@@ -24,6 +24,18 @@ int cuda_matmul(const struct kern_matmul *args, void *stream);
 size_t cuda_matrix_bytes(uint64_t n_rows, const struct kern_columns *columns);
 /* rows: [n_rows, columns] BF16, host memory; packed: host memory of cuda_matrix_bytes(), to be copied to the device. */
 void cuda_matrix_pack(uint64_t n_rows, const struct kern_columns *columns, const uint16_t *rows, uint16_t *packed);
+
+/* The same product by matrix instructions, of FMT_BF16 and FMT_NVFP4: activations are rounded to BF16, FP4 weights widened to BF16, which is exact; F32 sums, 16 columns at a time, in
+ * the order of the columns inside a leaf, then the leaves' fold. How the 16 are added up is the GPU's business; so the bits are one GPU's own, but the same for any number of tokens
+ * and ranks. At most CUDA_MMA_LEAVES leaves, no columns.order. prepare lays x out in args->scratch (device memory) and comes before matmul in the same stream. */
+#define CUDA_MMA_LEAVES 12
+int cuda_mma_prepare(const struct kern_matmul *args, void *stream);
+int cuda_mma_matmul(const struct kern_matmul *args, void *stream);
+size_t cuda_mma_scratch_bytes(const struct kern_columns *columns, int n_tokens);
+bool cuda_mma_supports(enum format format);
+size_t cuda_mma_matrix_bytes(const struct kern_matrix *m);
+/* As kern_backend.matrix_pack: m->data is host memory of cuda_mma_matrix_bytes(), to be copied to the device. */
+void cuda_mma_matrix_pack(const struct kern_pack *args);
 
 #ifdef __cplusplus
 }

@@ -4,15 +4,13 @@
  * those of `ref` for any number of tokens. Weights come as 16 bytes a lane, 512 a warp, each read once for up to TOKENS tokens. x comes as one number a lane and
  * goes round by shuffles. The leaves' sums meet in shared memory, where the first warp folds them as struct kern_columns says. */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/leaves.h"
 #include "kernels/cuda/math.h"
 
 constexpr int ROWS = 32, PIECE = 8, TOKENS = 4;
 
-/* What the kernel needs of struct kern_columns; in units of columns, from the first local one. */
-struct leaves {
-    uint32_t n, begin[KERN_MAX_LEAVES + 1];
+struct leaves : cuda_leaves {
     uint32_t first_piece[KERN_MAX_LEAVES];
-    uint8_t n_folds[KERN_MAX_LEAVES], emit[KERN_MAX_LEAVES];
 };
 
 template <int n_tokens>
@@ -46,37 +44,23 @@ __global__ void __launch_bounds__(KERN_MAX_LEAVES * 32)
         sums.store((leaf * n_tokens + (uint32_t)t) * ROWS + lane, acc[t]);
     __syncthreads();
 
-    /* ---- fold: the stack grows in the array itself, never beyond the leaf that is pushed next */
     if (leaf != 0 || row >= n_rows)
         return;
-    for (uint32_t t = 0; t < n_tokens; t++) {
-        uint32_t depth = 0, vector = 0;
-        for (uint32_t i = 0; i < l.n; i++) {
-            float top = sums.load((i * n_tokens + t) * ROWS + lane);
-            for (uint32_t f = 0; f < l.n_folds[i]; f++)
-                top = add_rn(sums.load((--depth * n_tokens + t) * ROWS + lane), top);
-            if (l.emit[i])
-                y.store(vector++ * vector_stride + t * y_stride + row, bias.p ? add_rn(top, bias.load(row)) : top);
-            else
-                sums.store((depth++ * n_tokens + t) * ROWS + lane, top);
-        }
-    }
+    for (uint32_t t = 0; t < n_tokens; t++)
+        cuda_fold(l, sums.at(t * ROWS + lane), n_tokens * ROWS, [&](uint32_t vector, float sum) {
+            y.store(vector * vector_stride + t * y_stride + row, bias.p ? add_rn(sum, bias.load(row)) : sum);
+        });
 }
 
 static uint32_t padded(uint64_t n_rows) { return (uint32_t)((n_rows + ROWS - 1) / ROWS * ROWS); }
 
 static leaves leaves_of(const struct kern_columns *c, uint32_t *n_pieces) {
     leaves l = {};
-    l.n = c->n_leaves;
+    cuda_leaves_of(c, &l);
     *n_pieces = 0;
-    for (uint32_t i = 0; i < c->n_leaves; i++) {
-        uint32_t last = c->leaf_segment[i + 1] - 1;
-        l.begin[i] = c->segment_begin[c->leaf_segment[i]];
-        l.begin[i + 1] = c->segment_begin[last] + c->segment_columns[last];
+    for (uint32_t i = 0; i < l.n; i++) {
         l.first_piece[i] = *n_pieces;
         *n_pieces += (l.begin[i + 1] - l.begin[i] + PIECE - 1) / PIECE;
-        l.n_folds[i] = c->n_folds[i];
-        l.emit[i] = c->emit[i];
     }
     return l;
 }

@@ -117,7 +117,25 @@ template <class M> __global__ void __launch_bounds__(32) check_mma(global<uint32
 }
 template <class M> static int launch_mma(uint32_t *bad, void *stream) { return SIMT_LAUNCH(check_mma<M>, 1, 32, 0, stream, bad); }
 
+/* ---- conversions ------------------------------------------------------------------------------------------------------------------------------------- */
+
+/* Ties, subnormals, what rounds up to infinity, NaN; by distance to both neighbours, not by adding to the bits. */
+__global__ void __launch_bounds__(32) check_bf16x2(global<uint32_t> bad) {
+    const uint32_t lane = threadIdx.x, cases[16] = {0x3f800000, 0x3f808000, 0x3f818000, 0x3f808001, 0x3f807fff, 0xbf818000, 0x00008000, 0x00018000,
+                                                    0x007fffff, 0x7f7f7fff, 0x7f7f8000, 0x7f800000, 0xff800000, 0x80000000, 0x7f800001, 0xffc00000};
+    uint32_t x = 0;
+    for (uint32_t i = 0; i < 16; i++)
+        x = i == lane % 16 ? cases[i] : x;
+    uint32_t below = x & 0xffff0000u, above = below + 0x10000u, rest = x & 0xffffu;
+    bool up = rest > 0x8000u || (rest == 0x8000u && (above & 0x10000u) == 0);
+    uint32_t want = (x & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : (up ? above : below) >> 16;
+    uint32_t both = lane < 16 ? bf16x2_rn(float_of_bits(x), 1.0f) : bf16x2_rn(1.0f, float_of_bits(x));
+    bad.store(lane, both != (lane < 16 ? 0x3f800000u | want : want << 16 | 0x3f80u));
+}
+static int launch_bf16x2(uint32_t *bad, void *stream) { return SIMT_LAUNCH(check_bf16x2, 1, 32, 0, stream, bad); }
+
 const struct cuda_self_test cuda_self_tests[] = {
+    {"cvt.rn.bf16x2", 80, launch_bf16x2},
     {"mma m16n8k16 bf16", 80, launch_mma<with_bf16>},
     {"mma m16n8k32 e4m3", 89, launch_mma<with_e4m3>},
     {"mma m16n8k32 mxf8", 120, launch_mma<with_mxf8<0, 0, 0, 0>>},

@@ -240,6 +240,11 @@ inline float div_rn(float a, float b) { return a / b; }
 inline float sqrt_rn(float a) { return sqrtf(a); }
 inline float float_of_bits(uint32_t x) { return simt::from_bits<float>(x); }
 inline uint32_t bits_of_float(float x) { return simt::bits<uint32_t>(x); }
+/* Two numbers rounded to BF16, to nearest even, the first in the lower half; any NaN becomes 0x7fff. */
+inline uint32_t bf16x2_rn(float low, float high) {
+    auto one = [](float x) { return x != x ? 0x7fffu : (bits_of_float(x) + 0x7fff + (bits_of_float(x) >> 16 & 1)) >> 16; };
+    return one(high) << 16 | one(low);
+}
 
 /* d = a·b + c: a is 16 × K (rows), b K × 8 (columns); which lane holds what: see mma.cpp. All 32 lanes call it. */
 inline void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4], SIMT_SITE) {

@@ -132,6 +132,11 @@ __device__ inline float div_rn(float a, float b) { return __fdiv_rn(a, b); }
 __device__ inline float sqrt_rn(float a) { return __fsqrt_rn(a); }
 __device__ inline float float_of_bits(uint32_t x) { return __uint_as_float(x); }
 __device__ inline uint32_t bits_of_float(float x) { return __float_as_uint(x); }
+__device__ inline uint32_t bf16x2_rn(float low, float high) {
+    uint32_t both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
 
 /* Operands and results of a matrix instruction; the architecture decides which there are. One that a GPU lacks ends the kernel there: who launches asks first. */
 #define SIMT_MMA_D "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13}"
