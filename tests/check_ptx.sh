@@ -22,6 +22,8 @@ for arch in 80 90 120a 121a; do
     file=self_test.compute_$arch.ptx
     check yes "$file" 'mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.bf16\.bf16\.f32 '
     check yes "$file" 'cvt\.rn\.bf16x2\.f32 '
+    check yes "$file" 'cvt\.rn\.f16\.f32 '
+    check yes "$file" 'cvt\.f32\.f16 '
     case $arch in
     80) check no "$file" '\.e4m3' ;;
     *) check yes "$file" 'mma\.sync\.aligned\.m16n8k32\.row\.col\.f32\.e4m3\.e4m3\.f32 ' ;;
@@ -38,7 +40,7 @@ done
 for path in "$dir"/*.ptx; do
     check no "${path##*/}" 'ld\.global[a-z0-9.:]*\.nc|cp\.async\.bulk\.tensor'
 done
-for file in matmul mma_matmul; do
+for file in matmul mma_matmul attention; do
     check yes $file.compute_121a.ptx 'ld\.global\.v4\.u32'
 done
 

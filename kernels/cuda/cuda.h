@@ -4,6 +4,8 @@
  * A matrix of BF16 lies row-major for cuda_embed, and for cuda_matmul in pieces of 8 columns: leaf after leaf, piece after piece (a leaf's last one filled up with
  * zeroes), in a piece all rows (filled up to a multiple of 32), in a row 8 numbers: lanes of a warp that hold neighbouring rows read 512 bytes on end.
  *
+ * A batch's arrays, and a cache, are device memory too.
+ *
  * Order of sums: that of `ref`, to the bit, but for cuda_mma_matmul. */
 #ifndef KERNELS_CUDA_CUDA_H
 #define KERNELS_CUDA_CUDA_H
@@ -18,6 +20,15 @@ int cuda_norm(const struct kern_norm *args, void *stream); /* width ≤ 25,000 *
 int cuda_gate(const struct kern_gate *args, void *stream);
 int cuda_rope(const struct kern_rope *args, void *stream);
 int cuda_embed(const struct kern_embed *args, void *stream); /* FMT_BF16, columns from 0 on */
+
+/* Caches of FMT_F32, FMT_F16 and FMT_BF16, head_dim ≤ 256. What only the batch's arrays say is bounded by the caller, for whom a launch must have blocks enough: runs of at most
+ * max_run_tokens, positions below n_partitions · KERN_KV_PARTITION. Runs of up to CUDA_ATTENTION_SPLIT tokens are cut by partitions, which meet in args->scratch; longer ones are not, and
+ * the bits are the same. */
+#define CUDA_ATTENTION_SPLIT 8
+int cuda_kv_append(const struct kern_kv_append *args, void *stream);
+int cuda_attention(const struct kern_attention *args, int max_run_tokens, int n_partitions, void *stream);
+size_t cuda_attention_scratch_bytes(int n_heads, int head_dim, int n_tokens, int max_run_tokens, int n_partitions);
+bool cuda_attention_supports(enum format cache, int head_dim);
 
 /* FMT_BF16, any number of tokens and leaves; args->scratch is not used. */
 int cuda_matmul(const struct kern_matmul *args, void *stream);

@@ -134,8 +134,30 @@ __global__ void __launch_bounds__(32) check_bf16x2(global<uint32_t> bad) {
 }
 static int launch_bf16x2(uint32_t *bad, void *stream) { return SIMT_LAUNCH(check_bf16x2, 1, 32, 0, stream, bad); }
 
+/* Back and forth for all 65,536 halves; between two neighbours the nearer one, the even one in the middle. */
+__global__ void __launch_bounds__(32) check_f16(global<uint32_t> bad) {
+    uint32_t n_bad = 0;
+    for (uint32_t h = threadIdx.x; h < 0x10000; h += 32) {
+        uint32_t size = h & 0x7fff;
+        float x = float_of_f16(h);
+        if (size > 0x7c00) {
+            n_bad += x == x || f16_rn(x) != 0x7fff;
+            continue;
+        }
+        n_bad += f16_rn(x) != h;
+        if (size >= 0x7bff)
+            continue;
+        float next = float_of_f16(h + 1), middle = mul_rn(add_rn(x, next), 0.5f), inside = float_of_bits(bits_of_float(middle) - 1), outside = float_of_bits(bits_of_float(middle) + 1);
+        n_bad += f16_rn(middle) != h + (h & 1);
+        n_bad += f16_rn(inside) != h || f16_rn(outside) != h + 1;
+    }
+    bad.store(threadIdx.x, n_bad);
+}
+static int launch_f16(uint32_t *bad, void *stream) { return SIMT_LAUNCH(check_f16, 1, 32, 0, stream, bad); }
+
 const struct cuda_self_test cuda_self_tests[] = {
     {"cvt.rn.bf16x2", 80, launch_bf16x2},
+    {"cvt.rn.f16 and back", 80, launch_f16},
     {"mma m16n8k16 bf16", 80, launch_mma<with_bf16>},
     {"mma m16n8k32 e4m3", 89, launch_mma<with_e4m3>},
     {"mma m16n8k32 mxf8", 120, launch_mma<with_mxf8<0, 0, 0, 0>>},

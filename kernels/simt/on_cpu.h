@@ -10,6 +10,8 @@
 
 #include <tuple>
 
+#include "kernels/formats.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -245,6 +247,9 @@ inline uint32_t bf16x2_rn(float low, float high) {
     auto one = [](float x) { return x != x ? 0x7fffu : (bits_of_float(x) + 0x7fff + (bits_of_float(x) >> 16 & 1)) >> 16; };
     return one(high) << 16 | one(low);
 }
+/* One number as F16: to nearest even; any NaN becomes 0x7fff. */
+inline uint32_t f16_rn(float x) { return x != x ? 0x7fffu : kern_f32_to_f16(x); }
+inline float float_of_f16(uint32_t x) { return kern_f16_to_f32((uint16_t)x); }
 
 /* d = a·b + c: a is 16 × K (rows), b K × 8 (columns); which lane holds what: see mma.cpp. All 32 lanes call it. */
 inline void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4], SIMT_SITE) {

@@ -137,6 +137,16 @@ __device__ inline uint32_t bf16x2_rn(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     return both;
 }
+__device__ inline uint32_t f16_rn(float x) {
+    uint16_t h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    return h;
+}
+__device__ inline float float_of_f16(uint32_t x) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((uint16_t)x));
+    return f;
+}
 
 /* Operands and results of a matrix instruction; the architecture decides which there are. One that a GPU lacks ends the kernel there: who launches asks first. */
 #define SIMT_MMA_D "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13}"

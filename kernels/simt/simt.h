@@ -4,6 +4,7 @@
  * pointers. Indices count elements of T. Both have
  *   load(i), store(i, v)        one element
  *   load_as<V>(i), store_as(i, v)   a vector (float4, uint4 …) that begins at element i, aligned to its own size
+ *   at(i)                       the same memory from element i on
  * and global<T> of 32-bit elements atomics: load_relaxed, load_acquire, store_relaxed, store_release, add (acquire and release in one), exchange, compare_exchange,
  * each <scope::block|device|system>.
  * Shared memory: SIMT_SHARED(type, name, n) for n elements known to the compiler (not in a template), SIMT_SHARED_DYNAMIC(type, name) for what the launch asked for.
