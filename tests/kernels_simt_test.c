@@ -76,14 +76,63 @@ static void norm_case(void *rng) {
         }
 }
 
+/* A part of a row, where the caller knows the squares of the whole. */
+static void norm_of_part_case(void *rng) {
+    enum { TOKENS = 2, WIDTH = 40 };
+    static const float squares[TOKENS] = {3.5f, 1e-3f};
+    float *x = random_floats(rng, TOKENS * WIDTH, 3), *weight = random_floats(rng, WIDTH, 1), *want = copy_of(x, TOKENS * WIDTH);
+    struct kern_norm args = {x, weight, want, WIDTH, WIDTH, TOKENS, WIDTH, 1e-5f, squares, 100};
+    kern_ref.norm(whole, &args);
+    args.x = args.y = to_device(x, TOKENS * WIDTH * sizeof *x);
+    args.weight = to_device(weight, WIDTH * sizeof *weight);
+    args.squares = to_device(squares, sizeof squares);
+    assert_int_equal(cuda_norm(&args, NULL), cudaSuccess);
+    expect_same("norm of a part", args.y, want, TOKENS * WIDTH);
+    free(x);
+    free(weight);
+    free(want);
+}
+
+/* Vectors of one rank, of 3 : 2 leaves, and of 1 : 2 : 4, with and without what is added once. */
+static void sum_case(void *rng) {
+    static const struct {
+        uint32_t n_leaves;
+        int n;
+        uint8_t lo[8], hi[8];
+    } trees[] = {{1, 1, {0}, {1}}, {12, 1, {0}, {12}}, {5, 2, {0, 3}, {3, 5}}, {7, 5, {0, 1, 2, 4, 6}, {1, 2, 4, 6, 7}}};
+    enum { TOKENS = 3, WIDTH = 150, STRIDE = WIDTH + 2, N = TOKENS * STRIDE };
+    for (size_t k = 0; k < sizeof trees / sizeof *trees; k++) {
+        float *x = random_floats(rng, 8 * N, 1), *residual = random_floats(rng, N, 1), *bias = random_floats(rng, N, 1), *want = copy_of(residual, N);
+        struct kern_sum args = {k ? residual : NULL, STRIDE, k == 1 ? NULL : bias, k == 2 ? 0 : WIDTH, trees[k].n, {NULL}, STRIDE, {0}, {0}, trees[k].n_leaves, want, STRIDE, TOKENS, WIDTH};
+        for (int v = 0; v < trees[k].n; v++) {
+            args.vectors[v] = x + v * N;
+            args.vector_lo[v] = trees[k].lo[v];
+            args.vector_hi[v] = trees[k].hi[v];
+        }
+        float *d_y = to_device(want, N * sizeof *want), *d_x = to_device(x, 8 * N * sizeof *x);
+        kern_ref.sum(whole, &args);
+        for (int v = 0; v < trees[k].n; v++)
+            args.vectors[v] = d_x + v * N;
+        args.residual = k ? to_device(residual, N * sizeof *residual) : NULL;
+        args.bias = k == 1 ? NULL : to_device(bias, N * sizeof *bias);
+        args.y = d_y;
+        assert_int_equal(cuda_sum(&args, NULL), cudaSuccess);
+        expect_same("sum", d_y, want, N);
+        free(x);
+        free(residual);
+        free(bias);
+        free(want);
+    }
+}
+
 static void gate_case(void *rng) {
-    static const int widths[] = {1, 255, 576};
+    static const int widths[] = {80, 1, 255, 576}; /* the first of the clamped kind */
     for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
         size_t width = (size_t)widths[w], stride = width + 5, n = stride * 3;
         float *gate = random_floats(rng, n, 30), *up = random_floats(rng, n, 1), *want = copy_of(up, n);
         static const float special[] = {0.0f, -0.0f, 88.0f, -88.0f, 89.0f, -89.0f, 1e30f, -1e30f};
         memcpy(gate, special, width > 8 ? sizeof special : sizeof *special);
-        struct kern_gate args = {gate, up, want, stride, stride, stride, 3, (int)width, KERN_GATE_SILU, 0, 0};
+        struct kern_gate args = {gate, up, want, stride, stride, stride, 3, (int)width, w ? KERN_GATE_SILU : KERN_GATE_CLAMPED, 1.702f, 7};
         kern_ref.gate(whole, &args);
         float *d_gate = to_device(gate, n * sizeof *gate), *d_up = to_device(up, n * sizeof *up), *d_y = to_device(up, n * sizeof *up);
         args.gate = d_gate;
@@ -191,7 +240,7 @@ static void matmul_case(void *rng) {
 
 static void same_bits_as_ref(void **state) {
     (void)state;
-    static void (*const cases[])(void *) = {norm_case, gate_case, rope_case, embed_case, matmul_case};
+    static void (*const cases[])(void *) = {norm_case, norm_of_part_case, sum_case, gate_case, rope_case, embed_case, matmul_case};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (uint64_t seed = 1; seed <= (t_long() ? 20 : 1); seed++) {
             struct base_rng r;

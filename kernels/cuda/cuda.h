@@ -18,6 +18,7 @@ extern "C" {
 
 int cuda_norm(const struct kern_norm *args, void *stream); /* width ≤ 25,000 */
 int cuda_gate(const struct kern_gate *args, void *stream);
+int cuda_sum(const struct kern_sum *args, void *stream);
 int cuda_rope(const struct kern_rope *args, void *stream);
 int cuda_embed(const struct kern_embed *args, void *stream); /* FMT_BF16, columns from 0 on */
 
