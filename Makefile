@@ -87,6 +87,8 @@ LIB    := $(BUILD)/libtandem.a
 LIBT   := $(BUILD)/libt.a
 LIBSIMT := $(BUILD)/libsimt.a
 BINARY := $(if $(filter launcher/main.c,$(SOURCES)),$(BUILD)/tandem)
+# What --device simt opens; not under sanitizers, which do not know its stacks, nor where there is no C++.
+PLUGINS := $(if $(SAN)$(CROSS)$(ONLY),,$(if $(shell command -v $(lastword $(CXX)) 2>/dev/null),$(BUILD)/libtandem-simt.so))
 
 TESTS  := $(TEST_SOURCES:tests/%.c=$(BUILD)/tests/%)
 FUZZES := $(FUZZ_SOURCES:tests/fuzz/%.c=$(BUILD)/fuzz/%)
@@ -126,7 +128,7 @@ MPI_FLAGS    = $(eval MPI_FLAGS := $$(shell pkg-config --cflags mpich 2>/dev/nul
 MPI_LIBS     = $(eval MPI_LIBS := $$(shell pkg-config --libs mpich))$(MPI_LIBS)
 
 # -O1 -g1: half the compiler's time, and the tests of the harness take no second.
-CXX_FLAGS := -std=c++17 -g1 -O1 -ffp-contract=off -Wall -Wextra -Wshadow $(if $(DEV),-Werror) -I. -pthread
+CXX_FLAGS := -std=c++17 -fPIC -g1 -O1 -ffp-contract=off -Wall -Wextra -Wshadow $(if $(DEV),-Werror) -I. -pthread
 
 # $(call file_flags,SOURCE): what this file needs beyond COMMON.
 file_flags = $(if $(filter kernels/%,$1),$(OPT_KERN),$(OPT)) \
@@ -139,7 +141,7 @@ LIBS = $(PKG_LIBS) -lm $(LDLIBS)
 # --- Rules -----------------------------------------------------------------------------------------------------------------
 
 .PHONY: all lib tests fuzzers benches
-all: $(BINARY) $(LIB)
+all: $(BINARY) $(LIB) $(PLUGINS)
 lib: $(LIB)
 tests: $(TESTS) $(TEST_TOOLS)
 fuzzers: $(FUZZES)
@@ -152,6 +154,8 @@ keep_or_write = mkdir -p $(@D); printf '%s\n' '$(strip $1)' | cmp -s - $@ || pri
 $(BUILD)/flags: FORCE
 	@pkg-config --exists --print-errors $(PACKAGES) || { echo "libraries are missing: try 'make deps'" >&2; exit 1; }
 	@$(call keep_or_write,$(CC) $(CFLAGS) $(COMMON) $(OPT) $(OPT_KERN) $(AVX2) $(AVX512) $(VECTOR))
+$(BUILD)/cxx.flags: FORCE
+	@$(call keep_or_write,$(CXX) $(CXXFLAGS) $(CXX_FLAGS))
 # MPICH may be installed later.
 $(BUILD)/mpi.flags: FORCE
 	@$(call keep_or_write,$(MPI_FLAGS))
@@ -167,7 +171,7 @@ $(OBJ)/%.o: %.c $(BUILD)/flags
 # The build id is a digest of the sources: ranks that were built from different ones refuse each other.
 $(BUILD)/build_id.c: FORCE
 	@mkdir -p $(@D)
-	@id=$$(sha256sum $(ALL_SOURCES) $(HEADERS) $(DESCRIPTIONS) launcher/remote_start.sh | sha256sum | cut -c1-32); \
+	@id=$$(sha256sum $(ALL_SOURCES) $(HEADERS) $(SIMT_SOURCES) $(SIMT_HEADERS) $(CUDA_SOURCES) $(wildcard kernels/cuda/*.h) $(DESCRIPTIONS) launcher/remote_start.sh | sha256sum | cut -c1-32); \
 	printf '#include "base/build_id.h"\n\nconst char tandem_build_id[] = "%s";\nconst char tandem_version[] = "$(VERSION)";\n' "$$id" >$@.new; \
 	if cmp -s $@.new $@; then rm -f $@.new; else mv -f $@.new $@; fi
 $(OBJ)/build_id.o: $(BUILD)/build_id.c base/build_id.h $(BUILD)/flags
@@ -197,6 +201,8 @@ $(LIB): $(LIB_SOURCES:%.c=$(OBJ)/%.o) $(OBJ)/build_id.o $(OBJ)/descriptions.o $(
 	$(if $(V),,@echo "  AR    $@")
 	$(Q)rm -f $@ && $(AR) rcsD $@ $(filter %.o,$^)
 
+# Libraries of kernels take what they need of ours from it.
+$(BUILD)/tandem: private LDFLAGS += -rdynamic
 $(LIBT): $(patsubst %.c,$(OBJ)/%.o,$(filter-out tests/t_sim%,$(T_SOURCES)))
 	$(Q)rm -f $@ && $(AR) rcsD $@ $(filter %.o,$^)
 
@@ -219,17 +225,20 @@ $(TEST_TOOLS): $(BUILD)/tests/%: $(OBJ)/tests/%.o
 # The harness, the CUDA kernels as it runs them, and its test.
 SIMT_OBJECTS := $(SIMT_SOURCES:%.cpp=$(OBJ)/%.o) $(CUDA_SOURCES:%=$(OBJ)/%.o)
 SIMT_TESTS   := $(filter %_simt_test,$(TESTS))
-$(OBJ)/kernels/simt/%.o: kernels/simt/%.cpp $(BUILD)/flags
+$(OBJ)/kernels/simt/%.o: kernels/simt/%.cpp $(BUILD)/cxx.flags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CXX   $<")
 	$(Q)$(CXX) $(CXX_FLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
-$(OBJ)/%.cu.o: %.cu $(BUILD)/flags
+$(OBJ)/%.cu.o: %.cu $(BUILD)/cxx.flags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CXX   $<")
 	$(Q)$(CXX) $(CXX_FLAGS) $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
 $(LIBSIMT): $(SIMT_OBJECTS)
 	$(if $(V),,@echo "  AR    $@")
 	$(Q)rm -f $@ && $(AR) rcsD $@ $^
+$(BUILD)/libtandem-simt.so: $(SIMT_OBJECTS)
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)$(CXX) -shared -pthread $(LDFLAGS) $^ -o $@
 $(SIMT_TESTS): $(LIBSIMT) $(SIMT_CASES:%=$(OBJ)/%.o)
 $(SIMT_TESTS): private LIBS += -lstdc++
 

@@ -5,8 +5,18 @@
 #ifndef BASE_TICK_H
 #define BASE_TICK_H
 
-#include <stdatomic.h>
 #include <stdint.h>
+
+#ifdef __cplusplus /* the same counter in words that C++ has */
+extern "C" __thread uint64_t *base_tick_at;
+
+static inline void base_tick(void)
+{
+    if (base_tick_at)
+        __atomic_fetch_add(base_tick_at, 1, __ATOMIC_RELAXED);
+}
+#else
+#include <stdatomic.h>
 
 extern _Thread_local _Atomic uint64_t *base_tick_at; /* NULL: nobody looks */
 
@@ -15,5 +25,6 @@ static inline void base_tick(void)
     if (base_tick_at)
         atomic_fetch_add_explicit(base_tick_at, 1, memory_order_relaxed);
 }
+#endif
 
 #endif

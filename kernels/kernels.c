@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/plugin.h"
 #include "base/math.h"
 #include "kernels/ref/ref.h"
 #include "kernels/tree.h"
@@ -59,6 +60,8 @@ enum st kern_select(const char *name, const struct kern_backend **backend, struc
         name = getenv("TANDEM_KERNELS");
     if (name && !*name)
         name = NULL;
+    if (name && strcmp(name, "simt") == 0)
+        return kern_plugin_open(name, backend, e);
     const struct kern_backend *best = NULL;
     bool built_in = false;
     for (int i = 0; backends[i]; i++) {

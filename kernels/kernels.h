@@ -33,7 +33,8 @@ struct kern_queue {
 enum kern_activation {
     KERN_ACT_F32, /* dequantise weights to F32, multiply in F32: the accurate setting of every format, the only one of F32, F16, BF16 */
     KERN_ACT_INT8,   /* activations quantised to int8 in blocks of 32 anchored at column 0 of the tensor: d = amax / 127 (F32), q = round to nearest even (x / d) */
-    KERN_ACT_INT8_16 /* the same in blocks of 16: for formats whose scales cover 16 columns (Q6_K, NVFP4) */
+    KERN_ACT_INT8_16, /* the same in blocks of 16: for formats whose scales cover 16 columns (Q6_K, NVFP4) */
+    KERN_ACT_BF16    /* activations and weights as BF16, F32 sums of 16 columns at a time: by matrix instructions, in no backend of a CPU */
 };
 
 #define KERN_TILE_ROWS 16
@@ -116,6 +117,7 @@ struct kern_matmul {
 struct kern_kv {
     void *base;
     size_t block_bytes; /* kern_kv_block_bytes() */
+    size_t n_blocks;    /* that base has room for */
     enum format format; /* FMT_F32, FMT_F16, FMT_BF16, FMT_E4M3 */
     int n_kv_heads;     /* local */
     int head_dim;
@@ -391,6 +393,8 @@ struct kern_backend {
     /* head_dim is looked at by KERN_OP_ATTENTION, format is the matrix's or the cache's. */
     bool (*supports)(enum kern_op op, enum format format, enum kern_activation activation, int head_dim);
 
+    /* What a setting means for a format; NULL: kern_activation_for(). */
+    enum kern_activation (*activation)(enum format format, bool accurate);
     size_t (*matrix_bytes)(const struct kern_matrix *m); /* all but its data must be set */
     void (*matrix_pack)(const struct kern_pack *args);
     size_t (*matmul_scratch_bytes)(const struct kern_columns *columns, int n_tokens);
@@ -426,7 +430,8 @@ struct kern_backend {
 
 /* All that are built in, best first; NULL-terminated. */
 const struct kern_backend *const *kern_backends(void);
-/* name NULL: the best that probes (TANDEM_KERNELS=cpu/avx2 in the environment forces one). "cpu" or "cpu/avx2" or "ref". ST_NOT_FOUND lists the known ones. */
+/* name NULL: the best that probes (TANDEM_KERNELS=cpu/avx2 in the environment forces one). "cpu" or "cpu/avx2" or "ref". ST_NOT_FOUND lists the known ones.
+ * "simt": kernels/cuda in the harness, from the library beside the binary. */
 enum st kern_select(const char *name, const struct kern_backend **backend, struct err *e);
 
 /* The activation that a setting means for a format: auto is int8, in blocks as wide as its scales, for quantised formats and FP8, F32 for plain ones. */

@@ -92,6 +92,7 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
         {"--ctx", number(a, t->context)},
         {"--sequences", number(a, t->max_sequences)},
         {"--kv", base_arena_strdup(a, kern_format(t->kv_format)->name)},
+        {"--device", t->device ? base_arena_strdup(a, t->device) : NULL},
         {"--backend", backend ? base_arena_strdup(a, backend) : NULL},
         {"--link", s->has_link ? base_arena_strdup(a, link) : NULL},
         {"--expert-map", t->model.expert_map ? base_arena_strdup(a, t->model.expert_map) : NULL},

@@ -63,6 +63,7 @@ int cmd_rank(int argc, char **argv)
         o.first_here = (int)v.first_rank;
         o.n_here = (int)v.host_ranks;
         o.settings = (struct rt_settings){
+            .device = v.device,
             .accurate = v.accurate,
             .smaller = {.head_fp8 = v.head_fp8, .embedding = (enum part_embedding)v.embedding},
             .chunk = (int)v.chunk,

@@ -16,6 +16,7 @@ static const struct option agent_options[] = {
     {"--ctx", NULL, OPT_INT, offsetof(struct rank_values, context), "N", "tokens of a sequence", 1, 16777216, NULL},
     {"--sequences", NULL, OPT_INT, offsetof(struct rank_values, sequences), "N", "sequences at once", 1, 65536, NULL},
     {"--split", NULL, OPT_STR, offsetof(struct rank_values, shares), "A:B", "shares", 0, 0, NULL},
+    {"--device", NULL, OPT_STR, offsetof(struct rank_values, device), "NAME", "backend of kernels", 0, 0, NULL},
     {"--kv", NULL, OPT_STR, offsetof(struct rank_values, kv), "F", "cache format", 0, 0, NULL},
     {"--experts-whole", NULL, OPT_FLAG, offsetof(struct rank_values, experts_whole), NULL, "--moe ep", 0, 0, NULL},
     {"--embedding", NULL, OPT_ENUM, offsetof(struct rank_values, embedding), "stored|fp8|disk", "where and how it is kept", 0, 0, part_embedding_names},

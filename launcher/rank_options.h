@@ -17,6 +17,7 @@ struct rank_values {
     int64_t port; /* of comm: rank r listens at port + r; 0: any */
     int64_t n_ranks, front_fd, n_threads, spin_us, chunk, context, sequences;
     const char *shares, *kv;
+    const char *device; /* as kern_select wants it; NULL: the best CPU's */
     const char *backend, *link, *address, *streams; /* of comm; NULL: the best; none; loopback; one */
     const char *pair;           /* of comm_tune; NULL: nothing is remembered */
     const char *exchanges;      /* a benchmark of exchanges instead of a model (runtime/exchanges.h) */

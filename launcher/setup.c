@@ -12,11 +12,13 @@
 #include "launcher/foreign.h"
 #include "launcher/link.h"
 #include "runtime/bandwidth.h"
+#include "runtime/device.h"
 
 #define DEFAULT_CONTEXT 8192
 #define DEFAULT_CHUNK 512
 
 const char *const launch_activation_choices[] = {"f32", "auto", NULL};
+static const char *const device_choices[] = {[RT_DEVICE_AUTO] = "auto", [RT_DEVICE_CPU] = "cpu", [RT_DEVICE_CUDA] = "cuda", [RT_DEVICE_SIMT] = "simt", NULL};
 const char *const launch_moe_choices[] = {[PART_MOE_TENSOR] = "tp", [PART_MOE_EXPERT] = "ep", NULL};
 const char *const launch_kv_choices[] = {"f32", "f16", "bf16", [LAUNCH_KV_FP8] = "fp8", [LAUNCH_KV_AUTO] = "auto", NULL};
 const char *const launch_head_choices[] = {"stored", "fp8", NULL};
@@ -26,6 +28,7 @@ static const struct option shared_options[] = {
     {"-n", "--ranks", OPT_INT, offsetof(struct launch_options, n_ranks), "RANKS", "ranks (default 1, or as many as --split has shares)", 1, ORDER_MAX_RANKS, NULL},
     {"--threads", NULL, OPT_INT, offsetof(struct launch_options, n_threads), "T", "threads of each rank (default: allowed CPUs / ranks, at least 1)", 1, 1024, NULL},
     {"--split", NULL, OPT_STR, offsetof(struct launch_options, split), "A:B...", "shares of the ranks (default equal; zero allowed)", 0, 0, NULL},
+    {"--device", NULL, OPT_ENUM, offsetof(struct launch_options, device), "auto|cpu|cuda|simt", "what computes (default auto: a GPU where there is one whose kernels have every step, else cpu; simt: CUDA kernels emulated and checked, see docs/simt.md)", 0, 0, device_choices},
     {"--activations", NULL, OPT_ENUM, offsetof(struct launch_options, activations), "f32|auto", "f32: dequantise and multiply in F32, the accurate setting (default auto)", 0, 0, launch_activation_choices},
     {"--moe", NULL, OPT_ENUM, offsetof(struct launch_options, moe), "tp|ep", "experts: tp cuts each of them over the ranks, ep deals out whole ones (default tp; the bits of the two differ)", 0, 0, launch_moe_choices},
     {"--expert-map", NULL, OPT_STR, offsetof(struct launch_options, expert_map), "FILE", "with --moe ep: which experts stand together (tandem eval --expert-stats makes one; the same path on every host)", 0, 0, NULL},
@@ -229,8 +232,6 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
     if (!st)
         st = read_wire(options, s, e);
     if (!st)
-        st = kern_select(NULL, &s->backend, e);
-    if (!st)
         st = ck_open(model, &s->ck, e);
     s->settings.model = (struct part_model_options){.moe = (enum part_moe)options->moe, .expert_map = options->expert_map};
     if (!st && options->expert_map && s->hosts && !(s->settings.model.expert_map = s->expert_map = realpath(options->expert_map, NULL)))
@@ -248,6 +249,12 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
         choose(options, needs, s);
         st = part_model_make_smaller(s->whole, &s->settings.smaller, e);
     }
+    if (!st)
+        st = rt_device_choose((enum rt_device)options->device, s->whole, &s->settings, e);
+    if (!st)
+        st = kern_select(s->settings.device, &s->backend, e);
+    if (!st)
+        st = rt_device_check(s->backend, s->whole, &s->settings, e);
     if (!st) {
         struct rt_sizes sizes;
         rt_sizes_init(&sizes, &s->settings, s->backend);

@@ -15,6 +15,7 @@ struct launch_options {
     int64_t n_ranks;    /* 0: not given */
     int64_t n_threads;  /* 0: not given */
     const char *split;
+    int device;         /* enum rt_device */
     int activations;    /* 0 f32, 1 auto */
     int moe;            /* enum part_moe */
     int head;           /* 0 stored, 1 fp8 */

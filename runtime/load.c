@@ -159,13 +159,14 @@ static enum st lay_out(const struct part_model *m, const struct kern_backend *ba
             continue;
         }
         struct kern_matrix *matrix = &items[i].matrix;
-        const enum st st = rt_matrix_init(m, w, accurate, small, matrix, e);
+        const enum st st = rt_matrix_init(m, w, backend, accurate, small, matrix, e);
         if (st)
             return st;
         if (i && rt_same_columns(&items[i - 1].matrix.columns, &matrix->columns)) /* one array, so that steps see at a glance what goes together */
             matrix->columns.order = items[i - 1].matrix.columns.order;
         if (!backend->supports(KERN_OP_MATMUL, matrix->format, matrix->activation, 0))
-            return err_set(e, ST_UNSUPPORTED, "%s: kernel backend %s/%s cannot multiply %s", w->name, backend->name, backend->variant, kern_format(matrix->format)->name);
+            return err_set(e, ST_UNSUPPORTED, "%s: kernel backend %s/%s cannot multiply %s%s", w->name, backend->name, backend->variant, kern_format(matrix->format)->name,
+                           matrix->activation == KERN_ACT_F32 ? " with activations in F32" : "");
         if (w->home != PART_IN_MEMORY) {
             const enum st rows = open_rows(m, w, n_threads, data, small, &items[i], e);
             if (rows)

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/tick.h"
 #include "runtime/bandwidth.h"
+#include "runtime/device.h"
 #include "runtime/step.h"
 #include "runtime/wire.h"
 #include "topologies/memory.h"
@@ -160,13 +161,15 @@ static enum st meet_all(struct rank *r, struct err *e)
 
 static enum st make_plan(struct rank *r, struct err *e)
 {
-    enum st st = kern_select(NULL, &r->backend, e);
+    enum st st = kern_select(r->o->settings.device, &r->backend, e);
     if (!st)
         st = ck_open(r->o->model, &r->ck, e);
     if (!st)
         st = part_model_create(r->ck, &r->o->settings.model, &r->whole, e);
     if (!st)
         st = part_model_make_smaller(r->whole, &r->o->settings.smaller, e);
+    if (!st)
+        st = rt_device_check(r->backend, r->whole, &r->o->settings, e);
     if (st)
         return st;
     struct rt_sizes sizes;

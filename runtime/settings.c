@@ -93,10 +93,11 @@ enum st rt_columns_init(const struct part_model *m, const struct part_weight *w,
     return ST_OK;
 }
 
-enum st rt_matrix_init(const struct part_model *m, const struct part_weight *w, bool accurate, struct arena *arena, struct kern_matrix *matrix, struct err *e)
+enum st rt_matrix_init(const struct part_model *m, const struct part_weight *w, const struct kern_backend *backend, bool accurate, struct arena *arena, struct kern_matrix *matrix, struct err *e)
 {
+    enum kern_activation (*const activation)(enum format, bool) = backend->activation ? backend->activation : kern_activation_for;
     *matrix = (struct kern_matrix){.format = w->scheme->format,
-                                   .activation = kern_activation_for(w->scheme->format, accurate || w->exact),
+                                   .activation = activation(w->scheme->format, accurate || w->exact),
                                    .n_rows = w->rows.end - w->rows.begin,
                                    .scale = 1,
                                    .scale_columns = w->scheme->group_of ? block_of(w) : w->scheme->scale_columns};
@@ -121,7 +122,7 @@ static uint64_t matrix_bytes(const struct part_sizes *s, const struct part_model
     uint64_t bytes = UINT64_MAX / 4;
     if (w->home == PART_ON_DISK)
         return rows;
-    if (base_arena_init(&a, "sizes", 0, NULL) == ST_OK && rt_matrix_init(m, w, s->accurate, &a, &matrix, NULL) == ST_OK)
+    if (base_arena_init(&a, "sizes", 0, NULL) == ST_OK && rt_matrix_init(m, w, self(s)->backend, s->accurate, &a, &matrix, NULL) == ST_OK)
         bytes = self(s)->backend->matrix_bytes(&matrix) + rows + (rows ? 64 : 0);
     base_arena_release(&a);
     return bytes;

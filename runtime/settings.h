@@ -8,6 +8,7 @@
 #include "partition/smaller.h"
 
 struct rt_settings {
+    const char *device;  /* as kern_select() wants it; NULL: the best CPU's */
     bool accurate;       /* --activations f32 */
     enum format kv_format;
     struct part_smaller smaller; /* --head, --embedding */
@@ -47,6 +48,6 @@ enum st rt_columns_init(const struct part_model *m, const struct part_weight *w,
 /* Whether weights that share their input have their columns in the same order too, and so one product. */
 bool rt_same_columns(const struct kern_columns *a, const struct kern_columns *b);
 /* This rank's matrix of a weight, but for where it lies and its tensor's own scale. The plan's bytes and the loader's are those of this one. */
-enum st rt_matrix_init(const struct part_model *m, const struct part_weight *w, bool accurate, struct arena *arena, struct kern_matrix *matrix, struct err *e);
+enum st rt_matrix_init(const struct part_model *m, const struct part_weight *w, const struct kern_backend *backend, bool accurate, struct arena *arena, struct kern_matrix *matrix, struct err *e);
 
 #endif

@@ -112,6 +112,7 @@ static enum st bind_caches(struct rt_exec *x, struct err *e)
         struct kern_kv *kv = &x->kv[i];
         *kv = (struct kern_kv){.format = s->kv_format, .n_kv_heads = (int)c->n_kv_heads, .head_dim = (int)c->head_dim, .k_scale = c->k_scale, .v_scale = c->v_scale};
         kv->block_bytes = kern_kv_block_bytes(kv->format, kv->n_kv_heads, kv->head_dim);
+        kv->n_blocks = x->o.plan->n_kv_blocks;
         if (!x->o.backend->supports(KERN_OP_ATTENTION, kv->format, KERN_ACT_F32, kv->head_dim))
             return err_set(e, ST_UNSUPPORTED, "kernel backend %s/%s has no attention for head_dim %d with a cache in %s", x->o.backend->name, x->o.backend->variant, kv->head_dim,
                            kern_format(kv->format)->name);

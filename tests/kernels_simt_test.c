@@ -169,31 +169,46 @@ static void rope_case(void *rng) {
         }
 }
 
+/* Rows 100 … 119 are here; in either layout. */
 static void embed_case(void *rng) {
-    static const uint64_t end = 300;
-    uint32_t segment_begin[64];
-    uint8_t segment_columns[64];
-    enum { ROWS = 20, TOKENS = 4 };
-    static const int32_t ids[TOKENS] = {107, 99, 119, 120}; /* rows 100 … 119 are here */
-    uint16_t *w = random_bf16(rng, ROWS * end);
-    struct kern_matrix m = matrix_of(ROWS, &end, 0, 1, 1, 0, segment_begin, segment_columns);
-    size_t stride = end + 2, n = stride * TOKENS;
-    float *before = random_floats(rng, n, 1), *want = copy_of(before, n);
-    m.data = w;
-    struct kern_embed args = {&m, 100, ids, TOKENS, want, stride, 1.5f};
-    kern_ref.embed(whole, &args);
-    void *d_w = to_device(w, ROWS * end * sizeof *w), *d_ids = to_device(ids, sizeof ids);
-    float *d_y = to_device(before, n * sizeof *before);
-    m.data = d_w;
-    args.ids = d_ids;
-    args.y = d_y;
-    assert_int_equal(cuda_embed(&args, NULL), cudaSuccess);
-    expect_same("embed", d_y, want, n);
-    cudaFree(d_w);
-    cudaFree(d_ids);
-    free(w);
-    free(before);
-    free(want);
+    static const uint64_t ends[] = {96, 300};
+    static const int32_t ids[] = {107, 99, 119, 120};
+    enum { ROWS = 20, TOKENS = 4, FIRST = 100, COLUMNS = 300, STRIDE = COLUMNS + 2, N = TOKENS * STRIDE };
+    for (int variant = 0; variant < 3; variant++) {
+        uint32_t segment_begin[64];
+        uint8_t segment_columns[64];
+        struct kern_matrix m = matrix_of(ROWS, ends, 0, 2, 2, 0, segment_begin, segment_columns);
+        m.format = variant == 2 ? FMT_NVFP4 : FMT_BF16;
+        m.scale = 0.75f;
+        size_t row_bytes = kern_format_row_bytes(m.format, 320), bytes = variant ? cuda_mma_matrix_bytes(&m) : cuda_matrix_bytes(&m);
+        unsigned char *rows = (unsigned char *)random_bf16(rng, ROWS * 320), *packed = malloc(bytes), *of_ref = malloc(kern_ref.matrix_bytes(&m));
+        assert_non_null(packed);
+        assert_non_null(of_ref);
+        for (size_t i = 0; i < ROWS * row_bytes && variant == 2; i++)
+            rows[i] &= i % 36 < 4 ? 0x3f : 0xff; /* scales of a sensible size */
+        float *before = random_floats(rng, N, 1), *want = copy_of(before, N);
+        struct kern_pack pack = {&m, 0, ROWS, rows, row_bytes, 0};
+        struct kern_embed args = {&m, FIRST, ids, TOKENS, want, STRIDE, 1.5f};
+        m.data = of_ref;
+        kern_ref.matrix_pack(&pack);
+        kern_ref.embed(whole, &args);
+        m.data = packed;
+        pack.n_rows = 16; /* in two pieces */
+        (variant ? cuda_mma_matrix_pack : cuda_matrix_pack)(&pack);
+        pack = (struct kern_pack){&m, 16, ROWS - 16, rows + 16 * row_bytes, row_bytes, 0};
+        (variant ? cuda_mma_matrix_pack : cuda_matrix_pack)(&pack);
+        m.data = to_device(packed, bytes);
+        args.ids = to_device(ids, sizeof ids);
+        args.y = to_device(before, N * sizeof *before);
+        assert_int_equal((variant ? cuda_mma_embed : cuda_embed)(&args, NULL), cudaSuccess);
+        expect_same("embed", args.y, want, N);
+        cudaFree(m.data);
+        free(rows);
+        free(packed);
+        free(of_ref);
+        free(before);
+        free(want);
+    }
 }
 
 static void matmul_once(struct base_rng *rng, uint64_t n_rows, const uint64_t *ends, uint32_t lo, uint32_t n_leaves, uint32_t n_total, uint64_t begin, int n_tokens, bool bias) {
@@ -201,10 +216,12 @@ static void matmul_once(struct base_rng *rng, uint64_t n_rows, const uint64_t *e
     uint8_t segment_columns[64];
     struct kern_matrix m = matrix_of(n_rows, ends, lo, n_leaves, n_total, begin, segment_begin, segment_columns);
     size_t width = (size_t)(m.columns.end - begin), x_stride = width + 1, y_stride = n_rows + 2, vector_stride = y_stride * (size_t)n_tokens;
-    size_t n_y = vector_stride * m.columns.n_vectors, bytes = cuda_matrix_bytes(n_rows, &m.columns);
+    size_t n_y = vector_stride * m.columns.n_vectors, bytes = cuda_matrix_bytes(&m);
     uint16_t *w = random_bf16(rng, n_rows * width), *packed = malloc(bytes);
     float *x = random_floats(rng, x_stride * (size_t)n_tokens, 1), *b = random_floats(rng, n_rows, 1), *before = random_floats(rng, n_y, 1), *want = copy_of(before, n_y);
-    cuda_matrix_pack(n_rows, &m.columns, w, packed);
+    m.data = packed;
+    const struct kern_pack pack = {&m, 0, n_rows, w, width * sizeof *w, begin};
+    cuda_matrix_pack(&pack);
     m.data = w; /* ref keeps the file's rows */
     struct kern_matmul args = {.x = x, .x_stride = x_stride, .n_tokens = n_tokens, .n_parts = 1};
     args.parts[0] = (struct kern_matmul_part){&m, bias ? b : NULL, want, y_stride, vector_stride};

@@ -16,8 +16,8 @@ evaluate() {
         sed 's/^/    /' "$t_dir/stderr"
         return 1
     fi
-    # a warning is as bad as an error, for these files contradict nothing; but a small machine may say that ranks share its CPUs
-    if grep -v ' place: ' "$t_dir/stderr" | grep -q .; then
+    # a warning is as bad as an error, for these files contradict nothing; but a small machine may say that ranks share its CPUs, and one with a GPU why it is not used
+    if grep -Ev ' (place|device): ' "$t_dir/stderr" | grep -q .; then
         t_fail "$name says:"
         sed 's/^/    /' "$t_dir/stderr"
         return 1

@@ -1,4 +1,7 @@
-/* Products with BF16 weights by plain fused multiply-adds, in the order of leaves.
+/* Products with BF16 weights by plain fused multiply-adds, in the order of leaves; and rows of such a matrix.
+ *
+ * Weights lie in pieces of 8 columns: leaf after leaf, piece after piece (a leaf's last one filled up with zeroes), in a piece all rows (filled up to a multiple of 32), in a row 8
+ * numbers: lanes of a warp that hold neighbouring rows read 512 bytes on end.
  *
  * A block takes 32 rows, a warp of it one leaf, a lane one row: a lane's sum runs through its leaf's columns in order, and nobody else adds to it, so the bits are
  * those of `ref` for any number of tokens. Weights come as 16 bytes a lane, 512 a warp, each read once for up to TOKENS tokens. x comes as one number a lane and
@@ -65,23 +68,29 @@ static leaves leaves_of(const struct kern_columns *c, uint32_t *n_pieces) {
     return l;
 }
 
-size_t cuda_matrix_bytes(uint64_t n_rows, const struct kern_columns *columns) {
+size_t cuda_matrix_bytes(const struct kern_matrix *m) {
     uint32_t n_pieces;
-    leaves_of(columns, &n_pieces);
-    return (size_t)n_pieces * padded(n_rows) * PIECE * sizeof(uint16_t);
+    leaves_of(&m->columns, &n_pieces);
+    return (size_t)n_pieces * padded(m->n_rows) * PIECE * sizeof(uint16_t);
 }
 
-void cuda_matrix_pack(uint64_t n_rows, const struct kern_columns *columns, const uint16_t *rows, uint16_t *packed) {
+void cuda_matrix_pack(const struct kern_pack *args) {
+    const struct kern_matrix *m = args->matrix;
     uint32_t n_pieces;
-    leaves l = leaves_of(columns, &n_pieces);
-    size_t width = (size_t)(columns->end - columns->begin), rows_there = padded(n_rows);
-    memset(packed, 0, (size_t)n_pieces * rows_there * PIECE * sizeof *packed);
-    for (uint32_t i = 0; i < l.n; i++)
-        for (size_t c = l.begin[i]; c < l.begin[i + 1]; c++) {
-            size_t piece = l.first_piece[i] + (c - l.begin[i]) / PIECE, at = (c - l.begin[i]) % PIECE;
-            for (size_t r = 0; r < n_rows; r++)
-                packed[(piece * rows_there + r) * PIECE + at] = rows[r * width + c];
-        }
+    leaves l = leaves_of(&m->columns, &n_pieces);
+    size_t rows_there = padded(m->n_rows), row = (size_t)args->row_begin, end = row + (size_t)args->n_rows;
+    auto *packed = (uint16_t *)m->data;
+    size_t to_fill = end == m->n_rows ? rows_there : end; /* whoever has the last row has what follows it */
+    for (size_t piece = 0; piece < n_pieces; piece++)
+        memset(packed + (piece * rows_there + row) * PIECE, 0, (to_fill - row) * PIECE * sizeof *packed);
+    for (size_t r = row; r < end; r++) {
+        const auto *src = (const unsigned char *)args->src + (r - row) * args->row_stride_bytes + (m->columns.begin - args->first_column) * sizeof *packed;
+        for (uint32_t i = 0; i < l.n; i++)
+            for (size_t c = l.begin[i]; c < l.begin[i + 1]; c++) {
+                size_t in_leaf = c - l.begin[i];
+                memcpy(&packed[((l.first_piece[i] + in_leaf / PIECE) * rows_there + r) * PIECE + in_leaf % PIECE], src + c * sizeof *packed, sizeof *packed);
+            }
+    }
 }
 
 template <int n_tokens> static int launch(const struct kern_matmul *args, const kern_matmul::kern_matmul_part *part, const leaves &l, int t, void *stream) {
@@ -97,7 +106,7 @@ int cuda_matmul(const struct kern_matmul *args, void *stream) {
         const auto *part = &args->parts[p];
         const struct kern_matrix *m = part->matrix;
         uint32_t n_pieces;
-        if (m->format != FMT_BF16 || m->n_rows > UINT32_MAX - ROWS)
+        if (m->format != FMT_BF16 || m->n_rows > UINT32_MAX - ROWS || m->columns.order)
             return cudaErrorInvalidValue;
         leaves l = leaves_of(&m->columns, &n_pieces);
         if (m->n_rows == 0 || l.n == 0)
@@ -112,4 +121,39 @@ int cuda_matmul(const struct kern_matmul *args, void *stream) {
         }
     }
     return cudaSuccess;
+}
+
+/* ---- rows: a thread a column, block y is the token; zeroes for ids that this rank does not hold ----------------------------------------------------------------- */
+
+constexpr int EMBED_THREADS = 256;
+
+__global__ void __launch_bounds__(EMBED_THREADS)
+    embed(global<const uint16_t> table, global<const int32_t> ids, global<float> y, uint64_t row_begin, uint32_t n_rows, uint32_t padded_rows, size_t y_stride, float table_scale,
+          float scale, leaves l) {
+    uint32_t c = blockIdx.x * EMBED_THREADS + threadIdx.x, leaf = 0;
+    size_t t = blockIdx.y;
+    if (c >= l.begin[l.n])
+        return;
+    while (c >= l.begin[leaf + 1])
+        leaf++;
+    int64_t row = (int64_t)ids.load(t) - (int64_t)row_begin;
+    float value = 0;
+    if (row >= 0 && row < (int64_t)n_rows) {
+        size_t piece = l.first_piece[leaf] + (c - l.begin[leaf]) / PIECE;
+        value = mul_rn(mul_rn(cuda_bf16(table.load((piece * padded_rows + (size_t)row) * PIECE + (c - l.begin[leaf]) % PIECE)), table_scale), scale);
+    }
+    y.store(t * y_stride + c, value);
+}
+
+int cuda_embed(const struct kern_embed *args, void *stream) {
+    const struct kern_matrix *m = args->table;
+    uint32_t n_pieces;
+    if (m->format != FMT_BF16 || m->n_rows > UINT32_MAX - ROWS || m->columns.order)
+        return cudaErrorInvalidValue;
+    leaves l = leaves_of(&m->columns, &n_pieces);
+    if (args->n_tokens == 0 || l.n == 0)
+        return cudaSuccess;
+    dim3 grid((l.begin[l.n] + EMBED_THREADS - 1) / EMBED_THREADS, (unsigned)args->n_tokens);
+    return SIMT_LAUNCH(embed, grid, EMBED_THREADS, 0, stream, (const uint16_t *)m->data, args->ids, args->y, args->row_begin, (uint32_t)m->n_rows, padded(m->n_rows), args->y_stride,
+                       m->scale, args->scale, l);
 }

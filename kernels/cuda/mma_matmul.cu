@@ -1,4 +1,4 @@
-/* Products by matrix instructions: 16 rows of weights are one operand, 8 tokens the other.
+/* Products by matrix instructions: 16 rows of weights are one operand, 8 tokens the other; and rows of such a matrix.
  *
  * Columns are taken in steps of 16, anchored at column 0 of the tensor (so a scale of NVFP4 belongs to one step), and four steps are a chunk; a leaf has whole chunks of its own, filled
  * up with zeroes. A block takes 16 rows, a warp of it one leaf. Its accumulators, up to 32 a thread (64 tokens), run through the leaf's steps in order, and nobody else adds to
@@ -87,16 +87,16 @@ size_t cuda_mma_matrix_bytes(const struct kern_matrix *m) {
 }
 
 /* Row r, column k of a step, in operand a: of the lane's register i the (k mod 2)-th number. */
-static uint32_t lane_of(uint32_t r, uint32_t k) { return r % 8 * 4 + k % 8 / 2; }
-static uint32_t register_of(uint32_t r, uint32_t k) { return r / 8 + k / 8 * 2; }
+static __host__ __device__ uint32_t lane_of(uint32_t r, uint32_t k) { return r % 8 * 4 + k % 8 / 2; }
+static __host__ __device__ uint32_t register_of(uint32_t r, uint32_t k) { return r / 8 + k / 8 * 2; }
 
 static void pack_bf16(uint16_t number, uint32_t r, uint32_t step, uint32_t k, uint16_t *chunk) {
     chunk[((step * 32 + lane_of(r, k)) * 4 + register_of(r, k)) * 2 + k % 2] = number;
 }
 
-/* The scale of 0x7f is 0, its top bit is nothing. */
+/* The scale of 0x7f is 0, its top bit is nothing; −0 is 0, as `ref` has it. */
 static void pack_nvfp4(uint8_t code, uint8_t scale, uint32_t r, uint32_t step, uint32_t k, uint8_t *chunk) {
-    chunk[lane_of(r, k) * 16 + step * 4 + register_of(r, k)] |= (uint8_t)(code << (4 * (k % 2)));
+    chunk[lane_of(r, k) * 16 + step * 4 + register_of(r, k)] |= (uint8_t)((code == 8 ? 0 : code) << (4 * (k % 2)));
     chunk[512 + (r % 8 * 2 + r / 8) * 4 + step] = (scale & 0x7f) == 0x7f ? 0 : scale & 0x7f;
 }
 
@@ -242,4 +242,45 @@ int cuda_mma_matmul(const struct kern_matmul *args, void *stream) {
             return e;
     }
     return cudaSuccess;
+}
+
+/* ---- rows: a thread a column, block y is the token; zeroes for ids that this rank does not hold ----------------------------------------------------------------- */
+
+constexpr uint32_t EMBED_THREADS = 256;
+
+template <bool is_bf16>
+__global__ void __launch_bounds__(EMBED_THREADS)
+    mma_embed(global<const unsigned char> table, global<const int32_t> ids, global<float> y, uint64_t row_begin, uint32_t n_rows, size_t y_stride, float table_scale, float scale,
+              chunks l) {
+    uint32_t c = blockIdx.x * EMBED_THREADS + threadIdx.x, leaf = 0;
+    size_t t = blockIdx.y;
+    if (c >= l.begin[l.n])
+        return;
+    while (c >= l.begin[leaf + 1])
+        leaf++;
+    int64_t row = (int64_t)ids.load(t) - (int64_t)row_begin;
+    float value = 0;
+    if (row >= 0 && row < (int64_t)n_rows) {
+        uint32_t r = (uint32_t)row % ROWS, in_leaf = c - (uint32_t)l.first_column[leaf], step = in_leaf / STEP % CHUNK_STEPS, k = in_leaf % STEP;
+        uint32_t lane = lane_of(r, k), i = register_of(r, k);
+        const global<const unsigned char> chunk = table.at(((size_t)row / ROWS * l.first_chunk[l.n] + l.first_chunk[leaf] + in_leaf / CHUNK) * (is_bf16 ? 2048 : 576));
+        if (is_bf16)
+            value = cuda_bf16(chunk.load_as<uint16_t>((((step * 32 + lane) * 4 + i) * 2 + k % 2) * 2));
+        else
+            value = mul_rn(cuda_e2m1(chunk.load(lane * 16 + step * 4 + i) >> (4 * (k % 2)) & 15u), cuda_e4m3(chunk.load(512 + (r % 8 * 2 + r / 8) * 4 + step)));
+        value = mul_rn(mul_rn(value, table_scale), scale);
+    }
+    y.store(t * y_stride + c, value);
+}
+
+int cuda_mma_embed(const struct kern_embed *args, void *stream) {
+    const struct kern_matrix *m = args->table;
+    if (!cuda_mma_supports(m->format) || m->n_rows > UINT32_MAX - ROWS || m->columns.n_leaves > CUDA_MMA_LEAVES || m->columns.order)
+        return cudaErrorInvalidValue;
+    chunks l = chunks_of(&m->columns);
+    if (args->n_tokens == 0 || l.n == 0)
+        return cudaSuccess;
+    dim3 grid((l.begin[l.n] + EMBED_THREADS - 1) / EMBED_THREADS, (unsigned)args->n_tokens);
+    return SIMT_LAUNCH((m->format == FMT_BF16 ? mma_embed<true> : mma_embed<false>), grid, EMBED_THREADS, 0, stream, (const unsigned char *)m->data, args->ids, args->y, args->row_begin,
+                       (uint32_t)m->n_rows, args->y_stride, m->scale, args->scale, l);
 }
