@@ -66,24 +66,6 @@ static enum st bind_barriers(struct rt_exec *x, const struct part_program *p, st
     return ST_OK;
 }
 
-/* What a step asks of the kernels; matrices' formats and the attention's head are looked at where they are bound. */
-static enum st bind_ops(const struct rt_exec *x, const struct part_program *p, struct err *e)
-{
-    static const struct {
-        enum part_op op;
-        enum kern_op kern;
-    } ops[] = {
-        {PART_EMBED, KERN_OP_EMBED}, {PART_ROPE_TABLE, KERN_OP_ROPE_TABLE}, {PART_NORM, KERN_OP_NORM}, {PART_SQUARES, KERN_OP_SQUARES}, {PART_ROPE, KERN_OP_ROPE}, {PART_GATE, KERN_OP_GATE}, {PART_ROW_GATE, KERN_OP_ROW_GATE},
-        {PART_ROUTE, KERN_OP_ROUTE}, {PART_EXPERTS_IN, KERN_OP_EXPERTS_IN}, {PART_EXPERTS_OUT, KERN_OP_EXPERTS_OUT}, {PART_EXPERTS_BIAS, KERN_OP_EXPERTS_BIAS}, {PART_SUM, KERN_OP_SUM},
-        {PART_SAMPLE, KERN_OP_SAMPLE}, {PART_SCORE, KERN_OP_LSE},
-    };
-    for (int i = 0; i < p->n_steps; i++)
-        for (size_t k = 0; k < sizeof ops / sizeof *ops; k++)
-            if (p->steps[i].op == ops[k].op && !x->o.backend->supports(ops[k].kern, FMT_F32, KERN_ACT_F32, 0))
-                return err_set(e, ST_UNSUPPORTED, "kernel backend %s/%s has no %s, which layer %d asks for", x->o.backend->name, x->o.backend->variant, kern_op_name(ops[k].kern), p->steps[i].layer);
-    return ST_OK;
-}
-
 /* Cut where the whole vocabulary's slices are cut. */
 static enum st bind_slices(struct rt_exec *x, struct err *e)
 {
@@ -175,10 +157,6 @@ enum st rt_exec_create(const struct rt_exec_options *options, struct rt_exec **o
     x->o = *options;
     x->m = options->plan->ranks[options->rank];
     enum st st = base_arena_init(&x->arena, "session", 0, e);
-    if (!st)
-        st = bind_ops(x, &x->m->main, e);
-    if (!st)
-        st = bind_ops(x, &x->m->head, e);
     if (!st)
         st = bind_barriers(x, &x->m->main, &x->main, e);
     if (!st)
