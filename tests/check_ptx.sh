@@ -22,6 +22,11 @@ for arch in 80 90 120a 121a; do
     file=self_test.compute_$arch.ptx
     check yes "$file" 'mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.bf16\.bf16\.f32 '
     check yes "$file" 'cvt\.rn\.bf16x2\.f32 '
+    check yes "$file" 'cp\.async\.cg\.shared\.global \[.*\], \[.*\], 16;'
+    check yes "$file" 'cp\.async\.commit_group;'
+    check yes "$file" 'cp\.async\.wait_group 0;'
+    check yes "$file" 'ldmatrix\.sync\.aligned\.m8n8\.x4\.shared\.b16 '
+    check yes "$file" 'ldmatrix\.sync\.aligned\.m8n8\.x4\.trans\.shared\.b16 '
     check yes "$file" 'cvt\.rn\.f16\.f32 '
     check yes "$file" 'cvt\.f32\.f16 '
     case $arch in

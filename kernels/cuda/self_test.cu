@@ -117,6 +117,40 @@ template <class M> __global__ void __launch_bounds__(32) check_mma(global<uint32
 }
 template <class M> static int launch_mma(uint32_t *bad, void *stream) { return SIMT_LAUNCH(check_mma<M>, 1, 32, 0, stream, bad); }
 
+/* ---- copies and ldmatrix -------------------------------------------------------------------------------------------------------------------------------- */
+
+/* Every number of four matrices is told apart; they come by cp.async, rows 48 bytes apart. */
+__global__ void __launch_bounds__(32) check_ldmatrix(global<const uint16_t> in, global<uint32_t> bad) {
+    constexpr uint32_t STRIDE = 24;
+    SIMT_SHARED(uint16_t, rows, 32 * STRIDE);
+    const uint32_t lane = threadIdx.x, g = lane / 4, k = 2 * (lane % 4);
+    rows.copy_async16(lane * STRIDE, in, lane * 8);
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
+    uint32_t r[4], transposed[4], n_bad = 0;
+    rows.ldmatrix(r, lane * STRIDE);
+    rows.ldmatrix_transposed(transposed, lane * STRIDE);
+    auto at = [](uint32_t matrix, uint32_t row, uint32_t column) { return (matrix * 8 + row) * 8 + column; };
+    for (uint32_t j = 0; j < 4; j++) {
+        n_bad += r[j] != (at(j, g, k) | at(j, g, k + 1) << 16);
+        n_bad += transposed[j] != (at(j, k, g) | at(j, k + 1, g) << 16);
+    }
+    bad.store(lane, n_bad);
+}
+static int launch_ldmatrix(uint32_t *bad, void *stream) {
+    uint16_t numbers[256], *in;
+    for (uint32_t i = 0; i < 256; i++)
+        numbers[i] = (uint16_t)i;
+    int e = cudaMalloc((void **)&in, sizeof numbers);
+    if (e == cudaSuccess)
+        e = cudaMemcpy(in, numbers, sizeof numbers, cudaMemcpyHostToDevice);
+    if (e == cudaSuccess)
+        e = SIMT_LAUNCH(check_ldmatrix, 1, 32, 0, stream, in, bad);
+    cudaFree(in); /* waits */
+    return e;
+}
+
 /* ---- conversions ------------------------------------------------------------------------------------------------------------------------------------- */
 
 /* Ties, subnormals, what rounds up to infinity, NaN; by distance to both neighbours, not by adding to the bits. */
@@ -158,6 +192,7 @@ static int launch_f16(uint32_t *bad, void *stream) { return SIMT_LAUNCH(check_f1
 const struct cuda_self_test cuda_self_tests[] = {
     {"cvt.rn.bf16x2", 80, launch_bf16x2},
     {"cvt.rn.f16 and back", 80, launch_f16},
+    {"cp.async and ldmatrix", 80, launch_ldmatrix},
     {"mma m16n8k16 bf16", 80, launch_mma<with_bf16>},
     {"mma m16n8k32 e4m3", 89, launch_mma<with_e4m3>},
     {"mma m16n8k32 mxf8", 120, launch_mma<with_mxf8<0, 0, 0, 0>>},

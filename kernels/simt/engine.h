@@ -58,6 +58,14 @@ struct warp;
 struct block;
 struct launch;
 
+/* A copy into shared memory that is under way. */
+struct pending_copy {
+    const void *from;
+    uint32_t array_offset, array_bytes;
+    size_t offset;
+    uint32_t group; /* of its thread */
+};
+
 struct thread : lane_ids {
     block *in_block = nullptr;
     warp *in_warp = nullptr;
@@ -79,6 +87,8 @@ struct thread : lane_ids {
         uint32_t clock, record;
     } recent[4] = {};
     unsigned next_recent = 0;
+    std::vector<pending_copy> copies; /* in the order of their groups */
+    uint32_t copy_group = 0;          /* the open one */
     std::vector<std::pair<site, uint32_t>> executed; /* counting: how often each place was executed */
 };
 
@@ -181,6 +191,11 @@ region *region_find(const void *p);
 size_t regions_bytes();
 /* By a copy or a fill: who is the operation itself. Finds races with other operations. p outside of every buffer: plain host memory, not looked at. */
 void region_touch(const operation &o, const void *p, size_t bytes, bool write, bool needs_value);
+/* Shared memory of the block that runs: as if nobody had written it. */
+void shared_forget(uint32_t offset, size_t bytes);
+/* The checks of a load and of a store of the thread that runs, which were counted, and held against bounds, before. */
+void global_check(const void *p, size_t bytes, site at);
+unsigned char *shared_check(uint32_t array_offset, size_t offset, size_t bytes, site at);
 void shadow_forget_history(); /* everything done so far happened before everything to come */
 bool shadow_is_long();
 

@@ -185,6 +185,29 @@ unsigned char *shared_access(uint32_t array_offset, uint32_t array_bytes, size_t
     return p;
 }
 
+void global_check(const void *p, size_t bytes, site at) {
+    thread &t = *self;
+    region *r = region_find(p);
+    if (!config().check || !r)
+        return;
+    size_t offset = (size_t)((const unsigned char *)p - r->base);
+    check(r->cells + offset, offset, bytes, record_of(t, at, access_kind::load, scope::block), {&t, t.in_block->of->number}, true, [&] { return region_text(*r); });
+}
+
+unsigned char *shared_check(uint32_t array_offset, size_t offset, size_t bytes, site at) {
+    thread &t = *self;
+    block &b = *t.in_block;
+    if (config().check)
+        check(b.shared_cells.data() + array_offset + offset, array_offset + offset, bytes, record_of(t, at, access_kind::store, scope::block), {&t, b.of->number}, false,
+              [] { return std::string("shared memory"); });
+    return b.shared + array_offset + offset;
+}
+
+void shared_forget(uint32_t offset, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++)
+        self->in_block->shared_cells[offset + i] = {0, 0};
+}
+
 /* ---- buffers ------------------------------------------------------------------------------------------------------------------------------------------ */
 
 /* Addresses are never used twice, and begin at 256 modulo 512: no buffer is aligned better than cudaMalloc promises. */

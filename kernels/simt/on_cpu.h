@@ -73,6 +73,13 @@ enum class update : uint8_t { read, write, add, exchange, compare_exchange };
 uint32_t atomic(uint32_t *p, update u, uint32_t value, uint32_t compare, order o, scope s, site at);
 void fence(scope s);
 
+/* 16 bytes of global into shared memory, some time until the thread waits for them. */
+void copy_async(const void *from, uint32_t array_offset, uint32_t array_bytes, size_t offset, site at);
+void copy_async_commit();
+void copy_async_wait(uint32_t n_left, site at);
+/* row: 16 bytes of shared memory that each lane brings; r: a register of each of four matrices of 8 rows. */
+void ldmatrix_x4(uint32_t r[4], const void *row, bool transposed, site at);
+
 void barrier_wait(uint32_t id, uint32_t n_threads, bool whole_block, site at);
 void barrier_arrive(uint32_t id, uint32_t n_threads, site at);
 void warp_sync(uint32_t mask, site at);
@@ -186,7 +193,18 @@ template <class T> struct shared {
     }
     T load(size_t i, SIMT_SITE) const { return load_as<T>(i, file_, line_); }
     void store(size_t i, T v, SIMT_SITE) const { store_as<T>(i, v, file_, line_); }
+    template <class U> void copy_async16(size_t i, const global<U> &from, size_t k, SIMT_SITE) const {
+        simt::copy_async(from.p + k, offset, bytes, i * sizeof(T), SIMT_HERE);
+    }
+    void ldmatrix(uint32_t r[4], size_t i, SIMT_SITE) const {
+        simt::ldmatrix_x4(r, simt::shared_access(offset, bytes, i * sizeof(T), 16, 16, simt::access_kind::load, SIMT_HERE), false, SIMT_HERE);
+    }
+    void ldmatrix_transposed(uint32_t r[4], size_t i, SIMT_SITE) const {
+        simt::ldmatrix_x4(r, simt::shared_access(offset, bytes, i * sizeof(T), 16, 16, simt::access_kind::load, SIMT_HERE), true, SIMT_HERE);
+    }
 };
+inline void copy_async_commit() { simt::copy_async_commit(); }
+template <int n_left> inline void copy_async_wait(SIMT_SITE) { simt::copy_async_wait(n_left, SIMT_HERE); }
 #define SIMT_SHARED(type, name, n)                                                                                                                             \
     static const char name##_key = 0;                                                                                                                          \
     const shared<type> name = {simt::shared_find(&name##_key, sizeof(type) * (n)), (uint32_t)(sizeof(type) * (n))}

@@ -109,7 +109,19 @@ template <class T> struct shared {
     template <class V> __device__ void store_as(size_t i, const V &v) const { *(V *)(p + i) = v; }
     __device__ T load(size_t i) const { return p[i]; }
     __device__ void store(size_t i, T v) const { p[i] = v; }
+    __device__ uint32_t address(size_t i) const { return (uint32_t)__cvta_generic_to_shared(p + i); }
+    template <class U> __device__ void copy_async16(size_t i, const global<U> &from, size_t k) const {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(address(i)), "l"(__cvta_generic_to_global(from.p + k)) : "memory");
+    }
+    __device__ void ldmatrix(uint32_t r[4], size_t i) const {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address(i)) : "memory");
+    }
+    __device__ void ldmatrix_transposed(uint32_t r[4], size_t i) const {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address(i)) : "memory");
+    }
 };
+__device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+template <int n_left> __device__ inline void copy_async_wait() { asm volatile("cp.async.wait_group %0;" : : "n"(n_left) : "memory"); }
 #define SIMT_SHARED(type, name, n)                                                                                                                             \
     __shared__ __align__(16) type name##_array[n];                                                                                                             \
     const shared<type> name = {name##_array}

@@ -7,6 +7,11 @@
  *   at(i)                       the same memory from element i on
  * and global<T> of 32-bit elements atomics: load_relaxed, load_acquire, store_relaxed, store_release, add (acquire and release in one), exchange, compare_exchange,
  * each <scope::block|device|system>.
+ * shared<T> also
+ *   copy_async16(i, from, k)    16 bytes from element k of global memory on; copy_async_commit() closes a group of them, copy_async_wait<n>() waits until the thread has at most
+ *                               n groups open. Then they are there for this thread; for others after a barrier
+ *   ldmatrix(r, i)              four matrices of 8 × 8 numbers of 16 bits by the whole warp: lane l says where row l mod 8 of matrix l ÷ 8 begins, and gets in r[j] of matrix j row
+ *                               l ÷ 4, columns 2·(l mod 4) and the next; ldmatrix_transposed: of the transposed matrices
  * Shared memory: SIMT_SHARED(type, name, n) for n elements known to the compiler (not in a template), SIMT_SHARED_DYNAMIC(type, name) for what the launch asked for.
  * Launch: SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments…); chevrons are no C++. Arguments are copied at the call.
  * SIMT_UNROLL before a loop that must be unrolled.

@@ -216,6 +216,56 @@ __global__ void half_a_product(global<float> out) {
 }
 static void run_half_a_product(void *) { SIMT_LAUNCH(half_a_product, 1, 32, 0, NULL, (float *)device(128)); }
 
+/* ---- copies beside the threads -------------------------------------------------------------------------------------------------------------------------- */
+
+enum copy_fault { COPY_RIGHT, NO_WAIT, WAIT_TOO_FEW, NO_BARRIER, BARRIER_TOO_EARLY, STAGE_STILL_READ };
+/* Sums over four rounds of 128 numbers, in two stages: while one is read, the next is copied into the other. */
+template <copy_fault f> __global__ void staged_sum(global<const uint32_t> in, global<uint32_t> out) {
+    SIMT_SHARED(uint32_t, stages, 2 * 128);
+    uint32_t t = threadIdx.x, sum = 0;
+    stages.copy_async16(t * 4, in, t * 4);
+    copy_async_commit();
+    for (uint32_t round = 0; round < 4; round++) {
+        if (round < 3)
+            stages.copy_async16((round + 1) % 2 * 128 + t * 4, in, (round + 1) * 128 + t * 4);
+        copy_async_commit();
+        if (f == BARRIER_TOO_EARLY)
+            __syncthreads();
+        if (f == WAIT_TOO_FEW)
+            copy_async_wait<2>();
+        else if (f != NO_WAIT)
+            copy_async_wait<1>();
+        if (f != NO_BARRIER && f != BARRIER_TOO_EARLY)
+            __syncthreads();
+        for (uint32_t i = 0; i < 128; i += 32)
+            sum += stages.load(round % 2 * 128 + i + t);
+        if (f != STAGE_STILL_READ)
+            __syncthreads();
+    }
+    out.store(t, sum);
+}
+template <copy_fault f> static void run_staged_sum(void *) {
+    uint32_t numbers[512];
+    for (uint32_t i = 0; i < 512; i++)
+        numbers[i] = i;
+    uint32_t *in = device_zeroes(512), *out = device_zeroes(32);
+    cudaMemcpy(in, numbers, sizeof numbers, cudaMemcpyHostToDevice);
+    SIMT_LAUNCH(staged_sum<f>, 1, 32, 0, NULL, in, out);
+    if (f == COPY_RIGHT)
+        expect(out, 32, [](size_t i) { return (uint32_t)(16 * i + 32 * 120); });
+}
+
+/* The source changes while the copy is under way. */
+__global__ void source_changes(global<uint32_t> in, global<uint32_t> out) {
+    SIMT_SHARED(uint32_t, s, 128);
+    s.copy_async16(threadIdx.x * 4, in, threadIdx.x * 4);
+    copy_async_commit();
+    in.store(threadIdx.x * 4 + 4 < 128 ? threadIdx.x * 4 + 4 : 0, 1);
+    copy_async_wait<0>();
+    out.store(threadIdx.x, s.load(threadIdx.x * 4));
+}
+static void run_source_changes(void *) { SIMT_LAUNCH(source_changes, 1, 32, 0, NULL, device_zeroes(128), device_zeroes(32)); }
+
 /* ---- between blocks --------------------------------------------------------------------------------------------------------------------------------------- */
 
 __global__ void same_word(global<uint32_t> out) { out.store(threadIdx.x / 2 + blockIdx.x * 16, threadIdx.x); }
@@ -400,6 +450,12 @@ const struct simt_case simt_cases[] = {
     {"a lane is not in its own mask", run_not_in_mask, "__ballot_sync by a lane outside of its own mask", "lane 31"},
     {"lanes in different operations", run_different_operations, "lanes of one warp wait for each other in different operations", "__any_sync"},
     {"half of a warp multiplies", run_half_a_product, "mma.m16n8k16.bf16 waits for a lane that has ended", "half_a_product"},
+    {"a copy is not waited for", run_staged_sum<NO_WAIT>, "uninitialised", "staged_sum"},
+    {"too few copies are waited for", run_staged_sum<WAIT_TOO_FEW>, "uninitialised", "staged_sum"},
+    {"no barrier after the wait for a copy", run_staged_sum<NO_BARRIER>, "race on shared memory|uninitialised", "staged_sum"},
+    {"a barrier before the wait for a copy", run_staged_sum<BARRIER_TOO_EARLY>, "race on shared memory|uninitialised", "staged_sum"},
+    {"a copy into what is still read", run_staged_sum<STAGE_STILL_READ>, "race on shared memory|uninitialised", "staged_sum"},
+    {"a copy whose source changes", run_source_changes, "race on buffer", "source_changes"},
     {"two threads store to one word", run_same_word, "race on buffer", "store"},
     {"two blocks store to one word", run_overlapping_blocks, "race on buffer", "block (1,0,0)"},
     {"a flag that is relaxed", run_message<RELAXED>, "race on buffer", "message"},
@@ -423,6 +479,7 @@ const struct simt_case simt_cases[] = {
     {"__syncwarp", run_warp_exchange<true>, NULL, NULL},
     {"named barriers", run_make_and_take<true>, NULL, NULL},
     {"warp operations", run_all_warp_operations, NULL, NULL},
+    {"copies in two stages", run_staged_sum<COPY_RIGHT>, NULL, NULL},
     {"a product has the same bits everywhere", run_multiply, NULL, NULL},
     {"release and acquire", run_message<RELEASE>, NULL, NULL},
     {"fences around relaxed accesses", run_message<FENCES>, NULL, NULL},
