@@ -326,6 +326,40 @@ static void refused_calls(void **state) {
     (void)cudaGetLastError();
 }
 
+/* A fault on the device is for ever, whatever is asked; work behind it does not run. Too little memory is not. */
+static void faults_case(void *unused) {
+    (void)unused;
+    const struct cuda_self_test *test = cuda_self_tests;
+    uint32_t *bad, got[32];
+    void *p;
+    cudaStream_t s;
+    simt_fail_allocation(2);
+    assert_int_equal(cudaMalloc((void **)&bad, sizeof got), cudaSuccess);
+    assert_int_equal(cudaMalloc(&p, 4), cudaErrorMemoryAllocation);
+    assert_int_equal(cudaGetLastError(), cudaErrorMemoryAllocation);
+    assert_int_equal(cudaMalloc(&p, 4), cudaSuccess);
+    assert_int_equal(cudaStreamCreate(&s), cudaSuccess);
+    simt_fail_launch(2);
+    for (int i = 0; i < 3; i++) assert_int_equal(test->launch(bad, s), cudaSuccess); /* nothing has run yet */
+    assert_int_equal(cudaStreamSynchronize(s), cudaErrorIllegalAddress);
+    assert_string_equal(cudaGetErrorString(cudaErrorIllegalAddress), "an illegal memory access was encountered");
+    for (int i = 0; i < 2; i++) assert_int_equal(cudaGetLastError(), cudaErrorIllegalAddress);
+    assert_int_equal(cudaPeekAtLastError(), cudaErrorIllegalAddress);
+    assert_int_equal(test->launch(bad, s), cudaErrorIllegalAddress);
+    assert_int_equal(cudaMemcpy(got, bad, sizeof got, cudaMemcpyDeviceToHost), cudaErrorIllegalAddress);
+    assert_int_equal(cudaMalloc(&p, 4), cudaErrorIllegalAddress);
+    assert_int_equal(cudaFree(bad), cudaErrorIllegalAddress);
+    assert_int_equal(cudaDeviceSynchronize(), cudaErrorIllegalAddress);
+}
+
+static void faults_on_demand(void **state) {
+    (void)state;
+    assert_null(simt_catch(faults_case, NULL, 1));
+    void *p;
+    assert_int_equal(cudaMalloc(&p, 4), cudaSuccess); /* another context */
+    assert_int_equal(cudaFree(p), cudaSuccess);
+}
+
 static void self_test_case(void *arg) {
     const struct cuda_self_test *test = arg;
     uint32_t *bad, got[32];
@@ -375,7 +409,7 @@ static void status_4(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(planted_faults_and_right_kernels), cmocka_unit_test(same_bits_as_ref),       cmocka_unit_test(counts_by_hand),
-        cmocka_unit_test(refused_calls),                    cmocka_unit_test(self_test_in_every_model), cmocka_unit_test(status_4),
+        cmocka_unit_test(refused_calls), cmocka_unit_test(faults_on_demand), cmocka_unit_test(self_test_in_every_model), cmocka_unit_test(status_4),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

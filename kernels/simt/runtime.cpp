@@ -10,28 +10,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "kernels/simt/engine.h"
-
-using namespace simt;
+#include "kernels/simt/runtime_priv.h"
 
 namespace simt {
+
 void regions_reset();
 void runtime_reset();
-} // namespace simt
 
-struct simt_stream {
-    uint32_t number;
-    bool blocking;
-};
-struct simt_event {
-    std::vector<uint32_t> seen;
-};
-
-namespace {
-
-typedef std::vector<uint32_t> clocks;
-
-uint32_t at(const clocks &c, uint32_t i) { return i < c.size() ? c[i] : 0; }
+static uint32_t at(const clocks &c, uint32_t i) { return i < c.size() ? c[i] : 0; }
 void join(clocks &to, const clocks &from) {
     if (to.size() < from.size())
         to.resize(from.size());
@@ -39,35 +25,39 @@ void join(clocks &to, const clocks &from) {
         to[i] = std::max(to[i], from[i]);
 }
 
-struct copy_operation {
-    void *to;
-    const void *from; /* NULL: a fill */
-    int value;
-    size_t bytes;
-};
-struct queued {
-    launch launched; /* its call is NULL for a copy */
-    copy_operation copy;
-};
-struct stream_state {
-    simt_stream handle;
-    std::deque<queued *> waiting;
-    uint32_t n_added = 0, n_done = 0;
-    clocks seen;
-    bool destroyed = false;
-};
-
-std::vector<stream_state *> streams; /* 0: the default stream */
-std::vector<operation> operations;   /* by number, for who may ask later */
-clocks host_seen;
-std::map<const void *, int> dynamic_limit; /* by kernel */
-std::set<simt_event *> events;
-cudaError_t last_error;
+static std::vector<stream_state *> streams; /* 0: the default stream */
+static std::vector<operation> operations; /* by number, for who may ask later */
+static clocks host_seen;
+static std::map<const void *, int> dynamic_limit; /* by kernel */
+static std::set<simt_event *> events;
+static cudaError_t last_error;
 
 cudaError_t failed(cudaError_t e) {
     if (e != cudaSuccess)
         last_error = e;
     return e;
+}
+
+/* ---- faults on demand ----------------------------------------------------------------------------------------------------------------------------------- */
+
+static cudaError_t lost;               /* of the context: every call returns it from then on */
+static uint32_t launch_to_fail, allocation_to_fail; /* counted down to; 0: none */
+
+static bool counts_down(uint32_t &n) { return n && --n == 0; }
+
+cudaError_t context_lost() { return failed(lost); }
+
+/* What waits will never run, and counts as done: nobody may wait for it for ever. */
+static void lose_context(cudaError_t e) {
+    lost = e;
+    for (stream_state *s : streams) {
+        for (queued *q : s->waiting) {
+            delete q->launched.call;
+            delete q;
+        }
+        s->waiting.clear();
+        s->n_done = s->n_added;
+    }
 }
 
 stream_state *stream_of(cudaStream_t s) {
@@ -107,18 +97,22 @@ void add(stream_state *s, queued *q, const char *what) {
 }
 
 /* Whether all of this has been done. */
-bool reached(const clocks &wanted) {
+static bool reached(const clocks &wanted) {
     for (uint32_t k = 0; k < wanted.size(); k++)
         if (streams[k]->n_done < wanted[k])
             return false;
     return true;
 }
 
-void run_one(stream_state *s) {
+static void run_one(stream_state *s) {
     queued *q = s->waiting.front();
     s->waiting.pop_front();
     std::unique_ptr<queued> owner(q);
     std::unique_ptr<kernel_call> call(q->launched.call);
+    if (call && counts_down(launch_to_fail)) {
+        lose_context(cudaErrorIllegalAddress);
+        return;
+    }
     if (call) {
         launch_run(q->launched);
     } else {
@@ -135,7 +129,7 @@ void run_one(stream_state *s) {
 }
 
 /* Runs whatever may run, in some order, until `wanted` is done. */
-void run_until(const clocks &wanted) {
+static void run_until(const clocks &wanted) {
     while (!reached(wanted)) {
         std::vector<stream_state *> ready;
         for (stream_state *s : streams)
@@ -146,7 +140,7 @@ void run_until(const clocks &wanted) {
     join(host_seen, wanted);
 }
 
-void run_all() {
+static void run_all() {
     clocks all;
     for (const stream_state *s : streams) {
         join(all, s->seen);
@@ -160,8 +154,10 @@ void run_all() {
     }
 }
 
-cudaError_t add_copy(void *to, const void *from, int value, size_t bytes, cudaStream_t stream, const char *what) {
+static cudaError_t add_copy(void *to, const void *from, int value, size_t bytes, cudaStream_t stream, const char *what) {
     stream_state *s = stream_of(stream);
+    if (lost)
+        return context_lost();
     if (!s)
         return failed(cudaErrorInvalidResourceHandle);
     if (bytes == 0)
@@ -171,10 +167,6 @@ cudaError_t add_copy(void *to, const void *from, int value, size_t bytes, cudaSt
     add(s, q, what);
     return cudaSuccess;
 }
-
-} // namespace
-
-namespace simt {
 
 bool operation_ordered(uint32_t a, uint32_t b) {
     const operation &x = operations[a], &y = operations[b];
@@ -186,6 +178,8 @@ const operation &operation_at(uint32_t number) { return operations[number]; }
 int launch_add(kernel_call *call, const void *function, const char *name, dim3 grid, dim3 block, size_t shared_bytes, void *stream, bool cooperative) {
     std::unique_ptr<kernel_call> owner(call);
     stream_state *s = stream_of((cudaStream_t)stream);
+    if (lost)
+        return context_lost();
     if (!s)
         return failed(cudaErrorInvalidResourceHandle);
     uint64_t threads = (uint64_t)block.x * block.y * block.z, blocks = (uint64_t)grid.x * grid.y * grid.z;
@@ -222,11 +216,17 @@ void runtime_reset() {
     events.clear();
     operations.clear();
     host_seen.clear();
-    last_error = cudaSuccess;
+    last_error = lost = cudaSuccess;
+    launch_to_fail = allocation_to_fail = 0;
     regions_reset();
 }
 
 } // namespace simt
+
+using namespace simt;
+
+void simt_fail_launch(uint32_t n) { launch_to_fail = n; }
+void simt_fail_allocation(uint32_t n) { allocation_to_fail = n; }
 
 /* ---- device ------------------------------------------------------------------------------------------------------------------------------------------ */
 
@@ -244,6 +244,8 @@ const char *cudaGetErrorString(cudaError_t e) {
         return "invalid copy direction for memcpy";
     case cudaErrorInvalidResourceHandle:
         return "invalid resource handle";
+    case cudaErrorIllegalAddress:
+        return "an illegal memory access was encountered";
     case cudaErrorNotReady:
         return "device not ready";
     case cudaErrorCooperativeLaunchTooLarge:
@@ -252,9 +254,9 @@ const char *cudaGetErrorString(cudaError_t e) {
         return "unrecognized error code";
     }
 }
-cudaError_t cudaPeekAtLastError(void) { return last_error; }
+cudaError_t cudaPeekAtLastError(void) { return lost ? lost : last_error; }
 cudaError_t cudaGetLastError(void) {
-    cudaError_t e = last_error;
+    cudaError_t e = cudaPeekAtLastError();
     last_error = cudaSuccess;
     return e;
 }
@@ -317,9 +319,11 @@ static cudaError_t allocate(void **p, size_t bytes, bool initialised) {
     if (!p)
         return failed(cudaErrorInvalidValue);
     *p = nullptr;
+    if (lost)
+        return context_lost();
     if (bytes == 0)
         return cudaSuccess;
-    if (bytes > config().device->memory_bytes - regions_bytes())
+    if (counts_down(allocation_to_fail) || bytes > config().device->memory_bytes - regions_bytes())
         return failed(cudaErrorMemoryAllocation);
     region *r = region_create(bytes, initialised);
     if (!r)
@@ -332,6 +336,8 @@ static cudaError_t release(void *p) {
     if (!p)
         return cudaSuccess;
     run_all(); /* as cudaFree does: what is in flight may still use it */
+    if (lost)
+        return context_lost();
     return region_destroy(p) ? cudaSuccess : failed(cudaErrorInvalidValue);
 }
 
@@ -383,7 +389,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t h) {
     if (!s)
         return failed(cudaErrorInvalidResourceHandle);
     run_until(s->seen);
-    return cudaSuccess;
+    return context_lost();
 }
 
 /* Time passes for who asks: something may get done. */
@@ -431,7 +437,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     if (!events.count(e))
         return failed(cudaErrorInvalidResourceHandle);
     run_until(e->seen);
-    return cudaSuccess;
+    return context_lost();
 }
 cudaError_t cudaEventQuery(cudaEvent_t e) {
     if (!events.count(e))
@@ -443,5 +449,5 @@ cudaError_t cudaEventQuery(cudaEvent_t e) {
 cudaError_t cudaDeviceSynchronize(void) {
     stream_of(nullptr);
     run_all();
-    return cudaSuccess;
+    return context_lost();
 }

@@ -15,6 +15,10 @@ const char *simt_catch(void (*fn)(void *), void *arg, uint64_t seed);
 void simt_set_check(int check);
 /* "gb10", "rtx5090", "tiny"; −1: unknown. */
 int simt_set_device(const char *name);
+/* The n-th launch from now that runs faults, as by an illegal address: what waits never runs, and every call returns that error. 0: none will. */
+void simt_fail_launch(uint32_t n);
+/* The n-th allocation from now finds no memory. */
+void simt_fail_allocation(uint32_t n);
 /* exact, truncating or permuted: how an emulated mma adds up. −1: unknown. */
 int simt_set_accumulation(const char *model);
 
