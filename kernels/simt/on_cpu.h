@@ -119,6 +119,7 @@ template <class T> inline T from_bits(uint64_t x) {
 /* A launch's function and the copies of its arguments. */
 struct kernel_call {
     virtual void run() = 0;
+    virtual kernel_call *copy() const = 0;
     virtual ~kernel_call() {}
 };
 template <class... P> struct kernel_call_of : kernel_call {
@@ -126,6 +127,7 @@ template <class... P> struct kernel_call_of : kernel_call {
     std::tuple<P...> arguments;
     kernel_call_of(void (*kernel_)(P...), P... arguments_) : kernel(kernel_), arguments(arguments_...) {}
     void run() override { std::apply(kernel, arguments); }
+    kernel_call *copy() const override { return new kernel_call_of(*this); }
 };
 int launch_add(kernel_call *call, const void *function, const char *name, dim3 grid, dim3 block, size_t shared_bytes, void *stream, bool cooperative);
 template <class... P, class... A>

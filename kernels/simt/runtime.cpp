@@ -96,6 +96,20 @@ void add(stream_state *s, queued *q, const char *what) {
     s->waiting.push_back(q);
 }
 
+/* Into the stream, or into the graph that it is captured for. */
+static cudaError_t enter(stream_state *s, queued *q, const char *what) {
+    if (s->capturing)
+        return capture_add(s, q, what);
+    cudaError_t e = capture_forbids_default(s);
+    if (e != cudaSuccess) {
+        delete q->launched.call;
+        delete q;
+        return e;
+    }
+    add(s, q, what);
+    return cudaSuccess;
+}
+
 /* Whether all of this has been done. */
 static bool reached(const clocks &wanted) {
     for (uint32_t k = 0; k < wanted.size(); k++)
@@ -164,8 +178,7 @@ static cudaError_t add_copy(void *to, const void *from, int value, size_t bytes,
         return cudaSuccess;
     auto *q = new queued;
     q->copy = {to, from, value, bytes};
-    add(s, q, what);
-    return cudaSuccess;
+    return enter(s, q, what);
 }
 
 bool operation_ordered(uint32_t a, uint32_t b) {
@@ -197,12 +210,12 @@ int launch_add(kernel_call *call, const void *function, const char *name, dim3 g
     q->launched.block_dim = block;
     q->launched.shared_bytes = shared_bytes;
     q->launched.cooperative = cooperative;
-    add(s, q, name);
-    return cudaSuccess;
+    return enter(s, q, name);
 }
 
 /* An empty device: after a finding nothing on it can be trusted. */
 void runtime_reset() {
+    captures_reset();
     for (stream_state *s : streams) {
         for (queued *q : s->waiting) {
             delete q->launched.call;
@@ -250,6 +263,24 @@ const char *cudaGetErrorString(cudaError_t e) {
         return "device not ready";
     case cudaErrorCooperativeLaunchTooLarge:
         return "too many blocks in cooperative launch";
+    case cudaErrorStreamCaptureUnsupported:
+        return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+        return "operation failed due to a previous error during capture";
+    case cudaErrorStreamCaptureMerge:
+        return "operation would result in a merge of separate capture sequences";
+    case cudaErrorStreamCaptureUnmatched:
+        return "capture was not ended in the same stream as it began";
+    case cudaErrorStreamCaptureUnjoined:
+        return "capturing stream has unjoined work";
+    case cudaErrorStreamCaptureIsolation:
+        return "dependency created on uncaptured work in another stream";
+    case cudaErrorStreamCaptureImplicit:
+        return "operation would make the legacy stream depend on a capturing blocking stream";
+    case cudaErrorCapturedEvent:
+        return "operation not permitted on an event last recorded in a capturing stream";
+    case cudaErrorGraphExecUpdateFailure:
+        return "the graph update was not performed because it included changes which violated constraints specific to instantiated graph update";
     default:
         return "unrecognized error code";
     }
@@ -319,8 +350,9 @@ static cudaError_t allocate(void **p, size_t bytes, bool initialised) {
     if (!p)
         return failed(cudaErrorInvalidValue);
     *p = nullptr;
-    if (lost)
-        return context_lost();
+    cudaError_t e = lost ? context_lost() : capture_forbids_unsafe();
+    if (e != cudaSuccess)
+        return e;
     if (bytes == 0)
         return cudaSuccess;
     if (counts_down(allocation_to_fail) || bytes > config().device->memory_bytes - regions_bytes())
@@ -335,6 +367,9 @@ static cudaError_t allocate(void **p, size_t bytes, bool initialised) {
 static cudaError_t release(void *p) {
     if (!p)
         return cudaSuccess;
+    cudaError_t e = capture_forbids_unsafe();
+    if (e != cudaSuccess)
+        return e;
     run_all(); /* as cudaFree does: what is in flight may still use it */
     if (lost)
         return context_lost();
@@ -365,12 +400,15 @@ cudaError_t cudaMemset(void *to, int value, size_t bytes) { return cudaMemsetAsy
 
 /* ---- streams, events ---------------------------------------------------------------------------------------------------------------------------------- */
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags) {
+stream_state *simt::stream_create(bool blocking) {
     stream_of(nullptr);
     auto *s = new stream_state;
-    s->handle = {(uint32_t)streams.size(), !(flags & cudaStreamNonBlocking)};
+    s->handle = {(uint32_t)streams.size(), blocking};
     streams.push_back(s);
-    *out = &s->handle;
+    return s;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags) {
+    *out = &stream_create(!(flags & cudaStreamNonBlocking))->handle;
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t *s) { return cudaStreamCreateWithFlags(s, cudaStreamDefault); }
@@ -388,6 +426,9 @@ cudaError_t cudaStreamSynchronize(cudaStream_t h) {
     stream_state *s = stream_of(h);
     if (!s)
         return failed(cudaErrorInvalidResourceHandle);
+    cudaError_t e = capture_forbids_waiting(s);
+    if (e != cudaSuccess)
+        return e;
     run_until(s->seen);
     return context_lost();
 }
@@ -397,7 +438,7 @@ cudaError_t cudaStreamQuery(cudaStream_t h) {
     stream_state *s = stream_of(h);
     if (!s)
         return failed(cudaErrorInvalidResourceHandle);
-    if (s->n_done < s->n_added && chance(2))
+    if (!s->capturing && s->n_done < s->n_added && chance(2))
         return cudaErrorNotReady;
     return cudaStreamSynchronize(h);
 }
@@ -418,6 +459,8 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t h) {
     stream_state *s = stream_of(h);
     if (!s || !events.count(e))
         return failed(cudaErrorInvalidResourceHandle);
+    e->captured = s->capturing;
+    e->nodes = s->tail;
     e->seen = s->seen;
     if (!h)
         for (const stream_state *k : streams)
@@ -430,24 +473,33 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t h, cudaEvent_t e, unsigned flags) {
     (void)flags;
     if (!s || !events.count(e))
         return failed(cudaErrorInvalidResourceHandle);
+    if (s->capturing || e->captured)
+        return capture_wait(s, e);
     join(s->seen, e->seen);
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     if (!events.count(e))
         return failed(cudaErrorInvalidResourceHandle);
+    if (e->captured)
+        return failed(cudaErrorCapturedEvent);
     run_until(e->seen);
     return context_lost();
 }
 cudaError_t cudaEventQuery(cudaEvent_t e) {
     if (!events.count(e))
         return failed(cudaErrorInvalidResourceHandle);
+    if (e->captured)
+        return failed(cudaErrorCapturedEvent);
     if (!reached(e->seen))
         return chance(2) ? failed(cudaErrorNotReady) : cudaEventSynchronize(e);
     return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize(void) {
     stream_of(nullptr);
+    cudaError_t e = capture_forbids_waiting(nullptr);
+    if (e != cudaSuccess)
+        return e;
     run_all();
     return context_lost();
 }

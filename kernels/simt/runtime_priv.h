@@ -10,8 +10,13 @@ struct simt_stream {
     uint32_t number;
     bool blocking;
 };
+namespace simt {
+struct capture;
+}
 struct simt_event {
     std::vector<uint32_t> seen;
+    simt::capture *captured = nullptr; /* recorded in a stream that was captured: behind these nodes */
+    std::vector<uint32_t> nodes;
 };
 
 namespace simt {
@@ -36,11 +41,22 @@ struct stream_state {
     uint32_t n_added = 0, n_done = 0;
     clocks seen;
     bool destroyed = false;
+    capture *capturing = nullptr;
+    std::vector<uint32_t> tail; /* nodes that the next one follows */
 };
 
 stream_state *stream_of(cudaStream_t s); /* NULL: there is none */
 void add(stream_state *s, queued *q, const char *what);
 cudaError_t failed(cudaError_t e); /* remembers it */
+stream_state *stream_create(bool blocking);
+
+/* ---- capture: graphs.cpp. Each of the first four makes the capture worthless and returns an error where the call is not allowed now, else cudaSuccess. */
+cudaError_t capture_forbids_waiting(const stream_state *s); /* NULL: for the device */
+cudaError_t capture_forbids_unsafe();                       /* allocation and the like */
+cudaError_t capture_forbids_default(const stream_state *s); /* work in the default stream, for which captured ones would have to wait */
+cudaError_t capture_wait(stream_state *s, const simt_event *e);
+cudaError_t capture_add(stream_state *s, queued *q, const char *what); /* takes q */
+void captures_reset();
 cudaError_t context_lost(); /* cudaSuccess, or what every call returns after a fault on the device */
 
 } // namespace simt

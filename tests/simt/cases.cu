@@ -436,6 +436,139 @@ static void run_default_stream(void *) {
     expect(second, 64, [](size_t) { return 0x01010101u; });
 }
 
+/* ---- graphs ---------------------------------------------------------------------------------------------------------------------------------------------- */
+
+__global__ void add_number(global<uint32_t> x, uint32_t n) { x.store(threadIdx.x, x.load(threadIdx.x) + n); }
+__global__ void add_arrays(global<const uint32_t> a, global<const uint32_t> b, global<uint32_t> out) { out.store(threadIdx.x, a.load(threadIdx.x) + b.load(threadIdx.x)); }
+
+static void must(cudaError_t got, cudaError_t want = cudaSuccess) {
+    if (got != want) {
+        fprintf(stderr, "%s instead of %s\n", cudaGetErrorString(got), cudaGetErrorString(want));
+        abort();
+    }
+}
+
+struct forked {
+    cudaStream_t a, b;
+    cudaEvent_t fork, join;
+    uint32_t *x, *y, *sum;
+};
+static forked forked_streams() {
+    forked f;
+    f.x = device_zeroes(32);
+    f.y = device_zeroes(32);
+    f.sum = device_zeroes(32);
+    cudaDeviceSynchronize();
+    cudaStreamCreateWithFlags(&f.a, cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&f.b, cudaStreamNonBlocking);
+    cudaEventCreateWithFlags(&f.fork, cudaEventDisableTiming);
+    cudaEventCreateWithFlags(&f.join, cudaEventDisableTiming);
+    return f;
+}
+/* x += n in one stream, y += 2n in another, then their sum; without joins the sum is made behind the first alone. */
+static cudaError_t capture_sum(const forked &f, uint32_t n, bool joins, cudaGraph_t *graph) {
+    must(cudaStreamBeginCapture(f.a, cudaStreamCaptureModeGlobal));
+    must(cudaEventRecord(f.fork, f.a));
+    must(cudaStreamWaitEvent(f.b, f.fork, 0));
+    must(SIMT_LAUNCH(add_number, 1, 32, 0, f.a, f.x, n));
+    must(SIMT_LAUNCH(add_number, 1, 32, 0, f.b, f.y, 2 * n));
+    must(cudaEventRecord(f.join, f.b));
+    if (joins)
+        must(cudaStreamWaitEvent(f.a, f.join, 0));
+    must(SIMT_LAUNCH(add_arrays, 1, 32, 0, f.a, f.x, f.y, f.sum));
+    if (!joins)
+        must(cudaStreamWaitEvent(f.a, f.join, 0));
+    return cudaStreamEndCapture(f.a, graph);
+}
+
+static void run_graph_replayed(void *) {
+    forked f = forked_streams();
+    cudaGraph_t graph, other;
+    cudaGraphExec_t exec;
+    cudaGraphExecUpdateResultInfo info;
+    must(capture_sum(f, 1, true, &graph));
+    must(cudaGraphInstantiate(&exec, graph, 0));
+    must(cudaGraphDestroy(graph));
+    for (int i = 0; i < 3; i++)
+        must(cudaGraphLaunch(exec, f.a));
+    must(cudaStreamSynchronize(f.a));
+    expect(f.sum, 32, [](size_t) { return 9u; });
+    /* other arguments, then another shape */
+    must(capture_sum(f, 10, true, &other));
+    must(cudaGraphExecUpdate(exec, other, &info));
+    must(cudaGraphDestroy(other));
+    must(cudaGraphLaunch(exec, f.b)); /* into another stream, at once: launches of one graph wait for each other */
+    must(cudaGraphLaunch(exec, f.a));
+    must(cudaDeviceSynchronize());
+    expect(f.sum, 32, [](size_t) { return 69u; });
+    must(capture_sum(f, 1, false, &other));
+    must(cudaGraphExecUpdate(exec, other, &info), cudaErrorGraphExecUpdateFailure);
+    if (info.result != cudaGraphExecUpdateErrorTopologyChanged)
+        abort();
+    cudaGetLastError();
+    must(cudaGraphDestroy(other));
+    must(cudaGraphExecDestroy(exec));
+}
+
+static void run_graph_without_join(void *) {
+    forked f = forked_streams();
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    must(capture_sum(f, 1, false, &graph));
+    must(cudaGraphInstantiate(&exec, graph, 0));
+    must(cudaGraphLaunch(exec, f.a));
+    cudaStreamSynchronize(f.a);
+}
+
+/* Each call that is not allowed ends the capture; what was captured is worthless, and the stream is usable again. */
+static void run_graph_refusals(void *) {
+    forked f = forked_streams();
+    cudaGraph_t graph;
+    cudaStream_t blocking;
+    cudaStreamCaptureStatus status;
+    void *p;
+    cudaStreamCreate(&blocking);
+    must(cudaStreamBeginCapture(NULL, cudaStreamCaptureModeGlobal), cudaErrorStreamCaptureUnsupported);
+    for (int i = 0; i < 7; i++) {
+        cudaStream_t s = i == 5 ? blocking : f.a;
+        must(cudaStreamBeginCapture(s, i == 6 ? cudaStreamCaptureModeRelaxed : cudaStreamCaptureModeGlobal));
+        must(SIMT_LAUNCH(add_number, 1, 32, 0, s, f.x, 1));
+        if (i == 0)
+            must(cudaStreamSynchronize(s), cudaErrorStreamCaptureUnsupported);
+        else if (i == 1)
+            must(cudaDeviceSynchronize(), cudaErrorStreamCaptureUnsupported);
+        else if (i == 2)
+            must(cudaMalloc(&p, 4), cudaErrorStreamCaptureUnsupported);
+        else if (i == 3)
+            must(cudaStreamQuery(s), cudaErrorStreamCaptureUnsupported);
+        else if (i == 4) {
+            must(cudaEventRecord(f.fork, f.b));
+            must(cudaStreamWaitEvent(s, f.fork, 0), cudaErrorStreamCaptureIsolation);
+        } else if (i == 5)
+            must(cudaMemset(f.y, 0, 4), cudaErrorStreamCaptureImplicit);
+        else
+            must(cudaMalloc(&p, 4)); /* allowed where the mode is relaxed */
+        must(cudaStreamIsCapturing(s, &status));
+        if (status != (i == 6 ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusInvalidated))
+            abort();
+        must(cudaStreamEndCapture(s, &graph), i == 6 ? cudaSuccess : cudaErrorStreamCaptureInvalidated);
+        if (!graph != (i != 6))
+            abort();
+        cudaGetLastError();
+    }
+    must(cudaGraphDestroy(graph));
+    /* work of another stream that nobody waits for, and an end in that stream */
+    must(cudaStreamBeginCapture(f.a, cudaStreamCaptureModeGlobal));
+    must(cudaEventRecord(f.fork, f.a));
+    must(cudaEventSynchronize(f.fork), cudaErrorCapturedEvent);
+    must(cudaStreamWaitEvent(f.b, f.fork, 0));
+    must(SIMT_LAUNCH(add_number, 1, 32, 0, f.b, f.y, 1));
+    must(cudaStreamEndCapture(f.a, &graph), cudaErrorStreamCaptureUnjoined);
+    must(cudaStreamEndCapture(f.a, &graph), cudaErrorInvalidValue);
+    must(cudaMemset(f.x, 0, 128));
+    expect(f.x, 32, [](size_t) { return 0u; }); /* nothing of all this ran */
+}
+
 const struct simt_case simt_cases[] = {
     {"no barrier between store and load", run_reverse<false>, "race on shared memory|uninitialised", "cases.cu:"},
     {"no barrier before the next round", run_sum_twice<false>, "race on shared memory", "cases.cu:"},
@@ -472,6 +605,7 @@ const struct simt_case simt_cases[] = {
     {"a store beyond what the launch asked for", run_beyond_dynamic, "out of bounds", "shared array of 124 bytes"},
     {"a vector at no multiple of its size", run_misaligned, "misaligned", "load of 16 bytes"},
     {"more fixed shared memory than there is", run_too_much_shared, "too much shared memory", "49152"},
+    {"a graph whose branches are joined too late", run_graph_without_join, "race on buffer", "add_arrays"},
     {"two streams and no event", run_two_streams<false>, "race on buffer", "copy_words"},
 
     {"barrier", run_reverse<true>, NULL, NULL},
@@ -486,6 +620,8 @@ const struct simt_case simt_cases[] = {
     {"the last block adds up", run_last_block_adds<true>, NULL, NULL},
     {"all blocks meet", run_grid_barrier, NULL, NULL},
     {"dynamic shared memory", run_within_dynamic, NULL, NULL},
+    {"a graph, replayed and updated", run_graph_replayed, NULL, NULL},
+    {"calls that a capture forbids", run_graph_refusals, NULL, NULL},
     {"two streams and an event", run_two_streams<true>, NULL, NULL},
     {"the default stream", run_default_stream, NULL, NULL},
     {NULL, NULL, NULL, NULL},
