@@ -69,7 +69,7 @@ TEST_TOOLS    := $(BUILD)/tests/compare_logits
 # Helpers for tests: tests/t.c and, where a room needs some of its own, tests/t_*.c
 T_SOURCES     := tests/t.c $(if $(ONLY),,$(sort $(filter-out %_test.c,$(wildcard tests/t_*.c))))
 FUZZ_SOURCES  := $(sort $(wildcard tests/fuzz/*_fuzz.c))
-BENCH_SOURCES := $(sort $(wildcard bench/*.c))
+BENCH_SOURCES := $(filter-out $(if $(SAN)$(CROSS),bench/simt.c),$(sort $(wildcard bench/*.c)))
 # The comparison with MPI is built where MPICH is; asked only when benchmarks are wanted.
 ifneq ($(filter bench _bench benches,$(MAKECMDGOALS)),)
 ifneq ($(shell pkg-config --exists mpich && echo yes),yes)
@@ -127,7 +127,7 @@ CMOCKA_LIBS  = $(eval CMOCKA_LIBS := $$(shell pkg-config --libs cmocka))$(CMOCKA
 MPI_FLAGS    = $(eval MPI_FLAGS := $$(shell pkg-config --cflags mpich 2>/dev/null))$(MPI_FLAGS)
 MPI_LIBS     = $(eval MPI_LIBS := $$(shell pkg-config --libs mpich))$(MPI_LIBS)
 
-# -O1 -g1: half the compiler's time, and the tests of the harness take no second.
+# -O1 -g1: half the compiler's time, and the tests of the harness take few seconds. Emulated matrix instructions are most of theirs.
 CXX_FLAGS := -std=c++17 -fPIC -g1 -O1 -ffp-contract=off -Wall -Wextra -Wshadow $(if $(DEV),-Werror) -I. -pthread
 
 # $(call file_flags,SOURCE): what this file needs beyond COMMON.
@@ -225,6 +225,7 @@ $(TEST_TOOLS): $(BUILD)/tests/%: $(OBJ)/tests/%.o
 # The harness, the CUDA kernels as it runs them, and its test.
 SIMT_OBJECTS := $(SIMT_SOURCES:%.cpp=$(OBJ)/%.o) $(CUDA_SOURCES:%=$(OBJ)/%.o)
 SIMT_TESTS   := $(filter %_simt_test,$(TESTS))
+$(OBJ)/kernels/simt/mma.o: private CXX_FLAGS += -O3
 $(OBJ)/kernels/simt/%.o: kernels/simt/%.cpp $(BUILD)/cxx.flags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CXX   $<")
@@ -241,6 +242,8 @@ $(BUILD)/libtandem-simt.so: $(SIMT_OBJECTS)
 	$(Q)$(CXX) -shared -pthread $(LDFLAGS) $^ -o $@
 $(SIMT_TESTS): $(LIBSIMT) $(SIMT_CASES:%=$(OBJ)/%.o)
 $(SIMT_TESTS): private LIBS += -lstdc++
+$(BUILD)/bench/simt: $(OBJ)/bench/simt_kernels.cu.o $(LIBSIMT)
+$(BUILD)/bench/simt: private LIBS += -lstdc++
 
 # For GPUs: what Tandem is for (GB10, RTX 5090) and Hopper. A kernel that spills registers is a fault. CUDA=0, or no nvcc: nothing is done.
 NVCC       := $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))

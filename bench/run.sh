@@ -23,6 +23,8 @@ else
 fi
 section "exchange between two hosts (network namespaces): ours / MPICH"
 bench/exchange_hosts.sh
+section "the harness for CUDA kernels: millions a second"
+"$build/bench/simt"
 section "the emulated link: median / asked"
 "$build/bench/link"
 section "the demo model: tandem / peers"

@@ -248,7 +248,8 @@ void collective(const char *operation, uint32_t mask, void *payload, void (*comp
         thread &o = *w.lanes[l];
         if (o.is != state::at_warp) {
             all = false;
-        } else if (o.mask != mask || strcmp(o.operation, operation) != 0) {
+            break; /* whoever comes last looks at the rest */
+        } else if (o.mask != mask || (o.operation != operation && strcmp(o.operation, operation) != 0)) {
             if (o.mask >> t.lane & 1)
                 finding("lanes of one warp wait for each other in different operations: kernel %s, %s in %s at %s:%d, lane %u in %s at %s:%d", kernel_of(t), name_of(t),
                         operation, at.file, at.line, l, o.operation, o.at.file, o.at.line);

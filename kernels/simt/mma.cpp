@@ -46,7 +46,7 @@ static float toward_zero(double x) {
     return fabs((double)f) > fabs(x) ? nextafterf(f, 0.0f) : f;
 }
 
-/* terms[0 … n − 1] are products, terms[n] is what they are added to. */
+/* Of terms[0 … n − 1], the products, and terms[n], what they are added to. */
 constexpr unsigned most_terms = 65;
 
 static float sum_truncated(const double *terms, unsigned n, int kept_bits) {
@@ -79,8 +79,8 @@ static const uint8_t *permutation(unsigned n) {
     return order;
 }
 
-static float add_up(const double *terms, unsigned n, int kept_bits) {
-    switch (accumulation_model()) {
+static float add_up(model m, const double *terms, unsigned n, int kept_bits) {
+    switch (m) {
     case model::truncating:
         return sum_truncated(terms, n, kept_bits);
     case model::permuted: {
@@ -172,6 +172,7 @@ void mma(mma_kind kind, float d[4], const uint32_t a[4], const uint32_t b[2], co
             static operands o; /* not on a fiber's small stack */
             put_together(lanes, f, o);
             unsigned n = 8 * f.e;
+            model m = accumulation_model();
             double terms[most_terms];
             for (unsigned t = 0; t < 32; t++) {
                 auto *l = (mma_payload *)lanes[t]->payload;
@@ -182,7 +183,7 @@ void mma(mma_kind kind, float d[4], const uint32_t a[4], const uint32_t b[2], co
                     for (unsigned k = 0; k < n && f.scale_columns; k++)
                         terms[k] *= o.row_scale[row][k / f.scale_columns] * o.column_scale[column][k / f.scale_columns];
                     terms[n] = (double)l->c[i];
-                    l->d[i] = add_up(terms, n, f.kept_bits);
+                    l->d[i] = add_up(m, terms, n, f.kept_bits);
                 }
             }
             self->in_block->of->counts.mma++;
