@@ -29,6 +29,20 @@ for arch in 80 90 120a 121a; do
     check yes "$file" 'ldmatrix\.sync\.aligned\.m8n8\.x4\.trans\.shared\.b16 '
     check yes "$file" 'cvt\.rn\.f16\.f32 '
     check yes "$file" 'cvt\.f32\.f16 '
+    check yes "$file" 'mbarrier\.init\.shared::cta\.b64 '
+    check yes "$file" 'mbarrier\.arrive\.shared::cta\.b64 '
+    wanted=yes
+    [ $arch = 80 ] && wanted=no
+    check $wanted "$file" 'mbarrier\.inval\.shared::cta\.b64 ' # sm_80 has it, but not what comes before
+    check $wanted "$file" 'mbarrier\.arrive\.expect_tx\.shared::cta\.b64 '
+    check $wanted "$file" 'mbarrier\.try_wait\.parity\.shared::cta\.b64 '
+    check $wanted "$file" 'fence\.mbarrier_init\.release\.cluster;'
+    check $wanted "$file" 'fence\.proxy\.async;'
+    check $wanted "$file" 'cp\.async\.bulk\.shared::cluster\.global\.mbarrier::complete_tx::bytes '
+    check $wanted "$file" 'cp\.async\.bulk\.global\.shared::cta\.bulk_group '
+    check $wanted "$file" 'cp\.async\.bulk\.commit_group;'
+    check $wanted "$file" 'cp\.async\.bulk\.wait_group 0;'
+    check $wanted "$file" 'cp\.async\.bulk\.wait_group\.read 0;'
     case $arch in
     80) check no "$file" '\.e4m3' ;;
     *) check yes "$file" 'mma\.sync\.aligned\.m16n8k32\.row\.col\.f32\.e4m3\.e4m3\.f32 ' ;;

@@ -151,6 +151,59 @@ static int launch_ldmatrix(uint32_t *bad, void *stream) {
     return e;
 }
 
+/* Two rounds through one mbarrier: numbers come by a bulk copy, every lane adds one to its own, another bulk copy takes them back. */
+__global__ void __launch_bounds__(32) check_bulk(global<uint32_t> numbers, global<uint32_t> bad) {
+    SIMT_SHARED(uint32_t, stage, 32);
+    SIMT_SHARED(mbarrier, full, 1);
+    const uint32_t lane = threadIdx.x;
+    uint32_t n_bad = 0;
+    if (lane == 0) {
+        mbarrier_init(full, 0, 32);
+        fence_mbarrier_init();
+    }
+    __syncthreads();
+    for (uint32_t round = 0; round < 2; round++) {
+        if (lane == 0) {
+            mbarrier_arrive_expect(full, 0, 128);
+            stage.copy_bulk(0, numbers, 32 * round, 128, full, 0);
+        } else {
+            mbarrier_arrive(full, 0);
+        }
+        mbarrier_wait(full, 0, round);
+        uint32_t x = stage.load(lane);
+        n_bad += x != 32 * round + lane;
+        stage.store(lane, x + 1);
+        fence_proxy_async();
+        __syncthreads();
+        if (lane == 0) {
+            stage.copy_bulk_out(0, numbers, 32 * round, 128);
+            copy_bulk_commit();
+            copy_bulk_wait_read<0>();
+        }
+        __syncthreads();
+    }
+    if (lane == 0) {
+        copy_bulk_wait<0>();
+        mbarrier_invalidate(full, 0);
+    }
+    __syncthreads();
+    for (uint32_t i = lane; i < 64; i += 32)
+        n_bad += numbers.load(i) != i + 1;
+    bad.store(lane, n_bad);
+}
+static int launch_bulk(uint32_t *bad, void *stream) {
+    uint32_t numbers[64], *in;
+    for (uint32_t i = 0; i < 64; i++)
+        numbers[i] = i;
+    int e = cudaMalloc((void **)&in, sizeof numbers);
+    if (e == cudaSuccess)
+        e = cudaMemcpy(in, numbers, sizeof numbers, cudaMemcpyHostToDevice);
+    if (e == cudaSuccess)
+        e = SIMT_LAUNCH(check_bulk, 1, 32, 0, stream, in, bad);
+    cudaFree(in); /* waits */
+    return e;
+}
+
 /* ---- conversions ------------------------------------------------------------------------------------------------------------------------------------- */
 
 /* Ties, subnormals, what rounds up to infinity, NaN; by distance to both neighbours, not by adding to the bits. */
@@ -193,6 +246,7 @@ const struct cuda_self_test cuda_self_tests[] = {
     {"cvt.rn.bf16x2", 80, launch_bf16x2},
     {"cvt.rn.f16 and back", 80, launch_f16},
     {"cp.async and ldmatrix", 80, launch_ldmatrix},
+    {"cp.async.bulk and mbarrier", 90, launch_bulk},
     {"mma m16n8k16 bf16", 80, launch_mma<with_bf16>},
     {"mma m16n8k32 e4m3", 89, launch_mma<with_e4m3>},
     {"mma m16n8k32 mxf8", 120, launch_mma<with_mxf8<0, 0, 0, 0>>},

@@ -101,6 +101,16 @@ void count_access(thread &t, const void *p, size_t bytes, bool shared, bool stor
     }
 }
 
+/* By no warp: a piece of memory as it lies. */
+void count_bulk(launch &l, const void *p, size_t bytes, bool store) {
+    const region *buffer = region_find(p);
+    if (!buffer || bytes == 0) return;
+    names[buffer->number] = buffer->name;
+    launch_counts::buffer &b = l.counts.buffers[buffer->number];
+    (store ? b.store_bytes : b.load_bytes) += bytes;
+    (store ? b.store_sectors : b.load_sectors) += ((uintptr_t)p + bytes - 1) / 32 - (uintptr_t)p / 32 + 1;
+}
+
 void count_warp_done(warp &w, launch &l) {
     for (const auto &r : w.requests)
         finish(r.second, l.counts);

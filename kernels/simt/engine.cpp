@@ -98,8 +98,7 @@ void raise_finding() {
 bool view_knows(const view &v, uint32_t block, uint32_t thread, uint32_t clock) {
     if (v)
         for (const auto &b : v->blocks)
-            if (b.first == block)
-                return (*b.second)[thread] >= clock;
+            if (b.first == block) return thread < b.second->size() && (*b.second)[thread] >= clock;
     return false;
 }
 
@@ -121,23 +120,26 @@ view view_join(const view &a, const view &b) {
                 out->blocks.push_back(x);
                 continue;
             }
-            auto sum = std::make_shared<std::vector<uint32_t>>(*x.second);
-            for (size_t k = 0; k < sum->size(); k++)
-                (*sum)[k] = std::max((*sum)[k], (*y.second)[k]);
+            bool longer = x.second->size() >= y.second->size();
+            const dense &other = longer ? y.second : x.second;
+            auto sum = std::make_shared<std::vector<uint32_t>>(longer ? *x.second : *y.second);
+            for (size_t k = 0; k < other->size(); k++) (*sum)[k] = std::max((*sum)[k], (*other)[k]);
             out->blocks.emplace_back(x.first, sum);
         }
     }
+    out->proxied = view_join(a->proxied, b->proxied);
     return out;
 }
 
-/* v, in which block b's threads are known up to these (thread, clock) at least */
-static view view_with(const view &v, const block &b, const std::vector<std::pair<uint32_t, uint32_t>> &clocks) {
+view view_with(const view &v, const block &b, const std::vector<std::pair<uint32_t, uint32_t>> &clocks) {
     auto out = v ? std::make_shared<view_data>(*v) : std::make_shared<view_data>();
     auto at = std::lower_bound(out->blocks.begin(), out->blocks.end(), b.index, [](const std::pair<uint32_t, dense> &x, uint32_t i) { return x.first < i; });
     bool there = at != out->blocks.end() && at->first == b.index;
     auto mine = there ? std::make_shared<std::vector<uint32_t>>(*at->second) : std::make_shared<std::vector<uint32_t>>(b.threads.size(), 0u);
-    for (const auto &c : clocks)
+    for (const auto &c : clocks) {
+        if (mine->size() <= c.first) mine->resize(c.first + 1);
         (*mine)[c.first] = std::max((*mine)[c.first], c.second);
+    }
     if (there)
         at->second = mine;
     else
@@ -145,8 +147,7 @@ static view view_with(const view &v, const block &b, const std::vector<std::pair
     return out;
 }
 
-/* What t knows and did, for others; its clock moves on. */
-static view view_given(thread &t) {
+view view_given(thread &t) {
     view v = view_with(t.knows, *t.in_block, {{t.index, t.clock}});
     t.clock++;
     return v;
@@ -154,12 +155,12 @@ static view view_given(thread &t) {
 
 /* ---- waiting ---------------------------------------------------------------------------------------------------------------------------------------- */
 
-static void to_scheduler() {
+void to_scheduler() {
     thread *t = self;
     simt_fiber_switch(&t->sp, scheduler_sp);
 }
 
-static void redraw(thread *t) { t->in_warp->priority = chance(1u << 30); }
+void redraw(thread *t) { t->in_warp->priority = chance(1u << 30); }
 
 static const char *name_of(const thread &t) {
     static char text[4][80];
@@ -170,6 +171,8 @@ static const char *name_of(const thread &t) {
 }
 
 static const char *kernel_of(const thread &t) { return t.in_block->of->what; }
+
+std::string text_of(const thread &t) { return std::string("kernel ") + kernel_of(t) + ", " + name_of(t); }
 
 /* ---- barriers ---------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -410,6 +413,7 @@ static void spin(thread &t) {
     if (++l.n_spins > 1000 + 300 * n_threads)
         finding("deadlock: kernel %s, %s still looks at %s:%d for what no other thread will write", kernel_of(t), name_of(t), t.at.file, t.at.line);
     redraw(&t);
+    if (chance(4) == 0) bulk_progress(l.resident);
     /* Spinning warps draw again and again, and together would outbid for ever one whose last draw was low. */
     if (chance(16) == 0)
         for (block *b : l.resident)
@@ -504,6 +508,7 @@ static void thread_main() {
         if (o->is == state::at_warp && (o->mask >> t.lane & 1))
             finding("%s waits for a lane that has ended: kernel %s, %s at %s:%d wants lanes %s, of which %u is not there", o->operation, kernel_of(*o), name_of(*o), o->at.file,
                     o->at.line, lanes_text(o->mask), t.lane);
+    if (b.n_exited == b.threads.size()) bulk_block_done(b);
     to_scheduler();
     abort();
 }
@@ -582,15 +587,21 @@ static void warp_run(warp &w) {
     }
 }
 
+/* Who waits for bytes that do not come is the cause, who waits for threads its victim. */
+static int tells_more(const thread &t) { return t.is != state::at_mbarrier ? 0 : mbarrier_lacks_bytes(t) ? 2 : 1; }
+
 [[noreturn]] static void report_deadlock(const launch &l) {
     const thread *first = nullptr;
     size_t n = 0;
     for (const block *b : l.resident)
         for (const thread &t : b->threads)
             if (t.is != state::exited) {
-                first = first ? first : &t;
+                first = first && tells_more(*first) >= tells_more(t) ? first : &t;
                 n++;
             }
+    if (first->is == state::at_mbarrier)
+        finding("deadlock: %s waits at %s:%d for %s, and %zu threads wait in all", text_of(*first).c_str(), first->at.file, first->at.line,
+                mbarrier_text(*first).c_str(), n);
     finding("deadlock: kernel %s, %s waits at %s:%d in %s, and %zu threads wait in all", l.what, name_of(*first), first->at.file, first->at.line,
             first->is == state::at_warp ? first->operation : "a barrier", n);
 }
@@ -613,6 +624,7 @@ static void launch_blocks(launch &l) {
             for (warp &w : b->warps)
                 if ((!best || w.priority > best->priority) && can_run(w))
                     best = &w;
+        if (!best && bulk_progress(l.resident)) continue;
         if (!best)
             report_deadlock(l);
         const block *b = best->lanes[0]->in_block;

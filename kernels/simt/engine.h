@@ -38,25 +38,31 @@ uint32_t chance(uint32_t n); /* 0 … n − 1, drawn from the seed */
 /* In the scheduler, after a fiber has found something. */
 [[noreturn]] void raise_finding();
 
+struct thread;
+struct warp;
+struct block;
+struct launch;
+
 /* ---- happens-before --------------------------------------------------------------------------------------------------------------------------------
  * A view says, for each block of the launch, up to which of its clocks each thread's accesses are known to have happened. Views are immutable and shared: all
  * threads that leave a barrier hold the same one. A thread's own clock moves on whenever it gives its view away. */
 
-using dense = std::shared_ptr<const std::vector<uint32_t>>;
+using dense = std::shared_ptr<const std::vector<uint32_t>>; /* by thread, then by agent (bulk.cpp); what lies beyond its end is 0 */
+struct view_data;
+using view = std::shared_ptr<const view_data>;
 struct view_data {
     std::vector<std::pair<uint32_t, dense>> blocks; /* ascending */
+    view proxied;                                   /* the part of it that bulk copies see, too */
 };
-using view = std::shared_ptr<const view_data>;
 bool view_knows(const view &v, uint32_t block, uint32_t thread, uint32_t clock);
 view view_join(const view &a, const view &b);
+/* v, in which block b's threads are known up to these (thread, clock) at least */
+view view_with(const view &v, const block &b, const std::vector<std::pair<uint32_t, uint32_t>> &clocks);
+view view_given(thread &t); /* what t knows and did, for others; its clock moves on */
 
 /* ---- threads, warps, blocks ------------------------------------------------------------------------------------------------------------------------ */
 
-enum class state : uint8_t { runnable, at_barrier, at_warp, exited };
-
-struct warp;
-struct block;
-struct launch;
+enum class state : uint8_t { runnable, at_barrier, at_warp, at_mbarrier, exited };
 
 /* A copy into shared memory that is under way. */
 struct pending_copy {
@@ -64,6 +70,14 @@ struct pending_copy {
     uint32_t array_offset, array_bytes;
     size_t offset;
     uint32_t group; /* of its thread */
+};
+
+/* A bulk copy out of shared memory. */
+struct bulk_store {
+    void *to;
+    uint32_t from, bytes;
+    uint32_t group; /* of its thread */
+    site at;
 };
 
 struct thread : lane_ids {
@@ -89,6 +103,9 @@ struct thread : lane_ids {
     unsigned next_recent = 0;
     std::vector<pending_copy> copies; /* in the order of their groups */
     uint32_t copy_group = 0;          /* the open one */
+    std::vector<bulk_store> bulk_stores;
+    uint32_t bulk_group = 0, bulk_reader = 0, bulk_writer = 0; /* the open one; its agents, 0: none yet */
+    uint32_t mbarrier = 0, parity = 0;                         /* where, and for the end of which phase, it waits */
     std::vector<std::pair<site, uint32_t>> executed; /* counting: how often each place was executed */
 };
 
@@ -125,6 +142,24 @@ struct shared_piece {
     uint32_t offset, bytes;
 };
 
+/* An mbarrier, and what its phase still lacks. */
+struct mbarrier_state {
+    const thread *by; /* who initialised it, */
+    uint32_t since;   /* at this clock, */
+    site at;          /* and where */
+    bool is_fenced = false;
+    uint32_t n_threads, n_missing, phase = 0;
+    uint64_t expected = 0, issued = 0, arrived = 0; /* bytes of this phase */
+    uint32_t agent, clock = 1;                      /* who copies for it, in this phase */
+    view given, completed;                          /* what arrivals brought, and what had been brought when the last phase ended */
+};
+/* A bulk copy into shared memory that is under way. */
+struct bulk_load {
+    const void *from;
+    uint32_t to, bytes, mbarrier;
+    site at;
+};
+
 struct block {
     launch *of = nullptr;
     uint32_t index = 0;
@@ -137,6 +172,9 @@ struct block {
     uint32_t shared_used = 0;
     std::vector<cell> shared_cells;
     std::vector<shared_piece> pieces;
+    std::map<uint32_t, mbarrier_state> mbarriers; /* by where they lie */
+    std::vector<bulk_load> bulk_loads;
+    uint32_t n_agents = 0;
 };
 
 /* ---- operations of streams -------------------------------------------------------------------------------------------------------------------------- */
@@ -173,6 +211,16 @@ struct launch : operation {
 };
 void launch_run(launch &l);
 
+void to_scheduler(); /* another thread goes on; back when this one is runnable and its warp's turn */
+void redraw(thread *t);
+std::string text_of(const thread &t); /* kernel, block, thread */
+
+/* bulk.cpp: ends one of the copies that are under way, in one of these blocks; false: there is none. */
+bool bulk_progress(const std::vector<block *> &blocks);
+void bulk_block_done(block &b);             /* by its last thread: nothing may be under way */
+std::string mbarrier_text(const thread &t); /* what it waits for */
+bool mbarrier_lacks_bytes(const thread &t); /* and nothing else */
+
 /* One call for all lanes of the mask: each leaves its payload, the last one to come computes for all. */
 void collective(const char *operation, uint32_t mask, void *payload, void (*complete)(thread *const *lanes, uint32_t mask), site at);
 
@@ -196,6 +244,9 @@ void shared_forget(uint32_t offset, size_t bytes);
 /* The checks of a load and of a store of the thread that runs, which were counted, and held against bounds, before. */
 void global_check(const void *p, size_t bytes, site at);
 unsigned char *shared_check(uint32_t array_offset, size_t offset, size_t bytes, site at);
+/* The same for a bulk copy that the thread asks for: done by an agent of its block at that agent's clock, and held against bounds. */
+void global_bulk(uint32_t agent, uint32_t clock, const void *p, size_t bytes, bool write, site at);
+void shared_bulk(uint32_t agent, uint32_t clock, uint32_t array_offset, uint32_t array_bytes, size_t offset, size_t bytes, bool write, site at);
 void shadow_forget_history(); /* everything done so far happened before everything to come */
 bool shadow_is_long();
 
@@ -203,6 +254,7 @@ bool shadow_is_long();
 
 bool counting();
 void count_access(thread &t, const void *p, size_t bytes, bool shared, bool store, site at);
+void count_bulk(launch &l, const void *p, size_t bytes, bool store);
 void count_warp_done(warp &w, launch &l);
 void count_launch_done(const launch_counts &c);
 

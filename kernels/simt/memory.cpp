@@ -40,10 +40,11 @@ static const char *kind_name(access_kind k) {
     return names[(int)k];
 }
 
-/* Whoever is at it: a thread, or a whole operation (t NULL). */
+/* Whoever is at it: a thread, a bulk copy that it asks for, or a whole operation (t NULL). */
 struct actor {
     thread *t;
     uint32_t operation;
+    bool is_bulk = false;
 };
 
 static bool happened_before(const record &r, const actor &a) {
@@ -51,6 +52,9 @@ static bool happened_before(const record &r, const actor &a) {
         return operation_ordered(r.operation, a.operation);
     if (!a.t)
         return true;
+    /* What threads have written, its own thread among them, a bulk copy sees behind a proxy fence alone. That a place was read is known without one. */
+    if (a.is_bulk && is_write(r.kind) && r.thread < a.t->in_block->threads.size())
+        return a.t->knows && view_knows(a.t->knows->proxied, r.block, r.thread, r.clock);
     if (r.block == a.t->in_block->index && r.thread == a.t->index)
         return true;
     return view_knows(a.t->knows, r.block, r.thread, r.clock);
@@ -100,6 +104,9 @@ static std::string who(uint32_t operation, uint32_t block, uint32_t thread) {
     char s[200];
     if (thread == whole_operation)
         snprintf(s, sizeof s, "%s of stream %u", o.what, o.stream);
+    else if (thread >= o.block_dim.x * o.block_dim.y * o.block_dim.z)
+        snprintf(s, sizeof s, "kernel %s, block (%u,%u,%u), bulk copy", o.what, block % o.grid.x, block / o.grid.x % o.grid.y,
+                 block / o.grid.x / o.grid.y);
     else
         snprintf(s, sizeof s, "kernel %s, block (%u,%u,%u), thread (%u,%u,%u)", o.what, block % o.grid.x, block / o.grid.x % o.grid.y, block / o.grid.x / o.grid.y,
                  thread % o.block_dim.x, thread / o.block_dim.x % o.block_dim.y, thread / o.block_dim.x / o.block_dim.y);
@@ -114,9 +121,11 @@ static std::string region_text(const region &r) { return "buffer " + r.name + " 
 
 /* ---- the check --------------------------------------------------------------------------------------------------------------------------------------- */
 
-[[noreturn]] static void report_race(const record &now, uint32_t earlier, const std::string &what, size_t offset) {
+[[noreturn]] static void report_race(const record &now, const actor &a, uint32_t earlier, const std::string &what, size_t offset) {
     const record r = records[earlier];
-    finding("race on %s, byte %zu: %s, unordered with %s", what.c_str(), offset, describe(now).c_str(), describe(r).c_str());
+    bool for_threads = a.is_bulk && happened_before(r, {a.t, a.operation});
+    finding("race on %s, byte %zu: %s, unordered with %s%s", what.c_str(), offset, describe(now).c_str(), describe(r).c_str(),
+            for_threads ? "; fence_proxy_async() is missing between them" : "");
 }
 
 /* what(): the memory's name, asked for only when there is something to say. */
@@ -133,12 +142,10 @@ template <class What> static void check(cell *cells, size_t offset, size_t bytes
         before = c;
         if (!c.write && needs_value)
             finding("uninitialised: %s reads byte %zu of %s, which nobody has written", describe(now).c_str(), offset + k, what().c_str());
-        if (c.write != i && conflict(c.write, now, a))
-            report_race(now, c.write, what(), offset + k);
+        if (c.write != i && conflict(c.write, now, a)) report_race(now, a, c.write, what(), offset + k);
         if (writes) {
             for (uint32_t at = c.read; at; at = lists[at].next)
-                if (conflict(lists[at].record, now, a))
-                    report_race(now, lists[at].record, what(), offset + k);
+                if (conflict(lists[at].record, now, a)) report_race(now, a, lists[at].record, what(), offset + k);
             c = {i, 0};
         } else {
             c.read = reads_with(c.read, i, a);
@@ -201,6 +208,33 @@ unsigned char *shared_check(uint32_t array_offset, size_t offset, size_t bytes, 
         check(b.shared_cells.data() + array_offset + offset, array_offset + offset, bytes, record_of(t, at, access_kind::store, scope::block), {&t, b.of->number}, false,
               [] { return std::string("shared memory"); });
     return b.shared + array_offset + offset;
+}
+
+void global_bulk(uint32_t agent, uint32_t clock, const void *p, size_t bytes, bool write, site at) {
+    thread &t = *self;
+    uint32_t operation = t.in_block->of->number;
+    if (config().check) {
+        region *r = region_find(p);
+        size_t offset = r ? (size_t)((const unsigned char *)p - r->base) : 0;
+        if (!r || offset + bytes > r->bytes)
+            finding("out of bounds: %s: bulk copy of %zu bytes%s at byte %zu of %s", who(operation, t.in_block->index, t.index).c_str(), bytes,
+                    place(at).c_str(), offset, r ? region_text(*r).c_str() : "no buffer");
+        records.push_back({operation, t.in_block->index, agent, clock, at, write ? access_kind::store : access_kind::load, scope::block});
+        check(r->cells + offset, offset, bytes, (uint32_t)records.size() - 1, {&t, operation, true}, !write, [&] { return region_text(*r); });
+    }
+    if (counting()) count_bulk(*t.in_block->of, p, bytes, write);
+}
+
+void shared_bulk(uint32_t agent, uint32_t clock, uint32_t array_offset, uint32_t array_bytes, size_t offset, size_t bytes, bool write, site at) {
+    thread &t = *self;
+    block &b = *t.in_block;
+    if (offset + bytes > array_bytes || offset + bytes < offset)
+        finding("out of bounds: %s: bulk copy of %zu bytes%s at byte %zu of a shared array of %u bytes", who(b.of->number, b.index, t.index).c_str(),
+                bytes, place(at).c_str(), offset, array_bytes);
+    if (!config().check) return;
+    records.push_back({b.of->number, b.index, agent, clock, at, write ? access_kind::store : access_kind::load, scope::block});
+    check(b.shared_cells.data() + array_offset + offset, array_offset + offset, bytes, (uint32_t)records.size() - 1, {&t, b.of->number, true}, !write,
+          [] { return std::string("shared memory"); });
 }
 
 void shared_forget(uint32_t offset, size_t bytes) {

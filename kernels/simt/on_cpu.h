@@ -80,6 +80,22 @@ void copy_async_wait(uint32_t n_left, site at);
 /* row: 16 bytes of shared memory that each lane brings; r: a register of each of four matrices of 8 rows. */
 void ldmatrix_x4(uint32_t r[4], const void *row, bool transposed, site at);
 
+/* A shared array of mbarriers, and which of them. */
+struct mbarrier_place {
+    uint32_t array_offset, array_bytes;
+    size_t i;
+};
+void mbarrier_init(mbarrier_place m, uint32_t n_threads, site at);
+void mbarrier_invalidate(mbarrier_place m, site at);
+void mbarrier_arrive(mbarrier_place m, uint32_t n_bytes, site at);
+void mbarrier_wait(mbarrier_place m, uint32_t parity, site at);
+void fence_mbarrier_init();
+void fence_proxy_async();
+void copy_bulk(const void *from, uint32_t array_offset, uint32_t array_bytes, size_t offset, uint32_t n_bytes, mbarrier_place m, site at);
+void copy_bulk_out(void *to, uint32_t array_offset, uint32_t array_bytes, size_t offset, uint32_t n_bytes, site at);
+void copy_bulk_commit();
+void copy_bulk_wait(uint32_t n_left, bool reads_only, site at);
+
 void barrier_wait(uint32_t id, uint32_t n_threads, bool whole_block, site at);
 void barrier_arrive(uint32_t id, uint32_t n_threads, site at);
 void warp_sync(uint32_t mask, site at);
@@ -182,6 +198,10 @@ template <class T> struct global {
     }
 };
 
+struct alignas(8) mbarrier {
+    uint64_t opaque;
+};
+
 template <class T> struct shared {
     uint32_t offset, bytes;
     shared at(size_t i) const { return shared{(uint32_t)(offset + i * sizeof(T)), (uint32_t)(i * sizeof(T) < bytes ? bytes - i * sizeof(T) : 0)}; }
@@ -198,6 +218,13 @@ template <class T> struct shared {
     template <class U> void copy_async16(size_t i, const global<U> &from, size_t k, SIMT_SITE) const {
         simt::copy_async(from.p + k, offset, bytes, i * sizeof(T), SIMT_HERE);
     }
+    template <class U>
+    void copy_bulk(size_t i, const global<U> &from, size_t k, uint32_t n_bytes, const shared<mbarrier> &m, size_t j, SIMT_SITE) const {
+        simt::copy_bulk(from.p + k, offset, bytes, i * sizeof(T), n_bytes, {m.offset, m.bytes, j}, SIMT_HERE);
+    }
+    template <class U> void copy_bulk_out(size_t i, const global<U> &to, size_t k, uint32_t n_bytes, SIMT_SITE) const {
+        simt::copy_bulk_out(to.p + k, offset, bytes, i * sizeof(T), n_bytes, SIMT_HERE);
+    }
     void ldmatrix(uint32_t r[4], size_t i, SIMT_SITE) const {
         simt::ldmatrix_x4(r, simt::shared_access(offset, bytes, i * sizeof(T), 16, 16, simt::access_kind::load, SIMT_HERE), false, SIMT_HERE);
     }
@@ -207,6 +234,22 @@ template <class T> struct shared {
 };
 inline void copy_async_commit() { simt::copy_async_commit(); }
 template <int n_left> inline void copy_async_wait(SIMT_SITE) { simt::copy_async_wait(n_left, SIMT_HERE); }
+inline void copy_bulk_commit() { simt::copy_bulk_commit(); }
+template <int n_left> inline void copy_bulk_wait(SIMT_SITE) { simt::copy_bulk_wait(n_left, false, SIMT_HERE); }
+template <int n_left> inline void copy_bulk_wait_read(SIMT_SITE) { simt::copy_bulk_wait(n_left, true, SIMT_HERE); }
+inline void mbarrier_init(const shared<mbarrier> &m, size_t i, uint32_t n_threads, SIMT_SITE) {
+    simt::mbarrier_init({m.offset, m.bytes, i}, n_threads, SIMT_HERE);
+}
+inline void mbarrier_invalidate(const shared<mbarrier> &m, size_t i, SIMT_SITE) { simt::mbarrier_invalidate({m.offset, m.bytes, i}, SIMT_HERE); }
+inline void mbarrier_arrive(const shared<mbarrier> &m, size_t i, SIMT_SITE) { simt::mbarrier_arrive({m.offset, m.bytes, i}, 0, SIMT_HERE); }
+inline void mbarrier_arrive_expect(const shared<mbarrier> &m, size_t i, uint32_t n_bytes, SIMT_SITE) {
+    simt::mbarrier_arrive({m.offset, m.bytes, i}, n_bytes, SIMT_HERE);
+}
+inline void mbarrier_wait(const shared<mbarrier> &m, size_t i, uint32_t parity, SIMT_SITE) {
+    simt::mbarrier_wait({m.offset, m.bytes, i}, parity, SIMT_HERE);
+}
+inline void fence_mbarrier_init() { simt::fence_mbarrier_init(); }
+inline void fence_proxy_async() { simt::fence_proxy_async(); }
 #define SIMT_SHARED(type, name, n)                                                                                                                             \
     static const char name##_key = 0;                                                                                                                          \
     const shared<type> name = {simt::shared_find(&name##_key, sizeof(type) * (n)), (uint32_t)(sizeof(type) * (n))}

@@ -102,6 +102,17 @@ template <class T> struct global {
     }
 };
 
+/* From sm_90 on; before, who runs it ends there: who launches asks first. */
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define SIMT_PTX_90(...) asm volatile(__VA_ARGS__)
+#else
+#define SIMT_PTX_90(...) __trap()
+#endif
+
+struct alignas(8) mbarrier {
+    uint64_t opaque;
+};
+
 template <class T> struct shared {
     T *p;
     __device__ shared at(size_t i) const { return shared{p + i}; }
@@ -113,6 +124,19 @@ template <class T> struct shared {
     template <class U> __device__ void copy_async16(size_t i, const global<U> &from, size_t k) const {
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(address(i)), "l"(__cvta_generic_to_global(from.p + k)) : "memory");
     }
+    template <class U>
+    __device__ void copy_bulk(size_t i, const global<U> &from, size_t k, uint32_t n_bytes, const shared<mbarrier> &m, size_t j) const {
+        SIMT_PTX_90("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                    :
+                    : "r"(address(i)), "l"(__cvta_generic_to_global(from.p + k)), "r"(n_bytes), "r"(m.address(j))
+                    : "memory");
+    }
+    template <class U> __device__ void copy_bulk_out(size_t i, const global<U> &to, size_t k, uint32_t n_bytes) const {
+        SIMT_PTX_90("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
+                    :
+                    : "l"(__cvta_generic_to_global(to.p + k)), "r"(address(i)), "r"(n_bytes)
+                    : "memory");
+    }
     __device__ void ldmatrix(uint32_t r[4], size_t i) const {
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address(i)) : "memory");
     }
@@ -122,6 +146,31 @@ template <class T> struct shared {
 };
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" : : : "memory"); }
 template <int n_left> __device__ inline void copy_async_wait() { asm volatile("cp.async.wait_group %0;" : : "n"(n_left) : "memory"); }
+__device__ inline void copy_bulk_commit() { SIMT_PTX_90("cp.async.bulk.commit_group;" : : : "memory"); }
+template <int n_left> __device__ inline void copy_bulk_wait() { SIMT_PTX_90("cp.async.bulk.wait_group %0;" : : "n"(n_left) : "memory"); }
+template <int n_left> __device__ inline void copy_bulk_wait_read() { SIMT_PTX_90("cp.async.bulk.wait_group.read %0;" : : "n"(n_left) : "memory"); }
+__device__ inline void mbarrier_init(const shared<mbarrier> &m, size_t i, uint32_t n_threads) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(m.address(i)), "r"(n_threads) : "memory");
+}
+__device__ inline void mbarrier_invalidate(const shared<mbarrier> &m, size_t i) {
+    asm volatile("mbarrier.inval.shared::cta.b64 [%0];" : : "r"(m.address(i)) : "memory");
+}
+__device__ inline void mbarrier_arrive(const shared<mbarrier> &m, size_t i) {
+    asm volatile("{ .reg .b64 before; mbarrier.arrive.shared::cta.b64 before, [%0]; }" : : "r"(m.address(i)) : "memory");
+}
+__device__ inline void mbarrier_arrive_expect(const shared<mbarrier> &m, size_t i, uint32_t n_bytes) {
+    SIMT_PTX_90("{ .reg .b64 before; mbarrier.arrive.expect_tx.shared::cta.b64 before, [%0], %1; }" : : "r"(m.address(i)), "r"(n_bytes) : "memory");
+}
+__device__ inline void mbarrier_wait(const shared<mbarrier> &m, size_t i, uint32_t parity) {
+    uint32_t done = 0;
+    while (!done)
+        SIMT_PTX_90("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                    : "=r"(done)
+                    : "r"(m.address(i)), "r"(parity)
+                    : "memory");
+}
+__device__ inline void fence_mbarrier_init() { SIMT_PTX_90("fence.mbarrier_init.release.cluster;" : : : "memory"); }
+__device__ inline void fence_proxy_async() { SIMT_PTX_90("fence.proxy.async;" : : : "memory"); }
 #define SIMT_SHARED(type, name, n)                                                                                                                             \
     __shared__ __align__(16) type name##_array[n];                                                                                                             \
     const shared<type> name = {name##_array}

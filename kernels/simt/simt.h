@@ -12,6 +12,13 @@
  *                               n groups open. Then they are there for this thread; for others after a barrier
  *   ldmatrix(r, i)              four matrices of 8 × 8 numbers of 16 bits by the whole warp: lane l says where row l mod 8 of matrix l ÷ 8 begins, and gets in r[j] of matrix j row
  *                               l ÷ 4, columns 2·(l mod 4) and the next; ldmatrix_transposed: of the transposed matrices
+ * From sm_90 on, copies of n bytes (a multiple of 16, from and to multiples of 16) that one thread asks for and no thread's registers see:
+ *   to.copy_bulk(i, from, k, n, m, j)   into shared memory; they arrive at mbarrier j of m, a shared<mbarrier>
+ *   from.copy_bulk_out(i, to, k, n)     out of it; copy_bulk_commit() closes a group of them, copy_bulk_wait<n>() waits until the thread has at most n groups open,
+ *                                       copy_bulk_wait_read<n>() only until theirs has been read
+ * mbarrier_init(m, j, n): a phase of it ends when n threads have arrived (mbarrier_arrive), and as many bytes as they said (mbarrier_arrive_expect(m, j, bytes)). Phases count from 0;
+ * mbarrier_wait(m, j, parity) waits for the end of the one of that parity, of this or the one before. mbarrier_invalidate(m, j) before the memory is used otherwise.
+ * fence_mbarrier_init() between the init and the barrier that lets others use it; fence_proxy_async() between threads' writes and copies that are to see them, or to overwrite them.
  * Shared memory: SIMT_SHARED(type, name, n) for n elements known to the compiler (not in a template), SIMT_SHARED_DYNAMIC(type, name) for what the launch asked for.
  * Launch: SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments…); chevrons are no C++. Arguments are copied at the call.
  * SIMT_UNROLL before a loop that must be unrolled.

@@ -266,6 +266,149 @@ __global__ void source_changes(global<uint32_t> in, global<uint32_t> out) {
 }
 static void run_source_changes(void *) { SIMT_LAUNCH(source_changes, 1, 32, 0, NULL, device_zeroes(128), device_zeroes(32)); }
 
+/* ---- bulk copies ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+enum bulk_fault {
+    BULK_RIGHT,
+    NO_INIT_FENCE,
+    NO_INIT_BARRIER,
+    TAKES_TOO_EARLY,
+    WAITS_FOR_EVER,
+    TOO_FEW_BYTES,
+    TOO_MANY_BYTES,
+    TOO_MANY_THREADS,
+    OVERWRITES_UNREAD,
+    NO_WAIT_FOR_BYTES,
+    SOURCE_NOT_ALIGNED,
+    PLACE_NOT_ALIGNED,
+    ODD_SIZE,
+    BEYOND_SHARED,
+    BEYOND_SOURCE
+};
+/* Sums over six rounds of 128 numbers in two stages: a warp brings them, a warp takes them; two mbarriers of each stage say that it is full, and that it is empty again. */
+template <bulk_fault f> __global__ void bulk_pipeline(global<const uint32_t> in, global<uint32_t> out) {
+    SIMT_SHARED(uint32_t, stages, 2 * 128);
+    SIMT_SHARED(mbarrier, full, 2);
+    SIMT_SHARED(mbarrier, empty, 2);
+    uint32_t lane = threadIdx.x % 32, sum = 0;
+    if (threadIdx.x == 0) {
+        for (uint32_t s = 0; s < 2; s++) {
+            mbarrier_init(full, s, 1);
+            mbarrier_init(empty, s, 32);
+        }
+        if (f != NO_INIT_FENCE)
+            fence_mbarrier_init();
+    }
+    if (f != NO_INIT_BARRIER)
+        __syncthreads();
+    for (uint32_t round = 0; round < 6; round++) {
+        uint32_t s = round % 2, turn = round / 2 % 2;
+        if (threadIdx.x == 0) {
+            if (round >= 2 || f == WAITS_FOR_EVER)
+                mbarrier_wait(empty, s, f == WAITS_FOR_EVER ? turn : turn ^ 1);
+            mbarrier_arrive_expect(full, s, f == TOO_FEW_BYTES ? 528 : f == TOO_MANY_BYTES ? 496 : 512);
+            stages.copy_bulk(s * 128 + (f == PLACE_NOT_ALIGNED) + (f == BEYOND_SHARED ? 132 : 0), in, round * 128 + (f == SOURCE_NOT_ALIGNED) + (f == BEYOND_SOURCE ? 128 : 0),
+                             f == ODD_SIZE ? 508 : 512, full, s);
+            if (f == TOO_MANY_THREADS)
+                mbarrier_arrive(full, s);
+        } else if (threadIdx.x >= 32) {
+            if (f != NO_WAIT_FOR_BYTES)
+                mbarrier_wait(full, s, f == TAKES_TOO_EARLY ? turn ^ 1 : turn);
+            if (f == OVERWRITES_UNREAD)
+                mbarrier_arrive(empty, s);
+            for (uint32_t i = 0; i < 128; i += 32)
+                sum += stages.load(s * 128 + i + lane);
+            if (f != OVERWRITES_UNREAD)
+                mbarrier_arrive(empty, s);
+        }
+    }
+    if (threadIdx.x >= 32)
+        out.store(lane, sum);
+}
+template <bulk_fault f> static void run_bulk_pipeline(void *) {
+    uint32_t numbers[768];
+    for (uint32_t i = 0; i < 768; i++)
+        numbers[i] = i;
+    uint32_t *in = device_zeroes(768), *out = device_zeroes(32);
+    cudaMemcpy(in, numbers, sizeof numbers, cudaMemcpyHostToDevice);
+    SIMT_LAUNCH(bulk_pipeline<f>, 1, 64, 0, NULL, in, out);
+    if (f == BULK_RIGHT)
+        expect(out, 32, [](size_t i) { return (uint32_t)(24 * i + 32 * 276); });
+}
+
+enum out_fault { OUT_RIGHT, OUT_NO_PROXY_FENCE, OUT_FENCE_TOO_EARLY, OUT_NO_BARRIER, OUT_OVERWRITTEN, OUT_NO_WAIT, OUT_READ_TOO_EARLY, OUT_NO_COMMIT };
+/* Threads write numbers, one copies them out, twice; then that one reads them back. */
+template <out_fault f> __global__ void bulk_out(global<uint32_t> out, global<uint32_t> last) {
+    SIMT_SHARED(uint32_t, s, 64);
+    for (uint32_t round = 0; round < 2; round++) {
+        if (f == OUT_FENCE_TOO_EARLY)
+            fence_proxy_async();
+        s.store(threadIdx.x, 100 * round + threadIdx.x);
+        if (f != OUT_NO_PROXY_FENCE && f != OUT_FENCE_TOO_EARLY)
+            fence_proxy_async();
+        if (f != OUT_NO_BARRIER)
+            __syncthreads();
+        if (threadIdx.x == 0) {
+            s.copy_bulk_out(0, out, 64 * round, 256);
+            if (f != OUT_NO_COMMIT)
+                copy_bulk_commit();
+            if (f != OUT_OVERWRITTEN && f != OUT_NO_WAIT)
+                copy_bulk_wait_read<0>();
+        }
+        if (f == OUT_NO_WAIT)
+            return;
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) {
+        if (f != OUT_READ_TOO_EARLY)
+            copy_bulk_wait<0>();
+        last.store(0, out.load(127));
+    }
+}
+template <out_fault f> static void run_bulk_out(void *) {
+    uint32_t *out = (uint32_t *)device(512), *last = device_zeroes(1);
+    SIMT_LAUNCH(bulk_out<f>, 1, 64, 0, NULL, out, last);
+    if (f == OUT_RIGHT) {
+        expect(out, 128, [](size_t i) { return (uint32_t)(i / 64 * 100 + i % 64); });
+        expect(last, 1, [](size_t) { return 163u; });
+    }
+}
+
+/* What threads have written is copied, in global memory or over it in shared memory; the fence may stand with who copies, too. Then the mbarrier's place is used otherwise. */
+template <bool to_shared, bool right> __global__ void bulk_after_stores(global<uint32_t> in, global<uint32_t> out) {
+    SIMT_SHARED(uint32_t, s, 64);
+    SIMT_SHARED_DYNAMIC(mbarrier, full);
+    SIMT_SHARED_DYNAMIC(uint32_t, word);
+    if (to_shared)
+        s.store(threadIdx.x, 0);
+    else
+        in.store(threadIdx.x, threadIdx.x);
+    if (threadIdx.x == 0)
+        mbarrier_init(full, 0, 1);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        fence_mbarrier_init();
+        if (right)
+            fence_proxy_async();
+        mbarrier_arrive_expect(full, 0, 256);
+        s.copy_bulk(0, in, 0, 256, full, 0);
+    }
+    mbarrier_wait(full, 0, 0);
+    uint32_t x = s.load(threadIdx.x ^ 1);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        mbarrier_invalidate(full, 0);
+        word.store(0, x);
+    }
+    out.store(threadIdx.x, x);
+}
+template <bool to_shared, bool right> static void run_bulk_after_stores(void *) {
+    uint32_t *in = device_zeroes(64), *out = device_zeroes(64);
+    SIMT_LAUNCH((bulk_after_stores<to_shared, right>), 1, 64, 16, NULL, in, out);
+    if (right && !to_shared)
+        expect(out, 64, [](size_t i) { return (uint32_t)i ^ 1; });
+}
+
 /* ---- between blocks --------------------------------------------------------------------------------------------------------------------------------------- */
 
 __global__ void same_word(global<uint32_t> out) { out.store(threadIdx.x / 2 + blockIdx.x * 16, threadIdx.x); }
@@ -589,6 +732,29 @@ const struct simt_case simt_cases[] = {
     {"a barrier before the wait for a copy", run_staged_sum<BARRIER_TOO_EARLY>, "race on shared memory|uninitialised", "staged_sum"},
     {"a copy into what is still read", run_staged_sum<STAGE_STILL_READ>, "race on shared memory|uninitialised", "staged_sum"},
     {"a copy whose source changes", run_source_changes, "race on buffer", "source_changes"},
+    {"a bulk copy to an mbarrier that is not fenced", run_bulk_pipeline<NO_INIT_FENCE>, "mbarrier without fence", "bulk_pipeline"},
+    {"no barrier behind an mbarrier's init", run_bulk_pipeline<NO_INIT_BARRIER>, "race on shared memory|uninitialised mbarrier", "bulk_pipeline"},
+    {"a parity that lets pass too early", run_bulk_pipeline<TAKES_TOO_EARLY>, "race on shared memory|uninitialised|deadlock", "bulk_pipeline"},
+    {"a parity that never comes", run_bulk_pipeline<WAITS_FOR_EVER>, "deadlock", "of an mbarrier whose phase"},
+    {"fewer bytes than expected", run_bulk_pipeline<TOO_FEW_BYTES>, "deadlock", "has 512 of 528 bytes"},
+    {"more bytes than expected", run_bulk_pipeline<TOO_MANY_BYTES>, "mbarrier", "512 bytes are copied in a phase that expects 496"},
+    {"more threads than an mbarrier waits for", run_bulk_pipeline<TOO_MANY_THREADS>, "mbarrier", "more threads arrive in a phase than the 1"},
+    {"a bulk copy into what is still read", run_bulk_pipeline<OVERWRITES_UNREAD>, "race on shared memory", "bulk_pipeline"},
+    {"a bulk copy that is not waited for", run_bulk_pipeline<NO_WAIT_FOR_BYTES>, "race on shared memory|uninitialised", "bulk_pipeline"},
+    {"a bulk copy from no multiple of 16", run_bulk_pipeline<SOURCE_NOT_ALIGNED>, "misaligned", "bulk copy of 512 bytes"},
+    {"a bulk copy to no multiple of 16", run_bulk_pipeline<PLACE_NOT_ALIGNED>, "misaligned", "bulk copy of 512 bytes"},
+    {"a bulk copy of no multiple of 16", run_bulk_pipeline<ODD_SIZE>, "misaligned", "bulk copy of 508 bytes"},
+    {"a bulk copy beyond a shared array", run_bulk_pipeline<BEYOND_SHARED>, "out of bounds", "shared array of 1024 bytes"},
+    {"a bulk copy beyond its source", run_bulk_pipeline<BEYOND_SOURCE>, "out of bounds", "of 3072 bytes"},
+    {"a bulk copy of what threads wrote, without its fence", run_bulk_out<OUT_NO_PROXY_FENCE>, "race on shared memory", "fence_proxy_async() is missing"},
+    {"a proxy fence before the stores", run_bulk_out<OUT_FENCE_TOO_EARLY>, "race on shared memory", "fence_proxy_async() is missing"},
+    {"a bulk copy of what others write, without a barrier", run_bulk_out<OUT_NO_BARRIER>, "race on shared memory|uninitialised", "bulk_out"},
+    {"a bulk copy whose source is overwritten", run_bulk_out<OUT_OVERWRITTEN>, "race on shared memory", "bulk copy: load"},
+    {"a bulk copy whose group is not closed", run_bulk_out<OUT_NO_COMMIT>, "race on shared memory", "bulk copy: load"},
+    {"a bulk copy under way as its block ends", run_bulk_out<OUT_NO_WAIT>, "bulk copy that nobody waits for", "still reads shared memory"},
+    {"a bulk copy of which only the reads were waited for", run_bulk_out<OUT_READ_TOO_EARLY>, "race on buffer", "bulk copy: store"},
+    {"a bulk copy of a buffer that threads wrote, without its fence", run_bulk_after_stores<false, false>, "race on buffer", "fence_proxy_async() is missing"},
+    {"a bulk copy over what threads wrote, without its fence", run_bulk_after_stores<true, false>, "race on shared memory", "fence_proxy_async() is missing"},
     {"two threads store to one word", run_same_word, "race on buffer", "store"},
     {"two blocks store to one word", run_overlapping_blocks, "race on buffer", "block (1,0,0)"},
     {"a flag that is relaxed", run_message<RELAXED>, "race on buffer", "message"},
@@ -614,6 +780,10 @@ const struct simt_case simt_cases[] = {
     {"named barriers", run_make_and_take<true>, NULL, NULL},
     {"warp operations", run_all_warp_operations, NULL, NULL},
     {"copies in two stages", run_staged_sum<COPY_RIGHT>, NULL, NULL},
+    {"bulk copies in two stages", run_bulk_pipeline<BULK_RIGHT>, NULL, NULL},
+    {"bulk copies out of shared memory", run_bulk_out<OUT_RIGHT>, NULL, NULL},
+    {"a bulk copy of a buffer that threads wrote", run_bulk_after_stores<false, true>, NULL, NULL},
+    {"a bulk copy over what threads wrote", run_bulk_after_stores<true, true>, NULL, NULL},
     {"a product has the same bits everywhere", run_multiply, NULL, NULL},
     {"release and acquire", run_message<RELEASE>, NULL, NULL},
     {"fences around relaxed accesses", run_message<FENCES>, NULL, NULL},
