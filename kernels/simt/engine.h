@@ -232,6 +232,7 @@ struct region {
     cell *cells; /* one a byte */
     uint32_t number;
     std::string name;
+    bool is_pinned; /* the host's, too */
 };
 region *region_create(size_t bytes, bool initialised);
 bool region_destroy(void *base);

@@ -166,6 +166,10 @@ void global_access(const void *p, size_t bytes, size_t align, access_kind kind, 
             finding("out of bounds: %s: %s of %zu bytes%s at byte %zu of %s", me.c_str(), kind_name(kind), bytes, place(at).c_str(), offset, region_text(*r).c_str());
         if ((uintptr_t)p % align)
             finding("misaligned: %s: %s of %zu bytes%s at byte %zu of %s", me.c_str(), kind_name(kind), bytes, place(at).c_str(), offset, region_text(*r).c_str());
+        if (r->is_pinned && is_atomic(kind) && s != scope::system)
+            finding(
+                "scope too narrow: %s: %s%s at byte %zu of pinned %s, which the host shares: nothing but scope::system orders anything towards it",
+                who(t.in_block->of->number, t.in_block->index, t.index).c_str(), kind_name(kind), place(at).c_str(), offset, region_text(*r).c_str());
         check(r->cells + offset, offset, bytes, record_of(t, at, kind, s), {&t, t.in_block->of->number}, kind != access_kind::store && kind != access_kind::atomic_store,
               [&] { return region_text(*r); });
     }
@@ -278,7 +282,7 @@ region *region_create(size_t bytes, bool initialised) {
     if (regions.empty())
         n_created = 0;
     region &r = regions[base];
-    r = {base, bytes, cells, n_created, "#" + std::to_string(n_created)};
+    r = {base, bytes, cells, n_created, "#" + std::to_string(n_created), initialised};
     n_created++;
     held_bytes += bytes;
     return &r;

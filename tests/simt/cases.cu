@@ -477,6 +477,22 @@ template <bool right> static void run_last_block_adds(void *) {
         expect(out, 1, [](size_t) { return 21u; });
 }
 
+/* The host, or a network card, is told that a value is there. */
+template <scope s> __global__ void tells_host(global<uint32_t> data, global<uint32_t> flag) {
+    data.store(threadIdx.x, 7);
+    __syncthreads();
+    if (threadIdx.x == 0)
+        flag.store_release<s>(0, 1);
+}
+template <scope s> static void run_tells_host(void *) {
+    void *data = NULL, *flag = NULL;
+    if (cudaHostAlloc(&data, 128, cudaHostAllocDefault) != cudaSuccess || cudaHostAlloc(&flag, 4, cudaHostAllocDefault) != cudaSuccess)
+        abort();
+    SIMT_LAUNCH(tells_host<s>, 1, 32, 0, NULL, (uint32_t *)data, (uint32_t *)flag);
+    if (s == scope::system)
+        expect((uint32_t *)data, 32, [](size_t) { return 7u; });
+}
+
 __global__ void waits_for_ever(global<uint32_t> flag) {
     while (flag.load_acquire<scope::device>(0) == 0) {
     }
@@ -761,6 +777,8 @@ const struct simt_case simt_cases[] = {
     {"a flag of the block's scope between blocks", run_message<BLOCK_SCOPE>, "race on buffer", "message"},
     {"a release without an acquire", run_message<NO_ACQUIRE>, "race on buffer", "message"},
     {"a relaxed count before the last block", run_last_block_adds<false>, "race on buffer", "last_block_adds"},
+    {"a flag of the device's scope towards the host", run_tells_host<scope::device>, "scope too narrow", "tells_host"},
+    {"a flag of the block's scope towards the host", run_tells_host<scope::block>, "scope too narrow", "tells_host"},
     {"a flag that nobody writes", run_waits_for_ever, "deadlock", "waits_for_ever"},
     {"shared memory that nobody wrote", run_unwritten_shared, "uninitialised", "unwritten_shared"},
     {"a buffer that nobody wrote", run_unwritten_buffer, "uninitialised", "copy_words"},
@@ -787,6 +805,7 @@ const struct simt_case simt_cases[] = {
     {"a product has the same bits everywhere", run_multiply, NULL, NULL},
     {"release and acquire", run_message<RELEASE>, NULL, NULL},
     {"fences around relaxed accesses", run_message<FENCES>, NULL, NULL},
+    {"a flag of the system's scope towards the host", run_tells_host<scope::system>, NULL, NULL},
     {"the last block adds up", run_last_block_adds<true>, NULL, NULL},
     {"all blocks meet", run_grid_barrier, NULL, NULL},
     {"dynamic shared memory", run_within_dynamic, NULL, NULL},
