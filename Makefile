@@ -233,7 +233,7 @@ $(OBJ)/kernels/simt/%.o: kernels/simt/%.cpp $(BUILD)/cxx.flags
 $(OBJ)/%.cu.o: %.cu $(BUILD)/cxx.flags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CXX   $<")
-	$(Q)$(CXX) $(CXX_FLAGS) $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
+	$(Q)$(CXX) $(CXX_FLAGS) -fsanitize=signed-integer-overflow $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
 $(LIBSIMT): $(SIMT_OBJECTS)
 	$(if $(V),,@echo "  AR    $@")
 	$(Q)rm -f $@ && $(AR) rcsD $@ $^

@@ -6,6 +6,7 @@
 #include "kernels/simt/engine.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -607,13 +608,15 @@ static int tells_more(const thread &t) { return t.is != state::at_mbarrier ? 0 :
 }
 
 static void launch_blocks(launch &l) {
-    uint32_t n_blocks = l.grid.x * l.grid.y * l.grid.z, n_started = 0;
+    std::vector<uint32_t> todo = l.only;
+    if (todo.empty()) {
+        todo.resize((size_t)l.grid.x * l.grid.y * l.grid.z);
+        std::iota(todo.begin(), todo.end(), 0u);
+    }
+    uint32_t n_blocks = (uint32_t)todo.size(), n_started = 0;
     size_t per_block = (size_t)l.block_dim.x * l.block_dim.y * l.block_dim.z;
     uint32_t fit = (uint32_t)std::max<size_t>(1, 2048 / per_block);
     uint32_t most = l.cooperative ? n_blocks : 1 + chance(std::min(fit, n_blocks));
-    std::vector<uint32_t> todo(n_blocks);
-    for (uint32_t i = 0; i < n_blocks; i++)
-        todo[i] = i;
     while (n_started < n_blocks || !l.resident.empty()) {
         while (n_started < n_blocks && l.resident.size() < most) {
             std::swap(todo[n_started], todo[n_started + chance(n_blocks - n_started)]);

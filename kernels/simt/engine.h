@@ -35,6 +35,8 @@ uint32_t chance(uint32_t n); /* 0 … n − 1, drawn from the seed */
 
 /* One line; exit status 4, or back to simt_catch. Never returns. */
 [[noreturn]] void finding(const char *format, ...) __attribute__((format(printf, 1, 2)));
+struct thread;
+std::string who(const thread &t); /* kernel, block, thread */
 /* In the scheduler, after a fiber has found something. */
 [[noreturn]] void raise_finding();
 
@@ -204,6 +206,7 @@ struct launch : operation {
     kernel_call *call = nullptr;
     size_t shared_bytes = 0;
     bool cooperative = false;
+    std::vector<uint32_t> only; /* blocks that run; empty: all */
     std::vector<block *> resident;
     uint64_t n_spins = 0;
     uint32_t static_shared = 0;
@@ -233,8 +236,10 @@ struct region {
     uint32_t number;
     std::string name;
     bool is_pinned; /* the host's, too */
+    bool written;   /* what has no write of its own yet counts as written long ago */
+    bool sparse;    /* takes room only where it is touched: zeroes, of any size */
 };
-region *region_create(size_t bytes, bool initialised);
+region *region_create(size_t bytes, bool written, bool sparse);
 bool region_destroy(void *base);
 region *region_find(const void *p);
 size_t regions_bytes();

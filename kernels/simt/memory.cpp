@@ -113,6 +113,8 @@ static std::string who(uint32_t operation, uint32_t block, uint32_t thread) {
     return s;
 }
 
+std::string who(const thread &t) { return who(t.in_block->of->number, t.in_block->index, t.index); }
+
 static std::string place(const site &at) { return at.file ? std::string(" at ") + at.file + ":" + std::to_string(at.line) : ""; }
 
 static std::string describe(const record &r) { return who(r.operation, r.block, r.thread) + ": " + kind_name(r.kind) + place(r.at); }
@@ -129,7 +131,7 @@ static std::string region_text(const region &r) { return "buffer " + r.name + " 
 }
 
 /* what(): the memory's name, asked for only when there is something to say. */
-template <class What> static void check(cell *cells, size_t offset, size_t bytes, uint32_t i, const actor &a, bool needs_value, What what) {
+template <class What> static void check(cell *cells, size_t offset, size_t bytes, uint32_t i, const actor &a, bool needs_write, What what) {
     const record now = records[i];
     bool writes = is_write(now.kind);
     cell before = {0, 0}, after = {0, 0};
@@ -140,7 +142,7 @@ template <class What> static void check(cell *cells, size_t offset, size_t bytes
             continue;
         }
         before = c;
-        if (!c.write && needs_value)
+        if (!c.write && needs_write)
             finding("uninitialised: %s reads byte %zu of %s, which nobody has written", describe(now).c_str(), offset + k, what().c_str());
         if (c.write != i && conflict(c.write, now, a)) report_race(now, a, c.write, what(), offset + k);
         if (writes) {
@@ -159,7 +161,7 @@ void global_access(const void *p, size_t bytes, size_t align, access_kind kind, 
     if (config().check) {
         region *r = region_find(p);
         size_t offset = r ? (size_t)((const unsigned char *)p - r->base) : 0;
-        std::string me = r && offset + bytes <= r->bytes && (uintptr_t)p % align == 0 ? "" : who(t.in_block->of->number, t.in_block->index, t.index);
+        std::string me = r && offset + bytes <= r->bytes && (uintptr_t)p % align == 0 ? "" : who(t);
         if (!r)
             finding("out of bounds: %s: %s of %zu bytes%s lies in no buffer (%p)", me.c_str(), kind_name(kind), bytes, place(at).c_str(), p);
         if (offset + bytes > r->bytes)
@@ -170,8 +172,8 @@ void global_access(const void *p, size_t bytes, size_t align, access_kind kind, 
             finding(
                 "scope too narrow: %s: %s%s at byte %zu of pinned %s, which the host shares: nothing but scope::system orders anything towards it",
                 who(t.in_block->of->number, t.in_block->index, t.index).c_str(), kind_name(kind), place(at).c_str(), offset, region_text(*r).c_str());
-        check(r->cells + offset, offset, bytes, record_of(t, at, kind, s), {&t, t.in_block->of->number}, kind != access_kind::store && kind != access_kind::atomic_store,
-              [&] { return region_text(*r); });
+        check(r->cells + offset, offset, bytes, record_of(t, at, kind, s), {&t, t.in_block->of->number},
+              !r->written && kind != access_kind::store && kind != access_kind::atomic_store, [&] { return region_text(*r); });
     }
     if (counting())
         count_access(t, p, bytes, false, is_write(kind), at);
@@ -183,11 +185,10 @@ unsigned char *shared_access(uint32_t array_offset, uint32_t array_bytes, size_t
     unsigned char *p = b.shared + array_offset + offset;
     /* These two are looked at without TANDEM_SIMT_CHECK, too: beyond them lies the harness itself. */
     if (offset + bytes > array_bytes || offset + bytes < offset)
-        finding("out of bounds: %s: %s of %zu bytes%s at byte %zu of a shared array of %u bytes", who(b.of->number, b.index, t.index).c_str(), kind_name(kind), bytes,
+        finding("out of bounds: %s: %s of %zu bytes%s at byte %zu of a shared array of %u bytes", who(t).c_str(), kind_name(kind), bytes,
                 place(at).c_str(), offset, array_bytes);
     if ((uintptr_t)p % align)
-        finding("misaligned: %s: %s of %zu bytes%s at byte %zu of a shared array", who(b.of->number, b.index, t.index).c_str(), kind_name(kind), bytes, place(at).c_str(),
-                offset);
+        finding("misaligned: %s: %s of %zu bytes%s at byte %zu of a shared array", who(t).c_str(), kind_name(kind), bytes, place(at).c_str(), offset);
     if (config().check)
         check(b.shared_cells.data() + array_offset + offset, array_offset + offset, bytes, record_of(t, at, kind, scope::block), {&t, b.of->number},
               kind == access_kind::load, [] { return std::string("shared memory"); });
@@ -202,7 +203,8 @@ void global_check(const void *p, size_t bytes, site at) {
     if (!config().check || !r)
         return;
     size_t offset = (size_t)((const unsigned char *)p - r->base);
-    check(r->cells + offset, offset, bytes, record_of(t, at, access_kind::load, scope::block), {&t, t.in_block->of->number}, true, [&] { return region_text(*r); });
+    check(r->cells + offset, offset, bytes, record_of(t, at, access_kind::load, scope::block), {&t, t.in_block->of->number}, !r->written,
+          [&] { return region_text(*r); });
 }
 
 unsigned char *shared_check(uint32_t array_offset, size_t offset, size_t bytes, site at) {
@@ -224,7 +226,7 @@ void global_bulk(uint32_t agent, uint32_t clock, const void *p, size_t bytes, bo
             finding("out of bounds: %s: bulk copy of %zu bytes%s at byte %zu of %s", who(operation, t.in_block->index, t.index).c_str(), bytes,
                     place(at).c_str(), offset, r ? region_text(*r).c_str() : "no buffer");
         records.push_back({operation, t.in_block->index, agent, clock, at, write ? access_kind::store : access_kind::load, scope::block});
-        check(r->cells + offset, offset, bytes, (uint32_t)records.size() - 1, {&t, operation, true}, !write, [&] { return region_text(*r); });
+        check(r->cells + offset, offset, bytes, (uint32_t)records.size() - 1, {&t, operation, true}, !write && !r->written, [&] { return region_text(*r); });
     }
     if (counting()) count_bulk(*t.in_block->of, p, bytes, write);
 }
@@ -254,14 +256,14 @@ static unsigned char *space, *space_next;
 static std::map<unsigned char *, region> regions;
 static region *last_found;
 static size_t held_bytes;
-static uint32_t n_created;
+static uint32_t n_created, n_sparse;
 
 static void *map_lazily(size_t bytes) {
     void *p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return p == MAP_FAILED ? nullptr : p;
 }
 
-region *region_create(size_t bytes, bool initialised) {
+region *region_create(size_t bytes, bool written, bool sparse) {
     size_t room = (bytes + gap + 8191) / 4096 * 4096;
     if (!space || space_next + room + 4096 > space + space_bytes) {
         space = (unsigned char *)mmap(nullptr, space_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -276,15 +278,14 @@ region *region_create(size_t bytes, bool initialised) {
         return nullptr;
     unsigned char *base = space_next + 256;
     space_next += room;
-    memset(base, 0xff, bytes); /* NaN */
-    for (size_t i = 0; initialised && i < bytes; i++)
-        cells[i].write = long_ago;
+    if (!sparse) memset(base, 0xff, bytes); /* NaN */
     if (regions.empty())
         n_created = 0;
     region &r = regions[base];
-    r = {base, bytes, cells, n_created, "#" + std::to_string(n_created), initialised};
+    r = {base, bytes, cells, n_created, "#" + std::to_string(n_created), written && !sparse, written, sparse};
     n_created++;
-    held_bytes += bytes;
+    n_sparse += sparse;
+    held_bytes += sparse ? 0 : bytes;
     return &r;
 }
 
@@ -292,7 +293,8 @@ bool region_destroy(void *base) {
     auto at = regions.find((unsigned char *)base);
     if (at == regions.end())
         return false;
-    held_bytes -= at->second.bytes;
+    n_sparse -= at->second.sparse;
+    held_bytes -= at->second.sparse ? 0 : at->second.bytes;
     munmap(at->second.cells, at->second.bytes * sizeof(cell) + 1);
     mmap((unsigned char *)base - 256, (at->second.bytes + 256 + 4095) / 4096 * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     regions.erase(at);
@@ -324,10 +326,12 @@ void region_touch(const operation &o, const void *p, size_t bytes, bool write, b
     if (offset + bytes > r->bytes)
         finding("out of bounds: %s of stream %u: %zu bytes at byte %zu of %s", o.what, o.stream, bytes, offset, region_text(*r).c_str());
     records.push_back({o.number, 0, whole_operation, 0, {nullptr, 0}, write ? access_kind::store : access_kind::load, scope::system});
-    check(r->cells + offset, offset, bytes, (uint32_t)records.size() - 1, {nullptr, o.number}, needs_value, [&] { return region_text(*r); });
+    check(r->cells + offset, offset, bytes, (uint32_t)records.size() - 1, {nullptr, o.number}, needs_value && !r->written,
+          [&] { return region_text(*r); });
 }
 
-bool shadow_is_long() { return records.size() > 1000000 || lists.size() > 4000000; }
+/* Sparse buffers have too many cells to walk: while there are any, history is kept. */
+bool shadow_is_long() { return n_sparse == 0 && (records.size() > 1000000 || lists.size() > 4000000); }
 
 void shadow_forget_history() {
     for (auto &r : regions)

@@ -31,6 +31,7 @@ static clocks host_seen;
 static std::map<const void *, int> dynamic_limit; /* by kernel */
 static std::set<simt_event *> events;
 static cudaError_t last_error;
+static std::vector<uint32_t> only_blocks; /* of launches to come; empty: all */
 
 cudaError_t failed(cudaError_t e) {
     if (e != cudaSuccess)
@@ -210,6 +211,8 @@ int launch_add(kernel_call *call, const void *function, const char *name, dim3 g
     q->launched.block_dim = block;
     q->launched.shared_bytes = shared_bytes;
     q->launched.cooperative = cooperative;
+    for (uint32_t b : only_blocks)
+        if (b < blocks) q->launched.only.push_back(b);
     return enter(s, q, name);
 }
 
@@ -231,12 +234,19 @@ void runtime_reset() {
     host_seen.clear();
     last_error = lost = cudaSuccess;
     launch_to_fail = allocation_to_fail = 0;
+    only_blocks.clear();
     regions_reset();
 }
 
 } // namespace simt
 
 using namespace simt;
+
+void *simt_sparse(size_t bytes, int written) {
+    region *r = region_create(bytes, written != 0, true);
+    return r ? r->base : nullptr;
+}
+void simt_only_blocks(const uint32_t *blocks, size_t n) { only_blocks.assign(blocks, blocks + n); }
 
 void simt_fail_launch(uint32_t n) { launch_to_fail = n; }
 void simt_fail_allocation(uint32_t n) { allocation_to_fail = n; }
@@ -357,7 +367,7 @@ static cudaError_t allocate(void **p, size_t bytes, bool initialised) {
         return cudaSuccess;
     if (counts_down(allocation_to_fail) || bytes > config().device->memory_bytes - regions_bytes())
         return failed(cudaErrorMemoryAllocation);
-    region *r = region_create(bytes, initialised);
+    region *r = region_create(bytes, initialised, false);
     if (!r)
         return failed(cudaErrorMemoryAllocation);
     *p = r->base;

@@ -19,6 +19,11 @@ int simt_set_device(const char *name);
 void simt_fail_launch(uint32_t n);
 /* The n-th allocation from now finds no memory. */
 void simt_fail_allocation(uint32_t n);
+/* Device memory of any size, that takes room only where it is touched: zeroes. written: they count as written, else whoever reads them finds that nobody has.
+ * NULL: the system grants no such mapping. cudaFree gives it back. */
+void *simt_sparse(size_t bytes, int written);
+/* Launches to come run only these of their blocks, counted x fastest; those beyond a grid are left out. n 0: all again. For shapes too large to run whole. */
+void simt_only_blocks(const uint32_t *blocks, size_t n);
 /* exact, truncating or permuted: how an emulated mma adds up. −1: unknown. */
 int simt_set_accumulation(const char *model);
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "kernels/simt/simt.h"
+#include "kernels/simt/simt_host.h"
 #include "tests/simt/cases.h"
 
 static void *device(size_t bytes) {
@@ -564,6 +565,38 @@ __global__ void too_much_shared() {
 }
 static void run_too_much_shared(void *) { SIMT_LAUNCH(too_much_shared, 1, 32, 0, NULL, ); }
 
+/* ---- real sizes ---------------------------------------------------------------------------------------------------------------------------------------- */
+
+/* The last of 70,000 rows of 65,536 numbers, of which alone anything is written: 2^32 numbers and more. */
+constexpr uint32_t ROWS = 70000, COLUMNS = 65536;
+enum index_kind { SIGNED, UNSIGNED, WIDE };
+template <index_kind kind> __global__ void sum_row(global<const uint32_t> x, global<uint32_t> total, int columns) {
+    uint32_t sum = 0, i = threadIdx.x, row = blockIdx.x;
+    if (kind == SIGNED)
+        sum = x.load((size_t)((int)row * columns + (int)i));
+    else if (kind == UNSIGNED)
+        sum = x.load(row * (uint32_t)columns + i);
+    else
+        sum = x.load((size_t)row * (size_t)columns + i);
+    sum = __reduce_add_sync(0xffffffffu, sum);
+    if (i == 0)
+        total.store(0, sum);
+}
+template <index_kind kind> static void run_sum_row(void *) {
+    auto *x = (uint32_t *)simt_sparse((size_t)ROWS * COLUMNS * sizeof(uint32_t), 0);
+    uint32_t *total = device_zeroes(1), last = ROWS - 1, got, ones[32];
+    for (uint32_t &one : ones)
+        one = 1;
+    if (!x)
+        abort();
+    cudaMemcpy(x + (size_t)last * COLUMNS, ones, sizeof ones, cudaMemcpyHostToDevice);
+    simt_only_blocks(&last, 1);
+    SIMT_LAUNCH(sum_row<kind>, ROWS, 32, 0, NULL, x, total, (int)COLUMNS);
+    cudaMemcpy(&got, total, sizeof got, cudaMemcpyDeviceToHost);
+    if (got != 32)
+        abort();
+}
+
 /* ---- streams ------------------------------------------------------------------------------------------------------------------------------------------- */
 
 template <bool waits> static void run_two_streams(void *) {
@@ -789,6 +822,8 @@ const struct simt_case simt_cases[] = {
     {"a store beyond what the launch asked for", run_beyond_dynamic, "out of bounds", "shared array of 124 bytes"},
     {"a vector at no multiple of its size", run_misaligned, "misaligned", "load of 16 bytes"},
     {"more fixed shared memory than there is", run_too_much_shared, "too much shared memory", "49152"},
+    {"a signed index overflows", run_sum_row<SIGNED>, "integer overflow: kernel sum_row<kind>, block (69999,0,0), thread (", "69999 * 65536 as 'int' at tests/simt/cases.cu:"},
+    {"an unsigned index wraps", run_sum_row<UNSIGNED>, "uninitialised: kernel sum_row<kind>, block (69999,0,0), thread (", "at tests/simt/cases.cu:"},
     {"a graph whose branches are joined too late", run_graph_without_join, "race on buffer", "add_arrays"},
     {"two streams and no event", run_two_streams<false>, "race on buffer", "copy_words"},
 
@@ -809,6 +844,7 @@ const struct simt_case simt_cases[] = {
     {"the last block adds up", run_last_block_adds<true>, NULL, NULL},
     {"all blocks meet", run_grid_barrier, NULL, NULL},
     {"dynamic shared memory", run_within_dynamic, NULL, NULL},
+    {"an index of 64 bits", run_sum_row<WIDE>, NULL, NULL},
     {"a graph, replayed and updated", run_graph_replayed, NULL, NULL},
     {"calls that a capture forbids", run_graph_refusals, NULL, NULL},
     {"two streams and an event", run_two_streams<true>, NULL, NULL},
