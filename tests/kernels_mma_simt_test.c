@@ -263,11 +263,12 @@ static void counted_case(void *arg) {
     product_release(&p);
 }
 
-/* 32 rows × 1024 columns, a token: each weight once (32,768 · 2 bytes; 4.5 bits, of which a lane asks for its rows' scales four times over, but no sector twice); prepared x of one token
+/* 32 rows × 1024 columns, a token: each weight once (32,768 · 2 bytes; 4.5 bits); prepared x of one token
  * (2,048 bytes) once for each of the two tiles of rows. */
 static void counts_by_hand(void **state) {
     (void)state;
-    static const char *const weights[] = {"{\"buffer\": \"weights\", \"load_bytes\": 65536, \"load_sectors\": 2048,", "\"load_sectors\": 576, \"store_bytes\": 0"};
+    static const char *const weights[] = {"{\"buffer\": \"weights\", \"load_bytes\": 65536, \"load_sectors\": 2048,",
+                                          "{\"buffer\": \"weights\", \"load_bytes\": 18432, \"load_sectors\": 576,"};
     for (int f = 0; f < 2; f++) {
         enum format format = formats[f];
         simt_counts_start();
@@ -279,6 +280,43 @@ static void counts_by_hand(void **state) {
         assert_non_null(strstr(json, "{\"buffer\": \"prepared\", \"load_bytes\": 4096, \"load_sectors\": 128,"));
         assert_non_null(strstr(json, "\"fma\": 0, \"mma\": 128,"));
         assert_non_null(strstr(json, "\"bank_conflicts\": 0,"));
+    }
+}
+
+/* 65 tokens are two tiles, and each reads all weights: 512 rows × 1024 columns of BF16, 32,768 sectors. Where the L2 holds them they come from memory once; with 1 MiB of it, which they just
+ * fill, they are gone when the second tile begins with the first of them. */
+static void reread_case(void *unused) {
+    (void)unused;
+    const struct shape s = {512, 0, {1024}, 0, 1, 1, 65, false};
+    struct base_rng r;
+    base_rng_init(&r, t_seed());
+    struct product p;
+    product_init(&p, &r, FMT_BF16, &s, true);
+    free(run(&p, 0, s.n_tokens));
+    product_release(&p);
+}
+
+static void from_memory(void **state) {
+    (void)state;
+    static const char *const devices[] = {"gb10", "tiny"},
+                             *const want[] = {"\"load_sectors\": 65536, \"store_bytes\": 0, \"store_sectors\": 0, \"memory_sectors\": 32768}",
+                                              "\"load_sectors\": 65536, \"store_bytes\": 0, \"store_sectors\": 0, \"memory_sectors\": 65536}"};
+    for (int d = 1; d >= 0; d--) {
+        char *first = NULL;
+        assert_int_equal(simt_set_device(devices[d]), 0);
+        simt_set_check(0);
+        for (uint64_t seed = 1; seed <= 2; seed++) {
+            simt_counts_start();
+            assert_null(simt_catch(reread_case, NULL, seed));
+            const char *json = simt_counts_json();
+            if (!strstr(json, want[d])) fail_msg("%s: %s", devices[d], json);
+            if (first)
+                assert_string_equal(first, json);
+            else
+                first = strdup(json);
+        }
+        simt_set_check(1);
+        free(first);
     }
 }
 
@@ -298,7 +336,8 @@ static void refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(whole_numbers), cmocka_unit_test(any_numbers), cmocka_unit_test(same_bits), cmocka_unit_test(counts_by_hand), cmocka_unit_test(refused),
+        cmocka_unit_test(whole_numbers),  cmocka_unit_test(any_numbers), cmocka_unit_test(same_bits),
+        cmocka_unit_test(counts_by_hand), cmocka_unit_test(from_memory), cmocka_unit_test(refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -290,8 +290,11 @@ static void counts_by_hand(void **state) {
         const char *json = simt_counts_json();
         if (seed == 1) {
             print_message("%s", json);
-            assert_non_null(strstr(json, "{\"buffer\": \"weights\", \"load_bytes\": 16384, \"load_sectors\": 512, \"store_bytes\": 0, \"store_sectors\": 0}"));
-            assert_non_null(strstr(json, "{\"buffer\": \"x\", \"load_bytes\": 1024, \"load_sectors\": 32,"));
+            assert_non_null(strstr(json, "{\"buffer\": \"weights\", \"load_bytes\": 16384, \"load_sectors\": 512, \"store_bytes\": 0, "
+                                         "\"store_sectors\": 0, \"memory_sectors\": 512}"));
+            assert_non_null(strstr(
+                json,
+                "{\"buffer\": \"x\", \"load_bytes\": 1024, \"load_sectors\": 32, \"store_bytes\": 0, \"store_sectors\": 0, \"memory_sectors\": 16}"));
             assert_non_null(strstr(json, "\"kernel\": \"matmul<n_tokens>\", \"grid\": [2, 1, 1], \"block\": [64, 1, 1]"));
             assert_non_null(strstr(json, "\"barriers\": 2, \"fma\": 8192, \"mma\": 0,"));
             assert_non_null(strstr(json, "\"bank_conflicts\": 0,"));

@@ -2,13 +2,17 @@
  *
  * The lanes of a warp execute one after another here, so a warp's request is put together again: the n-th time that a lane executes a place in the source belongs
  * with the n-th time of its neighbours. That depends on no schedule; the counts are the same for every seed.
- * Sectors: the distinct 32-byte pieces that a request touches. Bank conflicts: further passes over the 32 banks of 4 bytes, where two lanes want different words of one
+ * Bytes: those that a request touches, each once; lanes that want the same ones get them by one transfer. Sectors: the distinct 32-byte pieces of them.
+ * From memory: the sectors of loads that miss in a cache as large as the device's L2, which holds lines of 128 bytes by sectors, throws out what was not used for longest, and is empty when a
+ * launch begins. It sees blocks one after another, in the order of their numbers, and in a block warp after warp: that is no GPU's order, but the same whatever the seed. Bank conflicts: further passes over the 32 banks of 4 bytes, where two lanes want different words of one
  * bank; requests of 8 bytes are taken by half warps, of 16 by quarters. */
 #include "kernels/simt/engine.h"
 
 #include <algorithm>
+#include <list>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unordered_map>
 
 namespace simt {
 
@@ -35,9 +39,9 @@ bool counting() {
     return on;
 }
 
-static void finish(const counted_request &r, launch_counts &c) {
-    uintptr_t pieces[32 * 9]; /* of 4 bytes or of 32 */
+static void finish(const counted_request &r, const warp &by, launch_counts &c) {
     if (r.shared) {
+        uintptr_t pieces[32 * 9];                                 /* of 4 bytes */
         unsigned group = r.bytes > 8 ? 8 : r.bytes > 4 ? 16 : 32; /* lanes that are served at once */
         c.shared_requests++;
         for (unsigned first = 0; first < 32; first += group) {
@@ -54,24 +58,75 @@ static void finish(const counted_request &r, launch_counts &c) {
         }
         return;
     }
-    size_t n = 0;
-    uint64_t bytes = 0;
-    const region *buffer = nullptr;
+    uintptr_t begins[32], end = 0;
+    size_t n_begins = 0;
+    std::vector<uintptr_t> sectors;
     for (unsigned l = 0; l < 32; l++)
-        if (r.lanes >> l & 1) {
-            buffer = buffer ? buffer : region_find(r.address[l]);
-            bytes += r.bytes;
-            for (uintptr_t s = (uintptr_t)r.address[l] / 32; s <= ((uintptr_t)r.address[l] + r.bytes - 1) / 32 && n < sizeof pieces / sizeof *pieces; s++)
-                pieces[n++] = s;
-        }
-    std::sort(pieces, pieces + n);
-    uint64_t sectors = (uint64_t)(std::unique(pieces, pieces + n) - pieces);
+        if (r.lanes >> l & 1) begins[n_begins++] = (uintptr_t)r.address[l];
+    std::sort(begins, begins + n_begins);
+    const region *buffer = region_find((const void *)begins[0]);
     if (!buffer)
         return;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < n_begins; i++) {
+        uintptr_t from = std::max(begins[i], end);
+        end = std::max(end, begins[i] + r.bytes);
+        bytes += end - from;
+        for (uintptr_t s = from / 32; from < end && s <= (end - 1) / 32; s++)
+            if (sectors.empty() || sectors.back() != s) sectors.push_back(s);
+    }
     names[buffer->number] = buffer->name;
     launch_counts::buffer &b = c.buffers[buffer->number];
     (r.store ? b.store_bytes : b.load_bytes) += bytes;
-    (r.store ? b.store_sectors : b.load_sectors) += sectors;
+    (r.store ? b.store_sectors : b.load_sectors) += sectors.size();
+    std::vector<touched> &of_warp = c.touches[std::make_pair(by.lanes[0]->in_block->index, by.lanes[0]->index / 32)];
+    for (size_t i = 0; i < sectors.size(); i++)
+        if (i && sectors[i] == sectors[i - 1] + 1)
+            of_warp.back().n_sectors++;
+        else
+            of_warp.push_back({sectors[i], 1, buffer->number, r.store});
+}
+
+/* ---- the cache --------------------------------------------------------------------------------------------------------------------------------------------- */
+
+constexpr uintptr_t line_sectors = 4;
+
+struct cache {
+    struct line {
+        uintptr_t number;
+        unsigned sectors; /* a bit for each that is there */
+    };
+    std::list<line> lines; /* the last one used first */
+    std::unordered_map<uintptr_t, std::list<line>::iterator> where;
+    size_t capacity = config().device->l2_bytes / (line_sectors * 32);
+
+    /* Is the sector there? From now on it is. */
+    bool touch(uintptr_t sector) {
+        unsigned bit = 1u << sector % line_sectors;
+        auto at = where.find(sector / line_sectors);
+        if (at == where.end()) {
+            if (lines.size() == capacity) {
+                where.erase(lines.back().number);
+                lines.pop_back();
+            }
+            lines.push_front({sector / line_sectors, bit});
+            where[sector / line_sectors] = lines.begin();
+            return false;
+        }
+        lines.splice(lines.begin(), lines, at->second);
+        bool there = lines.front().sectors & bit;
+        lines.front().sectors |= bit;
+        return there;
+    }
+};
+
+static void count_misses(launch_counts &c) {
+    cache l2;
+    for (const auto &of_warp : c.touches)
+        for (const touched &t : of_warp.second)
+            for (uint32_t i = 0; i < t.n_sectors; i++)
+                if (!l2.touch(t.first_sector + i) && !t.store) c.buffers[t.buffer].memory_sectors++;
+    c.touches.clear();
 }
 
 void count_access(thread &t, const void *p, size_t bytes, bool shared, bool store, site at) {
@@ -96,7 +151,7 @@ void count_access(thread &t, const void *p, size_t bytes, bool shared, bool stor
     r.lanes |= 1u << t.lane;
     uint32_t all = t.in_warp->lanes.size() == 32 ? 0xffffffffu : (1u << t.in_warp->lanes.size()) - 1;
     if (r.lanes == all) {
-        finish(r, t.in_block->of->counts);
+        finish(r, *t.in_warp, t.in_block->of->counts);
         t.in_warp->requests.erase(which);
     }
 }
@@ -112,14 +167,14 @@ void count_bulk(launch &l, const void *p, size_t bytes, bool store) {
 }
 
 void count_warp_done(warp &w, launch &l) {
-    for (const auto &r : w.requests)
-        finish(r.second, l.counts);
+    for (const auto &r : w.requests) finish(r.second, w, l.counts);
     w.requests.clear();
 }
 
-void count_launch_done(const launch_counts &c) {
-    if (counting())
-        launches.emplace_back(c, names);
+void count_launch_done(launch_counts &c) {
+    if (!counting()) return;
+    count_misses(c);
+    launches.emplace_back(c, names);
 }
 
 } // namespace simt
@@ -143,9 +198,10 @@ const char *simt_counts_json(void) {
                 ", \"shared_requests\": " + number(c.shared_requests) + ", \"bank_conflicts\": " + number(c.bank_conflicts) + ",\n   \"buffers\": [";
         bool first = true;
         for (const auto &b : c.buffers) {
-            text += std::string(first ? "" : ",") + "\n    {\"buffer\": \"" + launches[i].second.at(b.first) + "\", \"load_bytes\": " + number(b.second.load_bytes) +
-                    ", \"load_sectors\": " + number(b.second.load_sectors) + ", \"store_bytes\": " + number(b.second.store_bytes) + ", \"store_sectors\": " +
-                    number(b.second.store_sectors) + "}";
+            text += std::string(first ? "" : ",") + "\n    {\"buffer\": \"" + launches[i].second.at(b.first) +
+                    "\", \"load_bytes\": " + number(b.second.load_bytes) + ", \"load_sectors\": " + number(b.second.load_sectors) +
+                    ", \"store_bytes\": " + number(b.second.store_bytes) + ", \"store_sectors\": " + number(b.second.store_sectors) +
+                    ", \"memory_sectors\": " + number(b.second.memory_sectors) + "}";
             first = false;
         }
         text += "]}";

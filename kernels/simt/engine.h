@@ -181,15 +181,22 @@ struct block {
 
 /* ---- operations of streams -------------------------------------------------------------------------------------------------------------------------- */
 
+/* Neighbouring sectors of a request, for the model of the L2. */
+struct touched {
+    uintptr_t first_sector;
+    uint32_t n_sectors, buffer;
+    bool store;
+};
 struct launch_counts {
     std::string kernel;
     dim3 grid, block_dim;
     size_t shared_bytes = 0;
     uint64_t barriers = 0, fma = 0, mma = 0, shared_requests = 0, bank_conflicts = 0;
     struct buffer {
-        uint64_t load_bytes = 0, load_sectors = 0, store_bytes = 0, store_sectors = 0;
+        uint64_t load_bytes = 0, load_sectors = 0, memory_sectors = 0, store_bytes = 0, store_sectors = 0;
     };
     std::map<uint32_t, buffer> buffers; /* by number */
+    std::map<std::pair<uint32_t, uint32_t>, std::vector<touched>> touches; /* by block and warp; gone when the launch is done */
 };
 
 struct operation {
@@ -262,7 +269,7 @@ bool counting();
 void count_access(thread &t, const void *p, size_t bytes, bool shared, bool store, site at);
 void count_bulk(launch &l, const void *p, size_t bytes, bool store);
 void count_warp_done(warp &w, launch &l);
-void count_launch_done(const launch_counts &c);
+void count_launch_done(launch_counts &c);
 
 } // namespace simt
 #endif
