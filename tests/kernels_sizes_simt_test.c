@@ -33,10 +33,8 @@ static void only(const struct picked *p, uint32_t n_x) {
     for (int i = 0; i < p->n; i++) {
         uint32_t b = p->x[i] + n_x * p->y[i];
         for (int k = 0; k < n; k++)
-            if (blocks[k] == b)
-                b = UINT32_MAX;
-        if (b != UINT32_MAX)
-            blocks[n++] = b;
+            if (blocks[k] == b) b = UINT32_MAX;
+        if (b != UINT32_MAX) blocks[n++] = b;
     }
     simt_only_blocks(blocks, (size_t)n);
 }
@@ -56,8 +54,7 @@ static float value_of(uint32_t t) { return (float)(1 + t % 5); }
 static void write_row(float *x, size_t stride, uint32_t t, size_t width) {
     float *row = malloc(width * sizeof *row);
     assert_non_null(row);
-    for (size_t i = 0; i < width; i++)
-        row[i] = value_of(t);
+    for (size_t i = 0; i < width; i++) row[i] = value_of(t);
     write_to(x + t * stride, row, width * sizeof *row);
     free(row);
 }
@@ -79,8 +76,7 @@ static void gate_case(void *rng) {
     const size_t bytes = (size_t)TOKENS * FAR * sizeof(float);
     float *g = sparse("gate", bytes, false), *y = sparse("y", bytes, false);
     const struct picked p = pick(rng, FFN / 256, TOKENS);
-    for (int i = 0; i < p.n; i++)
-        write_row(g, FAR, p.y[i], FFN);
+    for (int i = 0; i < p.n; i++) write_row(g, FAR, p.y[i], FFN);
     const struct kern_gate args = {g, g, y, FAR, FAR, FAR, TOKENS, FFN, KERN_GATE_SILU, 0, 0};
     only(&p, FFN / 256);
     assert_int_equal(cuda_gate(&args, NULL), cudaSuccess);
@@ -94,24 +90,21 @@ static void gate_case(void *rng) {
 
 static void norm_case(void *rng) {
     const size_t bytes = (size_t)TOKENS * FAR * sizeof(float);
-    float *x = sparse("x", bytes, false), *y = sparse("y", bytes, false), *weight = sparse("weight", WIDTH * sizeof(float), false), want[WIDTH], in[WIDTH];
+    float *x = sparse("x", bytes, false), *y = sparse("y", bytes, false), *weight = sparse("weight", WIDTH * sizeof(float), false), want[WIDTH],
+          in[WIDTH];
     const struct picked p = pick(rng, TOKENS, 1);
     write_row(weight, WIDTH, 0, WIDTH);
-    for (int i = 0; i < p.n; i++)
-        write_row(x, FAR, p.x[i], WIDTH);
+    for (int i = 0; i < p.n; i++) write_row(x, FAR, p.x[i], WIDTH);
     const struct kern_norm args = {x, weight, y, FAR, FAR, TOKENS, WIDTH, 1e-5f, NULL, 0};
     only(&p, TOKENS);
     assert_int_equal(cuda_norm(&args, NULL), cudaSuccess);
     for (int i = 0; i < p.n; i++) {
-        for (int k = 0; k < WIDTH; k++)
-            in[k] = value_of(p.x[i]);
+        for (int k = 0; k < WIDTH; k++) in[k] = value_of(p.x[i]);
         float ones[WIDTH];
-        for (int k = 0; k < WIDTH; k++)
-            ones[k] = 1;
+        for (int k = 0; k < WIDTH; k++) ones[k] = 1;
         const struct kern_norm one = {in, ones, want, WIDTH, WIDTH, 1, WIDTH, 1e-5f, NULL, 0};
         kern_ref.norm(whole, &one);
-        for (size_t at = 0; at < WIDTH; at += 512)
-            expect("norm", y, (size_t)p.x[i] * FAR + at, 512, want[at]);
+        for (size_t at = 0; at < WIDTH; at += 512) expect("norm", y, (size_t)p.x[i] * FAR + at, 512, want[at]);
     }
 }
 
@@ -119,23 +112,31 @@ static void sum_case(void *rng) {
     const size_t bytes = (size_t)TOKENS * FAR * sizeof(float);
     float *a = sparse("a", bytes, false), *y = sparse("y", bytes, false);
     const struct picked p = pick(rng, WIDTH / 128, TOKENS);
-    for (int i = 0; i < p.n; i++)
-        write_row(a, FAR, p.y[i], WIDTH);
-    const struct kern_sum args = {.residual = a, .residual_stride = FAR, .n_vectors = 2, .vectors = {a, a}, .vector_token_stride = FAR, .vector_lo = {0, 1}, .vector_hi = {1, 2}, .n_leaves = 2,
-                                  .y = y, .y_stride = FAR, .n_tokens = TOKENS, .width = WIDTH};
+    for (int i = 0; i < p.n; i++) write_row(a, FAR, p.y[i], WIDTH);
+    const struct kern_sum args = {.residual = a,
+                                  .residual_stride = FAR,
+                                  .n_vectors = 2,
+                                  .vectors = {a, a},
+                                  .vector_token_stride = FAR,
+                                  .vector_lo = {0, 1},
+                                  .vector_hi = {1, 2},
+                                  .n_leaves = 2,
+                                  .y = y,
+                                  .y_stride = FAR,
+                                  .n_tokens = TOKENS,
+                                  .width = WIDTH};
     only(&p, WIDTH / 128);
     assert_int_equal(cuda_sum(&args, NULL), cudaSuccess);
-    for (int i = 0; i < p.n; i++)
-        expect("sum", y, (size_t)p.y[i] * FAR + (size_t)p.x[i] * 128, 128, 3 * value_of(p.y[i]));
+    for (int i = 0; i < p.n; i++) expect("sum", y, (size_t)p.y[i] * FAR + (size_t)p.x[i] * 128, 128, 3 * value_of(p.y[i]));
 }
 
 /* Heads of 128, turned by a quarter: (a, b) becomes (−b, a). */
 static void rope_case(void *rng) {
     enum { HEADS = WIDTH / 128, BLOCKS = HEADS * 64 / 128 };
-    float *x = sparse("x", (size_t)TOKENS * FAR * sizeof(float), false), *table = sparse("table", (size_t)TOKENS * 128 * sizeof(float), false), turn[128] = {0};
+    float *x = sparse("x", (size_t)TOKENS * FAR * sizeof(float), false), *table = sparse("table", (size_t)TOKENS * 128 * sizeof(float), false),
+          turn[128] = {0};
     const struct picked p = pick(rng, BLOCKS, TOKENS);
-    for (int i = 64; i < 128; i++)
-        turn[i] = 1;
+    for (int i = 64; i < 128; i++) turn[i] = 1;
     for (int i = 0; i < p.n; i++) {
         write_row(x, FAR, p.y[i], WIDTH);
         write_to(table + (size_t)p.y[i] * 128, turn, sizeof turn);
@@ -156,8 +157,7 @@ enum { VOCABULARY = 128256, PROMPT = 40000 };
 
 /* Numbers of a BF16 matrix, and codes and scales of an NVFP4 one, that are all 1. */
 static void ones(enum format f, unsigned char *to, size_t bytes) {
-    for (size_t i = 0; i < bytes; i++)
-        to[i] = f == FMT_BF16 ? (i % 2 ? 0x3f : 0x80) : i % 576 < 512 ? 0x22 : 0x38;
+    for (size_t i = 0; i < bytes; i++) to[i] = f == FMT_BF16 ? (i % 2 ? 0x3f : 0x80) : i % 576 < 512 ? 0x22 : 0x38;
 }
 
 static struct kern_matrix matrix(enum format f, uint32_t *segment_begin, uint8_t *segment_columns) {
@@ -171,7 +171,8 @@ static void mma_once(struct base_rng *r, enum format f, int n_tokens) {
     uint32_t segment_begin[WIDTH / 32], tile = n_tokens > 32 ? 64 : 8;
     uint8_t segment_columns[WIDTH / 32];
     struct kern_matrix m = matrix(f, segment_begin, segment_columns);
-    const size_t bytes = cuda_mma_matrix_bytes(&m), tile_bytes = bytes / (VOCABULARY / 16), scratch_bytes = cuda_mma_scratch_bytes(&m.columns, n_tokens);
+    const size_t bytes = cuda_mma_matrix_bytes(&m), tile_bytes = bytes / (VOCABULARY / 16),
+                 scratch_bytes = cuda_mma_scratch_bytes(&m.columns, n_tokens);
     const uint32_t n_x = VOCABULARY / 16, n_y = ((uint32_t)n_tokens + tile - 1) / tile, n_chunks = WIDTH / 64;
     float *x = sparse("x", (size_t)n_tokens * WIDTH * sizeof *x, false), *y = sparse("y", (size_t)n_tokens * VOCABULARY * sizeof *y, false);
     unsigned char *one_tile = malloc(tile_bytes);
@@ -190,17 +191,16 @@ static void mma_once(struct base_rng *r, enum format f, int n_tokens) {
     assert_non_null(prepare);
     const uint32_t tiles[] = {0, n_y - 1, n_y / 2};
     for (int k = 0; k < (n_y > 2 ? 3 : (int)n_y); k++) {
-        for (uint32_t t = tiles[k] * tile; t < (tiles[k] + 1) * tile && t < (uint32_t)n_tokens; t++)
-            write_row(x, WIDTH, t, WIDTH);
-        for (uint32_t b = tiles[k] * (tile / 8) * n_chunks; b < (tiles[k] + 1) * (tile / 8) * n_chunks && b < ((uint32_t)n_tokens + 7) / 8 * n_chunks; b++)
+        for (uint32_t t = tiles[k] * tile; t < (tiles[k] + 1) * tile && t < (uint32_t)n_tokens; t++) write_row(x, WIDTH, t, WIDTH);
+        for (uint32_t b = tiles[k] * (tile / 8) * n_chunks; b < (tiles[k] + 1) * (tile / 8) * n_chunks && b < ((uint32_t)n_tokens + 7) / 8 * n_chunks;
+             b++)
             prepare[n_prepare++] = b;
     }
     simt_only_blocks(prepare, n_prepare);
     assert_int_equal(cuda_mma_prepare(&args, NULL), cudaSuccess);
 
     /* ---- their product */
-    for (int i = 0; i < p.n; i++)
-        write_to((unsigned char *)m.data + p.x[i] * tile_bytes, one_tile, tile_bytes);
+    for (int i = 0; i < p.n; i++) write_to((unsigned char *)m.data + p.x[i] * tile_bytes, one_tile, tile_bytes);
     only(&p, n_x);
     assert_int_equal(cuda_mma_matmul(&args, NULL), cudaSuccess);
     for (int i = 0; i < p.n; i++)
@@ -213,8 +213,7 @@ static void mma_once(struct base_rng *r, enum format f, int n_tokens) {
 static void mma_case(void *rng) {
     mma_once(rng, FMT_BF16, 1);
     mma_once(rng, FMT_NVFP4, 1);
-    if (t_long())
-        mma_once(rng, FMT_BF16, PROMPT);
+    if (t_long()) mma_once(rng, FMT_BF16, PROMPT);
     mma_once(rng, FMT_NVFP4, PROMPT);
 }
 
@@ -237,8 +236,7 @@ static void matmul_case(void *rng) {
     args.parts[0] = (struct kern_matmul_part){&m, NULL, y, VOCABULARY, 0};
     only(&p, VOCABULARY / 32);
     assert_int_equal(cuda_matmul(&args, NULL), cudaSuccess);
-    for (int i = 0; i < p.n; i++)
-        expect("plain product", y, (size_t)p.x[i] * 32, 32, WIDTH);
+    for (int i = 0; i < p.n; i++) expect("plain product", y, (size_t)p.x[i] * 32, 32, WIDTH);
 
     /* ---- rows of it, and of the other layout: the last one, by a block of 256 columns each */
     enum { LAST = VOCABULARY - 1 };
@@ -271,20 +269,24 @@ struct caches {
 };
 
 static void caches_init(struct caches *c, int n_tokens) {
-    int32_t *position = malloc((size_t)(SEQUENCES * n_tokens) * sizeof *position), run[3][SEQUENCES], *table = malloc(SEQUENCES * TABLE * sizeof *table);
+    int32_t *position = malloc((size_t)(SEQUENCES * n_tokens) * sizeof *position), run[3][SEQUENCES],
+            *table = malloc(SEQUENCES * TABLE * sizeof *table);
     assert_non_null(position);
     assert_non_null(table);
     for (int s = 0; s < SEQUENCES; s++) {
-        for (int t = 0; t < n_tokens; t++)
-            position[s * n_tokens + t] = POSITIONS - n_tokens + t;
-        for (int b = 0; b < TABLE; b++)
-            table[s * TABLE + b] = b * SEQUENCES + s; /* the blocks of a sequence lie far from each other */
+        for (int t = 0; t < n_tokens; t++) position[s * n_tokens + t] = POSITIONS - n_tokens + t;
+        for (int b = 0; b < TABLE; b++) table[s * TABLE + b] = b * SEQUENCES + s; /* the blocks of a sequence lie far from each other */
         run[0][s] = s * n_tokens;
         run[1][s] = n_tokens;
         run[2][s] = s;
     }
-    c->kv = (struct kern_kv){.block_bytes = kern_kv_block_bytes(FMT_BF16, KV_HEADS, DIM), .n_blocks = SEQUENCES * TABLE, .format = FMT_BF16, .n_kv_heads = KV_HEADS, .head_dim = DIM,
-                             .k_scale = 1, .v_scale = 1};
+    c->kv = (struct kern_kv){.block_bytes = kern_kv_block_bytes(FMT_BF16, KV_HEADS, DIM),
+                             .n_blocks = SEQUENCES * TABLE,
+                             .format = FMT_BF16,
+                             .n_kv_heads = KV_HEADS,
+                             .head_dim = DIM,
+                             .k_scale = 1,
+                             .v_scale = 1};
     c->kv.base = sparse("cache", c->kv.n_blocks * c->kv.block_bytes, false);
     c->batch = (struct kern_batch){.n_tokens = SEQUENCES * n_tokens, .n_runs = SEQUENCES, .block_table_stride = TABLE};
     c->batch.position = to_device(position, (size_t)(SEQUENCES * n_tokens) * sizeof *position);
@@ -311,13 +313,18 @@ static void decode_case(void *rng) {
     caches_init(&c, 1);
     const size_t row = DIM + 2, scratch_bytes = cuda_attention_scratch_bytes(HEADS, DIM, SEQUENCES, 1, PARTITIONS);
     float *q = sparse("q", (size_t)SEQUENCES * HEADS * DIM * sizeof *q, false), *scratch = sparse("partitions", scratch_bytes, true);
-    for (uint32_t s = 0; s < SEQUENCES; s++)
-        write_row(q, HEADS * DIM, s, HEADS * DIM);
+    for (uint32_t s = 0; s < SEQUENCES; s++) write_row(q, HEADS * DIM, s, HEADS * DIM);
     const struct picked p = pick(rng, SEQUENCES * KV_HEADS, PARTITIONS);
     for (int i = 0; i < p.n; i++)
-        for (int b = 0; b < 8; b++)
-            write_block(&c, (int)p.x[i] / KV_HEADS, (int)p.y[i] * 8 + b, (int)p.x[i] % KV_HEADS);
-    struct kern_attention args = {.batch = &c.batch, .kv = &c.kv, .q = q, .q_stride = HEADS * DIM, .out_stride = HEADS * DIM, .n_heads = HEADS, .group = HEADS / KV_HEADS, .scale = 1.0f / 16};
+        for (int b = 0; b < 8; b++) write_block(&c, (int)p.x[i] / KV_HEADS, (int)p.y[i] * 8 + b, (int)p.x[i] % KV_HEADS);
+    struct kern_attention args = {.batch = &c.batch,
+                                  .kv = &c.kv,
+                                  .q = q,
+                                  .q_stride = HEADS * DIM,
+                                  .out_stride = HEADS * DIM,
+                                  .n_heads = HEADS,
+                                  .group = HEADS / KV_HEADS,
+                                  .scale = 1.0f / 16};
     args.out = sparse("attended", (size_t)SEQUENCES * HEADS * DIM * sizeof(float), false);
     args.scratch = scratch;
     only(&p, SEQUENCES * KV_HEADS);
@@ -336,12 +343,20 @@ static void prefill_case(void *rng) {
     enum { RUN = 16, WINDOW = 300 };
     struct caches c;
     caches_init(&c, RUN);
-    float *q = sparse("q", (size_t)SEQUENCES * RUN * HEADS * DIM * sizeof *q, true), *out = sparse("attended", (size_t)SEQUENCES * RUN * HEADS * DIM * sizeof *out, false);
+    float *q = sparse("q", (size_t)SEQUENCES * RUN * HEADS * DIM * sizeof *q, true),
+          *out = sparse("attended", (size_t)SEQUENCES * RUN * HEADS * DIM * sizeof *out, false);
     struct picked p = pick(rng, RUN * HEADS / KV_HEADS / 16, SEQUENCES * KV_HEADS);
     for (int i = 0; i < p.n; i++)
-        for (int b = (POSITIONS - RUN - WINDOW) / 32; b < TABLE; b++)
-            write_block(&c, (int)p.y[i] / KV_HEADS, b, (int)p.y[i] % KV_HEADS);
-    const struct kern_attention args = {.batch = &c.batch, .kv = &c.kv, .q = q, .q_stride = HEADS * DIM, .out = out, .out_stride = HEADS * DIM, .n_heads = HEADS, .group = HEADS / KV_HEADS, .scale = 1,
+        for (int b = (POSITIONS - RUN - WINDOW) / 32; b < TABLE; b++) write_block(&c, (int)p.y[i] / KV_HEADS, b, (int)p.y[i] % KV_HEADS);
+    const struct kern_attention args = {.batch = &c.batch,
+                                        .kv = &c.kv,
+                                        .q = q,
+                                        .q_stride = HEADS * DIM,
+                                        .out = out,
+                                        .out_stride = HEADS * DIM,
+                                        .n_heads = HEADS,
+                                        .group = HEADS / KV_HEADS,
+                                        .scale = 1,
                                         .window = WINDOW};
     p.n = t_long() ? p.n : 4;
     only(&p, RUN * HEADS / KV_HEADS / 16);
@@ -358,16 +373,15 @@ static void append_case(void *unused) {
     struct caches c;
     caches_init(&c, 1);
     float *k = sparse("k", (size_t)SEQUENCES * KV_HEADS * DIM * sizeof *k, false);
-    for (uint32_t s = 0; s < SEQUENCES; s++)
-        write_row(k, KV_HEADS * DIM, s, KV_HEADS * DIM);
+    for (uint32_t s = 0; s < SEQUENCES; s++) write_row(k, KV_HEADS * DIM, s, KV_HEADS * DIM);
     const struct kern_kv_append args = {&c.batch, &c.kv, k, k, KV_HEADS * DIM, KV_HEADS * DIM};
     assert_int_equal(cuda_kv_append(&args, NULL), cudaSuccess);
     /* position 131,071 of the last sequence: slot 31 of the cache's last block */
-    const uint16_t *last = (const uint16_t *)(const void *)((const unsigned char *)c.kv.base + c.kv.n_blocks * c.kv.block_bytes), want = kern_f32_to_bf16(value_of(SEQUENCES - 1));
+    const uint16_t *last = (const uint16_t *)(const void *)((const unsigned char *)c.kv.base + c.kv.n_blocks * c.kv.block_bytes),
+                   want = kern_f32_to_bf16(value_of(SEQUENCES - 1));
     uint16_t got[DIM];
     assert_int_equal(cudaMemcpy(got, last - DIM, sizeof got, cudaMemcpyDeviceToHost), cudaSuccess);
-    for (int i = 0; i < DIM; i++)
-        assert_int_equal(got[i], want);
+    for (int i = 0; i < DIM; i++) assert_int_equal(got[i], want);
     assert_int_equal(cudaMemcpy(got, last - (size_t)KV_HEADS * DIM * 32 - 1, sizeof *got, cudaMemcpyDeviceToHost), cudaSuccess);
     assert_int_equal(*got, want);
 }
@@ -377,15 +391,15 @@ static void real_sizes(void **state) {
     static const struct {
         const char *name;
         void (*run)(void *);
-    } cases[] = {{"gate", gate_case},     {"norm", norm_case},     {"sum", sum_case},         {"rope", rope_case},     {"product", mma_case},
-                 {"plain product", matmul_case}, {"decode", decode_case}, {"prefill", prefill_case}, {"append", append_case}};
+    } cases[] = {{"gate", gate_case},     {"norm", norm_case},       {"sum", sum_case},
+                 {"rope", rope_case},     {"product", mma_case},     {"plain product", matmul_case},
+                 {"decode", decode_case}, {"prefill", prefill_case}, {"append", append_case}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct base_rng r;
         base_rng_init(&r, t_seed());
         const double begin = seconds();
         const char *line = simt_catch(cases[i].run, &r, t_seed());
-        if (line)
-            fail_msg("%s: %s", cases[i].name, line);
+        if (line) fail_msg("%s: %s", cases[i].name, line);
         print_message("%-14s %.0f ms\n", cases[i].name, 1e3 * (seconds() - begin));
     }
 }
