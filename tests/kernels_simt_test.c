@@ -2,6 +2,7 @@
  * kernels/cuda on it, against `ref`, to the bit. */
 #include "tests/t.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -255,9 +256,50 @@ static void matmul_case(void *rng) {
     matmul_once(rng, 5, inner, 1, 3, 7, 64, 6, false); /* leaves 1 to 3 of 7: several vectors */
 }
 
+/* Numbers that are often equal, some of them infinite or none at all; a row without any number; more wanted than there are. */
+static void topk_case(void *rng) {
+    static const struct { int width, k; } shapes[] = {{1, 1}, {5, 8}, {1025, 40}, {3000, 3}, {200000, 5}};
+    enum { ROWS = 2 };
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        const int width = shapes[s].width, k = shapes[s].k;
+        const size_t stride = (size_t)width + 3, n = ROWS * stride, n_out = (size_t)(ROWS * k);
+        float *x = random_floats(rng, n, 1);
+        for (size_t i = 0; i < n; i++) {
+            const uint32_t what = (uint32_t)base_rng_below(rng, 50);
+            x[i] = what == 0                 ? NAN
+                   : what == 1               ? -INFINITY
+                   : what == 2 && i % 7 == 0 ? INFINITY
+                   : what == 3               ? -0.0f
+                   : s == 4                  ? x[i]
+                                             : floorf(2 * x[i]);
+            if (s == 2 && i < stride) x[i] = i % 2 ? NAN : -INFINITY;
+        }
+        struct kern_candidate *want = malloc(n_out * sizeof *want), *got = malloc(n_out * sizeof *got), *d_out;
+        assert_non_null(want);
+        assert_non_null(got);
+        struct kern_topk args = {x, stride, ROWS, width, k, 1000, want};
+        kern_ref.topk(whole, &args);
+        float *d_x = to_device(x, (n - 3) * sizeof *x);
+        assert_int_equal(cudaMalloc((void **)&d_out, n_out * sizeof *got), cudaSuccess);
+        args.logits = d_x;
+        args.out = d_out;
+        assert_int_equal(cuda_topk(&args, NULL), cudaSuccess);
+        assert_int_equal(cudaMemcpy(got, d_out, n_out * sizeof *got, cudaMemcpyDeviceToHost), cudaSuccess);
+        for (size_t i = 0; i < n_out; i++)
+            if (memcmp(&got[i], &want[i], sizeof *got) != 0)
+                fail_msg("top-k: width %d, candidate %d of %d is (%.9g, %d), ref has (%.9g, %d)", width, (int)i, k, (double)got[i].value,
+                         (int)got[i].id, (double)want[i].value, (int)want[i].id);
+        cudaFree(d_x);
+        cudaFree(d_out);
+        free(x);
+        free(want);
+        free(got);
+    }
+}
+
 static void same_bits_as_ref(void **state) {
     (void)state;
-    static void (*const cases[])(void *) = {norm_case, norm_of_part_case, sum_case, gate_case, rope_case, embed_case, matmul_case};
+    static void (*const cases[])(void *) = {norm_case, norm_of_part_case, sum_case, gate_case, rope_case, embed_case, matmul_case, topk_case};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (uint64_t seed = 1; seed <= (t_long() ? 20 : 1); seed++) {
             struct base_rng r;
