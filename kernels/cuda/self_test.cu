@@ -147,7 +147,8 @@ static int launch_ldmatrix(uint32_t *bad, void *stream) {
         e = cudaMemcpy(in, numbers, sizeof numbers, cudaMemcpyHostToDevice);
     if (e == cudaSuccess)
         e = SIMT_LAUNCH(check_ldmatrix, 1, 32, 0, stream, in, bad);
-    cudaFree(in); /* waits */
+    cudaStreamSynchronize((cudaStream_t)stream);
+    cudaFree(in);
     return e;
 }
 

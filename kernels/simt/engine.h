@@ -207,6 +207,8 @@ struct operation {
 };
 /* Does a happen before b, by streams, events and what the host waited for? */
 bool operation_ordered(uint32_t a, uint32_t b);
+/* The host is like a stream whose operations, its accesses, are done at once. */
+constexpr uint32_t host_stream = 1;
 const operation &operation_at(uint32_t number);
 
 struct launch : operation {
@@ -245,13 +247,17 @@ struct region {
     bool is_pinned; /* the host's, too */
     bool written;   /* what has no write of its own yet counts as written long ago */
     bool sparse;    /* takes room only where it is touched: zeroes, of any size */
+    uint32_t last_user = ~0u;           /* an operation */
+    std::map<uint32_t, uint32_t> users; /* by stream: the last operation that touched it */
 };
 region *region_create(size_t bytes, bool written, bool sparse);
 bool region_destroy(void *base);
 region *region_find(const void *p);
 size_t regions_bytes();
 /* By a copy or a fill: who is the operation itself. Finds races with other operations. p outside of every buffer: plain host memory, not looked at. */
-void region_touch(const operation &o, const void *p, size_t bytes, bool write, bool needs_value);
+void region_touch(const operation &o, const void *p, size_t bytes, bool write, bool needs_value, site at = {nullptr, 0});
+/* A finding if somebody has touched it since what the host knows of: that many operations of each stream. */
+void region_expect_idle(void *base, const std::vector<uint32_t> &known);
 /* Shared memory of the block that runs: as if nobody had written it. */
 void shared_forget(uint32_t offset, size_t bytes);
 /* The checks of a load and of a store of the thread that runs, which were counted, and held against bounds, before. */

@@ -102,7 +102,9 @@ static uint32_t reads_with(uint32_t list, uint32_t i, const actor &a) {
 static std::string who(uint32_t operation, uint32_t block, uint32_t thread) {
     const struct operation &o = operation_at(operation);
     char s[200];
-    if (thread == whole_operation)
+    if (thread == whole_operation && o.stream == host_stream)
+        snprintf(s, sizeof s, "the host");
+    else if (thread == whole_operation)
         snprintf(s, sizeof s, "%s of stream %u", o.what, o.stream);
     else if (thread >= o.block_dim.x * o.block_dim.y * o.block_dim.z)
         snprintf(s, sizeof s, "kernel %s, block (%u,%u,%u), bulk copy", o.what, block % o.grid.x, block / o.grid.x % o.grid.y,
@@ -156,6 +158,10 @@ template <class What> static void check(cell *cells, size_t offset, size_t bytes
     }
 }
 
+static void used_by(region &r, uint32_t operation) {
+    if (r.last_user != operation) r.users[operation_at(operation).stream] = r.last_user = operation;
+}
+
 void global_access(const void *p, size_t bytes, size_t align, access_kind kind, scope s, site at) {
     thread &t = *self;
     if (config().check) {
@@ -172,6 +178,7 @@ void global_access(const void *p, size_t bytes, size_t align, access_kind kind, 
             finding(
                 "scope too narrow: %s: %s%s at byte %zu of pinned %s, which the host shares: nothing but scope::system orders anything towards it",
                 who(t.in_block->of->number, t.in_block->index, t.index).c_str(), kind_name(kind), place(at).c_str(), offset, region_text(*r).c_str());
+        used_by(*r, t.in_block->of->number);
         check(r->cells + offset, offset, bytes, record_of(t, at, kind, s), {&t, t.in_block->of->number},
               !r->written && kind != access_kind::store && kind != access_kind::atomic_store, [&] { return region_text(*r); });
     }
@@ -203,6 +210,7 @@ void global_check(const void *p, size_t bytes, site at) {
     if (!config().check || !r)
         return;
     size_t offset = (size_t)((const unsigned char *)p - r->base);
+    used_by(*r, t.in_block->of->number);
     check(r->cells + offset, offset, bytes, record_of(t, at, access_kind::load, scope::block), {&t, t.in_block->of->number}, !r->written,
           [&] { return region_text(*r); });
 }
@@ -225,6 +233,7 @@ void global_bulk(uint32_t agent, uint32_t clock, const void *p, size_t bytes, bo
         if (!r || offset + bytes > r->bytes)
             finding("out of bounds: %s: bulk copy of %zu bytes%s at byte %zu of %s", who(operation, t.in_block->index, t.index).c_str(), bytes,
                     place(at).c_str(), offset, r ? region_text(*r).c_str() : "no buffer");
+        used_by(*r, operation);
         records.push_back({operation, t.in_block->index, agent, clock, at, write ? access_kind::store : access_kind::load, scope::block});
         check(r->cells + offset, offset, bytes, (uint32_t)records.size() - 1, {&t, operation, true}, !write && !r->written, [&] { return region_text(*r); });
     }
@@ -282,7 +291,7 @@ region *region_create(size_t bytes, bool written, bool sparse) {
     if (regions.empty())
         n_created = 0;
     region &r = regions[base];
-    r = {base, bytes, cells, n_created, "#" + std::to_string(n_created), written && !sparse, written, sparse};
+    r = {base, bytes, cells, n_created, "#" + std::to_string(n_created), written && !sparse, written, sparse, ~0u, {}};
     n_created++;
     n_sparse += sparse;
     held_bytes += sparse ? 0 : bytes;
@@ -318,28 +327,43 @@ region *region_find(const void *p) {
 
 size_t regions_bytes() { return held_bytes; }
 
-void region_touch(const operation &o, const void *p, size_t bytes, bool write, bool needs_value) {
+void region_touch(const operation &o, const void *p, size_t bytes, bool write, bool needs_value, site at) {
     region *r = region_find(p);
     if (!r || !config().check || bytes == 0)
         return;
     size_t offset = (size_t)((const unsigned char *)p - r->base);
     if (offset + bytes > r->bytes)
         finding("out of bounds: %s of stream %u: %zu bytes at byte %zu of %s", o.what, o.stream, bytes, offset, region_text(*r).c_str());
-    records.push_back({o.number, 0, whole_operation, 0, {nullptr, 0}, write ? access_kind::store : access_kind::load, scope::system});
+    used_by(*r, o.number);
+    records.push_back({o.number, 0, whole_operation, 0, at, write ? access_kind::store : access_kind::load, scope::system});
     check(r->cells + offset, offset, bytes, (uint32_t)records.size() - 1, {nullptr, o.number}, needs_value && !r->written,
           [&] { return region_text(*r); });
+}
+
+void region_expect_idle(void *base, const std::vector<uint32_t> &known) {
+    auto r = regions.find((unsigned char *)base);
+    if (r == regions.end() || !config().check) return;
+    for (const auto &u : r->second.users) {
+        const operation &o = operation_at(u.second);
+        if (o.index > (o.stream < known.size() ? known[o.stream] : 0))
+            finding("freed in flight: %s is freed while %s of stream %u uses it, for which the host has not waited", region_text(r->second).c_str(),
+                    o.what, o.stream);
+    }
 }
 
 /* Sparse buffers have too many cells to walk: while there are any, history is kept. */
 bool shadow_is_long() { return n_sparse == 0 && (records.size() > 1000000 || lists.size() > 4000000); }
 
 void shadow_forget_history() {
-    for (auto &r : regions)
+    for (auto &r : regions) {
+        r.second.last_user = ~0u;
+        r.second.users.clear();
         for (size_t i = 0; i < r.second.bytes; i++) {
             cell &c = r.second.cells[i];
             if (c.write || c.read)
                 c = {c.write ? long_ago : 0, 0};
         }
+    }
     records.resize(2);
     lists.resize(1);
 }

@@ -25,7 +25,7 @@ void join(clocks &to, const clocks &from) {
         to[i] = std::max(to[i], from[i]);
 }
 
-static std::vector<stream_state *> streams; /* 0: the default stream */
+static std::vector<stream_state *> streams; /* 0: the default stream, 1: the host */
 static std::vector<operation> operations; /* by number, for who may ask later */
 static clocks host_seen;
 static std::map<const void *, int> dynamic_limit; /* by kernel */
@@ -64,8 +64,10 @@ static void lose_context(cudaError_t e) {
 stream_state *stream_of(cudaStream_t s) {
     if (streams.empty()) {
         auto *d = new stream_state;
+        auto *host = new stream_state;
         d->handle = {0, true};
-        streams.push_back(d);
+        host->handle = {host_stream, false};
+        streams = {d, host};
     }
     if (!s)
         return streams[0];
@@ -169,6 +171,20 @@ static void run_all() {
     }
 }
 
+static void host_access(const void *p, size_t bytes, bool write, site at) {
+    stream_of(nullptr);
+    operation o;
+    o.what = "host";
+    o.stream = host_stream;
+    o.index = streams[host_stream]->n_done = ++streams[host_stream]->n_added;
+    o.seen = host_seen;
+    o.number = (uint32_t)operations.size();
+    operations.push_back(o);
+    host_seen.resize(std::max<size_t>(host_seen.size(), host_stream + 1));
+    host_seen[host_stream] = o.index;
+    region_touch(o, p, bytes, write, true, at);
+}
+
 static cudaError_t add_copy(void *to, const void *from, int value, size_t bytes, cudaStream_t stream, const char *what) {
     stream_state *s = stream_of(stream);
     if (lost)
@@ -247,6 +263,8 @@ void *simt_sparse(size_t bytes, int written) {
     return r ? r->base : nullptr;
 }
 void simt_only_blocks(const uint32_t *blocks, size_t n) { only_blocks.assign(blocks, blocks + n); }
+
+void simt_host_access(const void *p, size_t bytes, int write, const char *file, int line) { host_access(p, bytes, write != 0, {file, line}); }
 
 void simt_fail_launch(uint32_t n) { launch_to_fail = n; }
 void simt_fail_allocation(uint32_t n) { allocation_to_fail = n; }
@@ -380,9 +398,11 @@ static cudaError_t release(void *p) {
     cudaError_t e = capture_forbids_unsafe();
     if (e != cudaSuccess)
         return e;
-    run_all(); /* as cudaFree does: what is in flight may still use it */
+    clocks known = host_seen;
+    run_all(); /* as cudaFree does; but a program that keeps its buffers for others' use would not wait */
     if (lost)
         return context_lost();
+    region_expect_idle(p, known);
     return region_destroy(p) ? cudaSuccess : failed(cudaErrorInvalidValue);
 }
 
@@ -503,6 +523,7 @@ cudaError_t cudaEventQuery(cudaEvent_t e) {
         return failed(cudaErrorCapturedEvent);
     if (!reached(e->seen))
         return chance(2) ? failed(cudaErrorNotReady) : cudaEventSynchronize(e);
+    join(host_seen, e->seen);
     return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize(void) {

@@ -27,6 +27,11 @@ void simt_only_blocks(const uint32_t *blocks, size_t n);
 /* exact, truncating or permuted: how an emulated mma adds up. −1: unknown. */
 int simt_set_accumulation(const char *model);
 
+/* The host is about to read, or to write, memory that the device can reach (pinned): a finding if a copy or a kernel that it has not waited for touches those bytes the other way. */
+void simt_host_access(const void *p, size_t bytes, int write, const char *file, int line);
+#define simt_host_read(p, bytes) simt_host_access(p, bytes, 0, __FILE__, __LINE__)
+#define simt_host_write(p, bytes) simt_host_access(p, bytes, 1, __FILE__, __LINE__)
+
 /* Counting, as TANDEM_SIMT_COUNTS turns it on. The text is JSON, valid until the next call; counts begin anew with simt_counts_start. */
 void simt_counts_start(void);
 const char *simt_counts_json(void);

@@ -535,6 +535,7 @@ static void run_beyond_buffer(void *) { SIMT_LAUNCH(copy_words, 2, 32, 0, NULL, 
 static void run_store_beyond_buffer(void *) { SIMT_LAUNCH(copy_words, 2, 32, 0, NULL, device_zeroes(64), device_zeroes(63)); }
 static void run_freed_buffer(void *) {
     uint32_t *in = device_zeroes(32), *out = device_zeroes(32);
+    cudaDeviceSynchronize();
     cudaFree(in);
     SIMT_LAUNCH(copy_words, 1, 32, 0, NULL, in, out);
 }
@@ -615,6 +616,108 @@ template <bool waits> static void run_two_streams(void *) {
     cudaStreamSynchronize(b);
     if (waits)
         expect(second, 64, [](size_t) { return 0x01010101u; });
+}
+
+/* 256 bytes of pinned memory, 1 each, that the host has written. */
+static uint32_t *pinned() {
+    void *p = NULL;
+    if (cudaHostAlloc(&p, 256, cudaHostAllocDefault) != cudaSuccess)
+        abort();
+    simt_host_write(p, 256);
+    for (int i = 0; i < 64; i++)
+        ((uint32_t *)p)[i] = 1;
+    return (uint32_t *)p;
+}
+
+/* Up into a buffer, through a kernel, and down again, all in one stream; what the host does meanwhile. */
+enum host_fault { WAITS, WRITES_SOURCE, READS_RESULT, WRITES_WHAT_A_KERNEL_READS, EVENT_TOO_EARLY, FREES_BUFFER, FREES_PINNED };
+template <host_fault f> static void run_round_trip(void *) {
+    uint32_t *up = pinned(), *down = pinned(), *x = device_zeroes(64), *y = device_zeroes(64);
+    cudaStream_t s;
+    cudaEvent_t e;
+    cudaDeviceSynchronize();
+    cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+    cudaEventCreateWithFlags(&e, cudaEventDisableTiming);
+    cudaMemcpyAsync(x, up, 256, cudaMemcpyHostToDevice, s);
+    if (f == WRITES_SOURCE)
+        simt_host_write(up + 63, 4);
+    if (f == EVENT_TOO_EARLY)
+        cudaEventRecord(e, s);
+    SIMT_LAUNCH(copy_words, 2, 32, 0, s, x, y);
+    if (f == WRITES_WHAT_A_KERNEL_READS) {
+        cudaStreamSynchronize(s);
+        SIMT_LAUNCH(copy_words, 2, 32, 0, s, up, x);
+        cudaEventRecord(e, NULL);
+        cudaEventSynchronize(e); /* of another stream */
+        simt_host_write(up, 256);
+    }
+    if (f == FREES_BUFFER)
+        cudaFree(y);
+    cudaMemcpyAsync(down, y, 256, cudaMemcpyDeviceToHost, s);
+    if (f == FREES_PINNED)
+        cudaFreeHost(down);
+    if (f == READS_RESULT)
+        simt_host_read(down, 4);
+    if (f != EVENT_TOO_EARLY)
+        cudaEventRecord(e, s);
+    while (f == WAITS && cudaEventQuery(e) == cudaErrorNotReady)
+        ;
+    cudaEventSynchronize(e);
+    simt_host_read(down, 256);
+    simt_host_write(up, 256);
+    if (f == WAITS && (down[0] != 1 || down[63] != 1))
+        abort();
+    cudaFree(x);
+    cudaFree(y);
+    cudaFreeHost(up);
+    cudaFreeHost(down);
+}
+
+/* Pinned blocks in turn, each written anew only when its last copy is done; or once before that. */
+template <bool right> static void run_two_stages(void *) {
+    uint32_t *stage[2] = {pinned(), pinned()}, *x = device_zeroes(64 * 6);
+    cudaEvent_t done[2];
+    cudaStream_t s;
+    cudaDeviceSynchronize();
+    cudaStreamCreate(&s);
+    for (auto &e : done)
+        cudaEventCreateWithFlags(&e, cudaEventDisableTiming);
+    for (int i = 0; i < 6; i++) {
+        if (i >= (right ? 2 : 3))
+            cudaEventSynchronize(done[i % 2]);
+        simt_host_write(stage[i % 2], 256);
+        for (int k = 0; k < 64; k++)
+            stage[i % 2][k] = (uint32_t)i;
+        cudaMemcpyAsync(x + i * 64, stage[i % 2], 256, cudaMemcpyHostToDevice, s);
+        cudaEventRecord(done[i % 2], s);
+    }
+    if (!right)
+        return;
+    cudaStreamSynchronize(s);
+    for (int i = 0; i < 6; i++) {
+        uint32_t got;
+        cudaMemcpy(&got, x + i * 64 + 63, 4, cudaMemcpyDeviceToHost);
+        if (got != (uint32_t)i)
+            abort();
+    }
+}
+
+/* An event says what the stream had when it was recorded; and a stream that does not block does not wait for the default stream. */
+enum order_fault { EARLY_EVENT, NON_BLOCKING };
+template <order_fault f> static void run_out_of_order(void *) {
+    uint32_t *x = device_zeroes(64), *y = (uint32_t *)device(256);
+    cudaStream_t a, b;
+    cudaEvent_t e;
+    cudaDeviceSynchronize();
+    cudaStreamCreateWithFlags(&a, f == NON_BLOCKING ? cudaStreamDefault : cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&b, cudaStreamNonBlocking);
+    cudaEventCreateWithFlags(&e, cudaEventDisableTiming);
+    if (f == EARLY_EVENT)
+        cudaEventRecord(e, a);
+    cudaMemsetAsync(x, 1, 256, f == NON_BLOCKING ? NULL : a);
+    if (f == EARLY_EVENT)
+        cudaStreamWaitEvent(b, e, 0);
+    SIMT_LAUNCH(copy_words, 2, 32, 0, b, x, y);
 }
 
 /* The default stream waits for blocking streams, and they for it. */
@@ -825,6 +928,15 @@ const struct simt_case simt_cases[] = {
     {"a signed index overflows", run_sum_row<SIGNED>, "integer overflow: kernel sum_row<kind>, block (69999,0,0), thread (", "69999 * 65536 as 'int' at tests/simt/cases.cu:"},
     {"an unsigned index wraps", run_sum_row<UNSIGNED>, "uninitialised: kernel sum_row<kind>, block (69999,0,0), thread (", "at tests/simt/cases.cu:"},
     {"a graph whose branches are joined too late", run_graph_without_join, "race on buffer", "add_arrays"},
+    {"the host writes what a copy still reads", run_round_trip<WRITES_SOURCE>, "race on buffer", "the host: store at tests/simt/cases.cu:"},
+    {"the host reads what a copy still writes", run_round_trip<READS_RESULT>, "race on buffer", "the host: load at tests/simt/cases.cu:"},
+    {"the host writes what a kernel still reads", run_round_trip<WRITES_WHAT_A_KERNEL_READS>, "race on buffer", "unordered with the host: store at tests/simt/cases.cu:"},
+    {"the host waits for an event before the work", run_round_trip<EVENT_TOO_EARLY>, "race on buffer", "the host: load at tests/simt/cases.cu:"},
+    {"a buffer freed in flight", run_round_trip<FREES_BUFFER>, "freed in flight: buffer", "copy_words of stream 2"},
+    {"pinned memory freed in flight", run_round_trip<FREES_PINNED>, "freed in flight: buffer", "copy of stream 2"},
+    {"pinned memory used again in flight", run_two_stages<false>, "race on buffer", "the host: store at tests/simt/cases.cu:"},
+    {"an event before the work", run_out_of_order<EARLY_EVENT>, "race on buffer", "copy_words"},
+    {"a stream that does not wait for the default one", run_out_of_order<NON_BLOCKING>, "race on buffer", "copy_words"},
     {"two streams and no event", run_two_streams<false>, "race on buffer", "copy_words"},
 
     {"barrier", run_reverse<true>, NULL, NULL},
@@ -847,6 +959,8 @@ const struct simt_case simt_cases[] = {
     {"an index of 64 bits", run_sum_row<WIDE>, NULL, NULL},
     {"a graph, replayed and updated", run_graph_replayed, NULL, NULL},
     {"calls that a capture forbids", run_graph_refusals, NULL, NULL},
+    {"the host waits for a copy", run_round_trip<WAITS>, NULL, NULL},
+    {"pinned memory used in turn", run_two_stages<true>, NULL, NULL},
     {"two streams and an event", run_two_streams<true>, NULL, NULL},
     {"the default stream", run_default_stream, NULL, NULL},
     {NULL, NULL, NULL, NULL},
