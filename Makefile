@@ -255,7 +255,7 @@ PTX        := $(OBJ)/kernels/cuda/ptx
 ifneq ($(and $(NVCC),$(filter-out 0,$(CUDA))),)
 cuda: $(CUDA_SOURCES:%=$(OBJ)/%.gpu.o) $(BUILD)/cuda_self_test
 	@echo "cuda: $(words $(CUDA_SOURCES)) files for $(CUDA_ARCHS:%=sm_%), no spills"
-	@tests/check_ptx.sh $(PTX)
+	@tests/check_ptx.sh $(PTX) $(OBJ)/kernels/cuda
 # Wants a GPU: are the instructions what the harness takes them for?
 cuda-self-test: $(BUILD)/cuda_self_test
 	@$<

@@ -1,9 +1,10 @@
 #!/bin/bash
 # What nvcc made of the kernels, as PTX: every wrapper of kernels/simt/on_gpu.h is the instruction that it says, on the architectures that have it; weights are read by 16 bytes;
 # nothing is read through the cache for constants (.nc), which would not see what another kernel writes meanwhile; no descriptor of tensors is needed (cp.async.bulk.tensor).
-# usage: tests/check_ptx.sh DIR    the files that nvcc left there with --keep: NAME.compute_ARCH.ptx
+# And what ptxas said of registers: a block of as many threads as the kernel's launch bounds allow, which each kernel has, finds room in the 65,536 of a multiprocessor.
+# usage: tests/check_ptx.sh DIR LOGS    DIR: the files that nvcc left there with --keep: NAME.compute_ARCH.ptx; LOGS: ptxas' words, NAME.cu.gpu.o.log
 set -u
-dir=$1 passed=0 failed=0
+dir=$1 logs=$2 passed=0 failed=0
 
 # check WANTED FILE PATTERN: WANTED is yes or no
 check() {
@@ -61,6 +62,34 @@ for path in "$dir"/*.ptx; do
 done
 for file in matmul mma_matmul attention; do
     check yes $file.compute_121a.ptx 'ld\.global\.v4\.u32'
+done
+
+# registers NAME: a line "ok|failed KERNEL …" for each kernel and architecture. A thread gets registers by eights, a block threads by warps.
+registers() {
+    awk -v name="$1" -v dir="$dir" '
+        /Compiling entry function/ { split($0, part, "\047"); kernel = part[2]; arch = substr(part[4], 4) }
+        / Used [0-9]+ registers/ {
+            used = $0; sub(/.* Used /, "", used); used = int((used + 7) / 8) * 8
+            ptx = dir "/" name ".compute_" arch ".ptx"; threads = 0; mine = 0
+            while ((getline line < ptx) > 0) {
+                if (line ~ /\.entry /) mine = index(line, " " kernel "(") > 0
+                if (mine && line ~ /^\.maxntid /) { sub(/^\.maxntid /, "", line); split(line, n, /, */); threads = n[1] * (n[2] ? n[2] : 1) * (n[3] ? n[3] : 1) }
+            }
+            close(ptx)
+            wanted = int((threads + 31) / 32) * 32 * used
+            print (threads && wanted <= 65536 ? "ok" : "failed"), kernel, "for sm_" arch ":", threads ? threads " threads of " used " registers" : "no launch bounds"
+        }' "$logs/$1.cu.gpu.o.log"
+}
+for log in "$logs"/*.cu.gpu.o.log; do
+    name=${log##*/}
+    while read -r result what; do
+        if [ "$result" = ok ]; then
+            passed=$((passed + 1))
+        else
+            failed=$((failed + 1))
+            echo "check_ptx: $what" >&2
+        fi
+    done < <(registers "${name%.cu.gpu.o.log}")
 done
 
 echo "$passed passed, $failed failed, 0 skipped"

@@ -377,13 +377,25 @@ static void faults_case(void *unused) {
     const struct cuda_self_test *test = cuda_self_tests;
     uint32_t *bad, got[32];
     void *p;
-    cudaStream_t s;
+    cudaStream_t s, other;
+    cudaEvent_t event, another;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    cudaGraphExecUpdateResultInfo info;
+    enum cudaStreamCaptureStatus status;
+    size_t free_bytes, all_bytes;
+    int value;
     simt_fail_allocation(2);
     assert_int_equal(cudaMalloc((void **)&bad, sizeof got), cudaSuccess);
     assert_int_equal(cudaMalloc(&p, 4), cudaErrorMemoryAllocation);
     assert_int_equal(cudaGetLastError(), cudaErrorMemoryAllocation);
     assert_int_equal(cudaMalloc(&p, 4), cudaSuccess);
     assert_int_equal(cudaStreamCreate(&s), cudaSuccess);
+    assert_int_equal(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), cudaSuccess);
+    assert_int_equal(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal), cudaSuccess);
+    assert_int_equal(test->launch(bad, s), cudaSuccess);
+    assert_int_equal(cudaStreamEndCapture(s, &graph), cudaSuccess);
+    assert_int_equal(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
     simt_fail_launch(2);
     for (int i = 0; i < 3; i++) assert_int_equal(test->launch(bad, s), cudaSuccess); /* nothing has run yet */
     assert_int_equal(cudaStreamSynchronize(s), cudaErrorIllegalAddress);
@@ -394,7 +406,38 @@ static void faults_case(void *unused) {
     assert_int_equal(cudaMemcpy(got, bad, sizeof got, cudaMemcpyDeviceToHost), cudaErrorIllegalAddress);
     assert_int_equal(cudaMalloc(&p, 4), cudaErrorIllegalAddress);
     assert_int_equal(cudaFree(bad), cudaErrorIllegalAddress);
-    assert_int_equal(cudaDeviceSynchronize(), cudaErrorIllegalAddress);
+    const int later[] = {
+        cudaDeviceSynchronize(),
+        cudaGetDeviceCount(&value),
+        cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 0),
+        cudaMemGetInfo(&free_bytes, &all_bytes),
+        cudaHostAlloc(&p, 4, 0),
+        cudaFreeHost(p),
+        cudaMemcpyAsync(bad, got, 4, cudaMemcpyHostToDevice, s),
+        cudaMemset(bad, 0, 4),
+        cudaMemsetAsync(bad, 0, 4, s),
+        cudaFuncSetAttribute((const void *)&value, cudaFuncAttributeMaxDynamicSharedMemorySize, 0),
+        cudaStreamCreate(&other),
+        cudaStreamQuery(s),
+        cudaStreamSynchronize(NULL),
+        cudaStreamWaitEvent(s, event, 0),
+        cudaEventCreateWithFlags(&another, 0),
+        cudaEventRecord(event, s),
+        cudaEventQuery(event),
+        cudaEventSynchronize(event),
+        cudaEventDestroy(event),
+        cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal),
+        cudaStreamIsCapturing(s, &status),
+        cudaStreamEndCapture(s, &graph),
+        cudaGraphExecUpdate(exec, graph, &info),
+        cudaGraphLaunch(exec, s),
+        cudaGraphInstantiate(&exec, graph, 0),
+        cudaGraphExecDestroy(exec),
+        cudaGraphDestroy(graph),
+        cudaStreamDestroy(s),
+    };
+    for (size_t i = 0; i < sizeof later / sizeof *later; i++)
+        if (later[i] != cudaErrorIllegalAddress) fail_msg("call %d after a fault returns %d", (int)i, later[i]);
 }
 
 static void faults_on_demand(void **state) {

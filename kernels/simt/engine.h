@@ -23,7 +23,7 @@ struct device_info {
     size_t memory_bytes, l2_bytes;
     bool integrated;
 };
-constexpr size_t shared_limit = 101376, static_shared_limit = 49152;
+constexpr size_t shared_limit = 101376, static_shared_limit = 49152, parameter_limit = 32764;
 
 struct settings {
     uint64_t seed = 1;

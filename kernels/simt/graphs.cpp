@@ -139,9 +139,8 @@ struct simt_graph_exec {
 };
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t h, enum cudaStreamCaptureMode mode) {
+    if (cudaError_t e = context_lost()) return e;
     stream_state *s = stream_of(h);
-    if (context_lost())
-        return context_lost();
     if (!s || s->handle.number == 0 || s->capturing)
         return failed(s && s->handle.number == 0 ? cudaErrorStreamCaptureUnsupported : cudaErrorInvalidValue);
     auto *c = new capture;
@@ -155,6 +154,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t h, enum cudaStreamCaptureMode mo
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t h, cudaGraph_t *graph) {
+    if (cudaError_t e = context_lost()) return e;
     stream_state *s = stream_of(h);
     *graph = nullptr;
     if (!s || !s->capturing)
@@ -170,6 +170,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t h, cudaGraph_t *graph) {
 }
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t h, enum cudaStreamCaptureStatus *status) {
+    if (cudaError_t e = context_lost()) return e;
     stream_state *s = stream_of(h);
     if (!s)
         return failed(cudaErrorInvalidResourceHandle);
@@ -178,12 +179,14 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t h, enum cudaStreamCaptureStatus *
 }
 
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    if (cudaError_t e = context_lost()) return e;
     delete graph;
     return cudaSuccess;
 }
 
 /* A node goes on with the chain of one that it follows, if nobody else does. */
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long flags) {
+    if (cudaError_t e = context_lost()) return e;
     (void)flags;
     auto *x = new simt_graph_exec;
     x->nodes = graph->nodes;
@@ -205,6 +208,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsign
 }
 
 cudaError_t cudaGraphExecUpdate(cudaGraphExec_t x, cudaGraph_t graph, cudaGraphExecUpdateResultInfo *info) {
+    if (cudaError_t e = context_lost()) return e;
     info->result = x->nodes.size() == graph->nodes.size() ? cudaGraphExecUpdateSuccess : cudaGraphExecUpdateErrorTopologyChanged;
     for (size_t i = 0; i < x->nodes.size() && info->result == cudaGraphExecUpdateSuccess; i++)
         if (x->nodes[i].follows != graph->nodes[i].follows)
@@ -218,9 +222,8 @@ cudaError_t cudaGraphExecUpdate(cudaGraphExec_t x, cudaGraph_t graph, cudaGraphE
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t h) {
+    if (cudaError_t e = context_lost()) return e;
     stream_state *s = stream_of(h);
-    if (context_lost())
-        return context_lost();
     if (!s)
         return failed(cudaErrorInvalidResourceHandle);
     if (s->capturing)
@@ -251,6 +254,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t h) {
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x) {
+    if (cudaError_t e = context_lost()) return e;
     for (stream_state *chain : x->chains)
         if (chain)
             cudaStreamDestroy(&chain->handle);

@@ -134,6 +134,7 @@ template <class T> inline T from_bits(uint64_t x) {
 
 /* A launch's function and the copies of its arguments. */
 struct kernel_call {
+    size_t parameter_bytes = 0; /* with their alignment */
     virtual void run() = 0;
     virtual kernel_call *copy() const = 0;
     virtual ~kernel_call() {}
@@ -141,7 +142,9 @@ struct kernel_call {
 template <class... P> struct kernel_call_of : kernel_call {
     void (*kernel)(P...);
     std::tuple<P...> arguments;
-    kernel_call_of(void (*kernel_)(P...), P... arguments_) : kernel(kernel_), arguments(arguments_...) {}
+    kernel_call_of(void (*kernel_)(P...), P... arguments_) : kernel(kernel_), arguments(arguments_...) {
+        ((parameter_bytes = (parameter_bytes + alignof(P) - 1) / alignof(P) * alignof(P) + sizeof(P)), ...);
+    }
     void run() override { std::apply(kernel, arguments); }
     kernel_call *copy() const override { return new kernel_call_of(*this); }
 };

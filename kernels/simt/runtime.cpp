@@ -216,7 +216,7 @@ int launch_add(kernel_call *call, const void *function, const char *name, dim3 g
     if (threads == 0 || threads > 1024 || block.z > 64 || blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || blocks > 0x7fffffffu)
         return failed(cudaErrorInvalidConfiguration);
     auto limit = dynamic_limit.find(function);
-    if (shared_bytes > (limit == dynamic_limit.end() ? static_shared_limit : (size_t)limit->second))
+    if (call->parameter_bytes > parameter_limit || shared_bytes > (limit == dynamic_limit.end() ? static_shared_limit : (size_t)limit->second))
         return failed(cudaErrorInvalidValue);
     const device_info &d = *config().device;
     if (cooperative && blocks > (uint64_t)d.n_sms * ((uint64_t)d.threads_per_sm / threads))
@@ -251,6 +251,7 @@ void runtime_reset() {
     last_error = lost = cudaSuccess;
     launch_to_fail = allocation_to_fail = 0;
     only_blocks.clear();
+    dynamic_limit.clear();
     regions_reset();
 }
 
@@ -321,10 +322,11 @@ cudaError_t cudaGetLastError(void) {
 }
 cudaError_t cudaGetDeviceCount(int *n) {
     *n = 1;
-    return cudaSuccess;
+    return context_lost();
 }
 
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr which, int device) {
+    if (lost) return context_lost();
     const device_info &d = *config().device;
     if (device != 0)
         return failed(cudaErrorInvalidValue);
@@ -360,12 +362,14 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr which, int de
 }
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
+    if (lost) return context_lost();
     *total_bytes = config().device->memory_bytes;
     *free_bytes = *total_bytes - regions_bytes();
     return cudaSuccess;
 }
 
 cudaError_t cudaFuncSetAttribute(const void *function, enum cudaFuncAttribute which, int value) {
+    if (lost) return context_lost();
     if (which != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || (size_t)value > shared_limit)
         return failed(cudaErrorInvalidValue);
     dynamic_limit[function] = value;
@@ -393,6 +397,7 @@ static cudaError_t allocate(void **p, size_t bytes, bool initialised) {
 }
 
 static cudaError_t release(void *p) {
+    if (lost) return context_lost();
     if (!p)
         return cudaSuccess;
     cudaError_t e = capture_forbids_unsafe();
@@ -416,6 +421,7 @@ cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags) {
 cudaError_t cudaFreeHost(void *p) { return release(p); }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream) {
+    if (lost) return context_lost();
     if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault || (kind == cudaMemcpyHostToDevice && bytes && !region_find(to)) ||
         (kind == cudaMemcpyDeviceToHost && bytes && !region_find(from)))
         return failed(kind > cudaMemcpyDefault ? cudaErrorInvalidMemcpyDirection : cudaErrorInvalidValue);
@@ -438,6 +444,7 @@ stream_state *simt::stream_create(bool blocking) {
     return s;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags) {
+    if (lost) return context_lost();
     *out = &stream_create(!(flags & cudaStreamNonBlocking))->handle;
     return cudaSuccess;
 }
@@ -445,6 +452,7 @@ cudaError_t cudaStreamCreate(cudaStream_t *s) { return cudaStreamCreateWithFlags
 
 /* Its work is still done, by the next wait for the device. */
 cudaError_t cudaStreamDestroy(cudaStream_t h) {
+    if (lost) return context_lost();
     stream_state *s = h ? stream_of(h) : nullptr;
     if (!s)
         return failed(cudaErrorInvalidResourceHandle);
@@ -465,6 +473,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t h) {
 
 /* Time passes for who asks: something may get done. */
 cudaError_t cudaStreamQuery(cudaStream_t h) {
+    if (lost) return context_lost();
     stream_state *s = stream_of(h);
     if (!s)
         return failed(cudaErrorInvalidResourceHandle);
@@ -474,18 +483,21 @@ cudaError_t cudaStreamQuery(cudaStream_t h) {
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) {
+    if (lost) return context_lost();
     (void)flags;
     *e = new simt_event;
     events.insert(*e);
     return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    if (lost) return context_lost();
     if (events.erase(e) == 0)
         return failed(cudaErrorInvalidResourceHandle);
     delete e;
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t h) {
+    if (lost) return context_lost();
     stream_state *s = stream_of(h);
     if (!s || !events.count(e))
         return failed(cudaErrorInvalidResourceHandle);
@@ -499,6 +511,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t h) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t h, cudaEvent_t e, unsigned flags) {
+    if (lost) return context_lost();
     stream_state *s = stream_of(h);
     (void)flags;
     if (!s || !events.count(e))
@@ -517,6 +530,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     return context_lost();
 }
 cudaError_t cudaEventQuery(cudaEvent_t e) {
+    if (lost) return context_lost();
     if (!events.count(e))
         return failed(cudaErrorInvalidResourceHandle);
     if (e->captured)

@@ -566,6 +566,35 @@ __global__ void too_much_shared() {
 }
 static void run_too_much_shared(void *) { SIMT_LAUNCH(too_much_shared, 1, 32, 0, NULL, ); }
 
+/* ---- limits of a launch -------------------------------------------------------------------------------------------------------------------------------- */
+
+template <int n> struct words {
+    uint32_t w[n];
+};
+template <int n> __global__ void takes_words(words<n>) {}
+static void run_launch_limits(void *) {
+    const int bad = cudaErrorInvalidConfiguration;
+    static const struct {
+        dim3 grid, block;
+        size_t shared_bytes;
+        int want;
+    } launches[] = {
+        {dim3(1, 65536), 1, 0, bad},    {dim3(1, 1, 65536), 1, 0, bad}, {0x80000000u, 1, 0, bad}, {0u, 1, 0, bad},
+        {1, 0u, 0, bad},                {1, 1025, 0, bad},              {1, dim3(1, 1025), 0, bad}, {1, dim3(1, 1, 65), 0, bad},
+        {1, dim3(32, 33), 0, bad},      {1, 1024, 49152, cudaSuccess},  {1, 1, 49153, cudaErrorInvalidValue}, {1, dim3(16, 1, 64), 0, cudaSuccess},
+        {dim3(2, 2, 2), 1, 0, cudaSuccess},
+    };
+    for (const auto &l : launches)
+        if (SIMT_LAUNCH(takes_words<1>, l.grid, l.block, l.shared_bytes, NULL, words<1>()) != l.want)
+            abort();
+    if (SIMT_LAUNCH(takes_words<8191>, 1, 1, 0, NULL, words<8191>()) != cudaSuccess || SIMT_LAUNCH(takes_words<8192>, 1, 1, 0, NULL, words<8192>()) != cudaErrorInvalidValue)
+        abort();
+    if (cudaFuncSetAttribute((const void *)takes_words<1>, cudaFuncAttributeMaxDynamicSharedMemorySize, 101376) != cudaSuccess ||
+        SIMT_LAUNCH(takes_words<1>, 1, 1, 101376, NULL, words<1>()) != cudaSuccess || SIMT_LAUNCH(takes_words<1>, 1, 1, 101377, NULL, words<1>()) != cudaErrorInvalidValue)
+        abort();
+    cudaGetLastError();
+}
+
 /* ---- real sizes ---------------------------------------------------------------------------------------------------------------------------------------- */
 
 /* The last of 70,000 rows of 65,536 numbers, of which alone anything is written: 2^32 numbers and more. */
@@ -956,6 +985,7 @@ const struct simt_case simt_cases[] = {
     {"the last block adds up", run_last_block_adds<true>, NULL, NULL},
     {"all blocks meet", run_grid_barrier, NULL, NULL},
     {"dynamic shared memory", run_within_dynamic, NULL, NULL},
+    {"limits of a launch", run_launch_limits, NULL, NULL},
     {"an index of 64 bits", run_sum_row<WIDE>, NULL, NULL},
     {"a graph, replayed and updated", run_graph_replayed, NULL, NULL},
     {"calls that a capture forbids", run_graph_refusals, NULL, NULL},
