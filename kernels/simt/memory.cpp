@@ -305,7 +305,7 @@ bool region_destroy(void *base) {
     n_sparse -= at->second.sparse;
     held_bytes -= at->second.sparse ? 0 : at->second.bytes;
     munmap(at->second.cells, at->second.bytes * sizeof(cell) + 1);
-    mmap((unsigned char *)base - 256, (at->second.bytes + 256 + 4095) / 4096 * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    (void)mmap((unsigned char *)base - 256, (at->second.bytes + 256 + 4095) / 4096 * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     regions.erase(at);
     last_found = nullptr;
     return true;
