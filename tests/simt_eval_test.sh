@@ -1,6 +1,6 @@
 #!/bin/bash
 # Whole programs on CUDA kernels, emulated, all detectors on: logits against Hugging Face transformers under each model of how a matrix instruction adds up, the same bits on one rank and two, in
-# chunks and whole, and with activations in F32 those of the CPU's kernels. And what --device says where it cannot.
+# chunks and whole, in batches and alone, and with activations in F32 those of the CPU's kernels. And what --device says where it cannot.
 . tests/t.sh
 
 golden=tests/golden/llama
@@ -29,7 +29,6 @@ logits() {
 }
 same() { ok "$1" cmp "$t_dir/$2" "$t_dir/$3"; }
 
-near "BF16" kv3-bf16
 for model in exact truncating permuted; do
     TANDEM_SIMT_MMA=$model near "NVFP4, $model" nvfp4-modelopt
 done
@@ -40,6 +39,41 @@ near "NVFP4 on 2 ranks" nvfp4-modelopt -n 2 --threads 1
 cp "$t_dir/logits" "$t_dir/two"
 near "NVFP4 on 1 rank, another schedule" nvfp4-modelopt
 same "NVFP4: the same bits on 2 ranks" two logits
+
+# batch OUT CASE OPTIONS…: two sequences in mixed steps; alone OUT CASE OPTIONS…: one after the other
+sequences() {
+    cut -d' ' -f1-9 "$golden/$1/ids.txt" | head -n 1 >"$t_dir/a"
+    cut -d' ' -f5-18 "$golden/$1/ids.txt" | head -n 1 >"$t_dir/b"
+}
+batch() {
+    sequences "$2"
+    "$TANDEM" eval "$golden/$2" --ids "$t_dir/a" --ids "$t_dir/b" --greedy 2 --logits "$1" --device simt "${@:3}"
+}
+alone() {
+    sequences "$2"
+    : >"$1"
+    for ids in a b; do
+        "$TANDEM" eval "$golden/$2" --ids "$t_dir/$ids" --greedy 2 --logits "$t_dir/logits" --device simt "${@:3}" || return
+        cat "$t_dir/logits" >>"$1"
+    done
+}
+for case in nvfp4-modelopt kv3-bf16; do
+    ok "$case, two sequences at once" batch "$t_dir/both" "$case" --chunk 6
+    ok "$case, each alone" alone "$t_dir/each" "$case"
+    same "$case: the same bits in a batch" both each
+    for seed in 2 ${LONG:+$(seq 3 20)}; do
+        TANDEM_SIMT_SEED=$seed ok "$case, schedule $seed" batch "$t_dir/other" "$case"
+        same "$case: the same bits in another schedule" both other
+    done
+done
+
+# ---- caches of every format that attention has; eval's own is F32
+for kv in f32 f16 bf16; do
+    near "BF16, cache in ${kv^^}" kv3-bf16 --kv $kv
+    cp "$t_dir/logits" "$t_dir/whole"
+    near "the same in chunks of 5" kv3-bf16 --kv $kv --chunk 5
+    same "cache in ${kv^^}: the same bits in chunks" whole logits
+done
 
 ok "BF16 on 1 rank" logits "$t_dir/one" kv8-bf16-llama3 --device simt --kv f16
 ok "BF16 on 2 ranks" logits "$t_dir/two" kv8-bf16-llama3 --device simt --kv f16 -n 2 --threads 1 --split 5:3
