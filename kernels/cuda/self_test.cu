@@ -201,7 +201,8 @@ static int launch_bulk(uint32_t *bad, void *stream) {
         e = cudaMemcpy(in, numbers, sizeof numbers, cudaMemcpyHostToDevice);
     if (e == cudaSuccess)
         e = SIMT_LAUNCH(check_bulk, 1, 32, 0, stream, in, bad);
-    cudaFree(in); /* waits */
+    cudaStreamSynchronize((cudaStream_t)stream);
+    cudaFree(in);
     return e;
 }
 
