@@ -90,8 +90,8 @@ static void gate_case(void *rng) {
 
 static void norm_case(void *rng) {
     const size_t bytes = (size_t)TOKENS * FAR * sizeof(float);
-    float *x = sparse("x", bytes, false), *y = sparse("y", bytes, false), *weight = sparse("weight", WIDTH * sizeof(float), false), want[WIDTH],
-          in[WIDTH];
+    static float in[WIDTH], one_each[WIDTH], want[WIDTH];
+    float *x = sparse("x", bytes, false), *y = sparse("y", bytes, false), *weight = sparse("weight", WIDTH * sizeof(float), false);
     const struct picked p = pick(rng, TOKENS, 1);
     write_row(weight, WIDTH, 0, WIDTH);
     for (int i = 0; i < p.n; i++) write_row(x, FAR, p.x[i], WIDTH);
@@ -99,10 +99,11 @@ static void norm_case(void *rng) {
     only(&p, TOKENS);
     assert_int_equal(cuda_norm(&args, NULL), cudaSuccess);
     for (int i = 0; i < p.n; i++) {
-        for (int k = 0; k < WIDTH; k++) in[k] = value_of(p.x[i]);
-        float ones[WIDTH];
-        for (int k = 0; k < WIDTH; k++) ones[k] = 1;
-        const struct kern_norm one = {in, ones, want, WIDTH, WIDTH, 1, WIDTH, 1e-5f, NULL, 0};
+        for (int k = 0; k < WIDTH; k++) {
+            in[k] = value_of(p.x[i]);
+            one_each[k] = 1;
+        }
+        const struct kern_norm one = {in, one_each, want, WIDTH, WIDTH, 1, WIDTH, 1e-5f, NULL, 0};
         kern_ref.norm(whole, &one);
         for (size_t at = 0; at < WIDTH; at += 512) expect("norm", y, (size_t)p.x[i] * FAR + at, 512, want[at]);
     }
