@@ -90,7 +90,7 @@ static void gate_case(void *rng) {
 
 static void norm_case(void *rng) {
     const size_t bytes = (size_t)TOKENS * FAR * sizeof(float);
-    static float in[WIDTH], one_each[WIDTH], want[WIDTH];
+    static float in[WIDTH], one_each[WIDTH], want[WIDTH] = {0};
     float *x = sparse("x", bytes, false), *y = sparse("y", bytes, false), *weight = sparse("weight", WIDTH * sizeof(float), false);
     const struct picked p = pick(rng, TOKENS, 1);
     write_row(weight, WIDTH, 0, WIDTH);
