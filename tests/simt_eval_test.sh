@@ -95,7 +95,8 @@ int cuDeviceGetCount(int *n) { return *n = 1, 0; }
 int cuDeviceGet(int *device, int i) { return *device = i, 0; }
 int cuDeviceGetName(char *name, int bytes, int device) { return bytes < 3 ? 1 : (name[0] = 'G', name[1] = (char)('0' + device), name[2] = 0, 0); }
 C
-ok "a driver" "${CC:-gcc}" -shared -fPIC -o "$t_dir/libcuda.so.1" "$t_dir/driver.c"
+# shellcheck disable=SC2086 # CC may be several words
+ok "a driver" ${CC:-gcc} -shared -fPIC -o "$t_dir/libcuda.so.1" "$t_dir/driver.c"
 export LD_LIBRARY_PATH=$t_dir${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 contains "a GPU whose backend has not every step" "$(logits /dev/null kv3-bf16)" "G0 is not used: its backend has no embed of BF16 yet, the first step of kv3-bf16; running on the CPU"
 contains "the same, by name" "$(logits /dev/null kv3-bf16 --device cuda)" "--device cuda: the backend has no embed of BF16 yet"

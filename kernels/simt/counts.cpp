@@ -163,7 +163,9 @@ void count_bulk(launch &l, const void *p, size_t bytes, bool store) {
     names[buffer->number] = buffer->name;
     launch_counts::buffer &b = l.counts.buffers[buffer->number];
     (store ? b.store_bytes : b.load_bytes) += bytes;
-    (store ? b.store_sectors : b.load_sectors) += ((uintptr_t)p + bytes - 1) / 32 - (uintptr_t)p / 32 + 1;
+    uintptr_t first = (uintptr_t)p / 32, n = ((uintptr_t)p + bytes - 1) / 32 - first + 1;
+    (store ? b.store_sectors : b.load_sectors) += n;
+    l.counts.touches[std::make_pair(self->in_block->index, self->index / 32)].push_back({first, (uint32_t)n, buffer->number, store});
 }
 
 void count_warp_done(warp &w, launch &l) {

@@ -35,8 +35,6 @@ uint32_t chance(uint32_t n); /* 0 … n − 1, drawn from the seed */
 
 /* One line; exit status 4, or back to simt_catch. Never returns. */
 [[noreturn]] void finding(const char *format, ...) __attribute__((format(printf, 1, 2)));
-struct thread;
-std::string who(const thread &t); /* kernel, block, thread */
 /* In the scheduler, after a fiber has found something. */
 [[noreturn]] void raise_finding();
 
@@ -244,9 +242,8 @@ struct region {
     cell *cells; /* one a byte */
     uint32_t number;
     std::string name;
-    bool is_pinned; /* the host's, too */
-    bool written;   /* what has no write of its own yet counts as written long ago */
-    bool sparse;    /* takes room only where it is touched: zeroes, of any size */
+    bool written; /* what has no write of its own yet counts as written long ago: pinned memory, which is the host's, too, and some sparse */
+    bool sparse;  /* takes room only where it is touched: zeroes, of any size */
     uint32_t last_user = ~0u;           /* an operation */
     std::map<uint32_t, uint32_t> users; /* by stream: the last operation that touched it */
 };

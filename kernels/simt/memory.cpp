@@ -115,8 +115,6 @@ static std::string who(uint32_t operation, uint32_t block, uint32_t thread) {
     return s;
 }
 
-std::string who(const thread &t) { return who(t.in_block->of->number, t.in_block->index, t.index); }
-
 static std::string place(const site &at) { return at.file ? std::string(" at ") + at.file + ":" + std::to_string(at.line) : ""; }
 
 static std::string describe(const record &r) { return who(r.operation, r.block, r.thread) + ": " + kind_name(r.kind) + place(r.at); }
@@ -167,17 +165,17 @@ void global_access(const void *p, size_t bytes, size_t align, access_kind kind, 
     if (config().check) {
         region *r = region_find(p);
         size_t offset = r ? (size_t)((const unsigned char *)p - r->base) : 0;
-        std::string me = r && offset + bytes <= r->bytes && (uintptr_t)p % align == 0 ? "" : who(t);
+        std::string me = r && offset + bytes <= r->bytes && (uintptr_t)p % align == 0 ? "" : text_of(t);
         if (!r)
             finding("out of bounds: %s: %s of %zu bytes%s lies in no buffer (%p)", me.c_str(), kind_name(kind), bytes, place(at).c_str(), p);
         if (offset + bytes > r->bytes)
             finding("out of bounds: %s: %s of %zu bytes%s at byte %zu of %s", me.c_str(), kind_name(kind), bytes, place(at).c_str(), offset, region_text(*r).c_str());
         if ((uintptr_t)p % align)
             finding("misaligned: %s: %s of %zu bytes%s at byte %zu of %s", me.c_str(), kind_name(kind), bytes, place(at).c_str(), offset, region_text(*r).c_str());
-        if (r->is_pinned && is_atomic(kind) && s != scope::system)
+        if (r->written && !r->sparse && is_atomic(kind) && s != scope::system)
             finding(
                 "scope too narrow: %s: %s%s at byte %zu of pinned %s, which the host shares: nothing but scope::system orders anything towards it",
-                who(t.in_block->of->number, t.in_block->index, t.index).c_str(), kind_name(kind), place(at).c_str(), offset, region_text(*r).c_str());
+                text_of(t).c_str(), kind_name(kind), place(at).c_str(), offset, region_text(*r).c_str());
         used_by(*r, t.in_block->of->number);
         check(r->cells + offset, offset, bytes, record_of(t, at, kind, s), {&t, t.in_block->of->number},
               !r->written && kind != access_kind::store && kind != access_kind::atomic_store, [&] { return region_text(*r); });
@@ -192,10 +190,11 @@ unsigned char *shared_access(uint32_t array_offset, uint32_t array_bytes, size_t
     unsigned char *p = b.shared + array_offset + offset;
     /* These two are looked at without TANDEM_SIMT_CHECK, too: beyond them lies the harness itself. */
     if (offset + bytes > array_bytes || offset + bytes < offset)
-        finding("out of bounds: %s: %s of %zu bytes%s at byte %zu of a shared array of %u bytes", who(t).c_str(), kind_name(kind), bytes,
+        finding("out of bounds: %s: %s of %zu bytes%s at byte %zu of a shared array of %u bytes", text_of(t).c_str(), kind_name(kind), bytes,
                 place(at).c_str(), offset, array_bytes);
     if ((uintptr_t)p % align)
-        finding("misaligned: %s: %s of %zu bytes%s at byte %zu of a shared array", who(t).c_str(), kind_name(kind), bytes, place(at).c_str(), offset);
+        finding("misaligned: %s: %s of %zu bytes%s at byte %zu of a shared array", text_of(t).c_str(), kind_name(kind), bytes, place(at).c_str(),
+                offset);
     if (config().check)
         check(b.shared_cells.data() + array_offset + offset, array_offset + offset, bytes, record_of(t, at, kind, scope::block), {&t, b.of->number},
               kind == access_kind::load, [] { return std::string("shared memory"); });
@@ -231,11 +230,12 @@ void global_bulk(uint32_t agent, uint32_t clock, const void *p, size_t bytes, bo
         region *r = region_find(p);
         size_t offset = r ? (size_t)((const unsigned char *)p - r->base) : 0;
         if (!r || offset + bytes > r->bytes)
-            finding("out of bounds: %s: bulk copy of %zu bytes%s at byte %zu of %s", who(operation, t.in_block->index, t.index).c_str(), bytes,
-                    place(at).c_str(), offset, r ? region_text(*r).c_str() : "no buffer");
+            finding("out of bounds: %s: bulk copy of %zu bytes%s at byte %zu of %s", text_of(t).c_str(), bytes, place(at).c_str(), offset,
+                    r ? region_text(*r).c_str() : "no buffer");
         used_by(*r, operation);
         records.push_back({operation, t.in_block->index, agent, clock, at, write ? access_kind::store : access_kind::load, scope::block});
-        check(r->cells + offset, offset, bytes, (uint32_t)records.size() - 1, {&t, operation, true}, !write && !r->written, [&] { return region_text(*r); });
+        check(r->cells + offset, offset, bytes, (uint32_t)records.size() - 1, {&t, operation, true}, !write && !r->written,
+              [&] { return region_text(*r); });
     }
     if (counting()) count_bulk(*t.in_block->of, p, bytes, write);
 }
@@ -244,8 +244,8 @@ void shared_bulk(uint32_t agent, uint32_t clock, uint32_t array_offset, uint32_t
     thread &t = *self;
     block &b = *t.in_block;
     if (offset + bytes > array_bytes || offset + bytes < offset)
-        finding("out of bounds: %s: bulk copy of %zu bytes%s at byte %zu of a shared array of %u bytes", who(b.of->number, b.index, t.index).c_str(),
-                bytes, place(at).c_str(), offset, array_bytes);
+        finding("out of bounds: %s: bulk copy of %zu bytes%s at byte %zu of a shared array of %u bytes", text_of(t).c_str(), bytes, place(at).c_str(),
+                offset, array_bytes);
     if (!config().check) return;
     records.push_back({b.of->number, b.index, agent, clock, at, write ? access_kind::store : access_kind::load, scope::block});
     check(b.shared_cells.data() + array_offset + offset, array_offset + offset, bytes, (uint32_t)records.size() - 1, {&t, b.of->number, true}, !write,
@@ -291,7 +291,7 @@ region *region_create(size_t bytes, bool written, bool sparse) {
     if (regions.empty())
         n_created = 0;
     region &r = regions[base];
-    r = {base, bytes, cells, n_created, "#" + std::to_string(n_created), written && !sparse, written, sparse, ~0u, {}};
+    r = {base, bytes, cells, n_created, "#" + std::to_string(n_created), written, sparse, ~0u, {}};
     n_created++;
     n_sparse += sparse;
     held_bytes += sparse ? 0 : bytes;

@@ -23,8 +23,8 @@ struct overflow_data {
 long long number(const type_description *t, uintptr_t bits) { return t->info >> 1 >= 6 ? (long long)bits : (long long)(int32_t)bits; }
 
 [[noreturn]] void overflowed(const overflow_data *d, const char *operation, uintptr_t a, uintptr_t b) {
-    simt::finding("integer overflow: %s: %lld %s %lld as %s at %s:%u", simt::self ? simt::who(*simt::self).c_str() : "the host", number(d->type, a), operation, number(d->type, b),
-                  d->type->name, d->at.file, d->at.line);
+    simt::finding("integer overflow: %s: %lld %s %lld as %s at %s:%u", simt::self ? simt::text_of(*simt::self).c_str() : "the host",
+                  number(d->type, a), operation, number(d->type, b), d->type->name, d->at.file, d->at.line);
 }
 
 } // namespace
