@@ -110,7 +110,7 @@ static int expect_all(void **state) {
     struct base_rng r;
     base_rng_init(&r, t_seed());
     for (int i = 0; i < n_shapes; i++)
-        for (int f = 0; f < FMT_COUNT; f++)
+        for (int f = i % T_SIZE(1, 2); f < FMT_COUNT; f += T_SIZE(1, 2)) /* sanitized: each shape with every other format */
             for (int a = 0; a < 3; a++)
                 n_expectations += expect_open(&expectations[n_expectations], &r, &shapes[i], (enum format)f, (enum kern_activation)a);
     return 0;
