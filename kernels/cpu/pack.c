@@ -151,13 +151,14 @@ static void pack_tile(const struct kern_pack *args, const uint8_t *src, uint32_t
     uint32_t n = c->segment_columns[s], place = (uint32_t)(column % KERN_SEGMENT);
     const uint8_t *block = src + (column - args->first_column) / info->block_columns * info->block_bytes;
     memset(tile, 0, cpu_tile_bytes(f));
-    if (!info->quantised && !(f == FMT_FP8 && args->matrix->activation != KERN_ACT_F32)) {
+    const bool as_int8 = f == FMT_FP8 && args->matrix->activation != KERN_ACT_F32;
+    if (!info->quantised && !as_int8) {
         for (uint32_t lane = 0; lane < n_lanes; lane++, block += args->row_stride_bytes) {
             uint32_t at = place * KERN_TILE_ROWS + lane;
             if (f == FMT_F32) put_numbers(4, tile + 4 * at, block, n);
             else if (f == FMT_FP8) put_numbers(1, tile + at, block + 4 + place, n);
             else put_numbers(2, tile + 2 * at, block, n);
-            if (head) put_head(f, false, head, lane, block);
+            if (head) put_head(f, as_int8, head, lane, block);
         }
         return;
     }
@@ -167,11 +168,11 @@ static void pack_tile(const struct kern_pack *args, const uint8_t *src, uint32_t
         memset(codes, zero, sizeof codes);
         if (lane < n_lanes) {
             uint8_t all[KERN_SEGMENT];
-            if (f == FMT_FP8) tile[cpu_codes_bytes(f) + lane] = unpack_e4m3(block + 4, place, n, all);
+            if (as_int8) tile[cpu_codes_bytes(f) + lane] = unpack_e4m3(block + 4, place, n, all);
             else unpack(f, block, i_group, all);
             memcpy(codes + place, all + place, n);
             put_scales(f, tile, lane, block, i_group);
-            if (head) put_head(f, true, head, lane, block);
+            if (head) put_head(f, as_int8, head, lane, block);
         }
         put_codes(f, tile, lane, codes);
     }

@@ -123,26 +123,16 @@ int cuda_matmul(const struct kern_matmul *args, void *stream) {
     return cudaSuccess;
 }
 
-/* ---- rows: a thread a column, block y is the token; zeroes for ids that this rank does not hold ----------------------------------------------------------------- */
+/* ---- rows ---------------------------------------------------------------------------------------------------------------------------------------------------- */
 
-constexpr int EMBED_THREADS = 256;
-
-__global__ void __launch_bounds__(EMBED_THREADS)
+__global__ void __launch_bounds__(CUDA_EMBED_THREADS)
     embed(global<const uint16_t> table, global<const int32_t> ids, global<float> y, uint64_t row_begin, uint32_t n_rows, uint32_t padded_rows, size_t y_stride, float table_scale,
           float scale, leaves l) {
-    uint32_t c = blockIdx.x * EMBED_THREADS + threadIdx.x, leaf = 0;
-    size_t t = blockIdx.y;
-    if (c >= l.begin[l.n])
-        return;
-    while (c >= l.begin[leaf + 1])
-        leaf++;
-    int64_t row = (int64_t)ids.load(t) - (int64_t)row_begin;
-    float value = 0;
-    if (row >= 0 && row < (int64_t)n_rows) {
-        size_t piece = l.first_piece[leaf] + (c - l.begin[leaf]) / PIECE;
-        value = mul_rn(mul_rn(cuda_bf16(table.load((piece * padded_rows + (size_t)row) * PIECE + (c - l.begin[leaf]) % PIECE)), table_scale), scale);
-    }
-    y.store(t * y_stride + c, value);
+    cuda_embed_column(l, ids, y, row_begin, n_rows, y_stride, table_scale, scale, [&](uint32_t row, uint32_t leaf, uint32_t c) {
+        uint32_t in_leaf = c - l.begin[leaf];
+        size_t piece = l.first_piece[leaf] + in_leaf / PIECE;
+        return cuda_bf16(table.load((piece * padded_rows + row) * PIECE + in_leaf % PIECE));
+    });
 }
 
 int cuda_embed(const struct kern_embed *args, void *stream) {
@@ -153,7 +143,6 @@ int cuda_embed(const struct kern_embed *args, void *stream) {
     leaves l = leaves_of(&m->columns, &n_pieces);
     if (args->n_tokens == 0 || l.n == 0)
         return cudaSuccess;
-    dim3 grid((l.begin[l.n] + EMBED_THREADS - 1) / EMBED_THREADS, (unsigned)args->n_tokens);
-    return SIMT_LAUNCH(embed, grid, EMBED_THREADS, 0, stream, (const uint16_t *)m->data, args->ids, args->y, args->row_begin, (uint32_t)m->n_rows, padded(m->n_rows), args->y_stride,
+    return SIMT_LAUNCH(embed, cuda_embed_grid(l, args->n_tokens), CUDA_EMBED_THREADS, 0, stream, (const uint16_t *)m->data, args->ids, args->y, args->row_begin, (uint32_t)m->n_rows, padded(m->n_rows), args->y_stride,
                        m->scale, args->scale, l);
 }

@@ -244,33 +244,20 @@ int cuda_mma_matmul(const struct kern_matmul *args, void *stream) {
     return cudaSuccess;
 }
 
-/* ---- rows: a thread a column, block y is the token; zeroes for ids that this rank does not hold ----------------------------------------------------------------- */
-
-constexpr uint32_t EMBED_THREADS = 256;
+/* ---- rows ---------------------------------------------------------------------------------------------------------------------------------------------------- */
 
 template <bool is_bf16>
-__global__ void __launch_bounds__(EMBED_THREADS)
+__global__ void __launch_bounds__(CUDA_EMBED_THREADS)
     mma_embed(global<const unsigned char> table, global<const int32_t> ids, global<float> y, uint64_t row_begin, uint32_t n_rows, size_t y_stride, float table_scale, float scale,
               chunks l) {
-    uint32_t c = blockIdx.x * EMBED_THREADS + threadIdx.x, leaf = 0;
-    size_t t = blockIdx.y;
-    if (c >= l.begin[l.n])
-        return;
-    while (c >= l.begin[leaf + 1])
-        leaf++;
-    int64_t row = (int64_t)ids.load(t) - (int64_t)row_begin;
-    float value = 0;
-    if (row >= 0 && row < (int64_t)n_rows) {
-        uint32_t r = (uint32_t)row % ROWS, in_leaf = c - (uint32_t)l.first_column[leaf], step = in_leaf / STEP % CHUNK_STEPS, k = in_leaf % STEP;
+    cuda_embed_column(l, ids, y, row_begin, n_rows, y_stride, table_scale, scale, [&](uint32_t row, uint32_t leaf, uint32_t c) {
+        uint32_t r = row % ROWS, in_leaf = c - (uint32_t)l.first_column[leaf], step = in_leaf / STEP % CHUNK_STEPS, k = in_leaf % STEP;
         uint32_t lane = lane_of(r, k), i = register_of(r, k);
         const global<const unsigned char> chunk = table.at(((size_t)row / ROWS * l.first_chunk[l.n] + l.first_chunk[leaf] + in_leaf / CHUNK) * (is_bf16 ? 2048 : 576));
         if (is_bf16)
-            value = cuda_bf16(chunk.load_as<uint16_t>((((step * 32 + lane) * 4 + i) * 2 + k % 2) * 2));
-        else
-            value = mul_rn(cuda_e2m1(chunk.load(lane * 16 + step * 4 + i) >> (4 * (k % 2)) & 15u), cuda_e4m3(chunk.load(512 + (r % 8 * 2 + r / 8) * 4 + step)));
-        value = mul_rn(mul_rn(value, table_scale), scale);
-    }
-    y.store(t * y_stride + c, value);
+            return cuda_bf16(chunk.load_as<uint16_t>((((step * 32 + lane) * 4 + i) * 2 + k % 2) * 2));
+        return mul_rn(cuda_e2m1(chunk.load(lane * 16 + step * 4 + i) >> (4 * (k % 2)) & 15u), cuda_e4m3(chunk.load(512 + (r % 8 * 2 + r / 8) * 4 + step)));
+    });
 }
 
 int cuda_mma_embed(const struct kern_embed *args, void *stream) {
@@ -280,7 +267,6 @@ int cuda_mma_embed(const struct kern_embed *args, void *stream) {
     chunks l = chunks_of(&m->columns);
     if (args->n_tokens == 0 || l.n == 0)
         return cudaSuccess;
-    dim3 grid((l.begin[l.n] + EMBED_THREADS - 1) / EMBED_THREADS, (unsigned)args->n_tokens);
-    return SIMT_LAUNCH((m->format == FMT_BF16 ? mma_embed<true> : mma_embed<false>), grid, EMBED_THREADS, 0, stream, (const unsigned char *)m->data, args->ids, args->y, args->row_begin,
+    return SIMT_LAUNCH((m->format == FMT_BF16 ? mma_embed<true> : mma_embed<false>), cuda_embed_grid(l, args->n_tokens), CUDA_EMBED_THREADS, 0, stream, (const unsigned char *)m->data, args->ids, args->y, args->row_begin,
                        (uint32_t)m->n_rows, args->y_stride, m->scale, args->scale, l);
 }

@@ -119,6 +119,16 @@ template <class M> static int launch_mma(uint32_t *bad, void *stream) { return S
 
 /* ---- copies and ldmatrix -------------------------------------------------------------------------------------------------------------------------------- */
 
+/* On success *in is for release(), which waits for what uses it. */
+template <class T, size_t n> static int upload(T **in, const T (&numbers)[n]) {
+    int e = cudaMalloc((void **)in, sizeof numbers);
+    return e != cudaSuccess ? e : cudaMemcpy(*in, numbers, sizeof numbers, cudaMemcpyHostToDevice);
+}
+static void release(void *in, void *stream) {
+    cudaStreamSynchronize((cudaStream_t)stream);
+    cudaFree(in);
+}
+
 /* Every number of four matrices is told apart; they come by cp.async, rows 48 bytes apart. */
 __global__ void __launch_bounds__(32) check_ldmatrix(global<const uint16_t> in, global<uint32_t> bad) {
     constexpr uint32_t STRIDE = 24;
@@ -139,16 +149,13 @@ __global__ void __launch_bounds__(32) check_ldmatrix(global<const uint16_t> in, 
     bad.store(lane, n_bad);
 }
 static int launch_ldmatrix(uint32_t *bad, void *stream) {
-    uint16_t numbers[256], *in;
+    uint16_t numbers[256], *in = nullptr;
     for (uint32_t i = 0; i < 256; i++)
         numbers[i] = (uint16_t)i;
-    int e = cudaMalloc((void **)&in, sizeof numbers);
-    if (e == cudaSuccess)
-        e = cudaMemcpy(in, numbers, sizeof numbers, cudaMemcpyHostToDevice);
+    int e = upload(&in, numbers);
     if (e == cudaSuccess)
         e = SIMT_LAUNCH(check_ldmatrix, 1, 32, 0, stream, in, bad);
-    cudaStreamSynchronize((cudaStream_t)stream);
-    cudaFree(in);
+    release(in, stream);
     return e;
 }
 
@@ -193,16 +200,13 @@ __global__ void __launch_bounds__(32) check_bulk(global<uint32_t> numbers, globa
     bad.store(lane, n_bad);
 }
 static int launch_bulk(uint32_t *bad, void *stream) {
-    uint32_t numbers[64], *in;
+    uint32_t numbers[64], *in = nullptr;
     for (uint32_t i = 0; i < 64; i++)
         numbers[i] = i;
-    int e = cudaMalloc((void **)&in, sizeof numbers);
-    if (e == cudaSuccess)
-        e = cudaMemcpy(in, numbers, sizeof numbers, cudaMemcpyHostToDevice);
+    int e = upload(&in, numbers);
     if (e == cudaSuccess)
         e = SIMT_LAUNCH(check_bulk, 1, 32, 0, stream, in, bad);
-    cudaStreamSynchronize((cudaStream_t)stream);
-    cudaFree(in);
+    release(in, stream);
     return e;
 }
 

@@ -53,17 +53,24 @@ static const unsigned char *locate(const struct kern_matrix *m, uint64_t row, ui
 /* Where in its block of 32 a segment begins. */
 static uint32_t place_of(const struct kern_columns *c, uint32_t s) { return (uint32_t)((c->begin + c->segment_begin[s]) % KERN_SEGMENT); }
 
+/* FP8: the block of 32 that segment s lies in; what is no part of the segment has the code of 0. */
+static const unsigned char *own_codes(const struct kern_matrix *m, uint64_t row, uint32_t s, unsigned char block[4 + KERN_SEGMENT]) {
+    uint32_t offset, place = place_of(&m->columns, s);
+    const unsigned char *p = locate(m, row, m->columns.segment_begin[s], &offset);
+    memset(block, 0, 4 + KERN_SEGMENT);
+    memcpy(block, p, 4);
+    memcpy(block + 4 + place, p + 4 + place, m->columns.segment_columns[s]);
+    return block;
+}
+
 /* The block of 32 that segment s lies in; what is no part of the segment has q = 0. */
 static void decode_group(const struct kern_matrix *m, uint64_t row, uint32_t s, struct format_group *g) {
     uint32_t offset, place = place_of(&m->columns, s);
     const unsigned char *p = locate(m, row, m->columns.segment_begin[s], &offset);
-    unsigned char own[4 + KERN_SEGMENT] = {0};
-    if (m->format == FMT_FP8) { /* the largest is that of the segment's codes */
-        memcpy(own, p, 4);
-        memcpy(own + 4 + place, p + 4 + place, m->columns.segment_columns[s]);
-        p = own;
-    }
-    kern_format_group(m->format, p, m->format == FMT_FP8 ? 0 : offset / KERN_SEGMENT, g);
+    unsigned char own[4 + KERN_SEGMENT];
+    if (m->format == FMT_FP8)
+        p = own_codes(m, row, s, own); /* whose largest counts */
+    kern_format_group(m->format, p, offset / KERN_SEGMENT, g);
     for (uint32_t i = 0; i < KERN_SEGMENT; i++)
         if (i < place || i >= place + m->columns.segment_columns[s])
             g->q[i] = 0;
@@ -71,13 +78,9 @@ static void decode_group(const struct kern_matrix *m, uint64_t row, uint32_t s, 
 
 static void decode_f32(const struct kern_matrix *m, uint64_t row, uint32_t s, float w[KERN_SEGMENT]) {
     uint32_t offset;
-    if (m->format == FMT_FP8 && m->activation == KERN_ACT_F32) { /* what is no part of the segment has the code of 0 */
-        const uint32_t place = place_of(&m->columns, s), n = m->columns.segment_columns[s];
-        const unsigned char *p = locate(m, row, m->columns.segment_begin[s], &offset);
-        unsigned char block[4 + KERN_SEGMENT] = {0};
-        memcpy(block, p, 4);
-        memcpy(block + 4 + place, p + 4 + place, n);
-        kern_format_dequantise(m->format, block, KERN_SEGMENT, w);
+    if (m->format == FMT_FP8 && m->activation == KERN_ACT_F32) {
+        unsigned char own[4 + KERN_SEGMENT];
+        kern_format_dequantise(m->format, own_codes(m, row, s, own), KERN_SEGMENT, w);
         return;
     }
     if (!kern_format(m->format)->quantised && m->format != FMT_FP8) {

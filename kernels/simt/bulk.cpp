@@ -12,24 +12,24 @@ namespace simt {
 
 static uint32_t new_agent(block &b) { return (uint32_t)b.threads.size() + b.n_agents++; }
 
-static std::string place(site at) { return std::string(at.file) + ":" + std::to_string(at.line); }
-
 /* ---- mbarriers ----------------------------------------------------------------------------------------------------------------------------------------- */
+
+static uint32_t offset_of(mbarrier_place m) { return m.array_offset + (uint32_t)(m.i * sizeof(mbarrier)); }
 
 /* Checks the access, as that of a word of shared memory, and says where it lies. */
 static uint32_t touch(mbarrier_place m, access_kind kind, site at) {
     shared_access(m.array_offset, m.array_bytes, m.i * sizeof(mbarrier), sizeof(mbarrier), alignof(mbarrier), kind, at);
-    return m.array_offset + (uint32_t)(m.i * sizeof(mbarrier));
+    return offset_of(m);
 }
 
 static mbarrier_state &use(mbarrier_place m, access_kind kind, site at) {
     uint32_t offset = touch(m, kind, at);
     auto found = self->in_block->mbarriers.find(offset);
-    if (found == self->in_block->mbarriers.end()) finding("uninitialised mbarrier: %s at %s", text_of(*self).c_str(), place(at).c_str());
+    if (found == self->in_block->mbarriers.end()) finding("uninitialised mbarrier: %s%s", text_of(*self).c_str(), place(at).c_str());
     const mbarrier_state &s = found->second;
     /* The cell remembers the last access, perhaps another arrival; with the init none may race. */
     if (config().check && s.by != self && !view_knows(self->knows, self->in_block->index, s.by->index, s.since))
-        finding("race on shared memory: %s uses an mbarrier at %s, unordered with its init by %s at %s", text_of(*self).c_str(), place(at).c_str(),
+        finding("race on shared memory: %s uses an mbarrier%s, unordered with its init by %s%s", text_of(*self).c_str(), place(at).c_str(),
                 text_of(*s.by).c_str(), place(s.at).c_str());
     return found->second;
 }
@@ -37,9 +37,9 @@ static mbarrier_state &use(mbarrier_place m, access_kind kind, site at) {
 void mbarrier_init(mbarrier_place m, uint32_t n_threads, site at) {
     block &b = *self->in_block;
     uint32_t offset = touch(m, access_kind::store, at);
-    if (b.mbarriers.count(offset)) finding("mbarrier initialised twice: %s at %s", text_of(*self).c_str(), place(at).c_str());
+    if (b.mbarriers.count(offset)) finding("mbarrier initialised twice: %s%s", text_of(*self).c_str(), place(at).c_str());
     if (n_threads == 0 || n_threads >= 1u << 20)
-        finding("mbarrier of %u threads: %s at %s: 1 to 1048575 may arrive", n_threads, text_of(*self).c_str(), place(at).c_str());
+        finding("mbarrier of %u threads: %s%s: 1 to 1048575 may arrive", n_threads, text_of(*self).c_str(), place(at).c_str());
     mbarrier_state &s = b.mbarriers[offset];
     s.by = self;
     s.since = self->clock;
@@ -50,9 +50,9 @@ void mbarrier_init(mbarrier_place m, uint32_t n_threads, site at) {
 
 void mbarrier_invalidate(mbarrier_place m, site at) {
     mbarrier_state &s = use(m, access_kind::store, at);
-    if (s.issued) finding("mbarrier invalidated while bytes are on their way to it: %s at %s", text_of(*self).c_str(), place(at).c_str());
-    self->in_block->mbarriers.erase(m.array_offset + (uint32_t)(m.i * sizeof(mbarrier)));
-    shared_forget(m.array_offset + (uint32_t)(m.i * sizeof(mbarrier)), sizeof(mbarrier));
+    if (s.issued) finding("mbarrier invalidated while bytes are on their way to it: %s%s", text_of(*self).c_str(), place(at).c_str());
+    self->in_block->mbarriers.erase(offset_of(m));
+    shared_forget(offset_of(m), sizeof(mbarrier));
 }
 
 static bool has_passed(const mbarrier_state &s, uint32_t parity) { return (s.phase & 1) != parity; }
@@ -76,26 +76,26 @@ static void end_phase_if_complete(block &b, uint32_t offset, mbarrier_state &s) 
 /* Both sides are known when all threads have arrived; more bytes than they expect would count for the next phase, or for this, as it happens. */
 static void check_bytes(const mbarrier_state &s, site at) {
     if (s.n_missing == 0 && s.issued > s.expected)
-        finding("mbarrier: %s at %s: %llu bytes are copied in a phase that expects %llu", text_of(*self).c_str(), place(at).c_str(),
+        finding("mbarrier: %s%s: %llu bytes are copied in a phase that expects %llu", text_of(*self).c_str(), place(at).c_str(),
                 (unsigned long long)s.issued, (unsigned long long)s.expected);
 }
 
 void mbarrier_arrive(mbarrier_place m, uint32_t n_bytes, site at) {
     mbarrier_state &s = use(m, access_kind::atomic_update, at);
     if (s.n_missing == 0)
-        finding("mbarrier: %s at %s: more threads arrive in a phase than the %u that it waits for", text_of(*self).c_str(), place(at).c_str(),
+        finding("mbarrier: %s%s: more threads arrive in a phase than the %u that it waits for", text_of(*self).c_str(), place(at).c_str(),
                 s.n_threads);
     s.given = view_join(s.given, view_given(*self));
     s.expected += n_bytes;
     s.n_missing--;
     check_bytes(s, at);
-    end_phase_if_complete(*self->in_block, m.array_offset + (uint32_t)(m.i * sizeof(mbarrier)), s);
+    end_phase_if_complete(*self->in_block, offset_of(m), s);
 }
 
 void mbarrier_wait(mbarrier_place m, uint32_t parity, site at) {
     thread &t = *self;
     mbarrier_state &s = use(m, access_kind::atomic_load, at);
-    if (parity > 1) finding("mbarrier: %s at %s: a phase's parity is 0 or 1, not %u", text_of(t).c_str(), place(at).c_str(), parity);
+    if (parity > 1) finding("mbarrier: %s%s: a phase's parity is 0 or 1, not %u", text_of(t).c_str(), place(at).c_str(), parity);
     while (chance(2) && bulk_progress({t.in_block}))
         ;
     if (has_passed(s, parity)) {
@@ -103,7 +103,7 @@ void mbarrier_wait(mbarrier_place m, uint32_t parity, site at) {
         return;
     }
     t.is = state::at_mbarrier;
-    t.mbarrier = m.array_offset + (uint32_t)(m.i * sizeof(mbarrier));
+    t.mbarrier = offset_of(m);
     t.parity = parity;
     t.at = at;
     to_scheduler();
@@ -144,7 +144,7 @@ void fence_proxy_async() {
 
 static void check_alignment(const void *memory, uint32_t shared_offset, uint32_t n_bytes, site at) {
     if ((uintptr_t)memory % 16 || shared_offset % 16 || n_bytes % 16)
-        finding("misaligned: %s: bulk copy of %u bytes at %s between address %p and byte %u of shared memory: all three are multiples of 16",
+        finding("misaligned: %s: bulk copy of %u bytes%s between address %p and byte %u of shared memory: all three are multiples of 16",
                 text_of(*self).c_str(), n_bytes, place(at).c_str(), memory, shared_offset);
 }
 
@@ -154,13 +154,13 @@ void copy_bulk(const void *from, uint32_t array_offset, uint32_t array_bytes, si
     check_alignment(from, to, n_bytes, at);
     mbarrier_state &s = use(m, access_kind::atomic_update, at);
     if (!s.is_fenced)
-        finding("mbarrier without fence: %s: bulk copy at %s to an mbarrier whose init no fence_mbarrier_init() follows", text_of(*self).c_str(),
+        finding("mbarrier without fence: %s: bulk copy%s to an mbarrier whose init no fence_mbarrier_init() follows", text_of(*self).c_str(),
                 place(at).c_str());
     shared_bulk(s.agent, s.clock, array_offset, array_bytes, offset, n_bytes, true, at);
     global_bulk(s.agent, s.clock, from, n_bytes, false, at);
     s.issued += n_bytes;
     check_bytes(s, at);
-    b.bulk_loads.push_back({from, to, n_bytes, m.array_offset + (uint32_t)(m.i * sizeof(mbarrier)), at});
+    b.bulk_loads.push_back({from, to, n_bytes, offset_of(m), at});
 }
 
 bool bulk_progress(const std::vector<block *> &blocks) {
@@ -212,11 +212,11 @@ void copy_bulk_wait(uint32_t n_left, bool reads_only, site at) {
 /* Copies into shared memory that is somebody else's by then, and out of it. */
 void bulk_block_done(block &b) {
     if (!b.bulk_loads.empty())
-        finding("bulk copy that nobody waits for: %s: its block ends while the one at %s still writes shared memory", text_of(*self).c_str(),
+        finding("bulk copy that nobody waits for: %s: its block ends while the one%s still writes shared memory", text_of(*self).c_str(),
                 place(b.bulk_loads[0].at).c_str());
     for (const thread &t : b.threads)
         if (!t.bulk_stores.empty())
-            finding("bulk copy that nobody waits for: %s: its block ends while the one at %s still reads shared memory", text_of(t).c_str(),
+            finding("bulk copy that nobody waits for: %s: its block ends while the one%s still reads shared memory", text_of(t).c_str(),
                     place(t.bulk_stores[0].at).c_str());
 }
 

@@ -3,9 +3,10 @@
  * The lanes of a warp execute one after another here, so a warp's request is put together again: the n-th time that a lane executes a place in the source belongs
  * with the n-th time of its neighbours. That depends on no schedule; the counts are the same for every seed.
  * Bytes: those that a request touches, each once; lanes that want the same ones get them by one transfer. Sectors: the distinct 32-byte pieces of them.
- * From memory: the sectors of loads that miss in a cache as large as the device's L2, which holds lines of 128 bytes by sectors, throws out what was not used for longest, and is empty when a
- * launch begins. It sees blocks one after another, in the order of their numbers, and in a block warp after warp: that is no GPU's order, but the same whatever the seed. Bank conflicts: further passes over the 32 banks of 4 bytes, where two lanes want different words of one
- * bank; requests of 8 bytes are taken by half warps, of 16 by quarters. */
+ * From memory: the sectors of loads that miss in a cache as large as the device's L2, which holds lines of 128 bytes by sectors, throws out what was not used
+ * for longest, and is empty when a launch begins. It sees blocks one after another, in the order of their numbers, and in a block warp after warp: that is no
+ * GPU's order, but the same whatever the seed.
+ * Bank conflicts: further passes over the 32 banks of 4 bytes, where two lanes want different words of one bank; requests of 8 bytes are taken by half warps, of 16 by quarters. */
 #include "kernels/simt/engine.h"
 
 #include <algorithm>

@@ -224,6 +224,7 @@ void launch_run(launch &l);
 void to_scheduler(); /* another thread goes on; back when this one is runnable and its warp's turn */
 void redraw(thread *t);
 std::string text_of(const thread &t); /* kernel, block, thread */
+std::string place(const site &at);    /* " at FILE:LINE"; nothing where it is not known */
 
 /* bulk.cpp: ends one of the copies that are under way, in one of these blocks; false: there is none. */
 bool bulk_progress(const std::vector<block *> &blocks);

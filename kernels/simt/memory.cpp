@@ -115,7 +115,7 @@ static std::string who(uint32_t operation, uint32_t block, uint32_t thread) {
     return s;
 }
 
-static std::string place(const site &at) { return at.file ? std::string(" at ") + at.file + ":" + std::to_string(at.line) : ""; }
+std::string place(const site &at) { return at.file ? std::string(" at ") + at.file + ":" + std::to_string(at.line) : ""; }
 
 static std::string describe(const record &r) { return who(r.operation, r.block, r.thread) + ": " + kind_name(r.kind) + place(r.at); }
 
