@@ -2,7 +2,7 @@
  *
  * UCX reads its settings from the environment, many of them while it is loaded. They are set just before, in comm_open of the first rank of the process, and only where
  * the user has not set them. setenv is no friend of threads that call getenv meanwhile: ranks open their comms before they start other threads, and ranks that are threads of one
- * process (tests) come one after another through the lock here. */
+ * process (tests) come one after another through the lock here, those that only ask whether the library is there as well. */
 #include "comm/ucx_api.h"
 
 #include <dlfcn.h>
@@ -19,6 +19,8 @@
 
 #define LIBRARY "libucp.so.0"
 #define LOADER_CACHE "/etc/ld.so.cache"
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static const char *library(void) {
     const char *named = getenv("TANDEM_UCX");
@@ -68,8 +70,10 @@ static bool is_in_search_path(const char *name) {
 
 enum st comm_ucx_find(struct err *e) {
     if (!COMM_HAVE_UCX) return err_set(e, ST_UNSUPPORTED, "this build has no UCX");
+    pthread_mutex_lock(&lock);
     const char *name = library();
     bool found = strchr(name, '/') ? access(name, R_OK) == 0 : is_in_search_path(name) || is_in_cache(name);
+    pthread_mutex_unlock(&lock);
     return found ? ST_OK : err_set(e, ST_UNSUPPORTED, "the library %.200s is not there", name);
 }
 
@@ -102,7 +106,6 @@ static void set(const struct ucx_setting *list, int n) {
         if (list[i].value) setenv(list[i].name, list[i].value, 0);
 }
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static bool was_tried;
 static enum st answer;
 static struct err why;
