@@ -120,6 +120,8 @@ static enum st find_parts(struct finding *f)
                 memcpy((char *)&f->parts + part_names[k].offset, &t, sizeof t);
                 known = true;
             }
+        if (strcmp(rest, "pre_quant_scale") == 0)
+            return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: activations that are scaled column by column before they meet quantised weights are not supported yet", t->name);
         if (!known)
             return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: no known scheme has a tensor '%.64s' beside quantised weights", t->name, rest);
     }
@@ -296,12 +298,15 @@ static enum st nvfp4(struct finding *f)
     f->s->format = FMT_NVFP4;
     f->s->name = p->weight_packed ? "NVFP4 of compressed-tensors" : "NVFP4 of ModelOpt";
     f->s->divides = tensor_scale == p->weight_global_scale;
-    enum st st = fp4_codes(f, 16);
+    /* W4A8_NVFP4_FP8 has a scale for two blocks of ours. */
+    const bool pairs = p->weight_scale->n_dims == 2 && f->columns % 32 == 0 && p->weight_scale->dims[1] == f->columns / 32;
+    const uint64_t group = pairs ? 32 : 16;
+    enum st st = fp4_codes(f, group);
     if (!st)
-        st = want_shape(f, p->weight_scale, f->rows, f->columns / 16);
+        st = want_shape(f, p->weight_scale, f->rows, f->columns / group);
     if (st)
         return st;
-    add_source(f, p->weight_scale, QUANT_SCALES, 1, 16, 1);
+    add_source(f, p->weight_scale, QUANT_SCALES, 1, group, 1);
     return add_tensor_scale(f, tensor_scale);
 }
 
@@ -348,7 +353,10 @@ static enum st gpt_oss(struct finding *f)
     return ST_OK;
 }
 
-static enum st fp4(struct finding *f)
+static enum st modelopt_int4(struct finding *f);
+
+/* Pairs in bytes: E2M1, but ModelOpt's INT4 as well. The scales' type tells. */
+static enum st pairs(struct finding *f)
 {
     const struct ck_tensor *scale = f->parts.weight_scale;
     if (!scale)
@@ -360,7 +368,7 @@ static enum st fp4(struct finding *f)
         return nvfp4(f);
     if (scale->raw == CK_RAW_U8 || scale->raw == CK_RAW_F8_E8M0)
         return mxfp4(f);
-    return wrong_type(f, scale, "F8_E4M3 (NVFP4) or U8 or F8_E8M0 (MXFP4)");
+    return is_float(scale) ? modelopt_int4(f) : wrong_type(f, scale, "F8_E4M3 (NVFP4), U8 or F8_E8M0 (MXFP4), or F32, BF16 or F16 (INT4)");
 }
 
 /* ---- FP8 --------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -442,6 +450,25 @@ static enum st int8(struct finding *f)
     if (st || !p->weight_zero_point)
         return st;
     return p->weight_zero_point->raw == CK_RAW_I8 ? unpacked_zeros(f) : wrong_type(f, p->weight_zero_point, "I8");
+}
+
+/* ModelOpt's: U8 [out / 2, in], of two rows each, the even one in the low nibble, as two's complement. */
+static enum st modelopt_int4(struct finding *f)
+{
+    const struct parts *p = &f->parts;
+    enum st st = refuse_extra(f, p->weight_scale, (const struct ck_tensor *const[]){p->weight_scale_2, p->weight_global_scale}, 2);
+    if (f->rows % 2 && !st)
+        st = REFUSE(f, ST_INVALID, "tensor %.200s: bytes of two rows do not divide %" PRIu64 " rows", f->codes->name, f->rows);
+    if (!st)
+        st = want_shape(f, f->codes, f->rows / 2, f->columns);
+    if (st)
+        return st;
+    f->s->format = int_format(4, false);
+    f->s->name = "INT4 of ModelOpt";
+    struct quant_source *codes = add_source(f, f->codes, QUANT_CODES, 2, 1, 1);
+    codes->bits = 4;
+    codes->along_rows = codes->is_signed = true;
+    return add_scales(f, p->weight_scale);
 }
 
 /* Bits of a number from the words that n of them take, without gaps; 0: none of 1 to 8. Those that are supported first: a few numbers take one word whatever their bits. */
@@ -568,12 +595,19 @@ static const struct ck_tensor *beside(const struct checkpoint *ck, const struct 
     return ck_find(ck, full);
 }
 
+/* ModelOpt's INT4: bytes of two rows. */
+static bool is_pairs_of_rows(const struct checkpoint *ck, const struct ck_tensor *codes)
+{
+    const struct ck_tensor *scale = codes->raw == CK_RAW_U8 ? beside(ck, codes, "weight_scale") : NULL;
+    return scale && is_float(scale);
+}
+
 uint64_t quant_rows(const struct checkpoint *ck, const struct ck_tensor *codes)
 {
     int i_suffix;
     module_bytes(codes, &i_suffix);
     if (i_suffix != GPTQ_SUFFIX)
-        return codes->n_dims == 2 ? codes->dims[0] : 0;
+        return codes->n_dims != 2 ? 0 : is_pairs_of_rows(ck, codes) ? 2 * codes->dims[0] : codes->dims[0];
     const struct ck_tensor *scales = beside(ck, codes, "scales");
     return scales && scales->n_dims == 2 ? scales->dims[1] : 0;
 }
@@ -606,6 +640,8 @@ uint64_t quant_columns(const struct checkpoint *ck, const struct ck_tensor *code
     }
     if (codes->raw == CK_RAW_I32)
         return columns_of_shape(ck, beside(ck, codes, "weight_shape"));
+    if (is_pairs_of_rows(ck, codes))
+        return codes->dims[1];
     const struct ck_tensor *scale = beside(ck, codes, "scale");
     const bool pairs = codes->raw == CK_RAW_U8 || (codes->raw == CK_RAW_I8 && scale && scale->raw == CK_RAW_F8_E8M0); /* of E2M1; DeepSeek calls them I8 */
     return codes->dims[1] * (pairs ? 2 : 1);
@@ -646,7 +682,7 @@ static enum st find_scheme(struct finding *f)
     if (c == f->parts.qweight)
         return words(f);
     if (c->raw == CK_RAW_U8)
-        return fp4(f);
+        return pairs(f);
     if (c == f->parts.weight_packed)
         return c->raw == CK_RAW_I32 ? packed(f) : wrong_type(f, c, "U8 or I32");
     if (c->raw == CK_RAW_F8_E4M3)

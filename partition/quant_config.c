@@ -8,6 +8,7 @@
 #include <pcre2.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 #include "base/json.h"
 #include "base/log.h"
@@ -211,13 +212,13 @@ static enum st read_weights(const json_t *w, const char *where, struct stored_as
     return st;
 }
 
-/* One of the known names, or ST_UNSUPPORTED with their list. */
+/* One of the known names, in whatever case (ModelOpt writes "FP8" and "mxfp4"), or ST_UNSUPPORTED with their list. */
 static enum st check_name(const char *const *known, size_t n, const char *name, const char *where, const char *what, struct err *e)
 {
     char list[512];
     size_t used = 0;
     for (size_t i = 0; i < n; i++) {
-        if (strcmp(known[i], name) == 0)
+        if (strcasecmp(known[i], name) == 0)
             return ST_OK;
         used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", known[i]);
     }
@@ -286,8 +287,9 @@ static enum st read_compressed_tensors(struct quant *q, const json_t *c, struct 
     return ST_OK;
 }
 
-/* What ModelOpt calls the formats that quant.c can read; in those with AWQ or a low rank beside them activations are changed too, which nobody here does. */
-static const char *const algorithms[] = {"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "FP8_PB_REAL", "NVFP4", "NVFP4_AWQ", "W4A8_NVFP4_FP8", "W4A8_MXFP4_FP8", "MXFP4", "MXFP8", "MIXED_PRECISION"};
+/* What ModelOpt calls the formats that quant.c can read. Some of AWQ's and SmoothQuant's change activations too: they have a tensor that quant.c refuses. */
+static const char *const algorithms[] = {"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "FP8_PB_REAL", "NVFP4", "NVFP4_AWQ", "W4A16_NVFP4", "W4A8_NVFP4_FP8", "W4A8_MXFP4_FP8", "MXFP4", "MXFP8",
+                                         "W4A16_AWQ", "W8A16", "W8A8_SQ_PER_CHANNEL", "MIXED_PRECISION"};
 
 static enum st read_algorithm(const json_t *object, const char *where, const char **algorithm, struct err *e)
 {
@@ -338,9 +340,9 @@ static enum st read_modelopt(struct quant *q, const json_t *c, struct err *e)
     if (!st)
         st = read_patterns(q, c, q->where, "exclude_modules", &q->ignore, e);
     q->judges_head = true;
-    if (algo && strncmp(algo, "NVFP4", 5) == 0)
+    if (algo && strncasecmp(algo, "NVFP4", 5) == 0)
         q->as = (struct stored_as){.bits = 4, .is_float = true, .group = q->as.group};
-    else if (algo && strncmp(algo, "FP8", 3) == 0)
+    else if (algo && strncasecmp(algo, "FP8", 3) == 0)
         q->as = (struct stored_as){.bits = 8, .is_float = true};
     else
         q->as = (struct stored_as){.bits = 0};

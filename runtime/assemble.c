@@ -100,13 +100,14 @@ static bool all_zero(const unsigned char *pairs, unsigned n)
 static enum st e4m3_scale(const struct row *r, uint64_t column, const unsigned char *codes, unsigned char *scale)
 {
     const unsigned x = *scale;
-    r->odd->zero += (x & 0x7fu) == 0;
-    r->odd->least += x == 1;
+    const bool is_first = column % r->scales.source->column_unit == 0; /* of two blocks that share it */
+    r->odd->zero += is_first && (x & 0x7fu) == 0;
+    r->odd->least += is_first && x == 1;
     if (x < 0x7f || x == 0x80)
         return ST_OK;
     if (!all_zero(codes, 8))
         return refuse(r, r->scales.source, column, (x & 0x7fu) == 0x7f ? "its scale is NaN" : "its scale is negative");
-    r->odd->over_zeros++;
+    r->odd->over_zeros += is_first;
     *scale = 0;
     return ST_OK;
 }
@@ -125,6 +126,7 @@ static const unsigned char *pairs_of(const struct row *r, const unsigned char *c
 static enum st nvfp4_row(const struct row *r, unsigned char *out)
 {
     const unsigned char *codes = element(&r->codes, r->begin), *scales = element(&r->scales, r->begin);
+    const unsigned shift = r->scales.column_unit == 32 ? 5 : 4; /* columns of a scale */
     unsigned char buffer[8];
     for (uint64_t block = r->begin / 64 * 64; block < r->end; block += 64, out += 36)
         for (unsigned g = 0; g < 4; g++) {
@@ -135,7 +137,7 @@ static enum st nvfp4_row(const struct row *r, unsigned char *out)
                 continue;
             }
             const unsigned char *pairs = pairs_of(r, codes, column, 16, buffer);
-            out[g] = scales[column / 16 - r->begin / 16];
+            out[g] = scales[(column >> shift) - (r->begin >> shift)];
             if (out[g] < 2 || out[g] >= 0x7f) {
                 const enum st st = e4m3_scale(r, column, pairs, &out[g]);
                 if (st)
@@ -239,14 +241,18 @@ static enum st fp8_row(const struct row *r, unsigned char *out)
 static unsigned shift_of(const struct quant_source *s, uint64_t row, uint64_t column)
 {
     static const unsigned char places[8] = {0, 4, 1, 5, 2, 6, 3, 7};
-    const unsigned i = s->element_bytes == 1 ? 0 : (unsigned)(s->along_rows ? row % s->row_unit : column % s->column_unit);
+    const unsigned i = (unsigned)(s->along_rows ? row % s->row_unit : column % s->column_unit);
     return (s->interleaved ? places[i & 7] : i) * s->bits;
 }
+
+static bool is_whole(const struct quant_source *s) { return s->bits == 8 && s->element_bytes == 1; }
+
+static uint32_t word_at(const struct quant_source *s, const unsigned char *at) { return s->element_bytes == 1 ? *at : load_u32(at); }
 
 static unsigned number_at(const struct line *l, uint64_t row, uint64_t column)
 {
     const unsigned char *at = element(l, column);
-    return l->source->element_bytes == 1 ? *at : load_u32(at) >> shift_of(l->source, row, column) & ((1u << l->source->bits) - 1);
+    return is_whole(l->source) ? *at : word_at(l->source, at) >> shift_of(l->source, row, column) & ((1u << l->source->bits) - 1);
 }
 
 /* Columns [from, to) of the row, as they are stored. */
@@ -255,18 +261,18 @@ static void numbers_at(const struct row *r, uint64_t from, uint64_t to, unsigned
     const struct quant_source *s = r->codes.source;
     const unsigned char *at = element(&r->codes, from);
     const unsigned mask = (1u << s->bits) - 1;
-    if (s->element_bytes == 1) {
+    if (is_whole(s)) {
         memcpy(q, at, to - from);
         return;
     }
     if (s->along_rows) {
         const unsigned shift = shift_of(s, r->row, 0);
         for (uint64_t c = from; c < to; c++, at += s->element_bytes)
-            *q++ = (unsigned char)(load_u32(at) >> shift & mask);
+            *q++ = (unsigned char)(word_at(s, at) >> shift & mask);
         return;
     }
     for (uint64_t c = from; c < to; at += s->element_bytes) {
-        uint32_t word = load_u32(at) >> shift_of(s, r->row, c);
+        uint32_t word = word_at(s, at) >> shift_of(s, r->row, c);
         for (uint64_t i = c % s->column_unit; i < s->column_unit && c < to; i++, c++, word >>= s->bits)
             *q++ = (unsigned char)(word & mask);
     }
@@ -282,8 +288,9 @@ static bool nibbles_at(const struct row *r, uint64_t from, uint64_t to, unsigned
     return true;
 }
 
-/* What FMT_INT8 and FMT_INT8_ZERO hold: two's complement. */
+/* What FMT_INT8 and FMT_INT8_ZERO hold: two's complement; FMT_INT4 and FMT_INT4_ZERO: from 8 on. */
 static unsigned char as_signed(const struct quant_source *s, unsigned stored) { return (unsigned char)(s->is_signed ? stored : stored ^ 0x80u); }
+static unsigned char as_unsigned4(const struct quant_source *s, unsigned stored) { return (unsigned char)(s->is_signed ? (stored ^ 8u) & 15u : stored); }
 
 static bool all_are(const unsigned char *q, uint64_t n, unsigned char zero)
 {
@@ -306,7 +313,7 @@ static struct int_scale int_scale_at(const struct row *r, uint64_t column)
     struct int_scale x = {.zero = four ? 8 : 0};
     if (r->zeros.source) {
         const unsigned stored = number_at(&r->zeros, r->row, column) + s->zero_plus_one;
-        x.zero = four ? (unsigned char)((r->zeros.source->is_signed ? stored + 8 : stored) & 15u) : as_signed(r->zeros.source, stored & 255u);
+        x.zero = four ? as_unsigned4(r->zeros.source, stored & 15u) : as_signed(r->zeros.source, stored & 255u);
     }
     const float z = (float)(four ? (int)x.zero : (int)(signed char)x.zero);
     x.d = scale_at(&r->scales, column);
@@ -323,8 +330,8 @@ static enum st put_ints(const struct row *r, const struct int_scale *x, uint64_t
 {
     const enum format f = r->a->scheme->format;
     const bool four = f == FMT_INT4 || f == FMT_INT4_ZERO;
-    for (unsigned i = from; !four && i < to; i++)
-        q[i] = as_signed(r->codes.source, q[i]);
+    for (unsigned i = from; i < to; i++)
+        q[i] = four ? as_unsigned4(r->codes.source, q[i]) : as_signed(r->codes.source, q[i]);
     if (!isfinite(x->d) && !all_are(q, 32, x->zero))
         return refuse_scale(r, column, x->d);
     if (four)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""One table: the demo model in every format, as somebody else's quantiser (compressed-tensors) writes them where it has them, and what Tandem makes of each. By hand, not by `make test`.
+"""One table: the demo model in every format, as somebody else's quantiser (compressed-tensors, ModelOpt) writes them where it has them, and what Tandem makes of each. By hand, not by `make test`.
 usage: make_formats_table.py MODEL.gguf TEXT WORKDIR [--tandem build/tandem] [--threads T] [--only NAME]…
 needs: what tests/golden/make_quant.py needs
 
-MODEL.gguf is dequantised by transformers and rounded to BF16: that is the source of all others; the layouts of ModelOpt, DeepSeek, GPTQ and AWQ are make_quant.py's, by rounding to
-the nearest. Perplexities are `tandem eval --text TEXT`; MB a token: `tandem inspect`; tokens per second: `tandem bench`'s decode, on one rank; same bits: the logits of TEXT's first ids
+MODEL.gguf is dequantised by transformers and rounded to BF16: that is the source of all others; ModelOpt exports a whole model itself; the layouts of DeepSeek, GPTQ and AWQ are make_quant.py's, by
+rounding to the nearest. Perplexities are `tandem eval --text TEXT`; MB a token: `tandem inspect`; tokens per second: `tandem bench`'s decode, on one rank; same bits: the logits of TEXT's first ids
 on one rank and on two, compared byte by byte, for both settings of --activations. Directories that WORKDIR holds already are taken as they are. Rows end in " |", for docs/formats.md."""
 import argparse
 import json
@@ -25,6 +25,7 @@ p.add_argument("--only", action="append", metavar="NAME")
 a = p.parse_args()
 
 import torch  # noqa: E402
+import modelopt_export  # noqa: E402
 from make_quant import WRITERS, compressed_tensors, int_args, quantization_config, scheme_of  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
@@ -33,12 +34,15 @@ PACKED = dict(method="ct", format="pack-quantized", scale=torch.bfloat16)
 FORMATS = {
     "BF16": None,
     "FP8, a scale a row": dict(method="ct", preset="FP8_DYNAMIC", format="float-quantized"),
-    "FP8, one scale (ModelOpt)": dict(method="modelopt-fp8"),
+    "FP8, one scale (ModelOpt)": dict(method="modelopt", config="FP8_DEFAULT_CFG"),
+    "FP8, a scale a row (ModelOpt)": dict(method="modelopt", config="FP8_PER_CHANNEL_PER_TOKEN_CFG"),
     "FP8, blocks of 128 × 128": dict(method="fp8-blocks"),
     "FP8, blocks, E8M0 scales": dict(method="fp8-blocks-e8m0"),
     "NVFP4": dict(method="ct", preset="NVFP4A16", format="nvfp4-pack-quantized"),
-    "NVFP4 (ModelOpt)": dict(method="modelopt-nvfp4"),
+    "NVFP4 (ModelOpt)": dict(method="modelopt", config="NVFP4_DEFAULT_CFG"),
+    "NVFP4, scales for 32 (ModelOpt)": dict(method="modelopt", config="W4A8_NVFP4_FP8_CFG"),
     "MXFP4": dict(method="ct", preset="MXFP4A16", format="mxfp4-pack-quantized"),
+    "MXFP4 (ModelOpt)": dict(method="modelopt", config="MXFP4_DEFAULT_CFG"),
     "MXFP8": dict(method="ct", preset="MXFP8", format="mxfp8-quantized"),
     "INT4, a scale a row": dict(PACKED, weights=int_args(strategy="channel")),
     "INT4, groups of 64": dict(PACKED, weights=int_args(strategy="group", group_size=64)),
@@ -46,6 +50,7 @@ FORMATS = {
     "INT8, packed, groups of 64": dict(PACKED, weights=int_args(bits=8, strategy="group", group_size=64)),
     "INT8, a scale a row": dict(method="ct", preset="INT8", format="int-quantized", scale=torch.bfloat16),
     "INT8, a scale a row, zero points": dict(method="ct", format="int-quantized", scale=torch.bfloat16, weights=int_args(bits=8, strategy="channel", symmetric=False)),
+    "INT8, a scale a row (ModelOpt)": dict(method="modelopt", config="INT8_WEIGHT_ONLY_CFG"),
     "GPTQ, 4 bits, groups of 32": dict(method="gptq", bits=4, group=32),
     "GPTQ, 8 bits, groups of 32": dict(method="gptq", bits=8, group=32),
     "GPTQ, act-order": dict(method="gptq", bits=4, group=32, act_order=True),
@@ -64,7 +69,15 @@ def make_source(directory):
     save_file({n: w.detach().to(torch.bfloat16).contiguous() for n, w in model.named_parameters()}, os.path.join(directory, "model.safetensors"), metadata={"format": "pt"})
 
 
+def make_by_modelopt(directory, source, c):
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    modelopt_export.export(model, directory, c["config"], n_ids=64)
+    AutoTokenizer.from_pretrained(source).save_pretrained(directory)
+
+
 def make(directory, source, c):
+    if c["method"] == "modelopt":
+        return make_by_modelopt(directory, source, c)
     os.makedirs(directory)
     for file in os.listdir(source):
         if not file.endswith(".safetensors") and file != "config.json":
@@ -80,12 +93,7 @@ def make(directory, source, c):
     save_file(tensors, os.path.join(directory, "model.safetensors"), metadata={"format": "pt"})
     with open(os.path.join(source, "config.json")) as f:
         config = json.load(f)
-    declared = quantization_config(dict(c, ignore=["lm_head"]))
-    if declared:
-        config["quantization_config"] = declared
-    else:
-        with open(os.path.join(directory, "hf_quant_config.json"), "w") as f:
-            json.dump({"quantization": {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": ["lm_head"]}}, f)
+    config["quantization_config"] = quantization_config(dict(c, ignore=["lm_head"]))
     with open(os.path.join(directory, "config.json"), "w") as f:
         json.dump(config, f, indent=2)
 

@@ -108,6 +108,7 @@ static const struct good {
     struct part_of parts[MAX_PARTS_OF_CASE + 1];
 } goods[] = {
     {"NVFP4 of ModelOpt", FMT_NVFP4, 0, 3, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "F32"), ONE("input_scale", "F32"), ONE("k_scale", "F32")}},
+    {"NVFP4 of ModelOpt", FMT_NVFP4, 0, 3, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 4), ONE("weight_scale_2", "F32")}},
     {"NVFP4 of compressed-tensors", FMT_NVFP4, 0, 3, {T("weight_packed", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), T("weight_global_scale", "F32", 1), T("input_global_scale", "F32", 1)}},
     {"MXFP4 of compressed-tensors", FMT_MXFP4, 0, 2, {T("weight_packed", "U8", 64, 64), T("weight_scale", "U8", 64, 4)}},
     {"MXFP4 of compressed-tensors", FMT_MXFP4, 0, 2, {T("weight_packed", "U8", 64, 64), T("weight_scale", "F8_E8M0", 64, 4)}},
@@ -126,6 +127,8 @@ static const struct good {
     {"INT4 with zero points, packed", FMT_INT4_ZERO, 64, 3, {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 2), T("weight_zero_point", "I32", 8, 2), T("weight_shape", "I64", 2)}},
     {"INT4 with zero points, packed", FMT_INT4_ZERO, 64, 3, {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 64, 2), T("weight_zero_point", "I8", 64, 2)}},
     {"INT4 with zero points, packed", FMT_INT4_ZERO, 128, 3, {T("weight_packed", "I32", 64, 16), T("weight_scale", "BF16", 1), T("weight_zero_point", "I8", 1)}},
+    {"INT4 of ModelOpt", FMT_INT4, 32, 2, {T("weight", "U8", 32, 128), T("weight_scale", "F32", 64, 4)}},
+    {"INT4 of ModelOpt", FMT_INT4, 128, 2, {T("weight", "U8", 32, 128), T("weight_scale", "BF16", 64, 1)}},
     {"INT8, packed", FMT_INT8, 128, 2, {T("weight_packed", "I32", 64, 32), T("weight_scale", "F32", 64, 1), T("weight_shape", "I64", 2)}},
     {"INT8", FMT_INT8, 128, 2, {T("weight", "I8", 64, 128), T("weight_scale", "F32", 64)}},
     {"INT8 with zero points", FMT_INT8_ZERO, 128, 3, {T("weight", "I8", 64, 128), T("weight_scale", "F32", 64, 1), T("weight_zero_point", "I8", 64, 1)}},
@@ -224,10 +227,10 @@ static const struct bad {
     {"two conventions at once", ST_INVALID, {T("weight", "U8", 64, 64), T("weight_packed", "U8", 64, 64), T("weight_scale", "U8", 64, 4)}},
     {"two conventions at once", ST_INVALID, {T("weight_packed", "U8", 64, 64), T("weight_scale", "U8", 64, 4), ONE("weight_scale_2", "F32")}},
     {"two conventions at once", ST_INVALID, {T("qweight", "I32", 16, 64), T("qzeros", "I32", 4, 8), T("scales", "F16", 4, 64), T("weight_scale", "F16", 4, 64)}},
-    {"weight_scale is BF16 where F8_E4M3 (NVFP4) or U8 or F8_E8M0 (MXFP4) is expected", ST_INVALID, {T("weight", "U8", 64, 64), T("weight_scale", "BF16", 64, 8)}},
+    {"weight_scale is F64 where F8_E4M3 (NVFP4), U8 or F8_E8M0 (MXFP4), or F32, BF16 or F16 (INT4) is expected", ST_INVALID, {T("weight", "U8", 64, 64), T("weight_scale", "F64", 64, 8)}},
     {"weight_scale_2 is BF16 where F32 is expected", ST_INVALID, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "BF16")}},
     {"weight_scale_2 has shape [2], a matrix [64, 128] asks for one number", ST_INVALID, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), T("weight_scale_2", "F32", 2)}},
-    {"weight_scale has shape [64, 4], a matrix [64, 128] asks for [64, 8]", ST_INVALID, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 4), ONE("weight_scale_2", "F32")}},
+    {"weight_scale has shape [64, 2], a matrix [64, 128] asks for [64, 8]", ST_INVALID, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 2), ONE("weight_scale_2", "F32")}},
     {"weight has shape [64, 128], a matrix [64, 128] asks for [64, 64]", ST_INVALID, {T("weight", "U8", 64, 128), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "F32")}},
     {"weight_scale has shape [64, 8], a matrix [64, 128] asks for [64, 4]", ST_INVALID, {T("weight_packed", "U8", 64, 64), T("weight_scale", "U8", 64, 8)}},
     {"weight_scale_inv has shape [64, 1], a matrix [64, 128] asks for [1, 1]", ST_INVALID, {T("weight", "F8_E4M3", 64, 128), T("weight_scale_inv", "F32", 64, 1)}},
@@ -249,7 +252,10 @@ static const struct bad {
     {"qzeros has shape [4, 9]", ST_INVALID, {T("qweight", "I32", 16, 64), T("qzeros", "I32", 4, 9), T("scales", "F16", 4, 64)}},
     {"AWQ of 8 bits is not supported", ST_UNSUPPORTED, {T("qweight", "I32", 128, 16), T("qzeros", "I32", 4, 16), T("scales", "F16", 4, 64)}},
     {"g_idx has shape [64]", ST_INVALID, {T("qweight", "I32", 16, 64), T("qzeros", "I32", 4, 8), T("scales", "F16", 4, 64), T("g_idx", "I32", 64)}},
-    {"no known scheme has a tensor 'pre_quant_scale'", ST_UNSUPPORTED, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "F32"), T("pre_quant_scale", "BF16", 128)}},
+    {"two conventions at once", ST_INVALID, {T("weight", "U8", 32, 128), T("weight_scale", "F32", 64, 1), ONE("weight_scale_2", "F32")}},
+    {"asks for [32, 128]", ST_INVALID, {T("weight", "U8", 64, 64), T("weight_scale", "F32", 64, 1)}},
+    {"no known scheme has a tensor 'what'", ST_UNSUPPORTED, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "F32"), ONE("what", "F32")}},
+    {"pre_quant_scale: activations that are scaled column by column", ST_UNSUPPORTED, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "F32"), T("pre_quant_scale", "BF16", 128)}},
     {"type I64 is not supported yet", ST_UNSUPPORTED, {T("weight", "I64", 64, 128)}},
     {"type F8_E5M2 is not supported yet", ST_UNSUPPORTED, {T("weight", "F8_E5M2", 64, 128)}},
 };
@@ -422,7 +428,7 @@ static void configurations_by_name(void **state)
     refused_config(Q("{\"quant_method\":\"gptq\",\"checkpoint_format\":\"marlin\"}"), ST_UNSUPPORTED, "checkpoint_format 'marlin' is not supported; known: gptq, gptq_v2");
     refused_config(Q("{\"quant_method\":\"awq\",\"version\":\"gemv\"}"), ST_UNSUPPORTED, "version 'gemv'");
     refused_config(Q("{\"quant_method\":\"modelopt\",\"quant_algo\":4}"), ST_INVALID, "quant_algo");
-    refused_config(Q("{\"quant_method\":\"modelopt\",\"quant_algo\":\"W4A16_AWQ\"}"), ST_UNSUPPORTED, "quant_algo 'W4A16_AWQ' is not supported yet; known: FP8, ");
+    refused_config(Q("{\"quant_method\":\"modelopt\",\"quant_algo\":\"W4A8_AWQ\"}"), ST_UNSUPPORTED, "quant_algo 'W4A8_AWQ' is not supported yet; known: FP8, ");
     refused_config(Q("{\"quant_method\":\"modelopt\",\"quant_algo\":\"MIXED_PRECISION\",\"quantized_layers\":{\"a\":{\"quant_algo\":\"NVFP4\"},\"b\":{\"quant_algo\":\"W4A8_AWQ\"}}}"), ST_UNSUPPORTED,
                    "quant_algo 'W4A8_AWQ' is not supported yet");
     refused_config(Q("{\"quant_method\":\"modelopt\",\"quantized_layers\":[]}"), ST_INVALID, "quantized_layers is not an object");

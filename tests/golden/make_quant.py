@@ -2,10 +2,10 @@
 """Writes more cases to tests/golden/llama/CASE/ (see make_llama.py): quantised safetensors checkpoints, and what Hugging Face transformers makes of them.
 
 usage: make_quant.py [CASE…]
-needs: what make_llama.py needs, and compressed-tensors==0.20.0
+needs: what make_llama.py needs, compressed-tensors==0.20.0, and what modelopt_export.py needs
 
-The formats of compressed-tensors are written by its own compressors, its configuration by its own classes; the layouts of ModelOpt, of block FP8, GPTQ and AWQ by the functions
-below, from their producers' public code. Each is read back here by its definition in F32 (value = code · block scale · tensor scale; compressed-tensors itself dequantises NVFP4 in
+The formats of compressed-tensors are written by its own compressors, its configuration by its own classes; ModelOpt quantises and exports whole models itself; the layouts of block FP8,
+GPTQ and AWQ, and of ModelOpt where it has fused what transformers has not, are written by the functions below, from their producers' public code. Each is read back here by its definition in F32 (value = code · block scale · tensor scale; compressed-tensors itself dequantises NVFP4 in
 BF16, which must agree to BF16's rounding), and transformers runs on that.
 
 What makes them hard: sizes that the blocks of 64 and 128 do not divide, cuts inside blocks and words, some modules left alone (by patterns, by wildcards, by name), an FP8 head.
@@ -22,6 +22,7 @@ import torch
 from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme, QuantizationStatus, preset_name_to_scheme
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+import modelopt_export
 from make_llama import HERE, MIN_MARGIN, config_of, randomise, run, spell
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
@@ -38,8 +39,14 @@ SMALL = dict(layers=1, vocab=97, theta=10000.0, dtype="bf16", spelling="hub", n_
 CASES = {
     "nvfp4-compressed": dict(SMALL, layers=2, hidden=80, heads=8, kv=4, head_dim=24, ffn=176, method="ct", preset="NVFP4", format="nvfp4-pack-quantized",
                              ignore=["lm_head", "re:.*layers\\.1\\.self_attn.*"]),
-    "nvfp4-modelopt": dict(SMALL, layers=2, hidden=96, heads=6, kv=3, head_dim=16, ffn=208, method="modelopt-nvfp4", spelling="v5",
-                           ignore=["lm_head", "model.layers.0.mlp.down_proj", "*layers.1.self_attn*"]),
+    "nvfp4-modelopt": dict(SMALL, layers=2, hidden=96, heads=6, kv=3, head_dim=16, ffn=208, method="modelopt", config="NVFP4_DEFAULT_CFG", kv_config="FP8_KV_CFG", modern=False,
+                           ignore=["model.layers.0.mlp.down_proj", "*layers.1.self_attn*proj*"]),
+    # scales of 32 columns
+    "nvfp4-w4a8-modelopt": dict(SMALL, hidden=96, heads=6, kv=3, head_dim=16, ffn=160, method="modelopt", config="W4A8_NVFP4_FP8_CFG"),
+    "mxfp4-modelopt": dict(SMALL, hidden=96, heads=4, kv=4, head_dim=24, ffn=160, method="modelopt", config="MXFP4_DEFAULT_CFG"),
+    "int4-modelopt": dict(SMALL, hidden=128, heads=4, kv=2, head_dim=32, ffn=256, method="modelopt", config="INT4_BLOCKWISE_WEIGHT_ONLY_CFG"),
+    "int8-modelopt": dict(SMALL, hidden=56, heads=7, kv=1, head_dim=10, ffn=100, method="modelopt", config="INT8_WEIGHT_ONLY_CFG"),
+    "fp8-blocks-modelopt": dict(SMALL, hidden=256, heads=8, kv=4, head_dim=32, ffn=128, method="modelopt", config="FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG"),
     "mxfp4-compressed": dict(SMALL, hidden=96, heads=4, kv=4, head_dim=24, ffn=160, method="ct", preset="MXFP4", format="mxfp4-pack-quantized", ignore=["lm_head"]),
     "mxfp8-compressed": dict(SMALL, hidden=96, heads=4, kv=4, head_dim=24, ffn=160, method="ct", preset="MXFP8", format="mxfp8-quantized", ignore=["lm_head"]),
     # each kind of module in a format of its own
@@ -55,7 +62,8 @@ CASES = {
     "int4-channels-fused": dict(SMALL, hidden=60, heads=6, kv=3, head_dim=18, ffn=76, method="ct", format="pack-quantized", scale=torch.bfloat16,
                                 weights=int_args(strategy="channel", symmetric=False), ignore=["lm_head"], fused=True),
     "nvfp4-fused": dict(SMALL, hidden=64, heads=4, kv=2, head_dim=20, ffn=112, method="modelopt-nvfp4", ignore=["lm_head"], fused=True),
-    "fp8-modelopt": dict(SMALL, hidden=40, heads=5, kv=5, head_dim=14, ffn=72, method="modelopt-fp8", ignore=["model.layers.0.self_attn.o_proj"]),
+    "fp8-modelopt": dict(SMALL, hidden=40, heads=5, kv=5, head_dim=14, ffn=72, method="modelopt", config="FP8_DEFAULT_CFG", kv_config="FP8_KV_CFG",
+                         ignore=["model.layers.0.self_attn.o_proj"]),
     "fp8-channels": dict(SMALL, hidden=56, heads=7, kv=1, head_dim=10, ffn=100, method="ct", preset="FP8_DYNAMIC", format="float-quantized", scale=torch.bfloat16,
                          ignore=["re:.*down_proj$"]),
     "int4-groups": dict(SMALL, hidden=96, heads=8, kv=2, head_dim=24, ffn=160, method="ct", format="pack-quantized", scale=torch.bfloat16,
@@ -198,12 +206,6 @@ def modelopt_nvfp4(w, c):
     return tensors, (groups_of(unpack_pairs(tensors["weight"]), 16) * scale.float().unsqueeze(-1) * tensor_scale).reshape(w.shape)
 
 
-def modelopt_fp8(w, c):
-    scale = w.abs().max() / 448
-    codes = (w / scale).to(F8)
-    return {"weight": codes, "weight_scale": scale, "input_scale": torch.tensor(0.5)}, codes.float() * scale
-
-
 def fp8_blocks(w, c, e8m0=False):
     rows, columns = w.shape
     padded = torch.zeros(-(-rows // 128) * 128, -(-columns // 128) * 128)
@@ -243,7 +245,7 @@ def awq(w, c):
     return {"qweight": pack_words(order(codes.reshape(w.shape).T), 4), "qzeros": pack_words(order(zero.T), 4), "scales": scale.T}, values
 
 
-WRITERS = {"modelopt-nvfp4": modelopt_nvfp4, "modelopt-fp8": modelopt_fp8, "fp8-blocks": fp8_blocks, "fp8-blocks-e8m0": lambda w, c: fp8_blocks(w, c, True), "gptq": gptq, "awq": awq}
+WRITERS = {"modelopt-nvfp4": modelopt_nvfp4, "fp8-blocks": fp8_blocks, "fp8-blocks-e8m0": lambda w, c: fp8_blocks(w, c, True), "gptq": gptq, "awq": awq}
 
 
 # ---- configurations ----------------------------------------------------------------------------------------------------------------------------------
@@ -266,10 +268,6 @@ def quantization_config(c):
     if c["method"] == "ct":
         q = QuantizationConfig(config_groups={"group_0": scheme_of(c)}, format=c["format"], ignore=c["ignore"], quantization_status=QuantizationStatus.COMPRESSED)
         return json.loads(q.model_dump_json())
-    if c["method"] == "modelopt-fp8":
-        return {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}, "ignore": c["ignore"],
-                "config_groups": {"group_0": {"input_activations": {"dynamic": False, "num_bits": 8, "type": "float"}, "weights": {"dynamic": False, "num_bits": 8, "type": "float"},
-                                              "targets": ["Linear"]}}, "producer": {"name": "modelopt", "version": "0.40.0"}}
     if c["method"].startswith("fp8-blocks"):
         return {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
     if c["method"] == "gptq":
@@ -291,6 +289,8 @@ def ignored(c, module):
 
 def save(model, c, directory):
     """Returns the weights as a reader of the files has them."""
+    if c["method"] == "modelopt":
+        return modelopt_export.export(model, directory, c["config"], c.get("ignore", ()), c.get("kv_config"), c.get("modern", True))
     d = spell(c, model.config)
     q = quantization_config(c)
     if q:
@@ -318,8 +318,6 @@ def save(model, c, directory):
             continue
         own = next((g for pattern, g in c.get("groups", ()) if re.match(pattern[3:], module)), c)
         parts, values[name] = compressed_tensors(w, own, scheme_of(own)) if c["method"] == "ct" else WRITERS[c["method"]](w, c)
-        if "modelopt" in c["method"] and re.search(r"[kv]_proj$", module):
-            parts[module[-6] + "_scale"] = torch.tensor(0.75)
         tensors.update({f"{module}.{n}": t.contiguous() for n, t in parts.items()})
     for fused, parts in FUSIONS.items() if c.get("fused") else ():
         for layer in range(c["layers"]):
