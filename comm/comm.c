@@ -171,7 +171,7 @@ static enum st timed_out(const struct comm *c, const struct wait *w, int missing
 /* ---- collectives --------------------------------------------------------------------------------------------------------------------------------- */
 
 void *comm_send_buffer(struct comm *c) {
-    BASE_ASSERT(!c->begun);
+    BASE_ASSERT(!c->begun || c->backend->capabilities.sends_ahead);
     return c->backend->send_buffer(c);
 }
 
@@ -220,14 +220,33 @@ enum st comm_allgather_start(struct comm *c, const void *send, const size_t *rec
     c->sequence++;
     c->step = header->step;
     c->begun = true;
+    c->is_here = false;
     c->why.text[0] = 0;
     enum st code = c->backend->allgather_start(c, send, recv_bytes, header, &c->why);
     return code == ST_OK ? ST_OK : broke(c, code, e);
 }
 
+void comm_allgather_advance(struct comm *c) {
+    int missing;
+    if (!c->begun || c->is_here || c->broken != ST_OK) return;
+    c->advancing = true;
+    enum st code = c->backend->allgather_test(c, c->views, c->headers, &missing, &c->why);
+    c->advancing = false;
+    c->is_here = code == ST_OK;
+    if (code == ST_OK || code == ST_AGAIN) return;
+    struct err e;
+    broke(c, code, &e); /* and finish tells it */
+}
+
 enum st comm_allgather_finish(struct comm *c, uint64_t deadline_ns, const void **views, struct comm_header *headers, struct err *e) {
     if (c->broken != ST_OK) return tell_broken(c, e);
     BASE_ASSERT(c->begun);
+    if (c->is_here) {
+        memcpy(views, c->views, (size_t)c->n_ranks * sizeof *views);
+        if (headers) memcpy(headers, c->headers, (size_t)c->n_ranks * sizeof *headers);
+        c->begun = false;
+        return ST_OK;
+    }
     struct wait w = {0};
     int missing = -1;
     for (;;) {

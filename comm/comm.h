@@ -35,6 +35,7 @@ struct comm_capabilities {
     bool crosses_hosts;
     bool ranks_as_threads; /* several ranks of a group may be threads of one process */
     bool one_shot;         /* all-gather without a copy: views point into the sender's buffer */
+    bool sends_ahead;      /* comm_send_buffer may be asked for, and written, while the all-gather before is under way */
     size_t max_ranks;
 };
 
@@ -119,17 +120,20 @@ enum st comm_hello(struct comm *c, const struct comm_identity *mine, uint64_t de
 
 /* ---- collectives --------------------------------------------------------------------------------------------------------------------------------- */
 
-/* Where to write what the next all-gather sends, so that a one-shot backend need not copy it. At most max_bytes; 64-byte aligned; valid until that all-gather. */
+/* Where to write what the next all-gather sends, so that a one-shot backend need not copy it. At most max_bytes; 64-byte aligned; valid until that all-gather. While one is under way
+ * there is a next one only where the backend sends ahead: peers do not read our buffers then. */
 void *comm_send_buffer(struct comm *c);
 
 /* Every rank sends send_bytes (may be 0; may differ per rank: recv_bytes[r] says what rank r sends, known to all) from send (or NULL: from comm_send_buffer);
  * views[r] then points to rank r's bytes (own included), 64-byte aligned; headers[r] to what came with them. header is ours; headers may be NULL. */
 enum st comm_allgather(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, uint64_t deadline_ns, const void **views,
                        struct comm_header *headers, struct err *e);
-/* The same in two parts, so that work can be done while bytes fly. Nothing else may be called on c in between but comm_allgather_finish.
+/* The same in two parts, so that work can be done while bytes fly. Nothing else may be called on c in between but comm_allgather_finish and _advance, and comm_send_buffer as above.
  * ST_TIMEOUT leaves the exchange begun: finish may be called again. ST_PEER_LOST and ST_MISMATCH are for good: every later call says the same. */
 enum st comm_allgather_start(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e);
 enum st comm_allgather_finish(struct comm *c, uint64_t deadline_ns, const void **views, struct comm_header *headers, struct err *e);
+/* Moves what can be moved without waiting, where the caller's time is what moves it; now and then while there is other work. What goes wrong is told by finish. */
+void comm_allgather_advance(struct comm *c);
 
 /* Exchange-and-add of the partial sums of a tree, in pieces: while the caller adds piece i, piece i + 1 flies. Rank r contributes n_vectors[r] vectors of vector_bytes each (own ones
  * in send, one behind the other); add is called for each piece, in order, with all vectors' bytes [offset, offset + bytes) in the order of ranks, 64-byte aligned. It alone knows

@@ -35,6 +35,10 @@ struct comm {
     uint64_t sequence; /* of the newest exchange begun; the first is 1 */
     uint64_t step;     /* that its header named */
     bool begun;        /* started and not yet finished */
+    bool advancing;    /* nobody waits: comm_allgather_advance */
+    bool is_here;      /* it found the exchange begun done: */
+    const void *views[COMM_MAX_RANKS];
+    struct comm_header headers[COMM_MAX_RANKS];
     enum st broken;    /* ST_OK, or why no further exchange is possible */
     struct err why;
     size_t recv_bytes[COMM_MAX_RANKS]; /* of the exchange begun */

@@ -804,7 +804,7 @@ const char *comm_mpi_version(void) {
 }
 
 const struct comm_backend comm_mpi_backend = {
-    .capabilities = {.name = "mpi", .crosses_hosts = true, .ranks_as_threads = false, .one_shot = false, .max_ranks = COMM_MAX_RANKS},
+    .capabilities = {.name = "mpi", .crosses_hosts = true, .ranks_as_threads = false, .one_shot = false, .sends_ahead = true, .max_ranks = COMM_MAX_RANKS},
     .priority = 10,
     .probe = mpi_probe,
     .open = mpi_open,
@@ -841,7 +841,7 @@ enum st comm_mpi_allreduce(struct comm *c, const float *in, float *out, size_t n
 const char *comm_mpi_version(void) { return NULL; }
 
 const struct comm_backend comm_mpi_backend = {
-    .capabilities = {.name = "mpi", .crosses_hosts = true, .ranks_as_threads = false, .one_shot = false, .max_ranks = COMM_MAX_RANKS},
+    .capabilities = {.name = "mpi", .crosses_hosts = true, .ranks_as_threads = false, .one_shot = false, .sends_ahead = true, .max_ranks = COMM_MAX_RANKS},
     .priority = 10,
     .probe = mpi_probe,
     .open = mpi_open,

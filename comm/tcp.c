@@ -328,7 +328,7 @@ static void tcp_close(struct comm *c) {
 }
 
 const struct comm_backend comm_tcp_backend = {
-    .capabilities = {.name = "tcp", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .max_ranks = COMM_MAX_RANKS},
+    .capabilities = {.name = "tcp", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .sends_ahead = true, .max_ranks = COMM_MAX_RANKS},
     .priority = 10,
     .probe = tcp_probe,
     .open = tcp_open,

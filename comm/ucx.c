@@ -940,7 +940,7 @@ static enum st ucx_probe(const struct comm_setup *setup, struct err *e) {
 #endif
 
 const struct comm_backend comm_ucx_backend = {
-    .capabilities = {.name = "ucx", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .max_ranks = COMM_MAX_RANKS},
+    .capabilities = {.name = "ucx", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .sends_ahead = true, .max_ranks = COMM_MAX_RANKS},
     .priority = 40, /* and its probe refuses where plain sockets (10) are better */
     .probe = ucx_probe,
     .open = IF_UCX(ucx_open),

@@ -89,6 +89,7 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
         {"--threads", number(a, h ? h->n_threads : t->n_threads)},
         {"--spin-us", number(a, t->spin_us)},
         {"--chunk", number(a, t->chunk)},
+        {"--overlap", number(a, t->overlap_tokens)},
         {"--ctx", number(a, t->context)},
         {"--sequences", number(a, t->max_sequences)},
         {"--kv", base_arena_strdup(a, kern_format(t->kv_format)->name)},

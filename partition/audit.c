@@ -327,7 +327,7 @@ static enum st audit_places(const struct part_plan *plan, int r, struct err *e)
     uint64_t on[PART_MAX_VALUES] = {0}, sound = 0;
     for (int v = 0; v < m->n_values; v++) {
         const uint64_t bytes = part_value_bytes(m, &m->values[v], &plan->options);
-        if (m->values[v].offset % 64 || (bytes && m->values[v].offset + bytes > plan->budget[r].activations))
+        if (m->values[v].offset % 128 || (bytes && m->values[v].offset + bytes > plan->budget[r].activations))
             return err_set(e, ST_INVALID, "value %s: rank %d has no room for it at %" PRIu64, m->values[v].name, r, m->values[v].offset);
         for (int u = 0; u < m->n_values; u++)
             on[v] |= (uint64_t)part_values_overlap(plan, m, u, v) << u;

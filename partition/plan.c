@@ -14,10 +14,11 @@ static uint64_t align64(uint64_t bytes) { return (bytes + 63) & ~63ull; }
 
 uint64_t part_value_bytes(const struct part_model *m, const struct part_value *v, const struct part_plan_options *o)
 {
-    const uint64_t rows = (uint64_t)(v->rows == PART_LOGIT_ROWS ? o->max_rows : o->max_tokens) * part_rows_per_token(m, v->rows);
+    /* Half of a place is one for half the tokens: steps may be walked in halves (runtime/overlap.c). */
+    const uint64_t half = ((uint64_t)(v->rows == PART_LOGIT_ROWS ? o->max_rows : o->max_tokens) + 1) / 2 * part_rows_per_token(m, v->rows);
     if (v->partial && m->n_ranks > 1)
         return 0;
-    return align64(rows * v->width * v->n_vectors * v->element_bytes);
+    return 2 * align64(half * v->width * v->n_vectors * v->element_bytes);
 }
 
 bool part_values_overlap(const struct part_plan *plan, const struct part_model *m, int a, int b)

@@ -85,9 +85,8 @@ static enum st bind_route(struct rt_exec *x, const struct part_step *s, struct b
     return ST_OK;
 }
 
-static enum st bind_slots(struct rt_exec *x, int n_experts, struct err *e)
+enum st rt_experts_bind_slots(struct rt_exec *x, int n_experts, struct slot_table *t, struct err *e)
 {
-    struct slot_table *t = &x->slots;
     const size_t n = (size_t)x->o.settings->chunk * part_rows_per_token(x->m, PART_SLOTS);
     if (t->begin)
         return ST_OK;
@@ -124,7 +123,7 @@ enum st rt_experts_bind(struct rt_exec *x, const struct part_program *p, struct 
         if (!st && s->op == PART_EXPERTS_OUT)
             st = bind_sums(x, s, mine, e);
         if (!st && s->op == PART_EXPERTS_IN)
-            st = bind_slots(x, mine->n, e);
+            st = rt_experts_bind_slots(x, mine->n, &x->slots, e);
     }
     return st;
 }

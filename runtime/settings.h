@@ -15,6 +15,7 @@ struct rt_settings {
     struct part_model_options model;
     bool expert_stats;   /* rank 0 counts which experts are chosen */
     int chunk;           /* tokens of one step */
+    int overlap_tokens;  /* steps of so many and more are walked in halves where the backend sends ahead (overlap.c); 0: none is */
     int64_t context;     /* tokens of one sequence */
     int max_sequences;
     int n_threads;       /* per rank */

@@ -156,6 +156,7 @@ enum st rt_exec_create(const struct rt_exec_options *options, struct rt_exec **o
         return err_set(e, ST_NO_MEMORY, "no memory for the executor");
     x->o = *options;
     x->m = options->plan->ranks[options->rank];
+    x->n_halves = 1;
     enum st st = base_arena_init(&x->arena, "session", 0, e);
     if (!st)
         st = bind_barriers(x, &x->m->main, &x->main, e);
@@ -171,6 +172,8 @@ enum st rt_exec_create(const struct rt_exec_options *options, struct rt_exec **o
         st = bind_caches(x, e);
     if (!st)
         st = bind_scratch(x, e);
+    if (!st)
+        st = rt_overlap_bind(x, e);
     if (!st)
         st = bind_ledger(x, e);
     if (st) {
@@ -666,34 +669,40 @@ static bool wanted(const struct rt_exec *x, enum part_op op, enum part_exchange 
     return true;
 }
 
-static enum st gather(struct rt_exec *x, const struct part_step *s)
+enum st rt_exchange_begin(struct rt_exec *x, const struct part_step *s)
 {
     const struct part_plan *plan = x->o.plan;
     const bool in_place = value_of(x, s->in[0])->partial;
     size_t bytes[COMM_MAX_RANKS];
-    struct comm_header headers[COMM_MAX_RANKS];
     uint64_t all_bytes = 0;
     for (int r = 0; r < plan->options.n_ranks; r++)
         all_bytes += bytes[r] = part_exchange_bytes(plan, s, r, rows_in(x, s->in[0]));
     struct comm_header header = *x->header;
     if (x->ledger.on)
         header.sent_ns = rt_ledger_enter(&x->ledger, RT_LEDGER_WIRE, PART_EXCHANGE, s->layer);
-    enum st st = comm_allgather_start(x->o.comm, in_place ? NULL : address(x, s->in[0]), bytes, &header, x->e);
-    if (!st)
-        st = x->o.finish(x->o.context, x->views, headers, x->e);
+    x->under_way = (struct exchange){.step = s, .sent = bytes[x->m->rank], .received = all_bytes - bytes[x->m->rank]};
+    return comm_allgather_start(x->o.comm, in_place ? NULL : address(x, s->in[0]), bytes, &header, x->e);
+}
+
+enum st rt_exchange_end(struct rt_exec *x)
+{
+    const struct part_plan *plan = x->o.plan;
+    const struct part_step *s = x->under_way.step;
+    struct comm_header headers[COMM_MAX_RANKS];
+    const enum st st = x->o.finish(x->o.context, x->views, headers, x->e);
+    x->under_way.step = NULL;
     if (st)
         return st;
     if (x->ledger.on) {
         struct rt_ledger_step *now = &x->ledger.now;
         rt_ledger_exchanged(&x->ledger, headers, plan->options.n_ranks, x->m->rank);
-        now->bytes.sent += bytes[x->m->rank];
-        now->bytes.received += all_bytes - bytes[x->m->rank];
+        now->bytes.sent += x->under_way.sent;
+        now->bytes.received += x->under_way.received;
         now->n_exchanges++;
         now->n_sums += s->exchange == PART_EXCHANGE_TREE;
         for (int k = 0; k < 2 && s->exchange == PART_EXCHANGE_TREE; k++)
             now->n_vectors += s->in[k] == PART_NONE ? 0 : value_of(x, s->in[k])->n_vectors;
     }
-    x->send_buffer = comm_send_buffer(x->o.comm);
     for (int r = 0; r < plan->options.n_ranks; r++)
         if (headers[r].token_hash != x->header->token_hash)
             return err_set(x->e, ST_MISMATCH, "rank %d has sampled other tokens than rank %d by step %llu (hashes %08x and %08x)", r, x->m->rank, (unsigned long long)x->header->step,
@@ -707,9 +716,12 @@ static void do_exchange(struct rt_exec *x, const struct part_step *s)
 {
     x->st = (enum st)atomic_load(&x->failing);
     if (!x->st)
-        x->st = gather(x, s);
+        x->st = rt_exchange_begin(x, s);
+    if (!x->st)
+        x->st = rt_exchange_end(x);
     if (x->st)
         return;
+    x->send_buffer = comm_send_buffer(x->o.comm);
     if (s->exchange == PART_EXCHANGE_LOGITS)
         x->st = deliver_logits(x, s->in[0]);
     if (s->exchange == PART_EXCHANGE_SCORE)
@@ -791,9 +803,7 @@ static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_st
     case PART_SCORE:
         do_score(x, q, s);
         break;
-    case PART_EXCHANGE:
-        if (q.i_thread == 0)
-            do_exchange(x, s);
+    case PART_EXCHANGE: /* is none of these, see walk */
         break;
     }
     if (!x->o.comm && q.i_thread == 0)
@@ -816,26 +826,52 @@ static void mark(struct rt_exec *x, int i)
         rt_experts_mark(x, s, experts, &x->ledger.now);
 }
 
-static void walk(void *arg, int i_thread, int n_threads)
+int rt_next_exchange(const struct rt_exec *x, const struct bound_program *b, int i)
 {
-    struct rt_exec *x = arg;
-    const struct kern_queue q = {i_thread, n_threads};
-    const bool marks = x->ledger.on && i_thread == 0;
+    while (i < b->p->n_steps && !(b->p->steps[i].op == PART_EXCHANGE && wanted(x, PART_EXCHANGE, b->p->steps[i].exchange)))
+        i++;
+    return i;
+}
+
+void rt_walk_steps(struct rt_exec *x, struct kern_queue q, int from, int to)
+{
+    const bool marks = x->ledger.on && q.i_thread == 0, advances = x->n_halves > 1 && q.i_thread == 0;
     const struct bound_program *b = x->walking;
-    for (int i = 0; i < b->p->n_steps; i++) {
+    for (int i = from; i < to; i++) {
         const struct part_step *s = &b->p->steps[i];
         if (b->barrier_before[i]) /* also before a step that nobody wants: the next one counts on it */
-            base_pool_barrier(x->o.pool, i_thread);
+            base_pool_barrier(x->o.pool, q.i_thread);
         if (!wanted(x, s->op, s->exchange))
             continue;
         if (marks)
             mark(x, i);
         do_step(x, q, s, b->experts[i]);
-        if (s->op == PART_EXCHANGE) {
-            base_pool_barrier(x->o.pool, i_thread); /* what thread 0 found out is seen by all */
-            if (x->st) /* asked here and nowhere else: until all have come to the barrier before the next exchange, thread 0 does not set it again */
-                return;
-        }
+        if (advances)
+            comm_allgather_advance(x->o.comm);
+    }
+}
+
+static void walk(void *arg, int i_thread, int n_threads)
+{
+    struct rt_exec *x = arg;
+    const struct kern_queue q = {i_thread, n_threads};
+    const struct bound_program *b = x->walking;
+    if (x->n_halves > 1) {
+        rt_overlap_walk(x, q);
+        return;
+    }
+    for (int from = 0;; from++) {
+        const int to = rt_next_exchange(x, b, from);
+        rt_walk_steps(x, q, from, to);
+        if (to == b->p->n_steps)
+            return;
+        base_pool_barrier(x->o.pool, i_thread); /* bind_barriers wants one before an exchange, and relies on one after it */
+        if (i_thread == 0)
+            do_exchange(x, &b->p->steps[to]);
+        base_pool_barrier(x->o.pool, i_thread); /* what thread 0 found out is seen by all */
+        if (x->st) /* asked here and nowhere else: until all have come to the barrier before the next exchange, thread 0 does not set it again */
+            return;
+        from = to;
     }
 }
 
@@ -876,7 +912,12 @@ enum st rt_exec_run(struct rt_exec *x, const struct rt_desc *desc, const struct 
         open_ledger(x);
     if (x->o.comm)
         x->send_buffer = comm_send_buffer(x->o.comm);
+    const bool overlaps = rt_overlap_is_due(x);
+    if (overlaps)
+        rt_overlap_begin(x);
     enum st st = run_program(x, &x->main);
+    if (overlaps)
+        rt_overlap_end(x, desc);
     for (int at = 0; at < desc->n_rows && !st; at += RT_HEAD_ROWS) {
         x->first_row = at;
         x->n_rows = desc->n_rows - at < RT_HEAD_ROWS ? desc->n_rows - at : RT_HEAD_ROWS;

@@ -41,13 +41,30 @@ struct bound_program {
     struct bound_experts **experts; /* [n_steps]; NULL where the step is not of experts */
 };
 
+/* One of the two halves of a step's tokens; see overlap.c. */
+struct half {
+    struct rt_desc desc;
+    unsigned char *values;
+    struct slot_table slots;
+    uint64_t cache_tokens;
+};
+
+/* An exchange that was begun, until it is ended. */
+struct exchange {
+    const struct part_step *step; /* NULL: none is under way */
+    uint64_t sent, received;      /* bytes */
+};
+
 struct rt_exec {
     struct rt_exec_options o;
     const struct part_model *m;
     struct arena arena;
     struct bound_program main, head;
 
-    unsigned char *values; /* the step arena */
+    unsigned char *values; /* the step arena, or a half of it */
+    int n_halves;          /* of the walk: 1 or 2; what values' offsets are divided by */
+    struct half halves[2]; /* their arrays; [1] with slots of its own where the model has any */
+    int half;              /* that is walked */
     void *scratch_matmul, *scratch_attention;
     struct kern_kv *kv; /* [m->n_caches] */
     float *squares; /* [chunk], of a norm over all heads */
@@ -68,6 +85,7 @@ struct rt_exec {
     int first_row, n_rows; /* of the head program */
     uint32_t row_wants;    /* any of those rows */
     void *send_buffer;
+    struct exchange under_way;
     const void *views[COMM_MAX_RANKS];
     enum st st; /* written by thread 0 before a barrier */
     _Atomic int failing; /* an enum st; −1: e is being written */
@@ -93,13 +111,30 @@ static inline size_t sent_offset(const struct rt_exec *x, int r, int v)
 static inline float *address(const struct rt_exec *x, int v)
 {
     const struct part_value *value = value_of(x, v);
-    return (float *)(void *)(value->partial && x->o.comm ? (unsigned char *)x->send_buffer + sent_offset(x, x->m->rank, v) : x->values + value->offset);
+    return (float *)(void *)(value->partial && x->o.comm ? (unsigned char *)x->send_buffer + sent_offset(x, x->m->rank, v) : x->values + value->offset / (uint64_t)x->n_halves);
 }
 
 static inline const float *vector_of(const struct rt_exec *x, int w) { return w == PART_NONE ? NULL : x->o.weights->items[w].vector; }
 
+/* step.c. Thread 0, between the barriers that follow what is sent and precede what reads it. */
+enum st rt_exchange_begin(struct rt_exec *x, const struct part_step *s);
+enum st rt_exchange_end(struct rt_exec *x);
+/* The next step with an exchange from i on that this run wants, or the program's end. */
+int rt_next_exchange(const struct rt_exec *x, const struct bound_program *b, int i);
+/* Steps [from, to), of which none is such. */
+void rt_walk_steps(struct rt_exec *x, struct kern_queue q, int from, int to);
+
+/* overlap.c: the main program in two halves. */
+enum st rt_overlap_bind(struct rt_exec *x, struct err *e);
+bool rt_overlap_is_due(const struct rt_exec *x);
+void rt_overlap_begin(struct rt_exec *x);
+void rt_overlap_walk(struct rt_exec *x, struct kern_queue q);
+void rt_overlap_end(struct rt_exec *x, const struct rt_desc *whole);
+
 /* experts.c: steps of mixtures of experts. */
 enum st rt_experts_bind(struct rt_exec *x, const struct part_program *p, struct bound_program *b, struct err *e);
+/* Room for the tokens of a layer's experts in t. */
+enum st rt_experts_bind_slots(struct rt_exec *x, int n_experts, struct slot_table *t, struct err *e);
 void rt_experts_route(struct rt_exec *x, struct kern_queue q, const struct part_step *s, const struct bound_experts *b);
 void rt_experts_in(const struct rt_exec *x, struct kern_queue q, const struct part_step *s, const struct bound_experts *b);
 void rt_experts_out(const struct rt_exec *x, struct kern_queue q, const struct part_step *s, const struct bound_experts *b);

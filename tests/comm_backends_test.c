@@ -104,6 +104,36 @@ static bool script_sizes(struct comm **pc, void *arg) {
     return ok;
 }
 
+/* Each exchange is advanced by whoever does something else; where the backend sends ahead, what goes next is written meanwhile, and the views of the one before are read. */
+static bool script_ahead(struct comm **pc, void *arg) {
+    (void)arg;
+    struct comm *c = *pc;
+    const bool ahead = comm_query(c)->sends_ahead;
+    const int rank = comm_rank(c), n_ranks = comm_n_ranks(c);
+    struct err e = {0};
+    struct base_rng rng;
+    base_rng_init(&rng, seed + 300 + (uint64_t)rank);
+    struct exchange x[3] = {0};
+    for (uint64_t i = 1; i <= 90; i++) {
+        struct exchange *now = &x[i % 3], *next = &x[(i + 1) % 3], *before = &x[(i + 2) % 3];
+        for (int r = 0; r < n_ranks; r++) now->recv_bytes[r] = sizes[(i * 5 + (uint64_t)r * 11) % N_SIZES], next->recv_bytes[r] = sizes[((i + 1) * 5 + (uint64_t)r * 11) % N_SIZES];
+        now->sequence = i;
+        if (!ahead || i == 1) fill(comm_send_buffer(c), now->recv_bytes[rank], tag_of(i, rank));
+        const struct comm_header header = {.step = i * 3, .n_events = (uint32_t)rank, .token_hash = (uint32_t)i * 7 + (uint32_t)rank};
+        CHECK_ST(ST_OK, comm_allgather_start(c, NULL, now->recv_bytes, &header, &e), &e);
+        if (ahead) fill(comm_send_buffer(c), next->recv_bytes[rank], tag_of(i + 1, rank));
+        for (unsigned k = base_rng_below(&rng, 4); k > 0; k--) {
+            comm_allgather_advance(c);
+            if (base_rng_below(&rng, 4) == 0) pause_us(base_rng_below(&rng, 200));
+        }
+        if (i > 1 && !exchange_is_right(c, before)) return false;
+        CHECK_ST(ST_OK, comm_allgather_finish(c, soon(), now->views, now->headers, &e), &e);
+        comm_allgather_advance(c); /* nothing is under way: nothing happens */
+        if (!exchange_is_right(c, now)) return false;
+    }
+    return true;
+}
+
 static bool script_large(struct comm **pc, void *arg) {
     (void)arg;
     struct comm *c = *pc;
@@ -664,7 +694,7 @@ static bool script_deadline(struct comm **pc, void *arg) {
 static bool script_closed(struct comm **pc, void *arg) {
     struct comm *c = *pc;
     int last = comm_n_ranks(c) - 1;
-    bool use_events = arg != NULL;
+    bool use_events = arg && strcmp(arg, "events") == 0;
     struct err e = {0};
     if (comm_n_ranks(c) == 1) return true;
     if (comm_rank(c) != last) pause_us(3000); /* the last closes right after the barrier; that must not spoil it for the slow */
@@ -679,7 +709,17 @@ static bool script_closed(struct comm **pc, void *arg) {
     }
     char data[8];
     size_t bytes;
-    if (use_events && comm_rank(c) != 0)
+    if (arg && strcmp(arg, "advance") == 0) {
+        const size_t recv_bytes[MAX_RANKS] = {0};
+        const struct comm_header header = {0};
+        const void *views[MAX_RANKS];
+        CHECK_ST(ST_OK, comm_allgather_start(c, NULL, recv_bytes, &header, &e), &e);
+        for (int i = 0; i < 20; i++) {
+            comm_allgather_advance(c);
+            pause_us(1000);
+        }
+        CHECK_ST(ST_PEER_LOST, comm_allgather_finish(c, soon(), views, NULL, &e), &e);
+    } else if (use_events && comm_rank(c) != 0)
         CHECK_ST(ST_PEER_LOST, comm_event_next(c, data, sizeof data, &bytes, soon(), &e), &e);
     else
         CHECK_ST(ST_PEER_LOST, comm_barrier(c, soon(), &e), &e);
@@ -795,6 +835,10 @@ static void every_size_arrives(void **state) {
     (void)state;
     for_all(MIB, 1, script_sizes, NULL, 0);
 }
+static void work_is_done_while_bytes_fly(void **state) {
+    (void)state;
+    for_all(MIB, 1, script_ahead, NULL, 0);
+}
 static void large_messages_arrive(void **state) {
     (void)state;
     if (!t_long()) skip();
@@ -831,6 +875,7 @@ static void a_closed_peer_ends_the_waits(void **state) {
     (void)state;
     for_all(64, 1, script_closed, NULL, 0);
     for_all(64, 1, script_closed, (void *)"events", 0);
+    for_all(64, 1, script_closed, (void *)"advance", 0);
 }
 static void progress_moves_what_is_queued(void **state) {
     (void)state;
@@ -868,6 +913,7 @@ int main(void) {
     seed = t_seed();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_size_arrives),
+        cmocka_unit_test(work_is_done_while_bytes_fly),
         cmocka_unit_test(large_messages_arrive),
         cmocka_unit_test(a_hundred_thousand_small_exchanges),
         cmocka_unit_test(nobody_leaves_a_barrier_early),

@@ -1,0 +1,154 @@
+/* Large steps whose exchanges go to another host, in two halves of their tokens: while the sums of one half are on their way, the other half is computed.
+ *
+ * Both halves walk the main program stage by stage (a stage ends with an exchange): A's stage, B's stage, A's next stage … At the end of each, thread 0 ends the exchange that is under
+ * way, which is the other half's, and begins this half's: one at a time is under way, always. So the order is the same on every rank. What a stage reads of others (the views of the exchange
+ * that ended last) lives until the next but one begins: that is the other half's, whose turn comes after this stage. What a stage writes for others goes into the send buffer of the
+ * exchange to come while the one before flies: backends that send ahead have that.
+ *
+ * B's tokens follow A's, in the batch and in each sequence; B's attention reads what A has just put into the same layer's cache. Nothing else passes between tokens, so logits have the
+ * bits of a whole step. A sequence that is cut becomes two runs over one row of the block table.
+ *
+ * Half of a value's place holds it for half the tokens, so the two halves of the step arena are laid out as the whole is, at half the offsets. Weights are read twice: that is why steps
+ * must have many tokens. */
+#include <string.h>
+
+#include "runtime/step_priv.h"
+
+enum { TILE = 16 }; /* tokens: A has whole tiles of them, as matrix products like them */
+
+static enum st bind_half(struct rt_exec *x, struct half *h, struct err *e)
+{
+    const size_t n = (size_t)x->o.settings->max_sequences + 1;
+    h->desc.run_begin = base_arena_array(&x->arena, n, sizeof *h->desc.run_begin);
+    h->desc.run_tokens = base_arena_array(&x->arena, n, sizeof *h->desc.run_tokens);
+    h->desc.run_table = base_arena_array(&x->arena, n, sizeof *h->desc.run_table);
+    return h->desc.run_begin && h->desc.run_tokens && h->desc.run_table ? ST_OK : err_set(e, ST_NO_MEMORY, "no memory for the halves of a step");
+}
+
+static bool is_possible(const struct rt_exec *x)
+{
+    const struct rt_settings *s = x->o.settings;
+    return x->o.comm && s->overlap_tokens > 0 && comm_query(x->o.comm)->sends_ahead && rt_next_exchange(x, &x->main, 0) < x->main.p->n_steps;
+}
+
+enum st rt_overlap_bind(struct rt_exec *x, struct err *e)
+{
+    if (!is_possible(x))
+        return ST_OK;
+    enum st st = ST_OK;
+    for (int i = 0; i < 2 && !st; i++)
+        st = bind_half(x, &x->halves[i], e);
+    if (!st && x->slots.begin)
+        st = rt_experts_bind_slots(x, x->slots.n_experts, &x->halves[1].slots, e);
+    return st;
+}
+
+bool rt_overlap_is_due(const struct rt_exec *x)
+{
+    const int n = x->desc->batch.n_tokens;
+    return x->halves[0].desc.run_begin && n >= x->o.settings->overlap_tokens && n >= 2;
+}
+
+/* Tokens [first, first + n) of the step. */
+static void cut(const struct rt_desc *whole, int first, int n, struct half *h)
+{
+    struct rt_desc *d = &h->desc;
+    h->cache_tokens = 0;
+    d->ids = whole->ids + first;
+    d->position = whole->position + first;
+    d->batch = whole->batch;
+    d->batch.n_tokens = n;
+    d->batch.position = whole->batch.position + first;
+    d->batch.n_runs = 0;
+    for (int i = 0; i < whole->batch.n_runs; i++) {
+        const int begin = whole->batch.run_begin[i] < first ? first : whole->batch.run_begin[i], all_end = whole->batch.run_begin[i] + whole->batch.run_tokens[i];
+        const int end = all_end > first + n ? first + n : all_end;
+        if (begin >= end)
+            continue;
+        const int k = d->batch.n_runs++;
+        d->run_begin[k] = begin - first;
+        d->run_tokens[k] = end - begin;
+        d->run_table[k] = whole->batch.run_table[i];
+        h->cache_tokens += (uint64_t)whole->batch.position[end - 1] + 1;
+    }
+    d->batch.run_begin = d->run_begin;
+    d->batch.run_tokens = d->run_tokens;
+    d->batch.run_table = d->run_table;
+}
+
+/* The one that is walked from here on. */
+static void take(struct rt_exec *x, int i)
+{
+    const struct half *h = &x->halves[i];
+    x->half = i;
+    x->desc = &h->desc;
+    x->values = h->values;
+    x->slots = h->slots;
+    x->cache_tokens = h->cache_tokens;
+}
+
+void rt_overlap_begin(struct rt_exec *x)
+{
+    const int n = x->desc->batch.n_tokens, most = (x->o.settings->chunk + 1) / 2, tiles = ((n + 1) / 2 + TILE - 1) / TILE * TILE;
+    const int first = tiles <= most && tiles < n ? tiles : (n + 1) / 2;
+    cut(x->desc, 0, first, &x->halves[0]);
+    cut(x->desc, first, n - first, &x->halves[1]);
+    x->halves[0].slots = x->slots;
+    x->halves[0].values = x->values;
+    x->halves[1].values = x->values + x->o.plan->budget[x->o.rank].activations / 2;
+    x->n_halves = 2;
+    take(x, 0);
+}
+
+/* A stage of one half has ended, with exchange s (NULL: with the program). */
+static void meet(struct rt_exec *x, const struct part_step *s)
+{
+    x->st = (enum st)atomic_load(&x->failing);
+    if (!x->st && x->under_way.step) {
+        if (x->ledger.on)
+            rt_ledger_enter(&x->ledger, RT_LEDGER_WIRE, PART_EXCHANGE, x->under_way.step->layer);
+        x->st = rt_exchange_end(x);
+    }
+    if (!x->st && s) {
+        x->st = rt_exchange_begin(x, s);
+        if (!x->st)
+            x->send_buffer = comm_send_buffer(x->o.comm);
+    }
+    x->halves[x->half].slots = x->slots;
+    take(x, 1 - x->half);
+}
+
+void rt_overlap_walk(struct rt_exec *x, struct kern_queue q)
+{
+    const struct part_program *p = x->walking->p;
+    for (int from = 0, to; from <= p->n_steps; from = to + 1) {
+        to = rt_next_exchange(x, x->walking, from);
+        for (int half = 0; half < 2; half++) {
+            rt_walk_steps(x, q, from, to);
+            base_pool_barrier(x->o.pool, q.i_thread);
+            if (q.i_thread == 0)
+                meet(x, to < p->n_steps ? &p->steps[to] : NULL);
+            base_pool_barrier(x->o.pool, q.i_thread);
+            if (x->st)
+                return;
+        }
+        if (to == p->n_steps)
+            return;
+    }
+}
+
+/* What the head program reads moves to where a whole step has it. A's is never on the way of B's: its end there is at most the middle of the arena plus half its own offset, where B's begins. */
+void rt_overlap_end(struct rt_exec *x, const struct rt_desc *whole)
+{
+    const struct part_value *hidden = value_of(x, x->m->value_hidden);
+    const size_t row_bytes = (size_t)hidden->width * hidden->element_bytes;
+    const size_t n_first = (size_t)x->halves[0].desc.batch.n_tokens, n_others = (size_t)x->halves[1].desc.batch.n_tokens;
+    unsigned char *to = x->halves[0].values + hidden->offset;
+    memmove(to, x->halves[0].values + hidden->offset / 2, n_first * row_bytes);
+    memmove(to + n_first * row_bytes, x->halves[1].values + hidden->offset / 2, n_others * row_bytes);
+    x->desc = whole;
+    x->slots = x->halves[0].slots;
+    x->values = x->halves[0].values;
+    x->n_halves = 1;
+    x->under_way.step = NULL;
+}
