@@ -55,11 +55,11 @@ same "four sequences over an emulated link" "$tiny" -n 2 --threads 1 --overlap 2
 # Everything else that a program may have: a norm over all heads in between, experts with and without shared ones, in both modes, sinks and windows, an embedding from the disk.
 sequences 21 8
 for setting in f32 auto; do
-    both=(--activations $setting)
+    both=(--activations "$setting")
     same "a norm over all heads, $setting" tests/golden/families/minimax_m2-kv3 -n 3 --threads 1 --overlap 2
     same "shared experts, $setting" tests/golden/families/glm4_moe-shared2 -n 2 --threads 2 --overlap 2
     same "sinks, windows, interleaved experts, $setting" tests/golden/families/gpt_oss-mxfp4 --split 5:3 --threads 1 --overlap 2
-    both=(--activations $setting --moe ep)
+    both=(--activations "$setting" --moe ep)
     same "whole experts, $setting" tests/golden/families/qwen3_moe-e7 -n 2 --threads 1 --overlap 2
 done
 both=(--embedding disk)
