@@ -124,6 +124,14 @@ int rt_next_exchange(const struct rt_exec *x, const struct bound_program *b, int
 /* Steps [from, to), of which none is such. */
 void rt_walk_steps(struct rt_exec *x, struct kern_queue q, int from, int to);
 
+/* logits.c: what is made of logits. */
+int rt_logits_owner(const struct rt_exec *x, int dim, uint64_t id); /* which rank holds a row of the vocabulary */
+void rt_logits_sample(const struct rt_exec *x, struct kern_queue q, const struct part_step *s);
+void rt_logits_score(const struct rt_exec *x, struct kern_queue q, const struct part_step *s);
+void rt_logits_merge_samples(struct rt_exec *x, const struct part_step *s);
+void rt_logits_merge_scores(struct rt_exec *x, const struct part_step *s);
+enum st rt_logits_deliver(struct rt_exec *x, int value);
+
 /* overlap.c: the main program in two halves. */
 enum st rt_overlap_bind(struct rt_exec *x, struct err *e);
 bool rt_overlap_is_due(const struct rt_exec *x);
