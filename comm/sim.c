@@ -31,7 +31,7 @@
 #endif
 
 #define NEVER UINT64_MAX
-#define MAX_CALLS 1000000u     /* of a run that ends some day */
+#define MAX_CALLS 4000000u     /* of a run that ends some day */
 #define MAX_DEAD_CALLS 100000u /* of a task after its death */
 #define MAX_RUN_NS (600 * BASE_NS_PER_S)
 #define MAX_CALL_NS (2 * BASE_NS_PER_MS) /* of a slow task: thousands of them must fit into a deadline */
