@@ -17,7 +17,7 @@ same() {
     local name=$1 model=$2 one=$t_dir/one
     shift 2
     "$TANDEM" eval "$model" "${ids[@]}" --logits "$one.logits" "${both[@]}" --threads 1 >"$one.out" 2>"$t_dir/err" || t_fail "$name: one rank: $(tail -n 1 "$t_dir/err")"
-    if ! "$TANDEM" eval "$model" "${ids[@]}" --logits "$t_dir/logits" "${both[@]}" --backend tcp --ledger="$t_dir/ledger.json" "$@" >"$t_dir/out" 2>"$t_dir/err"; then
+    if ! "$TANDEM" eval "$model" "${ids[@]}" --logits "$t_dir/logits" "${both[@]}" --backend "$backend" --ledger="$t_dir/ledger.json" "$@" >"$t_dir/out" 2>"$t_dir/err"; then
         t_fail "$name: status $?: $(tail -n 1 "$t_dir/err")"
     elif ! cmp -s "$one.logits" "$t_dir/logits"; then
         t_fail "$name: other logits"
@@ -30,6 +30,7 @@ same() {
 # exchanges: a rank's, by the ledger, of all prompts' steps.
 exchanges() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["ranks"][0]["prefill"]["exchanges"])' "$t_dir/ledger.json"; }
 
+backend=tcp
 tiny=$t_dir/tiny.gguf
 python3 tests/make_model.py "$tiny" --hidden 192 --heads 6 --kv-heads 3 --ffn 352 --layers 3 || exit 1
 
@@ -50,6 +51,14 @@ same "four sequences, three ranks of which one has nothing" "$tiny" --split 3:0:
 for chunk in 4 32 37; do
     same "four sequences in steps of $chunk" "$tiny" -n 2 --threads 1 --overlap 2 --chunk $chunk
 done
+for backend in ucx mpi; do
+    if "$TANDEM" bench comm --backend $backend --min 8 --max 8 --blocks 1 --peer none >"$t_dir/out" 2>&1; then
+        same "four sequences over $backend" "$tiny" -n 2 --threads 1 --overlap 2
+    else
+        skip "four sequences over $backend" "$(tail -n 1 "$t_dir/out")"
+    fi
+done
+backend=tcp
 same "four sequences over an emulated link" "$tiny" -n 2 --threads 1 --overlap 2 --link 10gbit,20us,jitter=50us
 
 # Everything else that a program may have: a norm over all heads in between, experts with and without shared ones, in both modes, sinks and windows, an embedding from the disk.
