@@ -17,6 +17,7 @@ static const char *const op_names[KERN_OP_COUNT] = {
     [KERN_OP_NORM] = "norm",     [KERN_OP_ROPE_TABLE] = "rope-table", [KERN_OP_ROPE] = "rope", [KERN_OP_GATE] = "gate",
     [KERN_OP_SUM] = "sum",       [KERN_OP_TOPK] = "top-k", [KERN_OP_SAMPLE] = "sample",        [KERN_OP_LSE] = "log-sum-exp",
     [KERN_OP_ROUTE] = "route",   [KERN_OP_EXPERTS_IN] = "experts-in", [KERN_OP_EXPERTS_OUT] = "experts-out", [KERN_OP_EXPERTS_BIAS] = "experts-bias", [KERN_OP_SQUARES] = "squares", [KERN_OP_ROW_GATE] = "row-gate",
+    [KERN_OP_COLUMN_SCALE] = "column-scale",
 };
 
 const char *kern_op_name(enum kern_op op) { return op >= 0 && op < KERN_OP_COUNT ? op_names[op] : "?"; }

@@ -237,6 +237,14 @@ struct kern_row_gate {
     const float *gate; /* [n_tokens] */
 };
 
+/* x[t][i] *= scale[i], in place: what a checkpoint has activations multiplied by before they meet quantised weights. */
+struct kern_column_scale {
+    float *x; /* [n_tokens, width] */
+    size_t x_stride;
+    int n_tokens, width;
+    const float *scale; /* [width] */
+};
+
 /* y = (residual) + ((the tree over the partial vectors of all ranks) + (bias)). The tree over n_leaves leaves splits [a, b) at a + ⌈(b−a)/2⌉; vector i covers leaves
  * vector_lo[i] … vector_hi[i]−1; together they cover every leaf once, left to right. One vector: y = residual + (vector + bias). */
 struct kern_sum {
@@ -382,7 +390,7 @@ double kern_lse_merge(const float *max, const float *sum, int n_slices);
 
 /* ---- the table ---------------------------------------------------------------------------------------------------------------------------------- */
 
-enum kern_op { KERN_OP_MATMUL, KERN_OP_EMBED, KERN_OP_KV_APPEND, KERN_OP_ATTENTION, KERN_OP_NORM, KERN_OP_ROPE_TABLE, KERN_OP_ROPE, KERN_OP_GATE, KERN_OP_SUM, KERN_OP_TOPK, KERN_OP_SAMPLE, KERN_OP_LSE, KERN_OP_ROUTE, KERN_OP_EXPERTS_IN, KERN_OP_EXPERTS_OUT, KERN_OP_EXPERTS_BIAS, KERN_OP_SQUARES, KERN_OP_ROW_GATE, KERN_OP_COUNT };
+enum kern_op { KERN_OP_MATMUL, KERN_OP_EMBED, KERN_OP_KV_APPEND, KERN_OP_ATTENTION, KERN_OP_NORM, KERN_OP_ROPE_TABLE, KERN_OP_ROPE, KERN_OP_GATE, KERN_OP_SUM, KERN_OP_TOPK, KERN_OP_SAMPLE, KERN_OP_LSE, KERN_OP_ROUTE, KERN_OP_EXPERTS_IN, KERN_OP_EXPERTS_OUT, KERN_OP_EXPERTS_BIAS, KERN_OP_SQUARES, KERN_OP_ROW_GATE, KERN_OP_COLUMN_SCALE, KERN_OP_COUNT };
 const char *kern_op_name(enum kern_op op);
 
 struct kern_backend {
@@ -412,6 +420,7 @@ struct kern_backend {
     void (*rope)(struct kern_queue q, const struct kern_rope *args);
     void (*gate)(struct kern_queue q, const struct kern_gate *args);
     void (*row_gate)(struct kern_queue q, const struct kern_row_gate *args);
+    void (*column_scale)(struct kern_queue q, const struct kern_column_scale *args);
     void (*sum)(struct kern_queue q, const struct kern_sum *args);
     void (*topk)(struct kern_queue q, const struct kern_topk *args);
     void (*sample)(struct kern_queue q, const struct kern_sample *args);

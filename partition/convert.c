@@ -60,6 +60,8 @@ static enum st put_together(struct planner *w, const struct ck_tensor *codes, co
     const enum st st = quant_scheme_of(w->ck, w->quant, codes, rows, columns, NULL, &w->p->arena, &s, w->e);
     if (st)
         return st;
+    if (s->input_scale)
+        return err_set(w->e, ST_UNSUPPORTED, "%s: tensor %s: inputs are scaled column by column, for which the new file has no place", ck_path(w->ck), s->input_scale->name);
     const uint64_t row_bytes = up(columns, kern_format(s->format)->block_columns) * kern_format(s->format)->block_bytes;
     *t = (struct ck_tensor){.name = name, .format = s->format, .n_dims = 2, .dims = {rows, columns}, .file = codes->file, .offset = codes->offset, .bytes = rows * row_bytes};
     *x = (struct part_weight){.name = name, .tensor = codes, .scheme = s, .kind = PART_MATRIX, .row_axis = part_axis_whole(rows), .column_axis = part_axis_whole(columns), .leaf_dim = PART_WHOLE, .owner_dim = PART_WHOLE,

@@ -105,6 +105,8 @@ static enum st add_weight(struct part_model *m, enum part_weight_kind kind, cons
         if (m->weights[i].tensor == tensor && same_view(&m->weights[i].scheme->view, view))
             scheme = m->weights[i].scheme;
     enum st st = scheme ? ST_OK : quant_scheme_of(m->ck, matrix ? m->config.quant : NULL, tensor, tensor_rows, matrix ? columns.size : 1, view, &m->arena, &scheme, e);
+    if (!st && scheme->input_scale && !m->scales_input)
+        st = err_set(e, ST_UNSUPPORTED, "%s: tensor %.200s: inputs that are scaled column by column are not supported here yet: of attention and feed-forward blocks they are", ck_path(m->ck), scheme->input_scale->name);
     if (!st && scheme->sources[0].role == QUANT_BLOCKS)
         st = check_shape(m, tensor, view, matrix, tensor_rows, columns.size, e);
     if (st)
@@ -236,7 +238,7 @@ const char *part_op_name(enum part_op op)
         [PART_EMBED] = "embed",   [PART_ROPE_TABLE] = "rope-table", [PART_NORM] = "norm",         [PART_LINEAR] = "linear", [PART_ROPE] = "rope",     [PART_ATTENTION] = "attention",
         [PART_GATE] = "gate",     [PART_EXCHANGE] = "exchange",     [PART_SUM] = "sum",           [PART_SELECT] = "select", [PART_PICK] = "pick",     [PART_SAMPLE] = "sample",
         [PART_SCORE] = "score",   [PART_ROUTE] = "route",           [PART_EXPERTS_IN] = "experts-in", [PART_EXPERTS_OUT] = "experts-out", [PART_EXPERTS_BIAS] = "experts-bias",
-        [PART_SQUARES] = "squares", [PART_ROW_GATE] = "row-gate",
+        [PART_SQUARES] = "squares", [PART_ROW_GATE] = "row-gate", [PART_COLUMN_SCALE] = "column-scale",
     };
     return (unsigned)op < sizeof names / sizeof *names ? names[op] : "unknown step";
 }
@@ -319,7 +321,7 @@ static struct needs needs_of(const struct part_step *s)
         [PART_EXPERTS_OUT] = {2, 1, 1, 1, false, false, 0}, [PART_EXPERTS_BIAS] = {1, 1, 0, 1, false, false, 0}, [PART_EXCHANGE] = {1, 0, 0, 0, true, false, 1},
         [PART_SUM] = {2, 1, 0, 1, true, false, 1},          [PART_SELECT] = {1, 1, 0, 0, true, false, 0},       [PART_PICK] = {1, 1, 0, 0, false, false, 0},
         [PART_SAMPLE] = {1, 1, 0, 0, false, false, 0},      [PART_SCORE] = {1, 1, 0, 0, false, false, 0},       [PART_SQUARES] = {2, 1, 0, 0, false, false, 0},
-        [PART_ROW_GATE] = {2, 1, 0, 0, false, false, 0},
+        [PART_ROW_GATE] = {2, 1, 0, 0, false, false, 0},    [PART_COLUMN_SCALE] = {1, 1, 1, 0, false, false, 0},
     };
     struct needs n = table[s->op];
     if (s->op == PART_LINEAR || s->op == PART_EXPERTS_IN)
@@ -352,7 +354,7 @@ static enum st check_operands(struct check *c, const struct part_step *s)
         CHECK(c, s->weight[k] >= PART_NONE && s->weight[k] < m->n_weights && s->bias[k] >= PART_NONE && s->bias[k] < m->n_weights, "names a weight that does not exist");
         CHECK(c, s->bias[k] == PART_NONE || k < n.n_biases, "has no use for a bias (%s)", m->weights[s->bias[k]].name);
         CHECK(c, s->bias[k] == PART_NONE || m->weights[s->bias[k]].kind == PART_VECTOR, "%s: a bias is a vector", m->weights[s->bias[k]].name);
-        CHECK(c, k >= n.n_weights || (m->weights[s->weight[k]].kind == PART_VECTOR) == (s->op == PART_NORM), "%s: a matrix where a vector belongs, or the reverse",
+        CHECK(c, k >= n.n_weights || (m->weights[s->weight[k]].kind == PART_VECTOR) == (s->op == PART_NORM || s->op == PART_COLUMN_SCALE), "%s: a matrix where a vector belongs, or the reverse",
               m->weights[s->weight[k]].name);
     }
     for (int k = 0; k < PART_MAX_PARTS && is_of_experts(s); k++)
@@ -517,6 +519,9 @@ static enum st check_shapes(struct check *c, const struct part_step *s)
         break;
     case PART_ROW_GATE:
         CHECK(c, s->out[0] == s->in[0] && width_of(m, s->in[1]) == 1, "%s is no gate of one number a token", m->values[s->in[1]].name);
+        break;
+    case PART_COLUMN_SCALE:
+        CHECK(c, s->out[0] == s->in[0] && rows_of(m, s->weight[0]) == width_of(m, s->in[0]), "%s does not fit %s", m->weights[s->weight[0]].name, m->values[s->in[0]].name);
         break;
     case PART_ROUTE:
         return check_route(c, s);

@@ -135,6 +135,7 @@ enum part_op {
     PART_ATTENTION,  /* appends k = in[1], v = in[2] to cache, out[0] = attention of q = in[0]; bias[0]: sinks, one score a head */
     PART_GATE,       /* out[0] = silu(in[0]) · in[1], or what config.gate says */
     PART_ROW_GATE,   /* out[0] = in[0] = in[0] · sigmoid(in[1]), one number for each token */
+    PART_COLUMN_SCALE, /* out[0] = in[0] = in[0] · weight[0], one number for each column */
     PART_ROUTE,      /* out[0] = experts and weights of each token by the logits in[0]; bias[0]: added for the choice alone. Sorts the tokens by local experts */
     PART_EXPERTS_IN, /* out[i][S, ffn] = in[0][token of the slot] · (weight[i] + e)ᵀ (+ bias[i] + e), i < n_parts, of the experts e that in[1] routes to */
     PART_EXPERTS_OUT, /* out[0] = Σ over a token's slots of weight · (in[0][slot] · (weight[0] + e)ᵀ), partial: by leaves, or by groups of experts (expert mode: + bias[0] + e) */
@@ -198,6 +199,7 @@ struct part_model {
     struct model_config config;
     const struct checkpoint *ck;
     enum part_moe moe;
+    bool scales_input; /* while it is built: the next product's input has been scaled as its matrix asks (struct quant_scheme.input_scale) */
     const struct expert_map *expert_map; /* NULL: none */
     int rank, n_ranks; /* 0 of 1: unsharded */
 

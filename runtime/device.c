@@ -15,7 +15,7 @@ static bool op_of(enum part_op step, enum kern_op *op)
         [PART_EXPERTS_IN] = KERN_OP_EXPERTS_IN, [PART_EXPERTS_OUT] = KERN_OP_EXPERTS_OUT, [PART_EXPERTS_BIAS] = KERN_OP_EXPERTS_BIAS,
         [PART_EXCHANGE] = KERN_OP_COUNT,        [PART_SUM] = KERN_OP_SUM,               [PART_SELECT] = KERN_OP_COUNT,
         [PART_PICK] = KERN_OP_COUNT,            [PART_SAMPLE] = KERN_OP_SAMPLE,         [PART_SCORE] = KERN_OP_LSE,
-        [PART_ROW_GATE] = KERN_OP_ROW_GATE,
+        [PART_ROW_GATE] = KERN_OP_ROW_GATE,     [PART_COLUMN_SCALE] = KERN_OP_COLUMN_SCALE,
     };
     *op = (enum kern_op)ops[step];
     return *op != KERN_OP_COUNT;

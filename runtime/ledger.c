@@ -28,6 +28,7 @@ enum rt_ledger_kind rt_ledger_kind_of(enum part_op op)
     case PART_LINEAR:
     case PART_GATE:
     case PART_ROW_GATE:
+    case PART_COLUMN_SCALE:
     case PART_ROUTE:
     case PART_EXPERTS_IN:
     case PART_EXPERTS_OUT:

@@ -460,6 +460,13 @@ static void do_row_gate(const struct rt_exec *x, struct kern_queue q, const stru
     x->o.backend->row_gate(q, &args);
 }
 
+static void do_column_scale(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
+{
+    const size_t width = value_of(x, s->out[0])->width;
+    const struct kern_column_scale args = {.x = address(x, s->out[0]), .x_stride = width, .n_tokens = rows_in(x, s->in[0]), .width = (int)width, .scale = vector_of(x, s->weight[0])};
+    x->o.backend->column_scale(q, &args);
+}
+
 static void do_sum(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
 {
     const struct part_value *out = value_of(x, s->out[0]);
@@ -613,6 +620,9 @@ static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_st
         break;
     case PART_ROW_GATE:
         do_row_gate(x, q, s);
+        break;
+    case PART_COLUMN_SCALE:
+        do_column_scale(x, q, s);
         break;
     case PART_SQUARES:
         do_squares(x, q, s);

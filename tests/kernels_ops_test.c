@@ -206,6 +206,33 @@ static void row_gate(void **state) {
         }
 }
 
+static void column_scale(void **state) {
+    (void)state;
+    struct base_rng r;
+    base_rng_init(&r, t_seed());
+    for (int w = 0; w < N_WIDTHS; w++)
+        for (int n_tokens = 0; n_tokens <= 4; n_tokens++) {
+            const size_t stride = (size_t)widths[w] + 3, n = stride * (size_t)(n_tokens ? n_tokens : 1);
+            float *x = random_floats(&r, n, 3), *scales = random_floats(&r, (size_t)widths[w] + 1, 2), *want = guarded(x, n);
+            struct kern_column_scale args = {want, stride, n_tokens, widths[w], scales};
+            RUN(kern_ref.column_scale, &args, 1);
+            for (int t = 0; t < n_tokens; t++)
+                for (int i = 0; i < widths[w]; i++)
+                    assert_true(want[(size_t)t * stride + (size_t)i] == (float)((double)x[(size_t)t * stride + (size_t)i] * (double)scales[i]));
+            FOR_BACKENDS(b, KERN_OP_COLUMN_SCALE)
+                for (int n_threads = 1; n_threads <= 3; n_threads++) {
+                    float *y = guarded(x, n);
+                    args.x = y;
+                    RUN((*b)->column_scale, &args, n_threads);
+                    expect_same("column-scale", *b, y, want, n, widths[w], n_threads);
+                    t_guard_free(y);
+                }
+            t_guard_free(want);
+            free(x);
+            free(scales);
+        }
+}
+
 static double gate_in_double(const struct kern_gate *args, double g, double u) {
     if (args->kind == KERN_GATE_SILU)
         return g / (1 + exp(-g)) * u;
@@ -502,7 +529,7 @@ static void selection(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(norm), cmocka_unit_test(squares), cmocka_unit_test(row_gate), cmocka_unit_test(rope),   cmocka_unit_test(gate),        cmocka_unit_test(gate_nan), cmocka_unit_test(sum),
+        cmocka_unit_test(norm), cmocka_unit_test(squares), cmocka_unit_test(row_gate), cmocka_unit_test(column_scale), cmocka_unit_test(rope),   cmocka_unit_test(gate),        cmocka_unit_test(gate_nan), cmocka_unit_test(sum),
         cmocka_unit_test(topk), cmocka_unit_test(sample), cmocka_unit_test(log_sum_exp), cmocka_unit_test(selection),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -51,6 +51,7 @@ FORMATS = {
     "INT8, a scale a row": dict(method="ct", preset="INT8", format="int-quantized", scale=torch.bfloat16),
     "INT8, a scale a row, zero points": dict(method="ct", format="int-quantized", scale=torch.bfloat16, weights=int_args(bits=8, strategy="channel", symmetric=False)),
     "INT8, a scale a row (ModelOpt)": dict(method="modelopt", config="INT8_WEIGHT_ONLY_CFG"),
+    "INT8, SmoothQuant (ModelOpt)": dict(method="modelopt", config="INT8_SMOOTHQUANT_CFG"),
     "GPTQ, 4 bits, groups of 32": dict(method="gptq", bits=4, group=32),
     "GPTQ, 8 bits, groups of 32": dict(method="gptq", bits=8, group=32),
     "GPTQ, act-order": dict(method="gptq", bits=4, group=32, act_order=True),

@@ -87,4 +87,32 @@ refuse "a code that is NaN" "tensor model.layers.0.self_attn.q_proj.weight: row 
 copy int4-awq
 patch model.layers.0.self_attn.v_proj.scales 0 007c
 refuse "an infinite scale" "tensor model.layers.0.self_attn.v_proj.scales: row 0, block 0 (columns from 0 on): its scale is infinite or too large"
+
+# Scales of inputs: all parts of a product want the same ones, and where nobody scales the input they are refused.
+copy int8-modelopt-smooth
+patch model.layers.0.self_attn.k_proj.pre_quant_scale 4 0040
+refuse "scales of inputs that differ" "tensors model.layers.0.self_attn.q_proj.pre_quant_scale and model.layers.0.self_attn.k_proj.pre_quant_scale differ"
+cat >"$t_dir/add.py" <<'END'
+"""add.py FILE TENSOR N: adds a tensor of N F32 ones to a safetensors file"""
+import json
+import struct
+import sys
+
+file, tensor, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with open(file, "rb") as f:
+    n = struct.unpack("<Q", f.read(8))[0]
+    header, data = json.loads(f.read(n)), f.read()
+header[tensor] = {"dtype": "F32", "shape": [count], "data_offsets": [len(data), len(data) + 4 * count]}
+head = json.dumps(header).encode()
+head += b" " * (-len(head) % 8)
+with open(file, "wb") as f:
+    f.write(struct.pack("<Q", len(head)) + head + data + struct.pack("<f", 1) * count)
+END
+rm -rf "$t_dir/model" && cp -r tests/golden/families/qwen3_moe-nvfp4 "$t_dir/model"
+expert=model.layers.0.mlp.experts.0.down_proj
+columns=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["moe_intermediate_size"])' "$t_dir/model/config.json")
+python3 "$t_dir/add.py" "$t_dir/model/model.safetensors" $expert.pre_quant_scale "$columns"
+refuse "scales of an expert's inputs" "tensor $expert.pre_quant_scale: inputs that are scaled column by column are not supported here yet"
+fails "quantize has no place for them" "$TANDEM" quantize tests/golden/llama/int8-modelopt-smooth "$t_dir/out" --format fp8
+contains "… and says so" "$("$TANDEM" quantize tests/golden/llama/int8-modelopt-smooth "$t_dir/out" --format fp8 2>&1)" "pre_quant_scale: inputs are scaled column by column, for which the new file has no place"
 t_end

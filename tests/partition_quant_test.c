@@ -109,6 +109,7 @@ static const struct good {
 } goods[] = {
     {"NVFP4 of ModelOpt", FMT_NVFP4, 0, 3, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "F32"), ONE("input_scale", "F32"), ONE("k_scale", "F32")}},
     {"NVFP4 of ModelOpt", FMT_NVFP4, 0, 3, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 4), ONE("weight_scale_2", "F32")}},
+    {"NVFP4 of ModelOpt", FMT_NVFP4, 0, 3, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "F32"), T("pre_quant_scale", "BF16", 128)}},
     {"NVFP4 of compressed-tensors", FMT_NVFP4, 0, 3, {T("weight_packed", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), T("weight_global_scale", "F32", 1), T("input_global_scale", "F32", 1)}},
     {"MXFP4 of compressed-tensors", FMT_MXFP4, 0, 2, {T("weight_packed", "U8", 64, 64), T("weight_scale", "U8", 64, 4)}},
     {"MXFP4 of compressed-tensors", FMT_MXFP4, 0, 2, {T("weight_packed", "U8", 64, 64), T("weight_scale", "F8_E8M0", 64, 4)}},
@@ -255,7 +256,8 @@ static const struct bad {
     {"two conventions at once", ST_INVALID, {T("weight", "U8", 32, 128), T("weight_scale", "F32", 64, 1), ONE("weight_scale_2", "F32")}},
     {"asks for [32, 128]", ST_INVALID, {T("weight", "U8", 64, 64), T("weight_scale", "F32", 64, 1)}},
     {"no known scheme has a tensor 'what'", ST_UNSUPPORTED, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "F32"), ONE("what", "F32")}},
-    {"pre_quant_scale: activations that are scaled column by column", ST_UNSUPPORTED, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "F32"), T("pre_quant_scale", "BF16", 128)}},
+    {"pre_quant_scale: one plain number for each of 128 columns", ST_INVALID, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "F32"), T("pre_quant_scale", "BF16", 64)}},
+    {"pre_quant_scale: one plain number for each of 128 columns", ST_INVALID, {T("weight", "U8", 64, 64), T("weight_scale", "F8_E4M3", 64, 8), ONE("weight_scale_2", "F32"), T("pre_quant_scale", "I8", 128)}},
     {"type I64 is not supported yet", ST_UNSUPPORTED, {T("weight", "I64", 64, 128)}},
     {"type F8_E5M2 is not supported yet", ST_UNSUPPORTED, {T("weight", "F8_E5M2", 64, 128)}},
 };

@@ -278,7 +278,7 @@ static void test_quantised_models(void **state)
     (void)state;
     static const char *const cases[] = {"nvfp4-compressed", "nvfp4-modelopt", "nvfp4-w4a8-modelopt", "nvfp4-fused", "mxfp4-compressed", "fp8-blocks",  "fp8-blocks-e8m0",     "fp8-blocks-fused", "fp8-modelopt", "fp8-channels",
                                         "int4-groups",      "int4-channels",  "int8-groups", "int8-channels",    "int4-gptq",   "int4-channels-fused", "int8-gptq-v2",     "int4-awq",     "int8-embedding", "int4-tensor",
-                                        "int4-modelopt", "int4-gptq-act-order", "int8-actorder", "int4-actorder", "mxfp8-compressed", "mixed-compressed", "int4-gptq-128"};
+                                        "int4-modelopt", "int4-modelopt-awq", "int8-modelopt-smooth", "int4-gptq-act-order", "int8-actorder", "int4-actorder", "mxfp8-compressed", "mixed-compressed", "int4-gptq-128"};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char path[128];
         snprintf(path, sizeof path, "tests/golden/llama/%s", cases[i]);

@@ -13,6 +13,7 @@ bool cpu_ops_supports(enum kern_op op, enum format format, int head_dim) {
     case KERN_OP_ROPE:
     case KERN_OP_GATE:
     case KERN_OP_ROW_GATE:
+    case KERN_OP_COLUMN_SCALE:
     case KERN_OP_SUM:
     case KERN_OP_TOPK:
     case KERN_OP_SAMPLE:

@@ -16,6 +16,7 @@
     void cpu_rope_##suffix(struct kern_queue q, const struct kern_rope *args);              \
     void cpu_gate_##suffix(struct kern_queue q, const struct kern_gate *args);              \
     void cpu_row_gate_##suffix(struct kern_queue q, const struct kern_row_gate *args);      \
+    void cpu_column_scale_##suffix(struct kern_queue q, const struct kern_column_scale *args); \
     void cpu_sum_##suffix(struct kern_queue q, const struct kern_sum *args);                \
     void cpu_topk_##suffix(struct kern_queue q, const struct kern_topk *args);              \
     void cpu_sample_##suffix(struct kern_queue q, const struct kern_sample *args);          \
@@ -34,7 +35,7 @@ CPU_OPS(avx512)
 /* For struct kern_backend: .kv_append … .lse, .route, .experts_bias, and the attention's scratch (none: its state lives on the stack). */
 #define CPU_OPS_TABLE(suffix)                                                                                                                    \
     .kv_append = cpu_kv_append_##suffix, .attention = cpu_attention_##suffix, .norm = cpu_norm_##suffix, .squares = cpu_squares_##suffix, .rope_table = cpu_rope_table_##suffix,   \
-    .rope = cpu_rope_##suffix, .gate = cpu_gate_##suffix, .row_gate = cpu_row_gate_##suffix, .sum = cpu_sum_##suffix, .topk = cpu_topk_##suffix, .sample = cpu_sample_##suffix,      \
+    .rope = cpu_rope_##suffix, .gate = cpu_gate_##suffix, .row_gate = cpu_row_gate_##suffix, .column_scale = cpu_column_scale_##suffix, .sum = cpu_sum_##suffix, .topk = cpu_topk_##suffix, .sample = cpu_sample_##suffix,      \
     .lse = cpu_lse_##suffix, .route = cpu_route_##suffix, .experts_bias = cpu_experts_bias_##suffix,                                             \
     .attention_scratch_bytes = cpu_attention_scratch_bytes
 

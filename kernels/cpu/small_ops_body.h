@@ -151,6 +151,17 @@ void CPU_NAME(row_gate)(struct kern_queue q, const struct kern_row_gate *args) {
     }
 }
 
+void CPU_NAME(column_scale)(struct kern_queue q, const struct kern_column_scale *args) {
+    struct share s = share_of(q, args->n_tokens, (size_t)args->width, VEC_LANES);
+    for (size_t t = s.token_begin; t < s.token_end; t++) {
+        float *x = args->x + t * args->x_stride;
+        for (size_t i = s.column_begin; i < s.column_end; i += VEC_LANES) {
+            size_t n = least(VEC_LANES, s.column_end - i);
+            vec_store_n(x + i, vec_mul(vec_load_n(x + i, n), vec_load_n(args->scale + i, n)), n);
+        }
+    }
+}
+
 enum { SUM_VECS = 8 };
 
 /* Columns from i on of one token: n_vecs vectors of lanes side by side, so that the walk over the tree costs little; in the last one n lanes count.

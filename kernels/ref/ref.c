@@ -48,6 +48,7 @@ const struct kern_backend kern_ref = {
     .rope = ref_rope,
     .gate = ref_gate,
     .row_gate = ref_row_gate,
+    .column_scale = ref_column_scale,
     .sum = ref_sum,
     .topk = ref_topk,
     .sample = ref_sample,

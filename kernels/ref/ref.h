@@ -25,6 +25,7 @@ void ref_rope_table(struct kern_queue q, const struct kern_rope_table *args);
 void ref_rope(struct kern_queue q, const struct kern_rope *args);
 void ref_gate(struct kern_queue q, const struct kern_gate *args);
 void ref_row_gate(struct kern_queue q, const struct kern_row_gate *args);
+void ref_column_scale(struct kern_queue q, const struct kern_column_scale *args);
 void ref_sum(struct kern_queue q, const struct kern_sum *args);
 void ref_topk(struct kern_queue q, const struct kern_topk *args);
 void ref_sample(struct kern_queue q, const struct kern_sample *args);

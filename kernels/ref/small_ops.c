@@ -89,6 +89,13 @@ void ref_row_gate(struct kern_queue q, const struct kern_row_gate *args) {
     }
 }
 
+void ref_column_scale(struct kern_queue q, const struct kern_column_scale *args) {
+    REF_FOR_SHARE(int, t, args->n_tokens, q) {
+        for (int i = 0; i < args->width; i++)
+            args->x[(size_t)t * args->x_stride + (size_t)i] *= args->scale[i];
+    }
+}
+
 /* Value of node [a, b) for element `at`; *i is the next vector to take. */
 static float node(const struct kern_sum *args, size_t at, int *i, uint32_t a, uint32_t b) {
     if (args->vector_lo[*i] == a && args->vector_hi[*i] == b)

@@ -2,6 +2,7 @@
 #include "partition/models/decoder.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const struct names EMBEDDING = {"model.embed_tokens", "token_embd"}, HEAD = {"lm_head", "output"}, FINAL_NORM = {"model.norm", "output_norm"};
@@ -70,6 +71,41 @@ static enum st add_parts(struct part_model *m, int layer, const struct names *pa
             return st;
     }
     return ST_OK;
+}
+
+/* Where the parts of a product want their input scaled column by column (ModelOpt's AWQ and SmoothQuant), value is, in place; nobody else reads it. All parts say the same, or
+ * some would get another input than they want. */
+static enum st add_input_scale(struct part_model *m, int layer, int value, const struct names *parts, int n_parts, struct names fused, struct part_axis columns, struct err *e)
+{
+    static const char what[] = "pre_quant_scale";
+    char full[128];
+    const struct ck_tensor *first = NULL;
+    void *mine = NULL;
+    enum st st = ST_OK;
+    m->scales_input = false;
+    for (int k = 0; k < n_parts && !st; k++) {
+        const struct ck_tensor *t = decoder_find(m, layer, parts[k], what, full);
+        t = t ? t : decoder_find(m, layer, fused, what, full);
+        void *theirs = NULL;
+        if (k && !t != !first)
+            return free(mine), err_set(e, ST_UNSUPPORTED, "%s: tensor %s is missing: parts of one product whose inputs are scaled otherwise are not supported", ck_path(m->ck), full);
+        if (!t)
+            continue;
+        if (t->unsupported || kern_format(t->format)->quantised || t->n_dims != 1 || t->dims[0] != columns.size)
+            return free(mine), err_set(e, ST_INVALID, "%s: tensor %s: one plain number for each of %llu columns is expected", ck_path(m->ck), t->name, (unsigned long long)columns.size);
+        st = ck_read_bytes(m->ck, t, t->bytes, k ? &theirs : &mine, e);
+        if (!st && k && (t->bytes != first->bytes || memcmp(mine, theirs, t->bytes) != 0))
+            st = err_set(e, ST_UNSUPPORTED, "%s: tensors %s and %s differ: parts of one product whose inputs are scaled otherwise are not supported", ck_path(m->ck), first->name, t->name);
+        free(theirs);
+        first = first ? first : t;
+    }
+    free(mine);
+    if (st || !first)
+        return st;
+    m->scales_input = true;
+    struct part_step *s = part_add_step(m, &m->main, PART_COLUMN_SCALE, layer);
+    s->in[0] = s->out[0] = (int16_t)value;
+    return part_add_weight(m, PART_VECTOR, first, 0, columns.size, columns, part_axis_whole(1), &s->weight[0], e);
 }
 
 bool decoder_in_any_layer(const struct part_model *m, struct names n, const char *what)
@@ -171,12 +207,15 @@ enum st decoder_attention(struct part_model *m, int layer, const struct decoder 
     enum st st = decoder_norm(m, &m->main, layer, d->x, d->h, ATTENTION_NORM, e);
     if (st)
         return st;
+    const struct names qkv_names[] = {Q, K, V};
+    if ((st = add_input_scale(m, layer, d->h, qkv_names, 3, QKV, hidden, e)))
+        return st;
     struct part_step *qkv = part_add_step(m, &m->main, PART_LINEAR, layer);
     qkv->in[0] = (int16_t)d->h;
     qkv->out[0] = (int16_t)d->q;
     qkv->out[1] = (int16_t)d->k;
     qkv->out[2] = (int16_t)d->v;
-    st = add_parts(m, layer, (const struct names[]){Q, K, V}, QKV, 3, (const struct part_axis[]){q_rows, kv_rows, kv_rows}, hidden, d->qkv_bias, qkv, e);
+    st = add_parts(m, layer, qkv_names, QKV, 3, (const struct part_axis[]){q_rows, kv_rows, kv_rows}, hidden, d->qkv_bias, qkv, e);
     if (st)
         return st;
 
@@ -202,10 +241,13 @@ enum st decoder_attention(struct part_model *m, int layer, const struct decoder 
     if (d->sinks && (st = add_sinks(m, layer, a, e)))
         return st;
 
+    if ((st = add_input_scale(m, layer, d->a, &O, 1, (struct names){NULL, NULL}, q_rows, e)))
+        return st;
     struct part_step *o = part_add_step(m, &m->main, PART_LINEAR, layer);
     o->in[0] = (int16_t)d->a;
     o->out[0] = (int16_t)d->attention_part;
     st = decoder_add(m, PART_MATRIX, layer, O, "weight", hidden, q_rows, &o->weight[0], e);
+    m->scales_input = false;
     if (st)
         return st;
     return add_residual(m, layer, d->x, d->attention_part, m->dim_heads, O, d->o_bias, e);
@@ -218,11 +260,14 @@ enum st decoder_ffn(struct part_model *m, int layer, const struct decoder *d, st
     enum st st = decoder_norm(m, &m->main, layer, d->x, d->h, d->ffn_norm, e);
     if (st)
         return st;
+    const struct names gate_up_names[] = {GATE, UP};
+    if ((st = add_input_scale(m, layer, d->h, gate_up_names, 2, GATE_UP, hidden, e)))
+        return st;
     struct part_step *gate_up = part_add_step(m, &m->main, PART_LINEAR, layer);
     gate_up->in[0] = (int16_t)d->h;
     gate_up->out[0] = (int16_t)d->gate;
     gate_up->out[1] = (int16_t)d->up;
-    st = add_parts(m, layer, (const struct names[]){GATE, UP}, GATE_UP, 2, (const struct part_axis[]){ffn, ffn}, hidden, d->gate_up_bias, gate_up, e);
+    st = add_parts(m, layer, gate_up_names, GATE_UP, 2, (const struct part_axis[]){ffn, ffn}, hidden, d->gate_up_bias, gate_up, e);
     if (st)
         return st;
     struct part_step *act = part_add_step(m, &m->main, PART_GATE, layer);
@@ -230,10 +275,13 @@ enum st decoder_ffn(struct part_model *m, int layer, const struct decoder *d, st
     act->in[1] = (int16_t)d->up;
     act->out[0] = (int16_t)d->y;
 
+    if ((st = add_input_scale(m, layer, d->y, &DOWN, 1, (struct names){NULL, NULL}, ffn, e)))
+        return st;
     struct part_step *down = part_add_step(m, &m->main, PART_LINEAR, layer);
     down->in[0] = (int16_t)d->y;
     down->out[0] = (int16_t)d->ffn_part;
     st = decoder_add(m, PART_MATRIX, layer, DOWN, "weight", hidden, ffn, &down->weight[0], e);
+    m->scales_input = false;
     if (st)
         return st;
     return add_residual(m, layer, d->x, d->ffn_part, m->dim_ffn, DOWN, d->down_bias, e);

@@ -45,6 +45,9 @@ CASES = {
     "nvfp4-w4a8-modelopt": dict(SMALL, hidden=96, heads=6, kv=3, head_dim=16, ffn=160, method="modelopt", config="W4A8_NVFP4_FP8_CFG"),
     "mxfp4-modelopt": dict(SMALL, hidden=96, heads=4, kv=4, head_dim=24, ffn=160, method="modelopt", config="MXFP4_DEFAULT_CFG"),
     "int4-modelopt": dict(SMALL, hidden=128, heads=4, kv=2, head_dim=32, ffn=256, method="modelopt", config="INT4_BLOCKWISE_WEIGHT_ONLY_CFG"),
+    # inputs scaled column by column: of o and down (the others' are in the norms), and of all
+    "int4-modelopt-awq": dict(SMALL, hidden=128, heads=4, kv=2, head_dim=32, ffn=256, method="modelopt", config="INT4_AWQ_CFG"),
+    "int8-modelopt-smooth": dict(SMALL, hidden=56, heads=7, kv=1, head_dim=10, ffn=100, method="modelopt", config="INT8_SMOOTHQUANT_CFG"),
     "int8-modelopt": dict(SMALL, hidden=56, heads=7, kv=1, head_dim=10, ffn=100, method="modelopt", config="INT8_WEIGHT_ONLY_CFG"),
     "fp8-blocks-modelopt": dict(SMALL, hidden=256, heads=8, kv=4, head_dim=32, ffn=128, method="modelopt", config="FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG"),
     "mxfp4-compressed": dict(SMALL, hidden=96, heads=4, kv=4, head_dim=24, ffn=160, method="ct", preset="MXFP4", format="mxfp4-pack-quantized", ignore=["lm_head"]),

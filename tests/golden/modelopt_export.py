@@ -1,8 +1,9 @@
 """NVIDIA ModelOpt quantises a model and exports it, all on the CPU: what its users publish, down to the names of the tensors.
 
 needs: nvidia-modelopt==0.47.0 (and what it asks for that is not there already: omegaconf antlr4-python3-runtime==4.9.3 pydantic pulp nvidia-ml-py rich ninja scipy tqdm regex)
-Of its configurations those with AWQ, SVDQuant or a search for scales want a GPU. One that is exported is read back by its definition (value = code · block scale · tensor scale), and must
-lie close to the weights that went in: a wrong order of nibbles or a scale misunderstood would not."""
+Of its configurations those that search for scales of FP4 want a GPU. One that is exported is read back by its definition (value = code · block scale · tensor scale), and must
+lie close to the weights that went in: a wrong order of nibbles or a scale misunderstood would not. (AWQ moves scales of columns from weights into the norms before them; then the weights
+that keep theirs are compared.)"""
 import contextlib
 import copy
 import glob
@@ -38,7 +39,8 @@ def read(parts, shape):
         else:
             codes = torch.stack([low, high], -1).reshape(shape)
             codes = E2M1[codes & 7] * torch.where(codes & 8 > 0, -1.0, 1.0)
-    return codes.float() * each(scale, shape) * parts.get("weight_scale_2", torch.tensor(1.0)).float()
+    values = codes.float() * each(scale, shape) * parts.get("weight_scale_2", torch.tensor(1.0)).float()
+    return values * parts["pre_quant_scale"].float() if "pre_quant_scale" in parts else values
 
 
 def export(model, directory, config, ignore=(), kv=None, modern=True, n_ids=24):
@@ -82,6 +84,7 @@ def read_back(directory, given):
 
     tensors = load_file(os.path.join(directory, "model.safetensors"))
     values, n = {}, 0
+    moved = any(name.endswith("pre_quant_scale") for name in tensors)
     for name, w in given.items():
         if name not in tensors:
             continue  # tied
@@ -89,6 +92,9 @@ def read_back(directory, given):
         parts = {t[len(module) + 1 :]: x for t, x in tensors.items() if t.startswith(module + ".")}
         values[name] = read(parts, w.shape) if "weight_scale" in parts else parts[name[len(module) + 1 :]].float()
         n += "weight_scale" in parts
-        assert (values[name] - w).norm() < MAX_RMS * w.norm(), f"{name} is read as something else"
+        if moved and "pre_quant_scale" not in parts:
+            continue
+        s = parts.get("pre_quant_scale", torch.tensor(1.0)).float() if name.endswith("weight") else 1  # what was rounded is w / s
+        assert ((values[name] - w) / s).norm() < MAX_RMS * (w / s).norm(), f"{name} is read as something else"
     assert n, "nothing is quantised"
     return values
