@@ -30,6 +30,10 @@ for arch in 80 90 120a 121a; do
     check yes "$file" 'ldmatrix\.sync\.aligned\.m8n8\.x4\.trans\.shared\.b16 '
     check yes "$file" 'cvt\.rn\.f16\.f32 '
     check yes "$file" 'cvt\.f32\.f16 '
+    check yes "$file" 'ld\.acquire\.sys\.global\.b128 '
+    check yes "$file" 'st\.release\.sys\.global\.b128 '
+    check yes "$file" 'ld\.acquire\.sys\.global\.v4\.u32 '
+    check yes "$file" 'st\.release\.sys\.global\.v4\.u32 '
     check yes "$file" 'mbarrier\.init\.shared::cta\.b64 '
     check yes "$file" 'mbarrier\.arrive\.shared::cta\.b64 '
     wanted=yes

@@ -51,6 +51,22 @@ static void planted_faults_and_right_kernels(void **state) {
     }
 }
 
+/* How often it happens with these seeds. */
+static uint32_t count_unchecked(void (*count)(void *)) {
+    uint32_t n = 0;
+    simt_set_check(0);
+    for (uint64_t seed = 1; seed <= 50; seed++) assert_null(simt_catch(count, &n, seed));
+    simt_set_check(1);
+    return n;
+}
+
+/* The faults are found whatever happens; what they may do is acted out, too. */
+static void acted_out(void **state) {
+    (void)state;
+    assert_true(count_unchecked(simt_count_torn_v4) > 0);
+    assert_int_equal(count_unchecked(simt_count_torn_b128), 0);
+}
+
 /* ---- kernels/cuda against ref --------------------------------------------------------------------------------------------------------------------------- */
 
 static void norm_case(void *rng) {
@@ -496,7 +512,7 @@ static void status_4(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(planted_faults_and_right_kernels), cmocka_unit_test(same_bits_as_ref),       cmocka_unit_test(counts_by_hand),
+        cmocka_unit_test(planted_faults_and_right_kernels), cmocka_unit_test(acted_out), cmocka_unit_test(same_bits_as_ref), cmocka_unit_test(counts_by_hand),
         cmocka_unit_test(refused_calls), cmocka_unit_test(faults_on_demand), cmocka_unit_test(self_test_in_every_model), cmocka_unit_test(status_4),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

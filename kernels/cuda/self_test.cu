@@ -210,6 +210,31 @@ static int launch_bulk(uint32_t *bad, void *stream) {
     return e;
 }
 
+/* ---- 16 bytes of the system's scope ---------------------------------------------------------------------------------------------------------------------- */
+
+/* Words stand where a vector of them would have them, whichever of the two stores them and loads them. */
+__global__ void __launch_bounds__(32) check_wide(global<uint32_t> words, global<uint32_t> bad) {
+    const uint32_t mine = 4 * threadIdx.x, others = mine ^ 4;
+    auto n_wrong = [=](uint4 v, uint32_t first) { return (uint32_t)(v.x != first) + (v.y != first + 1) + (v.z != first + 2) + (v.w != first + 3); };
+    uint32_t n_bad = 0;
+    words.store_release_b128(mine, uint4{mine, mine + 1, mine + 2, mine + 3});
+    __syncwarp();
+    n_bad += n_wrong(words.load_acquire_b128(others), others) + n_wrong(words.load_acquire_v4(others), others) + n_wrong(words.load_as<uint4>(others), others);
+    __syncwarp();
+    words.store_release_v4(mine, uint4{mine + 100, mine + 101, mine + 102, mine + 103});
+    __syncwarp();
+    n_bad += n_wrong(words.load_acquire_b128(others), others + 100) + n_wrong(words.load_acquire_v4(others), others + 100);
+    bad.store(threadIdx.x, n_bad);
+}
+static int launch_wide(uint32_t *bad, void *stream) {
+    uint32_t numbers[128] = {}, *words = nullptr;
+    int e = upload(&words, numbers);
+    if (e == cudaSuccess)
+        e = SIMT_LAUNCH(check_wide, 1, 32, 0, stream, words, bad);
+    release(words, stream);
+    return e;
+}
+
 /* ---- conversions ------------------------------------------------------------------------------------------------------------------------------------- */
 
 /* Ties, subnormals, what rounds up to infinity, NaN; by distance to both neighbours, not by adding to the bits. */
@@ -253,6 +278,7 @@ const struct cuda_self_test cuda_self_tests[] = {
     {"cvt.rn.f16 and back", 80, launch_f16},
     {"cp.async and ldmatrix", 80, launch_ldmatrix},
     {"cp.async.bulk and mbarrier", 90, launch_bulk},
+    {"ld.acquire and st.release of 16 bytes", 80, launch_wide},
     {"mma m16n8k16 bf16", 80, launch_mma<with_bf16>},
     {"mma m16n8k32 e4m3", 89, launch_mma<with_e4m3>},
     {"mma m16n8k32 mxf8", 120, launch_mma<with_mxf8<0, 0, 0, 0>>},

@@ -2,7 +2,7 @@
  *
  * Every byte of a buffer and of a block's shared memory has a cell: the record of its last write, and a list of the reads since. A record is an access: which
  * operation, block, thread, at which clock of that thread, where in the source. An access races with an earlier one of the same byte if one of them writes, they
- * are not both atomic (of a scope that covers both), and the earlier one did not happen before it: by streams and events where the operations differ
+ * are not both atomic (of a scope that covers both, and of one size), and the earlier one did not happen before it: by streams and events where the operations differ
  * (operation_ordered), else by the thread's view. This is FastTrack's method (Flanagan and Freund, 2009) with lists in place of read clocks.
  * A byte whose cell has no write is uninitialised. */
 #include "kernels/simt/engine.h"
@@ -34,9 +34,12 @@ static std::vector<record> records(2);
 static std::vector<reads> lists(1);
 
 static bool is_atomic(access_kind k) { return k >= access_kind::atomic_load; }
-static bool is_write(access_kind k) { return k == access_kind::store || k == access_kind::atomic_store || k == access_kind::atomic_update; }
+static bool is_store(access_kind k) { return k == access_kind::store || k == access_kind::atomic_store || k == access_kind::b128_store || k == access_kind::v4_store; }
+static bool is_write(access_kind k) { return is_store(k) || k == access_kind::atomic_update; }
+static bool is_b128(access_kind k) { return k == access_kind::b128_load || k == access_kind::b128_store; }
+static bool is_v4(access_kind k) { return k == access_kind::v4_load || k == access_kind::v4_store; }
 static const char *kind_name(access_kind k) {
-    static const char *const names[] = {"load", "store", "atomic load", "atomic store", "atomic update"};
+    static const char *const names[] = {"load", "store", "atomic load", "atomic store", "atomic update", "b128 load", "b128 store", "v4 load", "v4 store"};
     return names[(int)k];
 }
 
@@ -60,14 +63,22 @@ static bool happened_before(const record &r, const actor &a) {
     return view_knows(a.t->knows, r.block, r.thread, r.clock);
 }
 
+/* Two atomic accesses, whose scopes cover both. */
+static bool reach_each_other(const record &a, const record &b) {
+    return is_atomic(a.kind) && is_atomic(b.kind) && a.operation == b.operation && (a.block == b.block || (a.of != scope::block && b.of != scope::block));
+}
+
+/* Why two such may yet see parts of each other; NULL: they do not. v4 beside v4 is no race of PTX's model, but whoever takes a vector as it was stored means all of it. */
+static const char *why_torn(const record &a, const record &b) {
+    if (is_b128(a.kind) != is_b128(b.kind)) return "; atomic accesses of unequal size do not know each other";
+    return is_v4(a.kind) && is_v4(b.kind) ? "; a v4 access is four of 4 bytes, seen in any order" : nullptr;
+}
+
 static bool conflict(uint32_t i, const record &now, const actor &a) {
     if (i <= long_ago)
         return false;
     const record &r = records[i];
-    if (is_atomic(r.kind) && is_atomic(now.kind) && (r.operation == now.operation) &&
-        (r.block == now.block || (r.of != scope::block && now.of != scope::block)))
-        return false;
-    return !happened_before(r, a);
+    return !(reach_each_other(r, now) && !why_torn(r, now)) && !happened_before(r, a);
 }
 
 /* The same thread at the same place without a synchronisation in between is one record. */
@@ -126,8 +137,9 @@ static std::string region_text(const region &r) { return "buffer " + r.name + " 
 [[noreturn]] static void report_race(const record &now, const actor &a, uint32_t earlier, const std::string &what, size_t offset) {
     const record r = records[earlier];
     bool for_threads = a.is_bulk && happened_before(r, {a.t, a.operation});
+    const char *torn = reach_each_other(r, now) ? why_torn(r, now) : nullptr;
     finding("race on %s, byte %zu: %s, unordered with %s%s", what.c_str(), offset, describe(now).c_str(), describe(r).c_str(),
-            for_threads ? "; fence_proxy_async() is missing between them" : "");
+            for_threads ? "; fence_proxy_async() is missing between them" : torn ? torn : "");
 }
 
 /* what(): the memory's name, asked for only when there is something to say. */
@@ -178,7 +190,7 @@ void global_access(const void *p, size_t bytes, size_t align, access_kind kind, 
                 text_of(t).c_str(), kind_name(kind), place(at).c_str(), offset, region_text(*r).c_str());
         used_by(*r, t.in_block->of->number);
         check(r->cells + offset, offset, bytes, record_of(t, at, kind, s), {&t, t.in_block->of->number},
-              !r->written && kind != access_kind::store && kind != access_kind::atomic_store, [&] { return region_text(*r); });
+              !r->written && !is_store(kind), [&] { return region_text(*r); });
     }
     if (counting())
         count_access(t, p, bytes, false, is_write(kind), at);

@@ -53,7 +53,7 @@ struct site {
 #define SIMT_HERE                                                                                                                                              \
     simt::site { file_, line_ }
 
-enum class access_kind : uint8_t { load, store, atomic_load, atomic_store, atomic_update };
+enum class access_kind : uint8_t { load, store, atomic_load, atomic_store, atomic_update, b128_load, b128_store, v4_load, v4_store };
 
 struct lane_ids {
     uint3 thread_idx, block_idx;
@@ -71,6 +71,8 @@ uint32_t shared_dynamic_bytes();
 enum class order : uint8_t { relaxed, acquire, release, acquire_release };
 enum class update : uint8_t { read, write, add, exchange, compare_exchange };
 uint32_t atomic(uint32_t *p, update u, uint32_t value, uint32_t compare, order o, scope s, site at);
+/* 16 bytes of the system's scope, with acquire or release: kind is one of the last four. */
+void atomic_wide(uint32_t *p, access_kind kind, uint4 *v, site at);
 void fence(scope s);
 
 /* 16 bytes of global into shared memory, some time until the thread waits for them. */
@@ -193,11 +195,19 @@ template <class T> struct global {
     template <scope S> value compare_exchange(size_t i, value compare, value v, SIMT_SITE) const {
         return atomic<S>(i, simt::update::compare_exchange, v, compare, simt::order::acquire_release, SIMT_HERE);
     }
+    uint4 load_acquire_b128(size_t i, SIMT_SITE) const { return wide(i, simt::access_kind::b128_load, uint4(), SIMT_HERE); }
+    void store_release_b128(size_t i, uint4 v, SIMT_SITE) const { wide(i, simt::access_kind::b128_store, v, SIMT_HERE); }
+    uint4 load_acquire_v4(size_t i, SIMT_SITE) const { return wide(i, simt::access_kind::v4_load, uint4(), SIMT_HERE); }
+    void store_release_v4(size_t i, uint4 v, SIMT_SITE) const { wide(i, simt::access_kind::v4_store, v, SIMT_HERE); }
 
   private:
     template <scope S> value atomic(size_t i, simt::update u, value v, value compare, simt::order o, simt::site at) const {
         static_assert(sizeof(value) == 4 && value(1) / 2 == 0, "atomics are of 32-bit integers");
         return (value)simt::atomic((uint32_t *)(p + i), u, (uint32_t)v, (uint32_t)compare, o, S, at);
+    }
+    uint4 wide(size_t i, simt::access_kind kind, uint4 v, simt::site at) const {
+        simt::atomic_wide((uint32_t *)(p + i), kind, &v, at);
+        return v;
     }
 };
 

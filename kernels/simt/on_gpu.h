@@ -70,6 +70,30 @@ template <scope S> __device__ inline uint32_t compare_exchange(uint32_t *p, uint
     return old;
 }
 
+/* 16 bytes of the system's scope. */
+__device__ inline uint4 load_acquire_b128(const void *p) {
+    uint4 v;
+    asm volatile("{ .reg .b128 q; .reg .b64 low, high; ld.acquire.sys.global.b128 q, [%4]; mov.b128 {low, high}, q; mov.b64 {%0, %1}, low; mov.b64 {%2, %3}, high; }"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+__device__ inline void store_release_b128(void *p, uint4 v) {
+    asm volatile("{ .reg .b128 q; .reg .b64 low, high; mov.b64 low, {%1, %2}; mov.b64 high, {%3, %4}; mov.b128 q, {low, high}; st.release.sys.global.b128 [%0], q; }"
+                 :
+                 : "l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+__device__ inline uint4 load_acquire_v4(const void *p) {
+    uint4 v;
+    asm volatile("ld.acquire.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    return v;
+}
+__device__ inline void store_release_v4(void *p, uint4 v) {
+    asm volatile("st.release.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" : : "l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 template <class... P, class... A>
 inline cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, void *stream, A... arguments) {
     void *pointers[] = {(void *)&arguments...}; /* of the kernel's own types: the caller's business */
@@ -100,6 +124,10 @@ template <class T> struct global {
     template <scope S> __device__ value compare_exchange(size_t i, value compare, value v) const {
         return simt::compare_exchange<S>((uint32_t *)(p + i), compare, v);
     }
+    __device__ uint4 load_acquire_b128(size_t i) const { return simt::load_acquire_b128(p + i); }
+    __device__ void store_release_b128(size_t i, uint4 v) const { simt::store_release_b128((void *)(p + i), v); }
+    __device__ uint4 load_acquire_v4(size_t i) const { return simt::load_acquire_v4(p + i); }
+    __device__ void store_release_v4(size_t i, uint4 v) const { simt::store_release_v4((void *)(p + i), v); }
 };
 
 /* From sm_90 on; before, who runs it ends there: who launches asks first. */

@@ -6,7 +6,9 @@
  *   load_as<V>(i), store_as(i, v)   a vector (float4, uint4 …) that begins at element i, aligned to its own size
  *   at(i)                       the same memory from element i on
  * and global<T> of 32-bit elements atomics: load_relaxed, load_acquire, store_relaxed, store_release, add (acquire and release in one), exchange, compare_exchange,
- * each <scope::block|device|system>.
+ * each <scope::block|device|system>. And of any elements, 16 aligned bytes of the system's scope as a uint4:
+ *   load_acquire_b128(i), store_release_b128(i, v)   at once: who sees one word of a store sees all
+ *   load_acquire_v4(i), store_release_v4(i, v)       four accesses of 4 bytes in any order: four flags at once, but no flag for the words beside it
  * shared<T> also
  *   copy_async16(i, from, k)    16 bytes from element k of global memory on; copy_async_commit() closes a group of them, copy_async_wait<n>() waits until the thread has at most
  *                               n groups open. Then they are there for this thread; for others after a barrier

@@ -1,6 +1,7 @@
 /* See cases.h. Each case leaves its work in streams; simt_catch waits for it. A right case compares its results itself. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels/simt/simt.h"
 #include "kernels/simt/simt_host.h"
@@ -516,6 +517,96 @@ static void run_grid_barrier(void *) {
     expect(out, 8, [](size_t i) { return (uint32_t)(7 - i); });
 }
 
+/* ---- 16 bytes of the system's scope ------------------------------------------------------------------------------------------------------------------------ */
+
+static uint32_t *pinned_zeroes(size_t n) {
+    void *p = NULL;
+    if (cudaHostAlloc(&p, n * sizeof(uint32_t), cudaHostAllocDefault) != cudaSuccess)
+        abort();
+    simt_host_write(p, n * sizeof(uint32_t));
+    memset(p, 0, n * sizeof(uint32_t));
+    return (uint32_t *)p;
+}
+
+enum packet_fault { PACKET_RIGHT, PACKET_AS_V4, STORED_AS_V4, POLLED_AS_WORD, POLLED_AS_WORD_OF_V4, STORED_PLAINLY, PACKET_NOT_ALIGNED };
+/* As to a network card, through pinned memory: block 0 sends packets of three words and their round, block 1 takes each and says so; who sees the round wants the words. */
+template <packet_fault f> __global__ void packets(global<uint32_t> slots, global<uint32_t> taken, global<uint32_t> n_torn) {
+    const uint32_t lane = threadIdx.x, at = 4 * lane + (f == PACKET_NOT_ALIGNED);
+    uint32_t torn = 0;
+    for (uint32_t round = 1; round <= 3; round++)
+        if (blockIdx.x == 0) {
+            while (taken.load_acquire<scope::system>(lane) != round - 1) {
+            }
+            const uint4 packet = {10 * round, 20 * round, 30 * round, round};
+            if (f == PACKET_AS_V4 || f == STORED_AS_V4 || f == POLLED_AS_WORD_OF_V4)
+                slots.store_release_v4(at, packet);
+            else if (f == STORED_PLAINLY)
+                slots.store_as<uint4>(at, packet);
+            else
+                slots.store_release_b128(at, packet);
+        } else {
+            uint4 packet;
+            if (f == POLLED_AS_WORD || f == POLLED_AS_WORD_OF_V4) {
+                while (slots.load_acquire<scope::system>(at + 3) != round) {
+                }
+                packet = slots.load_as<uint4>(at);
+            } else {
+                do
+                    packet = f == PACKET_AS_V4 ? slots.load_acquire_v4(at) : slots.load_acquire_b128(at);
+                while (packet.w != round);
+            }
+            torn += packet.x != 10 * round || packet.y != 20 * round || packet.z != 30 * round;
+            taken.store_release<scope::system>(lane, round);
+        }
+    if (blockIdx.x == 1)
+        n_torn.store(lane, torn);
+}
+template <packet_fault f> static void run_packets(void *) {
+    uint32_t *n_torn = device_zeroes(32);
+    SIMT_LAUNCH_COOPERATIVE(packets<f>, 2, 32, 0, NULL, pinned_zeroes(132), pinned_zeroes(32), n_torn);
+    if (f == PACKET_RIGHT)
+        expect(n_torn, 32, [](size_t) { return 0u; });
+}
+template <packet_fault f> static void count_torn(void *n) {
+    uint32_t *n_torn = device_zeroes(32), got[32];
+    SIMT_LAUNCH_COOPERATIVE(packets<f>, 2, 32, 0, NULL, pinned_zeroes(132), pinned_zeroes(32), n_torn);
+    cudaMemcpy(got, n_torn, sizeof got, cudaMemcpyDeviceToHost);
+    for (uint32_t torn : got)
+        *(uint32_t *)n += torn;
+}
+void simt_count_torn_v4(void *n) { count_torn<PACKET_AS_V4>(n); }
+void simt_count_torn_b128(void *n) { count_torn<PACKET_RIGHT>(n); }
+
+/* What v4 is good for: four neighbours' flags at once, and vectors behind another flag. */
+__global__ void four_flags(global<uint32_t> vectors, global<uint32_t> flags, global<uint32_t> out) {
+    const uint32_t lane = threadIdx.x, me = blockIdx.x;
+    if (me < 4) {
+        vectors.store_release_v4(4 * (32 * me + lane), uint4{me, lane, 2, 3});
+        __syncthreads();
+        if (lane == 0)
+            flags.store_release<scope::system>(me, 1);
+        return;
+    }
+    if (lane == 0) {
+        uint4 f;
+        do
+            f = flags.load_acquire_v4(0);
+        while (!f.x || !f.y || !f.z || !f.w);
+    }
+    __syncthreads();
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < 4; i++) {
+        const uint4 v = vectors.load_acquire_v4(4 * (32 * i + lane));
+        sum += v.x * 100 + v.y + v.z + v.w;
+    }
+    out.store(lane, sum);
+}
+static void run_four_flags(void *) {
+    uint32_t *out = device_zeroes(32);
+    SIMT_LAUNCH_COOPERATIVE(four_flags, 5, 32, 0, NULL, pinned_zeroes(512), pinned_zeroes(4), out);
+    expect(out, 32, [](size_t i) { return (uint32_t)(620 + 4 * i); });
+}
+
 /* ---- memory -------------------------------------------------------------------------------------------------------------------------------------------- */
 
 __global__ void unwritten_shared(global<uint32_t> out) {
@@ -944,6 +1035,12 @@ const struct simt_case simt_cases[] = {
     {"a relaxed count before the last block", run_last_block_adds<false>, "race on buffer", "last_block_adds"},
     {"a flag of the device's scope towards the host", run_tells_host<scope::device>, "scope too narrow", "tells_host"},
     {"a flag of the block's scope towards the host", run_tells_host<scope::block>, "scope too narrow", "tells_host"},
+    {"a packet as v4, its flag in one word", run_packets<PACKET_AS_V4>, "race on buffer", "v4 access is four of 4 bytes, seen in any order"},
+    {"a packet stored as v4, loaded as b128", run_packets<STORED_AS_V4>, "race on buffer", "of unequal size"},
+    {"a packet stored as b128, its flag polled as a word", run_packets<POLLED_AS_WORD>, "race on buffer", "of unequal size"},
+    {"a word of a v4 taken for the flag of the others", run_packets<POLLED_AS_WORD_OF_V4>, "race on buffer", "unordered with kernel packets<f>, block (0,0,0)"},
+    {"a packet stored by a plain vector", run_packets<STORED_PLAINLY>, "race on buffer", "packets<f>"},
+    {"a packet at no multiple of 16", run_packets<PACKET_NOT_ALIGNED>, "misaligned", "of 16 bytes"},
     {"a flag that nobody writes", run_waits_for_ever, "deadlock", "waits_for_ever"},
     {"shared memory that nobody wrote", run_unwritten_shared, "uninitialised", "unwritten_shared"},
     {"a buffer that nobody wrote", run_unwritten_buffer, "uninitialised", "copy_words"},
@@ -982,6 +1079,8 @@ const struct simt_case simt_cases[] = {
     {"release and acquire", run_message<RELEASE>, NULL, NULL},
     {"fences around relaxed accesses", run_message<FENCES>, NULL, NULL},
     {"a flag of the system's scope towards the host", run_tells_host<scope::system>, NULL, NULL},
+    {"packets of 16 bytes", run_packets<PACKET_RIGHT>, NULL, NULL},
+    {"four flags at once", run_four_flags, NULL, NULL},
     {"the last block adds up", run_last_block_adds<true>, NULL, NULL},
     {"all blocks meet", run_grid_barrier, NULL, NULL},
     {"dynamic shared memory", run_within_dynamic, NULL, NULL},
