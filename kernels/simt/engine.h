@@ -1,4 +1,4 @@
-/* Inside the harness: what engine.cpp (threads, barriers, warps), memory.cpp (buffers, races), runtime.cpp (streams) and counts.cpp share.
+/* Inside the harness: what engine.cpp (threads, barriers, warps), atomics.cpp, memory.cpp (buffers, races), runtime.cpp (streams) and counts.cpp share.
  *
  * One process thread does everything. A launch is an operation of a stream; while it runs, `self` is the CUDA thread whose fiber has the processor. */
 #ifndef KERNELS_SIMT_ENGINE_H
@@ -221,6 +221,7 @@ struct launch : operation {
 };
 void launch_run(launch &l);
 
+void atomics_forget(); /* atomics.cpp: what memory has to hand on, when the launch has ended */
 void to_scheduler(); /* another thread goes on; back when this one is runnable and its warp's turn */
 void redraw(thread *t);
 std::string text_of(const thread &t); /* kernel, block, thread */
