@@ -38,6 +38,8 @@ for arch in 80 90 120a 121a; do
     check yes "$file" 'mbarrier\.arrive\.shared::cta\.b64 '
     wanted=yes
     [ $arch = 80 ] && wanted=no
+    check $wanted "$file" 'griddepcontrol\.launch_dependents;'
+    check $wanted "$file" 'griddepcontrol\.wait;'
     check $wanted "$file" 'mbarrier\.inval\.shared::cta\.b64 ' # sm_80 has it, but not what comes before
     check $wanted "$file" 'mbarrier\.arrive\.expect_tx\.shared::cta\.b64 '
     check $wanted "$file" 'mbarrier\.try_wait\.parity\.shared::cta\.b64 '

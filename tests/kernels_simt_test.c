@@ -65,6 +65,8 @@ static void acted_out(void **state) {
     (void)state;
     assert_true(count_unchecked(simt_count_torn_v4) > 0);
     assert_int_equal(count_unchecked(simt_count_torn_b128), 0);
+    assert_true(count_unchecked(simt_count_overlaps) > 0);
+    assert_int_equal(count_unchecked(simt_count_overlaps_not_allowed), 0);
 }
 
 /* ---- kernels/cuda against ref --------------------------------------------------------------------------------------------------------------------------- */
@@ -512,8 +514,14 @@ static void status_4(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(planted_faults_and_right_kernels), cmocka_unit_test(acted_out), cmocka_unit_test(same_bits_as_ref), cmocka_unit_test(counts_by_hand),
-        cmocka_unit_test(refused_calls), cmocka_unit_test(faults_on_demand), cmocka_unit_test(self_test_in_every_model), cmocka_unit_test(status_4),
+        cmocka_unit_test(planted_faults_and_right_kernels),
+        cmocka_unit_test(acted_out),
+        cmocka_unit_test(same_bits_as_ref),
+        cmocka_unit_test(counts_by_hand),
+        cmocka_unit_test(refused_calls),
+        cmocka_unit_test(faults_on_demand),
+        cmocka_unit_test(self_test_in_every_model),
+        cmocka_unit_test(status_4),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

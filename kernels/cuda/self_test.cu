@@ -219,7 +219,8 @@ __global__ void __launch_bounds__(32) check_wide(global<uint32_t> words, global<
     uint32_t n_bad = 0;
     words.store_release_b128(mine, uint4{mine, mine + 1, mine + 2, mine + 3});
     __syncwarp();
-    n_bad += n_wrong(words.load_acquire_b128(others), others) + n_wrong(words.load_acquire_v4(others), others) + n_wrong(words.load_as<uint4>(others), others);
+    n_bad += n_wrong(words.load_acquire_b128(others), others) + n_wrong(words.load_acquire_v4(others), others) +
+             n_wrong(words.load_as<uint4>(others), others);
     __syncwarp();
     words.store_release_v4(mine, uint4{mine + 100, mine + 101, mine + 102, mine + 103});
     __syncwarp();
@@ -229,9 +230,33 @@ __global__ void __launch_bounds__(32) check_wide(global<uint32_t> words, global<
 static int launch_wide(uint32_t *bad, void *stream) {
     uint32_t numbers[128] = {}, *words = nullptr;
     int e = upload(&words, numbers);
-    if (e == cudaSuccess)
-        e = SIMT_LAUNCH(check_wide, 1, 32, 0, stream, words, bad);
+    if (e == cudaSuccess) e = SIMT_LAUNCH(check_wide, 1, 32, 0, stream, words, bad);
     release(words, stream);
+    return e;
+}
+
+/* ---- dependent launches ------------------------------------------------------------------------------------------------------------------------------------ */
+
+/* Lets the next begin and writes late; that one reads what is written, wherever it stands by then. */
+__global__ void __launch_bounds__(32) writes_late(global<uint32_t> numbers, uint32_t n_rounds) {
+    launch_dependents();
+    uint32_t x = threadIdx.x;
+    for (uint32_t i = 0; i < n_rounds; i++) x = __shfl_xor_sync(0xffffffffu, x, 1);
+    numbers.store(32 * blockIdx.x + threadIdx.x, 32 * blockIdx.x + x);
+}
+__global__ void __launch_bounds__(32) check_dependent(global<const uint32_t> numbers, uint32_t n_blocks, global<uint32_t> bad) {
+    uint32_t n_bad = 0;
+    wait_for_primary();
+    for (uint32_t b = 0; b < n_blocks; b++) n_bad += numbers.load(32 * b + threadIdx.x) != 32 * b + threadIdx.x;
+    bad.store(threadIdx.x, n_bad);
+}
+static int launch_dependent(uint32_t *bad, void *stream) {
+    constexpr uint32_t N_BLOCKS = 4, N_ROUNDS = 1000; /* even: everybody's own number again */
+    uint32_t numbers[32 * N_BLOCKS] = {}, *in = nullptr;
+    int e = upload(&in, numbers);
+    if (e == cudaSuccess) e = SIMT_LAUNCH(writes_late, N_BLOCKS, 32, 0, stream, in, N_ROUNDS);
+    if (e == cudaSuccess) e = SIMT_LAUNCH_DEPENDENT(check_dependent, 1, 32, 0, stream, in, N_BLOCKS, bad);
+    release(in, stream);
     return e;
 }
 
@@ -279,6 +304,7 @@ const struct cuda_self_test cuda_self_tests[] = {
     {"cp.async and ldmatrix", 80, launch_ldmatrix},
     {"cp.async.bulk and mbarrier", 90, launch_bulk},
     {"ld.acquire and st.release of 16 bytes", 80, launch_wide},
+    {"griddepcontrol", 90, launch_dependent},
     {"mma m16n8k16 bf16", 80, launch_mma<with_bf16>},
     {"mma m16n8k32 e4m3", 89, launch_mma<with_e4m3>},
     {"mma m16n8k32 mxf8", 120, launch_mma<with_mxf8<0, 0, 0, 0>>},

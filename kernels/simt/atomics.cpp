@@ -8,38 +8,34 @@ namespace simt {
 /* What a location hands on: to threads of the block that wrote it, and to all of the launch. */
 struct location {
     view in_block, in_device;
-    uint32_t block;
+    uint64_t block; /* its key */
 };
-static std::map<const void *, location> locations; /* of the launch */
+static std::map<const void *, location> locations; /* of the launches that run */
 
 void atomics_forget() { locations.clear(); }
 
 static view given_by(const location &where, const thread &t, scope s) {
     view given = s != scope::block ? where.in_device : view();
-    return where.block == t.in_block->index ? view_join(given, where.in_block) : given;
+    return where.block == t.in_block->key ? view_join(given, where.in_block) : given;
 }
 
 static void give(location &where, const thread &t, scope s, const view &given) {
-    where.in_block = where.block == t.in_block->index ? view_join(where.in_block, given) : given;
-    where.block = t.in_block->index;
-    if (s != scope::block)
-        where.in_device = view_join(where.in_device, given);
+    where.in_block = where.block == t.in_block->key ? view_join(where.in_block, given) : given;
+    where.block = t.in_block->key;
+    if (s != scope::block) where.in_device = view_join(where.in_device, given);
 }
 
 static void spin(thread &t) {
-    launch &l = *t.in_block->of;
     size_t n_threads = 0;
-    for (const block *b : l.resident)
-        n_threads += b->threads.size();
-    if (++l.n_spins > 1000 + 300 * n_threads)
+    for (const block *b : resident) n_threads += b->threads.size();
+    if (++n_spins > 1000 + 300 * n_threads)
         finding("deadlock: %s still looks at %s:%d for what no other thread will write", text_of(t).c_str(), t.at.file, t.at.line);
     redraw(&t);
-    if (chance(4) == 0) bulk_progress(l.resident);
+    if (chance(4) == 0) bulk_progress(resident);
     /* Spinning warps draw again and again, and together would outbid for ever one whose last draw was low. */
     if (chance(16) == 0)
-        for (block *b : l.resident)
-            for (warp &w : b->warps)
-                w.priority = chance(1u << 30);
+        for (block *b : resident)
+            for (warp &w : b->warps) w.priority = chance(1u << 30);
     to_scheduler();
 }
 
@@ -64,11 +60,8 @@ uint32_t atomic(uint32_t *p, update u, uint32_t value, uint32_t compare, order o
         if (u == update::write) /* a plain atomic store ends what earlier ones gave; an update goes on with it */
             where = location();
         give(where, t, s, releases ? view_given(t) : t.fenced);
-        t.in_block->of->n_spins = 0;
-        if (chance(2)) {
-            redraw(&t);
-            to_scheduler();
-        }
+        n_spins = 0;
+        may_give_way();
     } else {
         spin(t);
     }
@@ -79,7 +72,8 @@ uint32_t atomic(uint32_t *p, update u, uint32_t value, uint32_t compare, order o
  * before all of them. */
 void atomic_wide(uint32_t *p, access_kind kind, uint4 *v, site at) {
     thread &t = *self;
-    bool at_once = kind == access_kind::b128_load || kind == access_kind::b128_store, writes = kind == access_kind::b128_store || kind == access_kind::v4_store;
+    bool at_once = kind == access_kind::b128_load || kind == access_kind::b128_store,
+         writes = kind == access_kind::b128_store || kind == access_kind::v4_store;
     uint32_t words[4], order[4] = {0, 1, 2, 3};
     memcpy(words, v, sizeof words);
     view given = kind == access_kind::v4_store ? view_given(t) : view();
@@ -94,21 +88,15 @@ void atomic_wide(uint32_t *p, access_kind kind, uint4 *v, site at) {
             p[i] = words[i];
             where = location();
             give(where, t, scope::system, given);
-            t.in_block->of->n_spins = 0;
+            n_spins = 0;
         } else {
             words[i] = p[i];
             given = view_join(given, given_by(where, t, scope::system));
         }
-        if (!at_once && chance(2)) {
-            redraw(&t);
-            to_scheduler();
-        }
+        if (!at_once) may_give_way();
     }
     if (writes) {
-        if (chance(2)) {
-            redraw(&t);
-            to_scheduler();
-        }
+        may_give_way();
         return;
     }
     memcpy(v, words, sizeof words);

@@ -28,7 +28,7 @@ static mbarrier_state &use(mbarrier_place m, access_kind kind, site at) {
     if (found == self->in_block->mbarriers.end()) finding("uninitialised mbarrier: %s%s", text_of(*self).c_str(), place(at).c_str());
     const mbarrier_state &s = found->second;
     /* The cell remembers the last access, perhaps another arrival; with the init none may race. */
-    if (config().check && s.by != self && !view_knows(self->knows, self->in_block->index, s.by->index, s.since))
+    if (config().check && s.by != self && !view_knows(self->knows, self->in_block->key, s.by->index, s.since))
         finding("race on shared memory: %s uses an mbarrier%s, unordered with its init by %s%s", text_of(*self).c_str(), place(at).c_str(),
                 text_of(*s.by).c_str(), place(s.at).c_str());
     return found->second;
@@ -64,7 +64,7 @@ static void end_phase_if_complete(block &b, uint32_t offset, mbarrier_state &s) 
     s.phase++;
     s.n_missing = s.n_threads;
     s.expected = s.issued = s.arrived = 0;
-    b.of->n_spins = 0;
+    n_spins = 0;
     for (thread &t : b.threads)
         if (t.is == state::at_mbarrier && t.mbarrier == offset && has_passed(s, t.parity)) {
             t.knows = view_join(t.knows, s.completed);

@@ -18,6 +18,8 @@ namespace simt {
 
 thread *self;
 lane_ids *self_ids;
+std::vector<block *> resident;
+uint64_t n_spins;
 
 /* ---- settings and chance -------------------------------------------------------------------------------------------------------------------------- */
 
@@ -96,11 +98,31 @@ void raise_finding() {
 
 /* ---- views ---------------------------------------------------------------------------------------------------------------------------------------- */
 
-bool view_knows(const view &v, uint32_t block, uint32_t thread, uint32_t clock) {
+bool view_knows(const view &v, uint64_t block, uint32_t thread, uint32_t clock) {
     if (v)
         for (const auto &b : v->blocks)
             if (b.first == block) return thread < b.second->size() && (*b.second)[thread] >= clock;
     return false;
+}
+
+bool view_knows_over(const view &v, uint32_t operation) {
+    if (!v || v->over.empty()) return false;
+    if (v->over.back() == operation) return true;
+    for (std::vector<uint32_t> todo = v->over; !todo.empty();) {
+        uint32_t o = todo.back();
+        todo.pop_back();
+        if (o == operation) return true;
+        const std::vector<uint32_t> &more = operation_at(o).over;
+        if (o > operation) todo.insert(todo.end(), more.begin(), more.end());
+    }
+    return false;
+}
+
+static void merge_into(std::vector<uint32_t> &to, const std::vector<uint32_t> &from) {
+    for (uint32_t o : from) {
+        auto at = std::lower_bound(to.begin(), to.end(), o);
+        if (at == to.end() || *at != o) to.insert(at, o);
+    }
 }
 
 view view_join(const view &a, const view &b) {
@@ -129,13 +151,16 @@ view view_join(const view &a, const view &b) {
         }
     }
     out->proxied = view_join(a->proxied, b->proxied);
+    out->over = a->over;
+    merge_into(out->over, b->over);
     return out;
 }
 
 view view_with(const view &v, const block &b, const std::vector<std::pair<uint32_t, uint32_t>> &clocks) {
     auto out = v ? std::make_shared<view_data>(*v) : std::make_shared<view_data>();
-    auto at = std::lower_bound(out->blocks.begin(), out->blocks.end(), b.index, [](const std::pair<uint32_t, dense> &x, uint32_t i) { return x.first < i; });
-    bool there = at != out->blocks.end() && at->first == b.index;
+    auto at =
+        std::lower_bound(out->blocks.begin(), out->blocks.end(), b.key, [](const std::pair<uint64_t, dense> &x, uint64_t i) { return x.first < i; });
+    bool there = at != out->blocks.end() && at->first == b.key;
     auto mine = there ? std::make_shared<std::vector<uint32_t>>(*at->second) : std::make_shared<std::vector<uint32_t>>(b.threads.size(), 0u);
     for (const auto &c : clocks) {
         if (mine->size() <= c.first) mine->resize(c.first + 1);
@@ -144,7 +169,7 @@ view view_with(const view &v, const block &b, const std::vector<std::pair<uint32
     if (there)
         at->second = mine;
     else
-        out->blocks.insert(at, {b.index, mine});
+        out->blocks.insert(at, {b.key, mine});
     return out;
 }
 
@@ -162,6 +187,13 @@ void to_scheduler() {
 }
 
 void redraw(thread *t) { t->in_warp->priority = chance(1u << 30); }
+
+void may_give_way() {
+    if (chance(2)) {
+        redraw(self);
+        to_scheduler();
+    }
+}
 
 static const char *name_of(const thread &t) {
     static char text[4][80];
@@ -185,7 +217,7 @@ static void barrier_release(block &b, barrier &r) {
         redraw(t);
     }
     b.of->counts.barriers++;
-    b.of->n_spins = 0;
+    n_spins = 0;
     r = barrier();
 }
 
@@ -427,7 +459,8 @@ static void thread_main() {
     b.of->call->run();
     t.is = state::exited;
     b.n_exited++;
-    b.of->n_spins = 0;
+    n_spins = 0;
+    if (t.knows) merge_into(b.of->over, t.knows->over);
     for (const barrier &r : b.barriers)
         if (r.whole_block && r.expected)
             finding("divergent barrier: kernel %s, %s has ended, but others of its block wait at %s:%d", kernel_of(t), name_of(t), r.at.file, r.at.line);
@@ -442,9 +475,10 @@ static void thread_main() {
 
 static block *block_start(launch &l, uint32_t index) {
     auto *b = new block;
-    l.resident.push_back(b);
+    resident.push_back(b);
     b->of = &l;
     b->index = index;
+    b->key = block_key(l.number, index);
     size_t n = (size_t)l.block_dim.x * l.block_dim.y * l.block_dim.z;
     b->threads.resize(n);
     b->warps.resize((n + 31) / 32);
@@ -471,24 +505,36 @@ static block *block_start(launch &l, uint32_t index) {
     return b;
 }
 
-static void block_end(launch &l, size_t i) {
-    block *b = l.resident[i];
+/* Who waits for it goes on. */
+static void launch_end(launch &l) {
+    operation_ended(l);
+    for (block *b : resident)
+        for (thread &t : b->threads)
+            if (t.is == state::at_primary && b->of->primary == l.number) {
+                t.is = state::runnable;
+                redraw(&t);
+            }
+}
+
+static void block_end(block *b) {
+    launch &l = *b->of;
     for (warp &w : b->warps)
         count_warp_done(w, l);
     for (thread &t : b->threads)
         free_stacks.push_back(t.stack);
     l.static_shared = std::max(l.static_shared, b->shared_used);
-    l.resident.erase(l.resident.begin() + (long)i);
+    l.n_let += !b->lets_dependents_begin;
+    resident.erase(std::find(resident.begin(), resident.end(), b));
     delete b;
+    if (++l.n_ended == l.todo.size()) launch_end(l);
 }
 
-static void launch_drop(launch &l) {
-    while (!l.resident.empty()) {
-        for (thread &t : l.resident.back()->threads)
-            free_stacks.push_back(t.stack);
-        delete l.resident.back();
-        l.resident.pop_back();
+static void drop_all() {
+    for (block *b : resident) {
+        for (thread &t : b->threads) free_stacks.push_back(t.stack);
+        delete b;
     }
+    resident.clear();
     atomics_forget();
 }
 
@@ -515,12 +561,12 @@ static void warp_run(warp &w) {
 }
 
 /* Who waits for bytes that do not come is the cause, who waits for threads its victim. */
-static int tells_more(const thread &t) { return t.is != state::at_mbarrier ? 0 : mbarrier_lacks_bytes(t) ? 2 : 1; }
+static int tells_more(const thread &t) { return t.is == state::at_primary ? 0 : t.is != state::at_mbarrier ? 1 : mbarrier_lacks_bytes(t) ? 3 : 2; }
 
-[[noreturn]] static void report_deadlock(const launch &l) {
+[[noreturn]] static void report_deadlock() {
     const thread *first = nullptr;
     size_t n = 0;
-    for (const block *b : l.resident)
+    for (const block *b : resident)
         for (const thread &t : b->threads)
             if (t.is != state::exited) {
                 first = first && tells_more(*first) >= tells_more(t) ? first : &t;
@@ -529,53 +575,99 @@ static int tells_more(const thread &t) { return t.is != state::at_mbarrier ? 0 :
     if (first->is == state::at_mbarrier)
         finding("deadlock: %s waits at %s:%d for %s, and %zu threads wait in all", text_of(*first).c_str(), first->at.file, first->at.line,
                 mbarrier_text(*first).c_str(), n);
-    finding("deadlock: kernel %s, %s waits at %s:%d in %s, and %zu threads wait in all", l.what, name_of(*first), first->at.file, first->at.line,
-            first->is == state::at_warp ? first->operation : "a barrier", n);
+    finding("deadlock: kernel %s, %s waits at %s:%d in %s, and %zu threads wait in all", kernel_of(*first), name_of(*first), first->at.file,
+            first->at.line, first->is == state::at_warp ? first->operation : "a barrier", n);
 }
 
-static void launch_blocks(launch &l) {
-    std::vector<uint32_t> todo = l.only;
-    if (todo.empty()) {
-        todo.resize((size_t)l.grid.x * l.grid.y * l.grid.z);
-        std::iota(todo.begin(), todo.end(), 0u);
-    }
-    uint32_t n_blocks = (uint32_t)todo.size(), n_started = 0;
-    size_t per_block = (size_t)l.block_dim.x * l.block_dim.y * l.block_dim.z;
-    uint32_t fit = (uint32_t)std::max<size_t>(1, 2048 / per_block);
-    uint32_t most = l.cooperative ? n_blocks : 1 + chance(std::min(fit, n_blocks));
-    while (n_started < n_blocks || !l.resident.empty()) {
-        while (n_started < n_blocks && l.resident.size() < most) {
-            std::swap(todo[n_started], todo[n_started + chance(n_blocks - n_started)]);
-            block_start(l, todo[n_started++]);
-        }
-        warp *best = nullptr;
-        for (block *b : l.resident)
-            for (warp &w : b->warps)
-                if ((!best || w.priority > best->priority) && can_run(w))
-                    best = &w;
-        if (!best && bulk_progress(l.resident)) continue;
-        if (!best)
-            report_deadlock(l);
-        const block *b = best->lanes[0]->in_block;
-        warp_run(*best);
-        if (b->n_exited == b->threads.size())
-            block_end(l, (size_t)(std::find(l.resident.begin(), l.resident.end(), b) - l.resident.begin()));
-    }
-}
-
-void launch_run(launch &l) {
+static void launch_begin(launch &l) {
     l.counts.kernel = l.what;
     l.counts.grid = l.grid;
     l.counts.block_dim = l.block_dim;
+    l.todo = l.only;
+    if (l.todo.empty()) {
+        l.todo.resize((size_t)l.grid.x * l.grid.y * l.grid.z);
+        std::iota(l.todo.begin(), l.todo.end(), 0u);
+    }
+    uint32_t n_blocks = (uint32_t)l.todo.size();
+    size_t per_block = (size_t)l.block_dim.x * l.block_dim.y * l.block_dim.z;
+    uint32_t fit = (uint32_t)std::max<size_t>(1, 2048 / per_block);
+    l.most_resident = l.as == launch_as::cooperative ? n_blocks : 1 + chance(std::min(fit, n_blocks));
+}
+
+static void start_blocks(launch &l) {
+    for (size_t n = l.todo.size(); l.n_started < n && l.n_started - l.n_ended < l.most_resident;) {
+        std::swap(l.todo[l.n_started], l.todo[l.n_started + chance((uint32_t)(n - l.n_started))]);
+        block_start(l, l.todo[l.n_started++]);
+    }
+}
+
+/* Once all blocks of the one before have let it; when exactly is the seed's business. */
+static bool may_begin(const launch *before) { return !before || before->is_over() || (before->n_let == before->todo.size() && chance(8) == 0); }
+
+static void run_blocks(const std::vector<launch *> &all) {
+    size_t n_over = 0, n_begun = 0; /* over: without a gap, from the first on */
+    while (n_over < all.size()) {
+        if (n_begun < all.size() && may_begin(n_begun ? all[n_begun - 1] : nullptr)) launch_begin(*all[n_begun++]);
+        for (size_t i = n_over; i < n_begun; i++) start_blocks(*all[i]);
+        warp *best = nullptr;
+        for (block *b : resident)
+            for (warp &w : b->warps)
+                if ((!best || w.priority > best->priority) && can_run(w))
+                    best = &w;
+        if (!best && bulk_progress(resident)) continue;
+        if (!best) report_deadlock();
+        block *b = best->lanes[0]->in_block;
+        warp_run(*best);
+        if (b->n_exited == b->threads.size()) block_end(b);
+        while (n_over < n_begun && all[n_over]->is_over()) n_over++;
+    }
+}
+
+void launches_run(const std::vector<launch *> &all) {
+    n_spins = 0;
     try {
-        launch_blocks(l);
+        run_blocks(all);
     } catch (...) {
-        launch_drop(l);
+        drop_all();
         throw;
     }
     atomics_forget();
-    l.counts.shared_bytes = l.static_shared;
-    count_launch_done(l.counts);
+    for (launch *l : all) {
+        l->counts.shared_bytes = l->static_shared;
+        count_launch_done(l->counts);
+    }
+}
+
+/* ---- dependent launches ---------------------------------------------------------------------------------------------------------------------------------
+ * A launch begins knowing what its `seen` says. That its primary is over, and what that in its turn has waited for, a thread learns by waiting; a primary that never waited may end
+ * before its own primary does. The knowledge is part of the thread's view and goes where that goes: to its block by a barrier. */
+
+void launch_dependents() {
+    block &b = *self->in_block;
+    if (b.lets_dependents_begin) return;
+    b.lets_dependents_begin = true;
+    b.of->n_let++;
+    may_give_way();
+}
+
+static bool runs(uint32_t operation) {
+    for (const block *b : resident)
+        if (b->of->number == operation) return true;
+    return false;
+}
+
+void wait_for_primary(site at) {
+    thread &t = *self;
+    uint32_t primary = t.in_block->of->primary;
+    if (primary == no_operation) return;
+    if (runs(primary)) {
+        t.is = state::at_primary;
+        t.at = at;
+        to_scheduler();
+    }
+    auto all = t.knows ? std::make_shared<view_data>(*t.knows) : std::make_shared<view_data>();
+    merge_into(all->over, {primary});
+    t.knows = all;
 }
 
 /* ---- shared memory: where it lies (who may touch it when: memory.cpp) --------------------------------------------------------------------------------- */

@@ -44,17 +44,20 @@ struct block;
 struct launch;
 
 /* ---- happens-before --------------------------------------------------------------------------------------------------------------------------------
- * A view says, for each block of the launch, up to which of its clocks each thread's accesses are known to have happened. Views are immutable and shared: all
- * threads that leave a barrier hold the same one. A thread's own clock moves on whenever it gives its view away. */
+ * A view says, for each block of the launch and of those beside it, up to which of its clocks each thread's accesses are known to have happened; and which of those launches are over.
+ * Views are immutable and shared: all threads that leave a barrier hold the same one. A thread's own clock moves on whenever it gives its view away. */
 
 using dense = std::shared_ptr<const std::vector<uint32_t>>; /* by thread, then by agent (bulk.cpp); what lies beyond its end is 0 */
 struct view_data;
 using view = std::shared_ptr<const view_data>;
 struct view_data {
-    std::vector<std::pair<uint32_t, dense>> blocks; /* ascending */
+    std::vector<std::pair<uint64_t, dense>> blocks; /* by block_key, ascending */
     view proxied;                                   /* the part of it that bulk copies see, too */
+    std::vector<uint32_t> over;                     /* operations that were waited for, and so all that these had waited for; ascending */
 };
-bool view_knows(const view &v, uint32_t block, uint32_t thread, uint32_t clock);
+inline uint64_t block_key(uint32_t operation, uint32_t block) { return (uint64_t)operation << 32 | block; }
+bool view_knows(const view &v, uint64_t block, uint32_t thread, uint32_t clock);
+bool view_knows_over(const view &v, uint32_t operation);
 view view_join(const view &a, const view &b);
 /* v, in which block b's threads are known up to these (thread, clock) at least */
 view view_with(const view &v, const block &b, const std::vector<std::pair<uint32_t, uint32_t>> &clocks);
@@ -62,7 +65,7 @@ view view_given(thread &t); /* what t knows and did, for others; its clock moves
 
 /* ---- threads, warps, blocks ------------------------------------------------------------------------------------------------------------------------ */
 
-enum class state : uint8_t { runnable, at_barrier, at_warp, at_mbarrier, exited };
+enum class state : uint8_t { runnable, at_barrier, at_warp, at_mbarrier, at_primary, exited };
 
 /* A copy into shared memory that is under way. */
 struct pending_copy {
@@ -163,6 +166,8 @@ struct bulk_load {
 struct block {
     launch *of = nullptr;
     uint32_t index = 0;
+    uint64_t key = 0; /* block_key */
+    bool lets_dependents_begin = false;
     std::vector<thread> threads;
     std::vector<warp> warps;
     barrier barriers[16];
@@ -197,14 +202,20 @@ struct launch_counts {
     std::map<std::pair<uint32_t, uint32_t>, std::vector<touched>> touches; /* by block and warp; gone when the launch is done */
 };
 
+constexpr uint32_t no_operation = ~0u;
 struct operation {
     uint32_t number = 0, stream = 0, index = 0; /* the index-th of its stream, from 1 on */
     std::vector<uint32_t> seen;                 /* by stream: operations that come before */
     const char *what = "";                      /* the kernel's name, or "copy" */
     dim3 grid, block_dim;
+    uint32_t primary = no_operation; /* of a dependent launch: the one that it may run beside, which seen leaves out */
+    std::vector<uint32_t> over;      /* once it has ended: which ones its threads had waited for */
 };
-/* Does a happen before b, by streams, events and what the host waited for? */
+/* Does a happen before b begins, by streams, events and what the host waited for? */
 bool operation_ordered(uint32_t a, uint32_t b);
+/* May they run beside each other? One is then the other's primary, or its primary's and so on. */
+bool operations_overlap(uint32_t a, uint32_t b);
+void operation_ended(const operation &o); /* whose over is now known */
 /* The host is like a stream whose operations, its accesses, are done at once. */
 constexpr uint32_t host_stream = 1;
 const operation &operation_at(uint32_t number);
@@ -212,18 +223,24 @@ const operation &operation_at(uint32_t number);
 struct launch : operation {
     kernel_call *call = nullptr;
     size_t shared_bytes = 0;
-    bool cooperative = false;
+    launch_as as = launch_as::usual;
     std::vector<uint32_t> only; /* blocks that run; empty: all */
-    std::vector<block *> resident;
-    uint64_t n_spins = 0;
+    std::vector<uint32_t> todo; /* while it runs: its blocks, in the order in which they start; */
+    size_t most_resident = 0;   /* so many at once */
+    size_t n_started = 0, n_ended = 0, n_let = 0; /* let: dependents may begin, as far as the block is concerned */
+    bool is_over() const { return !todo.empty() && n_ended == todo.size(); }
     uint32_t static_shared = 0;
     launch_counts counts;
 };
-void launch_run(launch &l);
+/* One after another, each beside the one before it if that lets it. */
+void launches_run(const std::vector<launch *> &all);
+extern std::vector<block *> resident; /* of all launches that run */
+extern uint64_t n_spins;              /* looks in vain since anything happened */
 
-void atomics_forget(); /* atomics.cpp: what memory has to hand on, when the launch has ended */
+void atomics_forget(); /* atomics.cpp: what memory has to hand on, when the launches have ended */
 void to_scheduler(); /* another thread goes on; back when this one is runnable and its warp's turn */
 void redraw(thread *t);
+void may_give_way();                  /* others go on first, or not */
 std::string text_of(const thread &t); /* kernel, block, thread */
 std::string place(const site &at);    /* " at FILE:LINE"; nothing where it is not known */
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 namespace simt {
 
@@ -14,7 +15,7 @@ struct node {
     const char *what;
     dim3 grid, block_dim;
     size_t shared_bytes;
-    bool cooperative;
+    launch_as as;
     copy_operation copy;
     std::vector<uint32_t> follows; /* ascending */
 };
@@ -88,7 +89,8 @@ cudaError_t capture_add(stream_state *s, queued *q, const char *what) {
     std::unique_ptr<queued> owner(q);
     const launch &l = q->launched;
     capture *c = s->capturing;
-    c->nodes.push_back({std::shared_ptr<kernel_call>(l.call), what, l.grid, l.block_dim, l.shared_bytes, l.cooperative, q->copy, s->tail});
+    std::shared_ptr<kernel_call> call(std::exchange(q->launched.call, nullptr));
+    c->nodes.push_back({call, what, l.grid, l.block_dim, l.shared_bytes, l.as, q->copy, s->tail});
     s->tail = {(uint32_t)c->nodes.size() - 1};
     return c->is_worthless ? failed(cudaErrorStreamCaptureInvalidated) : cudaSuccess;
 }
@@ -211,7 +213,8 @@ cudaError_t cudaGraphExecUpdate(cudaGraphExec_t x, cudaGraph_t graph, cudaGraphE
     if (cudaError_t e = context_lost()) return e;
     info->result = x->nodes.size() == graph->nodes.size() ? cudaGraphExecUpdateSuccess : cudaGraphExecUpdateErrorTopologyChanged;
     for (size_t i = 0; i < x->nodes.size() && info->result == cudaGraphExecUpdateSuccess; i++)
-        if (x->nodes[i].follows != graph->nodes[i].follows)
+        if (x->nodes[i].follows != graph->nodes[i].follows ||
+            (x->nodes[i].as == launch_as::dependent) != (graph->nodes[i].as == launch_as::dependent))
             info->result = cudaGraphExecUpdateErrorTopologyChanged;
         else if (!x->nodes[i].call != !graph->nodes[i].call)
             info->result = cudaGraphExecUpdateErrorNodeTypeChanged;
@@ -228,27 +231,26 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t h) {
         return failed(cudaErrorInvalidResourceHandle);
     if (s->capturing)
         return capture_forbids_waiting(s); /* a graph within a graph: not here */
-    join(s->seen, x->last);
+    follow(s, x->last);
     clocks begin = s->seen;
     std::vector<clocks> behind(x->nodes.size()); /* each node */
     for (size_t i = 0; i < x->nodes.size(); i++) {
         const node &n = x->nodes[i];
         stream_state *chain = x->chain_of[i] ? x->chains[x->chain_of[i]] : s;
-        join(chain->seen, begin);
+        follow(chain, begin);
         for (uint32_t f : n.follows)
-            join(chain->seen, behind[f]);
+            if (x->chain_of[f] != x->chain_of[i]) follow(chain, behind[f]);
         auto *q = new queued;
         q->launched.call = n.call ? n.call->copy() : nullptr;
         q->launched.grid = n.grid;
         q->launched.block_dim = n.block_dim;
         q->launched.shared_bytes = n.shared_bytes;
-        q->launched.cooperative = n.cooperative;
+        q->launched.as = n.as;
         q->copy = n.copy;
         add(chain, q, n.what);
         behind[i] = chain->seen;
     }
-    for (const clocks &b : behind)
-        join(s->seen, b);
+    for (const clocks &b : behind) follow(s, b);
     x->last = s->seen;
     return cudaSuccess;
 }

@@ -34,12 +34,15 @@ static std::vector<record> records(2);
 static std::vector<reads> lists(1);
 
 static bool is_atomic(access_kind k) { return k >= access_kind::atomic_load; }
-static bool is_store(access_kind k) { return k == access_kind::store || k == access_kind::atomic_store || k == access_kind::b128_store || k == access_kind::v4_store; }
+static bool is_store(access_kind k) {
+    return k == access_kind::store || k == access_kind::atomic_store || k == access_kind::b128_store || k == access_kind::v4_store;
+}
 static bool is_write(access_kind k) { return is_store(k) || k == access_kind::atomic_update; }
 static bool is_b128(access_kind k) { return k == access_kind::b128_load || k == access_kind::b128_store; }
 static bool is_v4(access_kind k) { return k == access_kind::v4_load || k == access_kind::v4_store; }
 static const char *kind_name(access_kind k) {
-    static const char *const names[] = {"load", "store", "atomic load", "atomic store", "atomic update", "b128 load", "b128 store", "v4 load", "v4 store"};
+    static const char *const names[] = {"load",      "store",      "atomic load", "atomic store", "atomic update",
+                                        "b128 load", "b128 store", "v4 load",     "v4 store"};
     return names[(int)k];
 }
 
@@ -50,22 +53,28 @@ struct actor {
     bool is_bulk = false;
 };
 
+static bool is_agent(const record &r) {
+    const dim3 &block = operation_at(r.operation).block_dim;
+    return r.thread >= block.x * block.y * block.z;
+}
+
 static bool happened_before(const record &r, const actor &a) {
-    if (r.operation != a.operation)
-        return operation_ordered(r.operation, a.operation);
-    if (!a.t)
-        return true;
+    bool mine = r.operation == a.operation;
+    if (!mine && operation_ordered(r.operation, a.operation)) return true;
+    if (!a.t) return mine;
+    if (!mine && view_knows_over(a.t->knows, r.operation)) return true;
     /* What threads have written, its own thread among them, a bulk copy sees behind a proxy fence alone. That a place was read is known without one. */
-    if (a.is_bulk && is_write(r.kind) && r.thread < a.t->in_block->threads.size())
-        return a.t->knows && view_knows(a.t->knows->proxied, r.block, r.thread, r.clock);
-    if (r.block == a.t->in_block->index && r.thread == a.t->index)
-        return true;
-    return view_knows(a.t->knows, r.block, r.thread, r.clock);
+    if (a.is_bulk && is_write(r.kind) && !is_agent(r))
+        return a.t->knows && view_knows(a.t->knows->proxied, block_key(r.operation, r.block), r.thread, r.clock);
+    if (mine && r.block == a.t->in_block->index && r.thread == a.t->index) return true;
+    return view_knows(a.t->knows, block_key(r.operation, r.block), r.thread, r.clock);
 }
 
 /* Two atomic accesses, whose scopes cover both. */
 static bool reach_each_other(const record &a, const record &b) {
-    return is_atomic(a.kind) && is_atomic(b.kind) && a.operation == b.operation && (a.block == b.block || (a.of != scope::block && b.of != scope::block));
+    if (!is_atomic(a.kind) || !is_atomic(b.kind)) return false;
+    bool wide = a.of != scope::block && b.of != scope::block;
+    return a.operation == b.operation ? a.block == b.block || wide : wide && operations_overlap(a.operation, b.operation);
 }
 
 /* Why two such may yet see parts of each other; NULL: they do not. v4 beside v4 is no race of PTX's model, but whoever takes a vector as it was stored means all of it. */
@@ -110,14 +119,14 @@ static uint32_t reads_with(uint32_t list, uint32_t i, const actor &a) {
 
 /* ---- findings ---------------------------------------------------------------------------------------------------------------------------------------- */
 
-static std::string who(uint32_t operation, uint32_t block, uint32_t thread) {
+static std::string who(uint32_t operation, uint32_t block, uint32_t thread, bool is_bulk) {
     const struct operation &o = operation_at(operation);
     char s[200];
     if (thread == whole_operation && o.stream == host_stream)
         snprintf(s, sizeof s, "the host");
     else if (thread == whole_operation)
         snprintf(s, sizeof s, "%s of stream %u", o.what, o.stream);
-    else if (thread >= o.block_dim.x * o.block_dim.y * o.block_dim.z)
+    else if (is_bulk)
         snprintf(s, sizeof s, "kernel %s, block (%u,%u,%u), bulk copy", o.what, block % o.grid.x, block / o.grid.x % o.grid.y,
                  block / o.grid.x / o.grid.y);
     else
@@ -128,7 +137,7 @@ static std::string who(uint32_t operation, uint32_t block, uint32_t thread) {
 
 std::string place(const site &at) { return at.file ? std::string(" at ") + at.file + ":" + std::to_string(at.line) : ""; }
 
-static std::string describe(const record &r) { return who(r.operation, r.block, r.thread) + ": " + kind_name(r.kind) + place(r.at); }
+static std::string describe(const record &r) { return who(r.operation, r.block, r.thread, is_agent(r)) + ": " + kind_name(r.kind) + place(r.at); }
 
 static std::string region_text(const region &r) { return "buffer " + r.name + " of " + std::to_string(r.bytes) + " bytes"; }
 
@@ -137,9 +146,10 @@ static std::string region_text(const region &r) { return "buffer " + r.name + " 
 [[noreturn]] static void report_race(const record &now, const actor &a, uint32_t earlier, const std::string &what, size_t offset) {
     const record r = records[earlier];
     bool for_threads = a.is_bulk && happened_before(r, {a.t, a.operation});
-    const char *torn = reach_each_other(r, now) ? why_torn(r, now) : nullptr;
-    finding("race on %s, byte %zu: %s, unordered with %s%s", what.c_str(), offset, describe(now).c_str(), describe(r).c_str(),
-            for_threads ? "; fence_proxy_async() is missing between them" : torn ? torn : "");
+    const char *why = for_threads ? "; fence_proxy_async() is missing between them" : reach_each_other(r, now) ? why_torn(r, now) : nullptr;
+    if (!why && r.operation != now.operation && operations_overlap(r.operation, now.operation))
+        why = "; the launches may overlap: wait_for_primary() is missing between them";
+    finding("race on %s, byte %zu: %s, unordered with %s%s", what.c_str(), offset, describe(now).c_str(), describe(r).c_str(), why ? why : "");
 }
 
 /* what(): the memory's name, asked for only when there is something to say. */
@@ -189,8 +199,8 @@ void global_access(const void *p, size_t bytes, size_t align, access_kind kind, 
                 "scope too narrow: %s: %s%s at byte %zu of pinned %s, which the host shares: nothing but scope::system orders anything towards it",
                 text_of(t).c_str(), kind_name(kind), place(at).c_str(), offset, region_text(*r).c_str());
         used_by(*r, t.in_block->of->number);
-        check(r->cells + offset, offset, bytes, record_of(t, at, kind, s), {&t, t.in_block->of->number},
-              !r->written && !is_store(kind), [&] { return region_text(*r); });
+        check(r->cells + offset, offset, bytes, record_of(t, at, kind, s), {&t, t.in_block->of->number}, !r->written && !is_store(kind),
+              [&] { return region_text(*r); });
     }
     if (counting())
         count_access(t, p, bytes, false, is_write(kind), at);

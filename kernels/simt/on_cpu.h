@@ -98,6 +98,9 @@ void copy_bulk_out(void *to, uint32_t array_offset, uint32_t array_bytes, size_t
 void copy_bulk_commit();
 void copy_bulk_wait(uint32_t n_left, bool reads_only, site at);
 
+void launch_dependents();
+void wait_for_primary(site at);
+
 void barrier_wait(uint32_t id, uint32_t n_threads, bool whole_block, site at);
 void barrier_arrive(uint32_t id, uint32_t n_threads, site at);
 void warp_sync(uint32_t mask, site at);
@@ -150,10 +153,11 @@ template <class... P> struct kernel_call_of : kernel_call {
     void run() override { std::apply(kernel, arguments); }
     kernel_call *copy() const override { return new kernel_call_of(*this); }
 };
-int launch_add(kernel_call *call, const void *function, const char *name, dim3 grid, dim3 block, size_t shared_bytes, void *stream, bool cooperative);
+enum class launch_as : uint8_t { usual, cooperative, dependent };
+int launch_add(kernel_call *call, const void *function, const char *name, dim3 grid, dim3 block, size_t shared_bytes, void *stream, launch_as as);
 template <class... P, class... A>
-int launch_with(void (*kernel)(P...), const char *name, dim3 grid, dim3 block, size_t shared_bytes, void *stream, bool cooperative, A... arguments) {
-    return launch_add(new kernel_call_of<P...>(kernel, P(arguments)...), (const void *)kernel, name, grid, block, shared_bytes, stream, cooperative);
+int launch_with(void (*kernel)(P...), const char *name, dim3 grid, dim3 block, size_t shared_bytes, void *stream, launch_as as, A... arguments) {
+    return launch_add(new kernel_call_of<P...>(kernel, P(arguments)...), (const void *)kernel, name, grid, block, shared_bytes, stream, as);
 }
 
 } // namespace simt
@@ -268,11 +272,17 @@ inline void fence_proxy_async() { simt::fence_proxy_async(); }
     const shared<type> name = {simt::shared_find(&name##_key, sizeof(type) * (n)), (uint32_t)(sizeof(type) * (n))}
 #define SIMT_SHARED_DYNAMIC(type, name) const shared<type> name = {0, simt::shared_dynamic_bytes()}
 
-#define SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                                                            \
-    simt::launch_with(kernel, #kernel, grid, block, shared_bytes, stream, false __VA_OPT__(, ) __VA_ARGS__)
+#define SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                                                  \
+    simt::launch_with(kernel, #kernel, grid, block, shared_bytes, stream, simt::launch_as::usual __VA_OPT__(, ) __VA_ARGS__)
 /* All blocks resident together, so that they may wait for each other. */
-#define SIMT_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, ...)                                                                                \
-    simt::launch_with(kernel, #kernel, grid, block, shared_bytes, stream, true __VA_OPT__(, ) __VA_ARGS__)
+#define SIMT_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, ...)                                                                      \
+    simt::launch_with(kernel, #kernel, grid, block, shared_bytes, stream, simt::launch_as::cooperative __VA_OPT__(, ) __VA_ARGS__)
+/* May begin before the kernel that precedes it in the stream has ended. */
+#define SIMT_LAUNCH_DEPENDENT(kernel, grid, block, shared_bytes, stream, ...)                                                                        \
+    simt::launch_with(kernel, #kernel, grid, block, shared_bytes, stream, simt::launch_as::dependent __VA_OPT__(, ) __VA_ARGS__)
+
+inline void launch_dependents() { simt::launch_dependents(); }
+inline void wait_for_primary(SIMT_SITE) { simt::wait_for_primary(SIMT_HERE); }
 
 inline void __syncthreads(SIMT_SITE) { simt::barrier_wait(0, 0, true, SIMT_HERE); }
 inline void barrier_sync(uint32_t id, uint32_t n_threads, SIMT_SITE) { simt::barrier_wait(id, n_threads, false, SIMT_HERE); }

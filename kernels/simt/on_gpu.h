@@ -73,14 +73,16 @@ template <scope S> __device__ inline uint32_t compare_exchange(uint32_t *p, uint
 /* 16 bytes of the system's scope. */
 __device__ inline uint4 load_acquire_b128(const void *p) {
     uint4 v;
-    asm volatile("{ .reg .b128 q; .reg .b64 low, high; ld.acquire.sys.global.b128 q, [%4]; mov.b128 {low, high}, q; mov.b64 {%0, %1}, low; mov.b64 {%2, %3}, high; }"
+    asm volatile("{ .reg .b128 q; .reg .b64 low, high; ld.acquire.sys.global.b128 q, [%4]; mov.b128 {low, high}, q; mov.b64 {%0, %1}, low; mov.b64 "
+                 "{%2, %3}, high; }"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(p)
                  : "memory");
     return v;
 }
 __device__ inline void store_release_b128(void *p, uint4 v) {
-    asm volatile("{ .reg .b128 q; .reg .b64 low, high; mov.b64 low, {%1, %2}; mov.b64 high, {%3, %4}; mov.b128 q, {low, high}; st.release.sys.global.b128 [%0], q; }"
+    asm volatile("{ .reg .b128 q; .reg .b64 low, high; mov.b64 low, {%1, %2}; mov.b64 high, {%3, %4}; mov.b128 q, {low, high}; "
+                 "st.release.sys.global.b128 [%0], q; }"
                  :
                  : "l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                  : "memory");
@@ -99,6 +101,21 @@ inline cudaError_t launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 bloc
     void *pointers[] = {(void *)&arguments...}; /* of the kernel's own types: the caller's business */
     static_assert(sizeof...(P) == sizeof...(A), "arguments");
     return cudaLaunchCooperativeKernel((const void *)kernel, grid, block, pointers, shared_bytes, (cudaStream_t)stream);
+}
+
+template <class... P, class... A>
+inline cudaError_t launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, void *stream, A... arguments) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = (cudaStream_t)stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, kernel, P(arguments)...);
 }
 
 } // namespace simt
@@ -210,6 +227,17 @@ __device__ inline void fence_proxy_async() { SIMT_PTX_90("fence.proxy.async;" : 
     (kernel<<<(grid), (block), (shared_bytes), (cudaStream_t)(stream)>>>(__VA_ARGS__), cudaGetLastError())
 
 #define SIMT_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, ...) simt::launch_cooperative(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+#define SIMT_LAUNCH_DEPENDENT(kernel, grid, block, shared_bytes, stream, ...)                                                                        \
+    simt::launch_dependent(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+
+/* Before sm_90 no launch begins beside another: there is nothing to allow, and nothing to wait for. */
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+__device__ inline void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" : : : "memory"); }
+__device__ inline void wait_for_primary() { asm volatile("griddepcontrol.wait;" : : : "memory"); }
+#else
+__device__ inline void launch_dependents() {}
+__device__ inline void wait_for_primary() {}
+#endif
 
 __device__ inline void barrier_sync(uint32_t id, uint32_t n_threads) { asm volatile("barrier.sync %0, %1;" : : "r"(id), "r"(n_threads) : "memory"); }
 __device__ inline void barrier_arrive(uint32_t id, uint32_t n_threads) { asm volatile("barrier.arrive %0, %1;" : : "r"(id), "r"(n_threads) : "memory"); }

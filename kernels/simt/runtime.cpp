@@ -52,10 +52,7 @@ cudaError_t context_lost() { return failed(lost); }
 static void lose_context(cudaError_t e) {
     lost = e;
     for (stream_state *s : streams) {
-        for (queued *q : s->waiting) {
-            delete q->launched.call;
-            delete q;
-        }
+        for (queued *q : s->waiting) delete q;
         s->waiting.clear();
         s->n_done = s->n_added;
     }
@@ -77,24 +74,31 @@ stream_state *stream_of(cudaStream_t s) {
     return nullptr;
 }
 
+void follow(stream_state *s, const clocks &c) {
+    join(s->seen, c);
+    join(s->early, c);
+}
+
 void add(stream_state *s, queued *q, const char *what) {
     operation &o = q->launched;
     o.what = what;
     o.stream = s->handle.number;
     o.index = ++s->n_added;
-    join(s->seen, host_seen);
+    follow(s, host_seen);
     if (s->handle.number == 0) { /* the default stream waits for the blocking ones, and they for it */
         for (const stream_state *k : streams)
-            if (k->handle.blocking)
-                join(s->seen, k->seen);
+            if (k->handle.blocking && k != s) follow(s, k->seen);
     } else if (s->handle.blocking) {
-        join(s->seen, streams[0]->seen);
+        follow(s, streams[0]->seen);
     }
-    o.seen = s->seen;
+    o.number = (uint32_t)operations.size();
+    if (q->launched.as == launch_as::dependent) o.primary = s->last_launch;
+    o.seen = o.primary == no_operation ? s->seen : s->early;
     if (s->seen.size() <= o.stream)
         s->seen.resize(o.stream + 1);
     s->seen[o.stream] = o.index;
-    o.number = (uint32_t)operations.size();
+    s->early = o.seen;
+    s->last_launch = q->launched.call ? o.number : no_operation;
     operations.push_back(o);
     s->waiting.push_back(q);
 }
@@ -105,7 +109,6 @@ static cudaError_t enter(stream_state *s, queued *q, const char *what) {
         return capture_add(s, q, what);
     cudaError_t e = capture_forbids_default(s);
     if (e != cudaSuccess) {
-        delete q->launched.call;
         delete q;
         return e;
     }
@@ -121,28 +124,44 @@ static bool reached(const clocks &wanted) {
     return true;
 }
 
-static void run_one(stream_state *s) {
-    queued *q = s->waiting.front();
+static std::unique_ptr<queued> take(stream_state *s) {
+    std::unique_ptr<queued> q(s->waiting.front());
     s->waiting.pop_front();
-    std::unique_ptr<queued> owner(q);
-    std::unique_ptr<kernel_call> call(q->launched.call);
-    if (call && counts_down(launch_to_fail)) {
+    return q;
+}
+
+static void run_copy(const queued &q) {
+    const copy_operation &c = q.copy;
+    if (c.from) region_touch(q.launched, c.from, c.bytes, false, true);
+    region_touch(q.launched, c.to, c.bytes, true, false);
+    if (c.from)
+        memmove(c.to, c.from, c.bytes);
+    else
+        memset(c.to, c.value, c.bytes);
+}
+
+/* A copy; or a launch, and with it those behind it that may begin before it has ended. One that is to fail waits for its turn. */
+static void run_one(stream_state *s) {
+    std::vector<std::unique_ptr<queued>> all;
+    all.push_back(take(s));
+    if (!all[0]->launched.call) {
+        run_copy(*all[0]);
+        s->n_done++;
+        return;
+    }
+    if (counts_down(launch_to_fail)) {
         lose_context(cudaErrorIllegalAddress);
         return;
     }
-    if (call) {
-        launch_run(q->launched);
-    } else {
-        const copy_operation &c = q->copy;
-        if (c.from)
-            region_touch(q->launched, c.from, c.bytes, false, true);
-        region_touch(q->launched, c.to, c.bytes, true, false);
-        if (c.from)
-            memmove(c.to, c.from, c.bytes);
-        else
-            memset(c.to, c.value, c.bytes);
+    std::vector<launch *> launches = {&all[0]->launched};
+    while (launch_to_fail != 1 && !s->waiting.empty() && s->waiting.front()->launched.primary == launches.back()->number &&
+           reached(s->waiting.front()->launched.seen)) {
+        counts_down(launch_to_fail);
+        all.push_back(take(s));
+        launches.push_back(&all.back()->launched);
     }
-    s->n_done++;
+    launches_run(launches);
+    s->n_done += (uint32_t)launches.size();
 }
 
 /* Runs whatever may run, in some order, until `wanted` is done. */
@@ -168,6 +187,7 @@ static void run_all() {
     if (shadow_is_long()) {
         shadow_forget_history();
         operations.clear();
+        for (stream_state *s : streams) s->last_launch = no_operation;
     }
 }
 
@@ -200,12 +220,20 @@ static cudaError_t add_copy(void *to, const void *from, int value, size_t bytes,
 
 bool operation_ordered(uint32_t a, uint32_t b) {
     const operation &x = operations[a], &y = operations[b];
-    return (x.stream == y.stream && x.index <= y.index) || at(y.seen, x.stream) >= x.index;
+    return at(y.seen, x.stream) >= x.index;
 }
+
+bool operations_overlap(uint32_t a, uint32_t b) {
+    uint32_t first = std::min(a, b), last = std::max(a, b);
+    while (last != no_operation && last > first) last = operations[last].primary;
+    return last == first;
+}
+
+void operation_ended(const operation &o) { operations[o.number].over = o.over; }
 
 const operation &operation_at(uint32_t number) { return operations[number]; }
 
-int launch_add(kernel_call *call, const void *function, const char *name, dim3 grid, dim3 block, size_t shared_bytes, void *stream, bool cooperative) {
+int launch_add(kernel_call *call, const void *function, const char *name, dim3 grid, dim3 block, size_t shared_bytes, void *stream, launch_as as) {
     std::unique_ptr<kernel_call> owner(call);
     stream_state *s = stream_of((cudaStream_t)stream);
     if (lost)
@@ -219,14 +247,14 @@ int launch_add(kernel_call *call, const void *function, const char *name, dim3 g
     if (call->parameter_bytes > parameter_limit || shared_bytes > (limit == dynamic_limit.end() ? static_shared_limit : (size_t)limit->second))
         return failed(cudaErrorInvalidValue);
     const device_info &d = *config().device;
-    if (cooperative && blocks > (uint64_t)d.n_sms * ((uint64_t)d.threads_per_sm / threads))
+    if (as == launch_as::cooperative && blocks > (uint64_t)d.n_sms * ((uint64_t)d.threads_per_sm / threads))
         return failed(cudaErrorCooperativeLaunchTooLarge);
     auto *q = new queued;
     q->launched.call = owner.release();
     q->launched.grid = grid;
     q->launched.block_dim = block;
     q->launched.shared_bytes = shared_bytes;
-    q->launched.cooperative = cooperative;
+    q->launched.as = as;
     for (uint32_t b : only_blocks)
         if (b < blocks) q->launched.only.push_back(b);
     return enter(s, q, name);
@@ -236,10 +264,7 @@ int launch_add(kernel_call *call, const void *function, const char *name, dim3 g
 void runtime_reset() {
     captures_reset();
     for (stream_state *s : streams) {
-        for (queued *q : s->waiting) {
-            delete q->launched.call;
-            delete q;
-        }
+        for (queued *q : s->waiting) delete q;
         delete s;
     }
     streams.clear();
@@ -518,7 +543,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t h, cudaEvent_t e, unsigned flags) {
         return failed(cudaErrorInvalidResourceHandle);
     if (s->capturing || e->captured)
         return capture_wait(s, e);
-    join(s->seen, e->seen);
+    follow(s, e->seen);
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {

@@ -34,18 +34,24 @@ struct copy_operation {
 struct queued {
     launch launched; /* its call is NULL for a copy */
     copy_operation copy;
+    queued() = default;
+    queued(const queued &) = delete;
+    ~queued() { delete launched.call; }
 };
 struct stream_state {
     simt_stream handle;
     std::deque<queued *> waiting;
     uint32_t n_added = 0, n_done = 0;
     clocks seen;
+    clocks early;                        /* what a dependent launch, if it is the next, has seen when it begins */
+    uint32_t last_launch = no_operation; /* what it may run beside; none behind a copy */
     bool destroyed = false;
     capture *capturing = nullptr;
     std::vector<uint32_t> tail; /* nodes that the next one follows */
 };
 
 stream_state *stream_of(cudaStream_t s); /* NULL: there is none */
+void follow(stream_state *s, const clocks &c); /* whatever enters s from now on begins behind c */
 void add(stream_state *s, queued *q, const char *what);
 cudaError_t failed(cudaError_t e); /* remembers it */
 stream_state *stream_create(bool blocking);

@@ -22,7 +22,9 @@
  * mbarrier_wait(m, j, parity) waits for the end of the one of that parity, of this or the one before. mbarrier_invalidate(m, j) before the memory is used otherwise.
  * fence_mbarrier_init() between the init and the barrier that lets others use it; fence_proxy_async() between threads' writes and copies that are to see them, or to overwrite them.
  * Shared memory: SIMT_SHARED(type, name, n) for n elements known to the compiler (not in a template), SIMT_SHARED_DYNAMIC(type, name) for what the launch asked for.
- * Launch: SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments…); chevrons are no C++. Arguments are copied at the call.
+ * Launch: SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments…); chevrons are no C++. Arguments are copied at the call. SIMT_LAUNCH_COOPERATIVE: all blocks are resident
+ * together. SIMT_LAUNCH_DEPENDENT (from sm_90 on): it may begin once all blocks of the kernel before it in the stream, its primary, have called launch_dependents() or ended; of what
+ * that kernel does it knows nothing, nor of what that one has not waited for itself, until a thread's wait_for_primary() returns. Whoever launches it otherwise may leave both calls in.
  * SIMT_UNROLL before a loop that must be unrolled.
  * fma_rn, mul_rn, add_rn: rounded once each, never contracted; fma_rn is counted. */
 #ifndef KERNELS_SIMT_SIMT_H

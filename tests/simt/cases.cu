@@ -521,8 +521,7 @@ static void run_grid_barrier(void *) {
 
 static uint32_t *pinned_zeroes(size_t n) {
     void *p = NULL;
-    if (cudaHostAlloc(&p, n * sizeof(uint32_t), cudaHostAllocDefault) != cudaSuccess)
-        abort();
+    if (cudaHostAlloc(&p, n * sizeof(uint32_t), cudaHostAllocDefault) != cudaSuccess) abort();
     simt_host_write(p, n * sizeof(uint32_t));
     memset(p, 0, n * sizeof(uint32_t));
     return (uint32_t *)p;
@@ -551,28 +550,24 @@ template <packet_fault f> __global__ void packets(global<uint32_t> slots, global
                 }
                 packet = slots.load_as<uint4>(at);
             } else {
-                do
-                    packet = f == PACKET_AS_V4 ? slots.load_acquire_v4(at) : slots.load_acquire_b128(at);
+                do packet = f == PACKET_AS_V4 ? slots.load_acquire_v4(at) : slots.load_acquire_b128(at);
                 while (packet.w != round);
             }
             torn += packet.x != 10 * round || packet.y != 20 * round || packet.z != 30 * round;
             taken.store_release<scope::system>(lane, round);
         }
-    if (blockIdx.x == 1)
-        n_torn.store(lane, torn);
+    if (blockIdx.x == 1) n_torn.store(lane, torn);
 }
 template <packet_fault f> static void run_packets(void *) {
     uint32_t *n_torn = device_zeroes(32);
     SIMT_LAUNCH_COOPERATIVE(packets<f>, 2, 32, 0, NULL, pinned_zeroes(132), pinned_zeroes(32), n_torn);
-    if (f == PACKET_RIGHT)
-        expect(n_torn, 32, [](size_t) { return 0u; });
+    if (f == PACKET_RIGHT) expect(n_torn, 32, [](size_t) { return 0u; });
 }
 template <packet_fault f> static void count_torn(void *n) {
     uint32_t *n_torn = device_zeroes(32), got[32];
     SIMT_LAUNCH_COOPERATIVE(packets<f>, 2, 32, 0, NULL, pinned_zeroes(132), pinned_zeroes(32), n_torn);
     cudaMemcpy(got, n_torn, sizeof got, cudaMemcpyDeviceToHost);
-    for (uint32_t torn : got)
-        *(uint32_t *)n += torn;
+    for (uint32_t torn : got) *(uint32_t *)n += torn;
 }
 void simt_count_torn_v4(void *n) { count_torn<PACKET_AS_V4>(n); }
 void simt_count_torn_b128(void *n) { count_torn<PACKET_RIGHT>(n); }
@@ -583,14 +578,12 @@ __global__ void four_flags(global<uint32_t> vectors, global<uint32_t> flags, glo
     if (me < 4) {
         vectors.store_release_v4(4 * (32 * me + lane), uint4{me, lane, 2, 3});
         __syncthreads();
-        if (lane == 0)
-            flags.store_release<scope::system>(me, 1);
+        if (lane == 0) flags.store_release<scope::system>(me, 1);
         return;
     }
     if (lane == 0) {
         uint4 f;
-        do
-            f = flags.load_acquire_v4(0);
+        do f = flags.load_acquire_v4(0);
         while (!f.x || !f.y || !f.z || !f.w);
     }
     __syncthreads();
@@ -984,6 +977,180 @@ static void run_graph_refusals(void *) {
     expect(f.x, 32, [](size_t) { return 0u; }); /* nothing of all this ran */
 }
 
+/* ---- dependent launches ---------------------------------------------------------------------------------------------------------------------------------- */
+
+enum dependent_fault {
+    DEPENDENT_RIGHT,
+    ONE_WAITS_FOR_ALL,
+    THIRD_IS_USUAL,
+    NEVER_WAITS,
+    NEVER_LETS_NOR_WAITS,
+    READS_BEFORE_WAIT,
+    WRITES_BEFORE_WAIT,
+    ONE_WAITS_FOR_ITSELF,
+    SECOND_NEVER_WAITS,
+    READS_THE_FIRST_BEFORE_WAIT
+};
+/* Each may begin before the one before it has ended: x = 7, y = x + 1, sum = x + y + c. */
+template <dependent_fault f> __global__ void first(global<uint32_t> x) {
+    wait_for_primary(); /* launched as usual: there is none */
+    if (f != NEVER_LETS_NOR_WAITS) launch_dependents();
+    x.store(blockIdx.x * 32 + threadIdx.x, 7);
+}
+template <dependent_fault f> __global__ void second(global<const uint32_t> x, global<uint32_t> y) {
+    const uint32_t i = blockIdx.x * 32 + threadIdx.x;
+    if (f != NEVER_LETS_NOR_WAITS) launch_dependents();
+    if (f == SECOND_NEVER_WAITS || f == THIRD_IS_USUAL) {
+        y.store(i, 8);
+        return;
+    }
+    wait_for_primary();
+    y.store(i, x.load(63 - i) + 1);
+}
+template <dependent_fault f> __global__ void third(global<uint32_t> x, global<const uint32_t> y, global<const uint32_t> c, global<uint32_t> sum) {
+    const uint32_t i = blockIdx.x * 32 + threadIdx.x;
+    uint32_t total = c.load(i); /* nobody of the others writes it */
+    if (f == READS_BEFORE_WAIT) total += y.load(i);
+    if (f == READS_THE_FIRST_BEFORE_WAIT) total += x.load(i);
+    if (f == WRITES_BEFORE_WAIT) x.store(i, 0);
+    if (f == ONE_WAITS_FOR_ALL || f == ONE_WAITS_FOR_ITSELF) {
+        if (threadIdx.x == 0) wait_for_primary();
+        if (f == ONE_WAITS_FOR_ALL) __syncthreads();
+    } else if (f != NEVER_WAITS && f != NEVER_LETS_NOR_WAITS && f != THIRD_IS_USUAL) {
+        wait_for_primary();
+    }
+    total += y.load(63 - i);
+    if (f != WRITES_BEFORE_WAIT) total += x.load(i);
+    sum.store(i, total);
+}
+template <dependent_fault f> static uint32_t *launch_three(cudaStream_t s, uint32_t *x, uint32_t *y, uint32_t *sum) {
+    SIMT_LAUNCH(first<f>, 2, 32, 0, s, x);
+    SIMT_LAUNCH_DEPENDENT(second<f>, 2, 32, 0, s, x, y);
+    if (f == THIRD_IS_USUAL)
+        SIMT_LAUNCH(third<f>, 2, 32, 0, s, x, y, sum + 64, sum);
+    else
+        SIMT_LAUNCH_DEPENDENT(third<f>, 2, 32, 0, s, x, y, sum + 64, sum);
+    return sum;
+}
+template <dependent_fault f> static void run_dependent(void *) {
+    uint32_t *sum = launch_three<f>(NULL, device_zeroes(64), device_zeroes(64), device_zeroes(128));
+    if (f <= THIRD_IS_USUAL) expect(sum, 64, [](size_t) { return 15u; });
+}
+template <dependent_fault f> static cudaGraph_t capture_three(cudaStream_t s, uint32_t *x, uint32_t *y, uint32_t *sum) {
+    cudaGraph_t graph;
+    must(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal));
+    launch_three<f>(s, x, y, sum);
+    must(cudaStreamEndCapture(s, &graph));
+    return graph;
+}
+template <dependent_fault f> static void run_dependent_graph(void *) {
+    uint32_t *x = device_zeroes(64), *y = device_zeroes(64), *sum = device_zeroes(128);
+    cudaStream_t s;
+    cudaGraphExec_t exec;
+    cudaGraphExecUpdateResultInfo info;
+    cudaDeviceSynchronize();
+    cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+    cudaGraph_t graph = capture_three<f>(s, x, y, sum), other = capture_three<THIRD_IS_USUAL>(s, x, y, sum);
+    must(cudaGraphInstantiate(&exec, graph, 0));
+    for (int i = 0; i < 3; i++) must(cudaGraphLaunch(exec, s)); /* its first kernel follows all of the launch before */
+    cudaStreamSynchronize(s);
+    expect(sum, 64, [](size_t) { return 15u; });
+    must(cudaGraphExecUpdate(exec, other, &info), cudaErrorGraphExecUpdateFailure);
+    must(cudaGraphExecDestroy(exec));
+    must(cudaGraphDestroy(graph));
+    must(cudaGraphDestroy(other));
+}
+
+/* An event, and a copy, order a dependent launch from its beginning on; and the primary's end, which it does not wait for, comes before a copy. */
+__global__ void takes_early(global<const uint32_t> x, global<uint32_t> out) { out.store(threadIdx.x, x.load(threadIdx.x)); }
+static void run_dependent_behind_event(void *) {
+    uint32_t *x = device_zeroes(64), *y = device_zeroes(64), *out = device_zeroes(64);
+    cudaStream_t a, b;
+    cudaEvent_t e;
+    cudaDeviceSynchronize();
+    cudaStreamCreateWithFlags(&a, cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&b, cudaStreamNonBlocking);
+    cudaEventCreateWithFlags(&e, cudaEventDisableTiming);
+    SIMT_LAUNCH(first<DEPENDENT_RIGHT>, 2, 32, 0, b, x);
+    cudaEventRecord(e, b);
+    SIMT_LAUNCH(first<DEPENDENT_RIGHT>, 2, 32, 0, a, y);
+    cudaStreamWaitEvent(a, e, 0);
+    SIMT_LAUNCH_DEPENDENT(takes_early, 1, 32, 0, a, x, out);
+    cudaMemsetAsync(y, 0, 256, a);
+    SIMT_LAUNCH_DEPENDENT(takes_early, 1, 32, 0, a, y, out + 32);
+    cudaStreamSynchronize(a);
+    expect(out, 64, [](size_t i) { return i < 32 ? 7u : 0u; });
+}
+
+/* The second of three fails: the third never runs, and whoever waits is told. */
+static void run_dependent_fails(void *) {
+    simt_fail_launch(2);
+    uint32_t *x = device_zeroes(64);
+    launch_three<DEPENDENT_RIGHT>(NULL, x, device_zeroes(64), device_zeroes(128));
+    if (cudaDeviceSynchronize() != cudaErrorIllegalAddress || x[63] != 7) abort();
+}
+
+/* What the primary wrote comes by a bulk copy, which needs no proxy fence behind the wait. */
+template <bool waits> __global__ void copies_from_primary(global<uint32_t> x, global<uint32_t> sum) {
+    SIMT_SHARED(uint32_t, stage, 64);
+    SIMT_SHARED(mbarrier, full, 1);
+    if (threadIdx.x == 0) {
+        mbarrier_init(full, 0, 1);
+        fence_mbarrier_init();
+        if (waits) wait_for_primary();
+        mbarrier_arrive_expect(full, 0, 256);
+        stage.copy_bulk(0, x, 0, 256, full, 0);
+    }
+    __syncthreads();
+    mbarrier_wait(full, 0, 0);
+    sum.store(threadIdx.x, stage.load(threadIdx.x) + stage.load(threadIdx.x + 32));
+}
+template <bool waits> static void run_copies_from_primary(void *) {
+    uint32_t *x = device_zeroes(64), *sum = device_zeroes(32);
+    SIMT_LAUNCH(first<DEPENDENT_RIGHT>, 2, 32, 0, NULL, x);
+    SIMT_LAUNCH_DEPENDENT(copies_from_primary<waits>, 1, 32, 0, NULL, x, sum);
+    if (waits) expect(sum, 32, [](size_t) { return 14u; });
+}
+
+/* Between launches that run beside each other a flag orders as between blocks; the one that waits for it began because the other was there. */
+template <bool right> __global__ void tells_dependent(global<uint32_t> data, global<uint32_t> flag) {
+    launch_dependents();
+    data.store(threadIdx.x, 7);
+    __syncthreads();
+    if (threadIdx.x == 0) flag.store_release<scope::device>(0, 1);
+}
+template <bool right> __global__ void hears_primary(global<const uint32_t> data, global<uint32_t> flag, global<uint32_t> out) {
+    if (threadIdx.x == 0)
+        while ((right ? flag.load_acquire<scope::device>(0) : flag.load_relaxed<scope::device>(0)) == 0) {
+        }
+    __syncthreads();
+    out.store(threadIdx.x, data.load(31 - threadIdx.x));
+}
+template <bool right> static void run_tells_dependent(void *) {
+    uint32_t *data = device_zeroes(32), *flag = device_zeroes(1), *out = device_zeroes(32);
+    SIMT_LAUNCH(tells_dependent<right>, 1, 32, 0, NULL, data, flag);
+    SIMT_LAUNCH_DEPENDENT(hears_primary<right>, 1, 32, 0, NULL, data, flag, out);
+    if (right) expect(out, 32, [](size_t) { return 7u; });
+}
+
+/* How many of a dependent launch the primary sees before it ends. */
+template <bool lets> __global__ void looks_out(global<uint32_t> arrived, global<uint32_t> seen) {
+    uint32_t n = 0;
+    if (lets) launch_dependents();
+    for (int i = 0; i < 5; i++) n = arrived.load_relaxed<scope::device>(0);
+    seen.store(blockIdx.x, n);
+}
+__global__ void arrives(global<uint32_t> arrived) { arrived.add_relaxed<scope::device>(0, 1); }
+template <bool lets> static void count_overlaps(void *n) {
+    uint32_t *arrived = device_zeroes(1), *seen = device_zeroes(4), got[4];
+    SIMT_LAUNCH(looks_out<lets>, 4, 1, 0, NULL, arrived, seen);
+    SIMT_LAUNCH_DEPENDENT(arrives, 4, 1, 0, NULL, arrived);
+    cudaMemcpy(got, seen, sizeof got, cudaMemcpyDeviceToHost);
+    for (uint32_t k : got) *(uint32_t *)n += k;
+}
+void simt_count_overlaps(void *n) { count_overlaps<true>(n); }
+void simt_count_overlaps_not_allowed(void *n) { count_overlaps<false>(n); }
+
 const struct simt_case simt_cases[] = {
     {"no barrier between store and load", run_reverse<false>, "race on shared memory|uninitialised", "cases.cu:"},
     {"no barrier before the next round", run_sum_twice<false>, "race on shared memory", "cases.cu:"},
@@ -1018,15 +1185,18 @@ const struct simt_case simt_cases[] = {
     {"a bulk copy of no multiple of 16", run_bulk_pipeline<ODD_SIZE>, "misaligned", "bulk copy of 508 bytes"},
     {"a bulk copy beyond a shared array", run_bulk_pipeline<BEYOND_SHARED>, "out of bounds", "shared array of 1024 bytes"},
     {"a bulk copy beyond its source", run_bulk_pipeline<BEYOND_SOURCE>, "out of bounds", "of 3072 bytes"},
-    {"a bulk copy of what threads wrote, without its fence", run_bulk_out<OUT_NO_PROXY_FENCE>, "race on shared memory", "fence_proxy_async() is missing"},
+    {"a bulk copy of what threads wrote, without its fence", run_bulk_out<OUT_NO_PROXY_FENCE>, "race on shared memory",
+     "fence_proxy_async() is missing"},
     {"a proxy fence before the stores", run_bulk_out<OUT_FENCE_TOO_EARLY>, "race on shared memory", "fence_proxy_async() is missing"},
     {"a bulk copy of what others write, without a barrier", run_bulk_out<OUT_NO_BARRIER>, "race on shared memory|uninitialised", "bulk_out"},
     {"a bulk copy whose source is overwritten", run_bulk_out<OUT_OVERWRITTEN>, "race on shared memory", "bulk copy: load"},
     {"a bulk copy whose group is not closed", run_bulk_out<OUT_NO_COMMIT>, "race on shared memory", "bulk copy: load"},
     {"a bulk copy under way as its block ends", run_bulk_out<OUT_NO_WAIT>, "bulk copy that nobody waits for", "still reads shared memory"},
     {"a bulk copy of which only the reads were waited for", run_bulk_out<OUT_READ_TOO_EARLY>, "race on buffer", "bulk copy: store"},
-    {"a bulk copy of a buffer that threads wrote, without its fence", run_bulk_after_stores<false, false>, "race on buffer", "fence_proxy_async() is missing"},
-    {"a bulk copy over what threads wrote, without its fence", run_bulk_after_stores<true, false>, "race on shared memory", "fence_proxy_async() is missing"},
+    {"a bulk copy of a buffer that threads wrote, without its fence", run_bulk_after_stores<false, false>, "race on buffer",
+     "fence_proxy_async() is missing"},
+    {"a bulk copy over what threads wrote, without its fence", run_bulk_after_stores<true, false>, "race on shared memory",
+     "fence_proxy_async() is missing"},
     {"two threads store to one word", run_same_word, "race on buffer", "store"},
     {"two blocks store to one word", run_overlapping_blocks, "race on buffer", "block (1,0,0)"},
     {"a flag that is relaxed", run_message<RELAXED>, "race on buffer", "message"},
@@ -1038,7 +1208,8 @@ const struct simt_case simt_cases[] = {
     {"a packet as v4, its flag in one word", run_packets<PACKET_AS_V4>, "race on buffer", "v4 access is four of 4 bytes, seen in any order"},
     {"a packet stored as v4, loaded as b128", run_packets<STORED_AS_V4>, "race on buffer", "of unequal size"},
     {"a packet stored as b128, its flag polled as a word", run_packets<POLLED_AS_WORD>, "race on buffer", "of unequal size"},
-    {"a word of a v4 taken for the flag of the others", run_packets<POLLED_AS_WORD_OF_V4>, "race on buffer", "unordered with kernel packets<f>, block (0,0,0)"},
+    {"a word of a v4 taken for the flag of the others", run_packets<POLLED_AS_WORD_OF_V4>, "race on buffer",
+     "unordered with kernel packets<f>, block (0,0,0)"},
     {"a packet stored by a plain vector", run_packets<STORED_PLAINLY>, "race on buffer", "packets<f>"},
     {"a packet at no multiple of 16", run_packets<PACKET_NOT_ALIGNED>, "misaligned", "of 16 bytes"},
     {"a flag that nobody writes", run_waits_for_ever, "deadlock", "waits_for_ever"},
@@ -1051,12 +1222,27 @@ const struct simt_case simt_cases[] = {
     {"a store beyond what the launch asked for", run_beyond_dynamic, "out of bounds", "shared array of 124 bytes"},
     {"a vector at no multiple of its size", run_misaligned, "misaligned", "load of 16 bytes"},
     {"more fixed shared memory than there is", run_too_much_shared, "too much shared memory", "49152"},
-    {"a signed index overflows", run_sum_row<SIGNED>, "integer overflow: kernel sum_row<kind>, block (69999,0,0), thread (", "69999 * 65536 as 'int' at tests/simt/cases.cu:"},
+    {"a signed index overflows", run_sum_row<SIGNED>, "integer overflow: kernel sum_row<kind>, block (69999,0,0), thread (",
+     "69999 * 65536 as 'int' at tests/simt/cases.cu:"},
     {"an unsigned index wraps", run_sum_row<UNSIGNED>, "uninitialised: kernel sum_row<kind>, block (69999,0,0), thread (", "at tests/simt/cases.cu:"},
     {"a graph whose branches are joined too late", run_graph_without_join, "race on buffer", "add_arrays"},
+    {"a dependent launch that never waits", run_dependent<NEVER_WAITS>, "race on buffer", "wait_for_primary() is missing"},
+    {"a dependent launch that never waits, behind one that lets nobody begin", run_dependent<NEVER_LETS_NOR_WAITS>, "race on buffer",
+     "wait_for_primary() is missing"},
+    {"a dependent launch that reads before it waits", run_dependent<READS_BEFORE_WAIT>, "race on buffer", "wait_for_primary() is missing"},
+    {"a dependent launch that writes before it waits", run_dependent<WRITES_BEFORE_WAIT>, "race on buffer", "wait_for_primary() is missing"},
+    {"one thread waits for the primary, without a barrier", run_dependent<ONE_WAITS_FOR_ITSELF>, "race on buffer", "wait_for_primary() is missing"},
+    {"the third waits for the second, and that for nobody", run_dependent<SECOND_NEVER_WAITS>, "race on buffer", "wait_for_primary() is missing"},
+    {"the third reads, before it waits, what the first wrote", run_dependent<READS_THE_FIRST_BEFORE_WAIT>, "race on buffer",
+     "wait_for_primary() is missing"},
+    {"a captured dependent launch that never waits", run_dependent_graph<NEVER_WAITS>, "race on buffer", "wait_for_primary() is missing"},
+    {"a bulk copy of what the primary writes, without a wait", run_copies_from_primary<false>, "race on buffer",
+     "bulk copy: load at tests/simt/cases.cu:"},
+    {"a relaxed flag from a primary", run_tells_dependent<false>, "race on buffer", "hears_primary"},
     {"the host writes what a copy still reads", run_round_trip<WRITES_SOURCE>, "race on buffer", "the host: store at tests/simt/cases.cu:"},
     {"the host reads what a copy still writes", run_round_trip<READS_RESULT>, "race on buffer", "the host: load at tests/simt/cases.cu:"},
-    {"the host writes what a kernel still reads", run_round_trip<WRITES_WHAT_A_KERNEL_READS>, "race on buffer", "unordered with the host: store at tests/simt/cases.cu:"},
+    {"the host writes what a kernel still reads", run_round_trip<WRITES_WHAT_A_KERNEL_READS>, "race on buffer",
+     "unordered with the host: store at tests/simt/cases.cu:"},
     {"the host waits for an event before the work", run_round_trip<EVENT_TOO_EARLY>, "race on buffer", "the host: load at tests/simt/cases.cu:"},
     {"a buffer freed in flight", run_round_trip<FREES_BUFFER>, "freed in flight: buffer", "copy_words of stream 2"},
     {"pinned memory freed in flight", run_round_trip<FREES_PINNED>, "freed in flight: buffer", "copy of stream 2"},
@@ -1086,6 +1272,14 @@ const struct simt_case simt_cases[] = {
     {"dynamic shared memory", run_within_dynamic, NULL, NULL},
     {"limits of a launch", run_launch_limits, NULL, NULL},
     {"an index of 64 bits", run_sum_row<WIDE>, NULL, NULL},
+    {"dependent launches", run_dependent<DEPENDENT_RIGHT>, NULL, NULL},
+    {"one thread waits for the primary, then a barrier", run_dependent<ONE_WAITS_FOR_ALL>, NULL, NULL},
+    {"a usual launch behind a dependent one", run_dependent<THIRD_IS_USUAL>, NULL, NULL},
+    {"a graph of dependent launches", run_dependent_graph<DEPENDENT_RIGHT>, NULL, NULL},
+    {"dependent launches behind an event and a copy", run_dependent_behind_event, NULL, NULL},
+    {"the second of three dependent launches fails", run_dependent_fails, NULL, NULL},
+    {"a bulk copy of what the primary wrote", run_copies_from_primary<true>, NULL, NULL},
+    {"a flag from a primary", run_tells_dependent<true>, NULL, NULL},
     {"a graph, replayed and updated", run_graph_replayed, NULL, NULL},
     {"calls that a capture forbids", run_graph_refusals, NULL, NULL},
     {"the host waits for a copy", run_round_trip<WAITS>, NULL, NULL},

@@ -17,6 +17,8 @@ extern const struct simt_case simt_cases[]; /* until name is NULL */
 /* What a seed may bring, or not: each adds to the uint32_t n how often it was seen. For runs without checks, which would find it before it happens. */
 void simt_count_torn_v4(void *n);
 void simt_count_torn_b128(void *n);
+void simt_count_overlaps(void *n);
+void simt_count_overlaps_not_allowed(void *n);
 
 #ifdef __cplusplus
 }
