@@ -226,11 +226,19 @@ enum st comm_allgather_start(struct comm *c, const void *send, const size_t *rec
     return code == ST_OK ? ST_OK : broke(c, code, e);
 }
 
+enum { MOST_ROUNDS = 64 }; /* of one advance: 16 MiB a peer over tcp */
+
 void comm_allgather_advance(struct comm *c) {
     int missing;
     if (!c->begun || c->is_here || c->broken != ST_OK) return;
     c->advancing = true;
-    enum st code = c->backend->allgather_test(c, c->views, c->headers, &missing, &c->why);
+    enum st code;
+    uint64_t n_moved;
+    int n_rounds = 0;
+    do { /* a test moves a piece, so that no peer waits for another one's; here as many as go */
+        n_moved = c->n_moved;
+        code = c->backend->allgather_test(c, c->views, c->headers, &missing, &c->why);
+    } while (code == ST_AGAIN && c->n_moved != n_moved && ++n_rounds < MOST_ROUNDS);
     c->advancing = false;
     c->is_here = code == ST_OK;
     if (code == ST_OK || code == ST_AGAIN) return;

@@ -36,6 +36,7 @@ struct comm {
     uint64_t step;     /* that its header named */
     bool begun;        /* started and not yet finished */
     bool advancing;    /* nobody waits: comm_allgather_advance */
+    uint64_t n_moved;  /* times that bytes went in or out, on backends that move a piece at a time */
     bool is_here;      /* it found the exchange begun done: */
     const void *views[COMM_MAX_RANKS];
     struct comm_header headers[COMM_MAX_RANKS];

@@ -369,6 +369,7 @@ static enum st link_allgather_test(struct comm *c, const void **views, struct co
     if (!l->asked_ns && !c->advancing) l->asked_ns = now_ns;
     if (!l->is_there) {
         enum st code = l->inner->backend->allgather_test(l->inner, l->views, l->headers, missing, e);
+        c->n_moved = l->inner->n_moved;
         l->wait_until_ns = 0;
         if (code != ST_OK) return code;
         l->inner->begun = false;

@@ -49,7 +49,7 @@ static enum st tcp_allgather_start(struct comm *c, const void *send_from, const 
     size_t offset;
     t->frame_bytes = TCP_HEAD_BYTES + comm_tcp_share(t, bytes, 0, &offset);
     t->after = t->ring_written;
-    t->n_moved++;
+    t->comm.n_moved++;
     for (int i = 1; i < t->n_ranks; i++) {
         int r = t->rank + i < t->n_ranks ? t->rank + i : t->rank + i - t->n_ranks;
         struct tcp_peer *p = &t->peers[r];
@@ -148,8 +148,8 @@ static void tcp_sleep(struct comm *c, uint64_t deadline_ns) {
     struct tcp *t = (struct tcp *)c;
     uint64_t now_ns = base_now_ns(c->clock);
     if (now_ns >= deadline_ns) return;
-    if (t->n_moved != t->n_moved_seen) {
-        t->n_moved_seen = t->n_moved;
+    if (t->comm.n_moved != t->n_moved_seen) {
+        t->n_moved_seen = t->comm.n_moved;
         t->quiet_since_ns = now_ns;
     }
     if (c->begun) {

@@ -84,7 +84,7 @@ struct tcp {
     size_t frame_bytes;             /* of our own */
     uint64_t after;                 /* it is sent behind so much of the event stream */
     unsigned turn;                  /* whose turn it is to be looked at first */
-    uint64_t n_moved, n_moved_seen; /* times that bytes went in or out; as sleep has seen it last */
+    uint64_t n_moved_seen; /* comm.n_moved, as sleep has seen it last */
     uint64_t quiet_since_ns;        /* when it saw that */
 
     /* events; positions count bytes since the beginning. Rank 0 keeps the stream as it is sent; others keep length (8) and bytes of what they have not read */

@@ -196,7 +196,7 @@ bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
             return false;
         }
         p->have += (size_t)n;
-        t->n_moved++;
+        t->comm.n_moved++;
         n_left -= (size_t)n;
         take(t, r);
         if (exchange && p->n_received >= c->sequence) return true;
@@ -210,9 +210,9 @@ bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
 static void receive_rest(struct tcp *t, int r) {
     uint64_t n_moved;
     do {
-        n_moved = t->n_moved;
+        n_moved = t->comm.n_moved;
         comm_tcp_receive(t, r, false);
-    } while (!t->peers[r].ended && t->n_moved != n_moved);
+    } while (!t->peers[r].ended && t->comm.n_moved != n_moved);
 }
 
 /* ---- sending ------------------------------------------------------------------------------------------------------------------------------------- */
@@ -272,7 +272,7 @@ void comm_tcp_push(struct tcp *t, int r) {
             return;
         }
         was_sent(t, p, from, (size_t)n);
-        t->n_moved++;
+        t->comm.n_moved++;
         n_left -= (size_t)n;
         if ((size_t)n < wanted) return;
     }
@@ -321,7 +321,7 @@ static void stream_failed(struct tcp *t, int r, struct tcp_stream *s, int error)
 static bool moved(struct tcp *t, int r, struct tcp_stream *s, ssize_t n, size_t *counter) {
     if (n > 0) {
         *counter += (size_t)n;
-        t->n_moved++;
+        t->comm.n_moved++;
         return true;
     }
     if (n < 0 && errno == EINTR) return true;

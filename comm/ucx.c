@@ -371,8 +371,7 @@ static void give_credit(struct ucx *s) {
 }
 
 static void pump(struct ucx *s) {
-    for (int i = 0; i < MAX_PROGRESS && s->api->ucp_worker_progress(s->worker); i++) {
-    }
+    for (int i = 0; i < MAX_PROGRESS && s->api->ucp_worker_progress(s->worker); i++) s->comm.n_moved++;
     for (int r = 0; r < s->n_ranks && s->n_must_answer; r++) {
         struct peer *p = &s->peers[r];
         if (!p->must_answer) continue;

@@ -119,7 +119,8 @@ double launch_ledger_rate(const struct rt_ledger_sum *sum)
     return ns ? (double)sum->bytes.weights * 1e9 / (double)ns : 0;
 }
 
-static uint64_t working_ns(const struct rt_ledger_step *s) { return s->duration_ns - s->kind_ns[RT_LEDGER_WAIT]; }
+/* Not the wire either: it is as long for all, and in steps in halves a peer that is late counts as wire. */
+static uint64_t working_ns(const struct rt_ledger_step *s) { return s->duration_ns - s->kind_ns[RT_LEDGER_WAIT] - s->kind_ns[RT_LEDGER_WIRE]; }
 
 /* Ranks walk the same steps; but how many of them each still has in its ring is its own affair. */
 static const struct rt_ledger_step *find_step(const struct rt_ledger_report *r, uint64_t step)
@@ -175,7 +176,7 @@ struct ledger_balance launch_ledger_balance(const struct launch_ledger *l, enum 
         for (int r = 0; r < l->n_ranks; r++)
             mean += kinds[r][k] / l->n_ranks;
         const double excess = (kinds[b.slowest][k] - mean) / (double)b.n_steps;
-        if (k != RT_LEDGER_WAIT && excess > b.excess_ns) {
+        if (k != RT_LEDGER_WAIT && k != RT_LEDGER_WIRE && excess > b.excess_ns) {
             b.excess_ns = excess;
             b.kind = (enum rt_ledger_kind)k;
         }

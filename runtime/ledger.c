@@ -87,14 +87,19 @@ static void close_at(struct rt_ledger *l, uint64_t now_ns)
     m->start_ns += ns;
 }
 
-uint64_t rt_ledger_enter(struct rt_ledger *l, enum rt_ledger_kind kind, int op, int layer)
+uint64_t rt_ledger_resume(struct rt_ledger *l, enum rt_ledger_kind kind, int op, int layer)
 {
     close_at(l, base_now_ns(l->clock));
     l->open.kind = (uint8_t)kind;
     l->open.op = (uint8_t)op;
     l->open.layer = (int16_t)layer;
-    l->sums[l->now.phase].op_calls[op]++;
     return l->open.start_ns;
+}
+
+uint64_t rt_ledger_enter(struct rt_ledger *l, enum rt_ledger_kind kind, int op, int layer)
+{
+    l->sums[l->now.phase].op_calls[op]++;
+    return rt_ledger_resume(l, kind, op, layer);
 }
 
 void rt_ledger_exchanged(struct rt_ledger *l, const struct comm_header *headers, int n_ranks, int rank)

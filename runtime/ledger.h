@@ -103,6 +103,8 @@ void rt_ledger_begin(struct rt_ledger *l);
 void rt_ledger_batch(struct rt_ledger *l, int n_tokens, int n_sequences, int n_rows);
 /* The running interval ends, another begins. Returns the time. layer −1: none. */
 uint64_t rt_ledger_enter(struct rt_ledger *l, enum rt_ledger_kind kind, int op, int layer);
+/* The same for an interval that goes on with what was begun before: the op is not counted again. */
+uint64_t rt_ledger_resume(struct rt_ledger *l, enum rt_ledger_kind kind, int op, int layer);
 /* The running interval was an exchange, begun when enter(RT_LEDGER_WIRE) said, and is finished; headers [n_ranks] came with it. It is split, and host work begins. Where a peer did
  * not tell when it began, all of it is the wire's. */
 void rt_ledger_exchanged(struct rt_ledger *l, const struct comm_header *headers, int n_ranks, int rank);

@@ -43,10 +43,13 @@ enum st rt_overlap_bind(struct rt_exec *x, struct err *e)
     return st;
 }
 
+/* Tokens must be many for every matrix: an expert gets its share of them, of which a quarter will do, for it is read whenever it has any. */
 bool rt_overlap_is_due(const struct rt_exec *x)
 {
-    const int n = x->desc->batch.n_tokens;
-    return x->halves[0].desc.run_begin && n >= x->o.settings->overlap_tokens && n >= 2;
+    const int n = x->desc->batch.n_tokens, least = x->o.settings->overlap_tokens;
+    const struct moe_config *moe = &x->m->config.moe;
+    const bool few = moe->n_experts && (int64_t)n * moe->top_k * 4 < (int64_t)least * moe->n_experts;
+    return x->halves[0].desc.run_begin && n >= least && n >= 2 && !few;
 }
 
 /* Tokens [first, first + n) of the step. */
@@ -89,8 +92,8 @@ static void take(struct rt_exec *x, int i)
 
 void rt_overlap_begin(struct rt_exec *x)
 {
-    const int n = x->desc->batch.n_tokens, most = (x->o.settings->chunk + 1) / 2, tiles = ((n + 1) / 2 + TILE - 1) / TILE * TILE;
-    const int first = tiles <= most && tiles < n ? tiles : (n + 1) / 2;
+    const int n = x->desc->batch.n_tokens, most = (x->o.settings->chunk + 1) / 2, tiles = (n + TILE) / 2 / TILE * TILE;
+    const int first = tiles > 0 && tiles <= most && n - tiles > 0 && n - tiles <= most ? tiles : (n + 1) / 2;
     cut(x->desc, 0, first, &x->halves[0]);
     cut(x->desc, first, n - first, &x->halves[1]);
     x->halves[0].slots = x->slots;
@@ -106,13 +109,14 @@ static void meet(struct rt_exec *x, const struct part_step *s)
     x->st = (enum st)atomic_load(&x->failing);
     if (!x->st && x->under_way.step) {
         if (x->ledger.on)
-            rt_ledger_enter(&x->ledger, RT_LEDGER_WIRE, PART_EXCHANGE, x->under_way.step->layer);
+            rt_ledger_resume(&x->ledger, RT_LEDGER_WIRE, PART_EXCHANGE, x->under_way.step->layer);
         x->st = rt_exchange_end(x);
     }
-    if (!x->st && s) {
+    if (!x->st && s)
         x->st = rt_exchange_begin(x, s);
-        if (!x->st)
-            x->send_buffer = comm_send_buffer(x->o.comm);
+    if (!x->st && s) {
+        comm_allgather_advance(x->o.comm); /* as much as the wire takes before the computing begins */
+        x->send_buffer = comm_send_buffer(x->o.comm);
     }
     x->halves[x->half].slots = x->slots;
     take(x, 1 - x->half);

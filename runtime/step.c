@@ -766,6 +766,7 @@ enum st rt_exec_run(struct rt_exec *x, const struct rt_desc *desc, const struct 
     x->results = results;
     x->st = ST_OK;
     x->failing = ST_OK;
+    x->under_way.step = NULL;
     x->e = e;
     x->row_wants = 0;
     *root = *header;

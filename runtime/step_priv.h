@@ -1,4 +1,4 @@
-/* What step.c and experts.c share: one executor, its bound programs, where values lie. */
+/* What step.c, overlap.c, experts.c and logits.c share: one executor, its bound programs, where values lie. */
 #ifndef RUNTIME_STEP_PRIV_H
 #define RUNTIME_STEP_PRIV_H
 

@@ -42,14 +42,14 @@ static uint64_t quant_sort(const struct quant_scheme *s, uint64_t begin, uint64_
     return n;
 }
 
-static void quant_assemble(const struct quant_scheme *s, const uint8_t *file, uint64_t column_begin, uint64_t column_end)
+static void quant_assemble(const struct quant_scheme *s, const uint8_t *file, uint64_t row_begin, uint64_t column_begin, uint64_t column_end)
 {
-    struct rt_assembly a = {.scheme = s, .row_end = s->rows, .column_begin = column_begin, .column_end = column_end};
+    struct rt_assembly a = {.scheme = s, .row_begin = row_begin, .row_end = s->rows, .column_begin = column_begin, .column_end = column_end};
     unsigned char *copies[QUANT_MAX_SOURCES] = {NULL};
     for (uint32_t k = 0; k < s->n_sources; k++) { /* exact copies, so that a sanitizer sees the first byte that is read too far */
         const struct quant_source *x = &s->sources[k];
-        const uint64_t n_rows = quant_elements(s->rows, x->row_unit), n_columns = quant_elements(s->columns, x->column_unit);
-        const uint8_t *from = file + x->tensor->offset + x->offset;
+        const uint64_t first = row_begin / x->row_unit, n_rows = quant_elements(s->rows, x->row_unit) - first, n_columns = quant_elements(s->columns, x->column_unit);
+        const uint8_t *from = file + x->tensor->offset + x->offset + first * x->row_stride;
         copies[k] = malloc(n_rows * n_columns * x->element_bytes);
         BASE_ASSERT(copies[k] != NULL);
         if (x->transposed)
@@ -57,7 +57,7 @@ static void quant_assemble(const struct quant_scheme *s, const uint8_t *file, ui
         else
             for (uint64_t i = 0; i < n_rows; i++)
                 memcpy(copies[k] + i * n_columns * x->element_bytes, from + i * x->row_stride, n_columns * x->element_bytes);
-        a.pieces[k] = (struct rt_piece){.data = copies[k], .stride_bytes = (size_t)(n_columns * x->element_bytes)};
+        a.pieces[k] = (struct rt_piece){.data = copies[k], .first_row = first * x->row_unit, .stride_bytes = (size_t)(n_columns * x->element_bytes)};
     }
     int32_t order[32 * QUANT_MOST_COLUMNS]; /* a group has 32 columns or more, or is the only one */
     if (s->group_of) {
@@ -72,7 +72,7 @@ static void quant_assemble(const struct quant_scheme *s, const uint8_t *file, ui
     struct rt_odd_scales odd = {0, 0, 0};
     struct err e = {""};
     if (rt_assemble(&a, rows, &odd, &e) == ST_OK)
-        for (uint64_t r = 0; r < s->rows; r++) {
+        for (uint64_t r = 0; r < s->rows - row_begin; r++) {
             kern_format_dequantise(s->format, rows + r * row_bytes, n, values);
             for (uint64_t c = 0; c < n; c++)
                 BASE_ASSERT(!isnan(values[c])); /* a large scale may overflow */
@@ -99,9 +99,9 @@ static void quant_try(const struct checkpoint *ck, struct quant *q, const struct
     quant_check_sources(s);
     if (rows > QUANT_MOST_ROWS || columns > QUANT_MOST_COLUMNS)
         return;
-    quant_assemble(s, file, 0, columns);
+    quant_assemble(s, file, 0, 0, columns);
     if (columns > 40)
-        quant_assemble(s, file, columns / 3, columns - 7);
+        quant_assemble(s, file, rows > 1, columns / 3, columns - 7);
 }
 
 static void quant_try_all(const struct checkpoint *ck, struct quant *q, const uint8_t *file, struct arena *arena)

@@ -112,6 +112,9 @@ def quantised(name, config, tensors):
 quantised("nvfp4", {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ["b*"]},
           [("a.weight", "U8", 3, 40), ("a.weight_scale", "F8_E4M3", 3, 5), ("a.weight_scale_2", "F32"), ("a.input_scale", "F32"),
            ("b.weight_packed", "U8", 3, 40), ("b.weight_scale", "F8_E4M3", 3, 5), ("b.weight_global_scale", "F32", 1)])  # fmt: skip
+quantised("modelopt", {"quant_method": "modelopt", "quant_algo": "w4a16_awq"},
+          [("c.weight", "U8", 3, 64), ("c.weight_scale", "F32", 6, 2), ("c.pre_quant_scale", "BF16", 64),
+           ("d.weight", "U8", 3, 48), ("d.weight_scale", "F8_E4M3", 3, 3), ("d.weight_scale_2", "F32")])  # fmt: skip
 quantised("mxfp4", {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized"} | GROUPS, [("a.weight_packed", "U8", 3, 48), ("a.weight_scale", "U8", 3, 3)])
 quantised("fp8", {"quant_method": "fp8", "weight_block_size": [128, 128]},
           [("a.weight", "F8_E4M3", 3, 136), ("a.weight_scale_inv", "F32", 1, 2), ("b.weight", "F8_E4M3", 3, 136), ("b.scale", "F8_E8M0", 1, 2),
