@@ -130,6 +130,9 @@ MPI_LIBS     = $(eval MPI_LIBS := $$(shell pkg-config --libs mpich))$(MPI_LIBS)
 # -O1 -g1: half the compiler's time, and the tests of the harness take few seconds. Emulated matrix instructions are most of theirs.
 CXX_FLAGS := -std=c++17 -fPIC -g1 -O1 -ffp-contract=off -Wall -Wextra -Wshadow $(if $(DEV),-Werror) -I. -pthread
 
+# Of a .cu, with what its locals begin (see ZERO).
+CU_FLAGS  := -fsanitize=signed-integer-overflow
+
 # $(call file_flags,SOURCE): what this file needs beyond COMMON.
 file_flags = $(if $(filter kernels/%,$1),$(OPT_KERN),$(OPT)) \
              $(if $(filter kernels/cpu/%_avx2.c,$1),$(AVX2)) $(if $(filter kernels/cpu/%_avx512.c,$1),$(AVX512)) \
@@ -155,7 +158,7 @@ $(BUILD)/flags: FORCE
 	@pkg-config --exists --print-errors $(PACKAGES) || { echo "libraries are missing: try 'make deps'" >&2; exit 1; }
 	@$(call keep_or_write,$(CC) $(CFLAGS) $(COMMON) $(OPT) $(OPT_KERN) $(AVX2) $(AVX512) $(VECTOR))
 $(BUILD)/cxx.flags: FORCE
-	@$(call keep_or_write,$(CXX) $(CXXFLAGS) $(CXX_FLAGS))
+	@$(call keep_or_write,$(CXX) $(CXXFLAGS) $(CXX_FLAGS) $(CU_FLAGS))
 # MPICH may be installed later.
 $(BUILD)/mpi.flags: FORCE
 	@$(call keep_or_write,$(MPI_FLAGS))
@@ -233,7 +236,7 @@ $(OBJ)/kernels/simt/%.o: kernels/simt/%.cpp $(BUILD)/cxx.flags
 $(OBJ)/%.cu.o: %.cu $(BUILD)/cxx.flags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CXX   $<")
-	$(Q)$(CXX) $(CXX_FLAGS) -fsanitize=signed-integer-overflow $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
+	$(Q)$(CXX) $(CXX_FLAGS) $(CU_FLAGS) -ftrivial-auto-var-init=pattern $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
 $(LIBSIMT): $(SIMT_OBJECTS)
 	$(if $(V),,@echo "  AR    $@")
 	$(Q)rm -f $@ && $(AR) rcsD $@ $^
@@ -244,6 +247,31 @@ $(SIMT_TESTS): $(LIBSIMT) $(SIMT_CASES:%=$(OBJ)/%.o)
 $(SIMT_TESTS): private LIBS += -lstdc++
 $(BUILD)/bench/simt: $(OBJ)/bench/simt_kernels.cu.o $(LIBSIMT)
 $(BUILD)/bench/simt: private LIBS += -lstdc++
+
+# The same again with locals that begin as zeroes: what then has other bits depends on a local that nobody initialised (tests/kernels_locals_test.sh).
+ZERO         := $(BUILD)/zero
+ZERO_OBJECTS := $(SIMT_SOURCES:%.cpp=$(OBJ)/%.o) $(CUDA_SOURCES:%=$(OBJ)/%.zero.o)
+ZERO_TESTS   := $(addprefix $(ZERO)/,kernels_simt_test kernels_mma_simt_test kernels_attention_simt_test)
+ZERO_BINARY  := $(if $(PLUGINS),$(ZERO)/tandem $(ZERO)/libtandem-simt.so)
+ZERO_ALL     := $(if $(and $(PLUGINS),$(filter tests/kernels_locals_test.sh,$(TEST_SCRIPTS))),$(ZERO_TESTS) $(ZERO_BINARY))
+.PHONY: kernels-zero
+kernels-zero: $(ZERO_BINARY)
+$(OBJ)/%.cu.zero.o: %.cu $(BUILD)/cxx.flags
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CXX   $< with zeroes")
+	$(Q)$(CXX) $(CXX_FLAGS) $(CU_FLAGS) -ftrivial-auto-var-init=zero $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
+$(ZERO)/libtandem-simt.so: $(ZERO_OBJECTS)
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)$(CXX) -shared -pthread $(LDFLAGS) $^ -o $@
+# It opens the library that lies beside it.
+$(ZERO)/tandem: $(BUILD)/tandem
+	@mkdir -p $(@D)
+	$(Q)ln -f $< $@
+$(ZERO_TESTS): $(ZERO)/%: $(OBJ)/tests/%.o $(SIMT_CASES:%=$(OBJ)/%.zero.o) $(ZERO_OBJECTS) $(LIBT) $(LIB)
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)$(LINK) $(filter-out %.a,$^) $(filter %.a,$^) -o $@ $(CMOCKA_LIBS) $(LIBS) -lstdc++
 
 # For GPUs: what Tandem is for (GB10, RTX 5090) and Hopper. A kernel that spills registers is a fault. CUDA=0, or no nvcc: nothing is done.
 NVCC       := $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
@@ -328,12 +356,12 @@ RUN_TESTS := $(if $(SAN),$(filter-out $(SAN_SKIP:%=$(BUILD)/tests/%),$(TESTS)),$
 
 test: deps
 	@$(MAKE) --no-print-directory _test
-_test: all $(TEST_TOOLS) $(filter $(BUILD)/%,$(RUN_TESTS))
+_test: all $(TEST_TOOLS) $(ZERO_ALL) $(filter $(BUILD)/%,$(RUN_TESTS))
 	@BUILD=$(BUILD) TANDEM=$(BUILD)/tandem tests/run.sh $(RUN_TESTS)
 
 test-long: deps
 	@$(MAKE) --no-print-directory _test-long
-_test-long: all $(TEST_TOOLS) $(filter $(BUILD)/%,$(RUN_TESTS))
+_test-long: all $(TEST_TOOLS) $(ZERO_ALL) $(filter $(BUILD)/%,$(RUN_TESTS))
 	@LONG=1 BUILD=$(BUILD) TANDEM=$(BUILD)/tandem tests/run.sh $(RUN_TESTS)
 
 # For hosts of another architecture, to be launched from this one: their binary and its libraries, unpacked beside this machine's ($(NATIVE)/bundle-aarch64).

@@ -36,16 +36,13 @@ static void planted_faults_and_right_kernels(void **state) {
     uint64_t n_seeds = t_long() ? 1000 : 100;
     for (const struct simt_case *c = simt_cases; c->name; c++) {
         double begin = seconds();
+        bool is_wrong = c->finding && (simt_compares_bits() || strncmp(c->finding, "uninitialised local", 19) != 0);
         for (uint64_t seed = 1; seed <= n_seeds; seed++) {
             const char *line = simt_catch(c->run, NULL, seed);
-            if (!c->finding && line)
-                fail_msg("%s: an alarm where nothing is wrong: %s", c->name, line);
-            if (c->finding && !line)
-                fail_msg("%s: not found with seed %d", c->name, (int)seed);
-            if (c->finding && (!begins(line, c->finding) || !strstr(line, c->also)))
-                fail_msg("%s: with seed %d: %s", c->name, (int)seed, line);
-            if (c->finding && seed == 1)
-                print_message("%s\n", line);
+            if (!is_wrong && line) fail_msg("%s: an alarm where nothing is wrong: %s", c->name, line);
+            if (is_wrong && !line) fail_msg("%s: not found with seed %d", c->name, (int)seed);
+            if (is_wrong && (!begins(line, c->finding) || !strstr(line, c->also))) fail_msg("%s: with seed %d: %s", c->name, (int)seed, line);
+            if (is_wrong && seed == 1) print_message("%s\n", line);
         }
         print_message("%-44s %d seeds, %.2f ms each\n", c->name, (int)n_seeds, 1e3 * (seconds() - begin) / (double)n_seeds);
     }

@@ -703,6 +703,7 @@ const char *simt_catch(void (*fn)(void *), void *arg, uint64_t seed) {
     random_state = seed;
     catching = true;
     has_found = false;
+    locals_begin();
     try {
         fn(arg);
         cudaDeviceSynchronize();

@@ -4,6 +4,7 @@
 #ifndef KERNELS_SIMT_ENGINE_H
 #define KERNELS_SIMT_ENGINE_H
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -263,6 +264,7 @@ struct region {
     std::string name;
     bool written; /* what has no write of its own yet counts as written long ago: pinned memory, which is the host's, too, and some sparse */
     bool sparse;  /* takes room only where it is touched: zeroes, of any size */
+    bool changed = false;               /* by a kernel, perhaps, since regions_changed */
     uint32_t last_user = ~0u;           /* an operation */
     std::map<uint32_t, uint32_t> users; /* by stream: the last operation that touched it */
 };
@@ -270,6 +272,7 @@ region *region_create(size_t bytes, bool written, bool sparse);
 bool region_destroy(void *base);
 region *region_find(const void *p);
 size_t regions_bytes();
+void regions_changed(const std::function<void(const region &)> &tell);
 /* By a copy or a fill: who is the operation itself. Finds races with other operations. p outside of every buffer: plain host memory, not looked at. */
 void region_touch(const operation &o, const void *p, size_t bytes, bool write, bool needs_value, site at = {nullptr, 0});
 /* A finding if somebody has touched it since what the host knows of: that many operations of each stream. */
@@ -284,6 +287,12 @@ void global_bulk(uint32_t agent, uint32_t clock, const void *p, size_t bytes, bo
 void shared_bulk(uint32_t agent, uint32_t clock, uint32_t array_offset, uint32_t array_bytes, size_t offset, size_t bytes, bool write, site at);
 void shadow_forget_history(); /* everything done so far happened before everything to come */
 bool shadow_is_long();
+
+/* ---- uninitialised locals: locals.cpp --------------------------------------------------------------------------------------------------------------- */
+
+void locals_begin();
+void locals_launched(const std::vector<launch *> &all);                 /* which have run beside each other */
+void locals_copied(const operation &o, const void *from, size_t bytes); /* from a buffer, perhaps */
 
 /* ---- counting ----------------------------------------------------------------------------------------------------------------------------------------- */
 

@@ -199,6 +199,7 @@ void global_access(const void *p, size_t bytes, size_t align, access_kind kind, 
                 "scope too narrow: %s: %s%s at byte %zu of pinned %s, which the host shares: nothing but scope::system orders anything towards it",
                 text_of(t).c_str(), kind_name(kind), place(at).c_str(), offset, region_text(*r).c_str());
         used_by(*r, t.in_block->of->number);
+        r->changed |= is_write(kind);
         check(r->cells + offset, offset, bytes, record_of(t, at, kind, s), {&t, t.in_block->of->number}, !r->written && !is_store(kind),
               [&] { return region_text(*r); });
     }
@@ -255,6 +256,7 @@ void global_bulk(uint32_t agent, uint32_t clock, const void *p, size_t bytes, bo
             finding("out of bounds: %s: bulk copy of %zu bytes%s at byte %zu of %s", text_of(t).c_str(), bytes, place(at).c_str(), offset,
                     r ? region_text(*r).c_str() : "no buffer");
         used_by(*r, operation);
+        r->changed |= write;
         records.push_back({operation, t.in_block->index, agent, clock, at, write ? access_kind::store : access_kind::load, scope::block});
         check(r->cells + offset, offset, bytes, (uint32_t)records.size() - 1, {&t, operation, true}, !write && !r->written,
               [&] { return region_text(*r); });
@@ -313,7 +315,7 @@ region *region_create(size_t bytes, bool written, bool sparse) {
     if (regions.empty())
         n_created = 0;
     region &r = regions[base];
-    r = {base, bytes, cells, n_created, "#" + std::to_string(n_created), written, sparse, ~0u, {}};
+    r = {base, bytes, cells, n_created, "#" + std::to_string(n_created), written, sparse, false, ~0u, {}};
     n_created++;
     n_sparse += sparse;
     held_bytes += sparse ? 0 : bytes;
@@ -348,6 +350,14 @@ region *region_find(const void *p) {
 }
 
 size_t regions_bytes() { return held_bytes; }
+
+void regions_changed(const std::function<void(const region &)> &tell) {
+    for (auto &r : regions)
+        if (r.second.changed) {
+            r.second.changed = false;
+            tell(r.second);
+        }
+}
 
 void region_touch(const operation &o, const void *p, size_t bytes, bool write, bool needs_value, site at) {
     region *r = region_find(p);

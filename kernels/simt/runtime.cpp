@@ -132,7 +132,10 @@ static std::unique_ptr<queued> take(stream_state *s) {
 
 static void run_copy(const queued &q) {
     const copy_operation &c = q.copy;
-    if (c.from) region_touch(q.launched, c.from, c.bytes, false, true);
+    if (c.from) {
+        region_touch(q.launched, c.from, c.bytes, false, true);
+        locals_copied(q.launched, c.from, c.bytes);
+    }
     region_touch(q.launched, c.to, c.bytes, true, false);
     if (c.from)
         memmove(c.to, c.from, c.bytes);
@@ -161,6 +164,7 @@ static void run_one(stream_state *s) {
         launches.push_back(&all.back()->launched);
     }
     launches_run(launches);
+    locals_launched(launches);
     s->n_done += (uint32_t)launches.size();
 }
 

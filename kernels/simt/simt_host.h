@@ -32,6 +32,9 @@ void simt_host_access(const void *p, size_t bytes, int write, const char *file, 
 #define simt_host_read(p, bytes) simt_host_access(p, bytes, 0, __FILE__, __LINE__)
 #define simt_host_write(p, bytes) simt_host_access(p, bytes, 1, __FILE__, __LINE__)
 
+/* Is this the second run with TANDEM_SIMT_BITS, the one that finds uninitialised locals? */
+int simt_compares_bits(void);
+
 /* Counting, as TANDEM_SIMT_COUNTS turns it on. The text is JSON, valid until the next call; counts begin anew with simt_counts_start. */
 void simt_counts_start(void);
 const char *simt_counts_json(void);

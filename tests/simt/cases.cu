@@ -679,6 +679,35 @@ static void run_launch_limits(void *) {
     cudaGetLastError();
 }
 
+/* ---- locals ---------------------------------------------------------------------------------------------------------------------------------------------- */
+
+/* n numbers of the thread's row of 8, and what they add up to. */
+enum local_use { SUMS_ALL, SUMS_READ, DECIDES, HANDS_OVER, HANDS_OVER_READ };
+template <local_use use> __global__ void sum_locals(global<const uint32_t> in, global<uint32_t> out, uint32_t n) {
+    SIMT_SHARED(uint32_t, sums, 32);
+    uint32_t numbers[8], sum = 0;
+    for (uint32_t i = 0; i < n; i++) numbers[i] = in.load(threadIdx.x * 8 + i);
+    if (use == HANDS_OVER || use == HANDS_OVER_READ) { /* the neighbour's last number, or its last that is there */
+        uint32_t last = __shfl_xor_sync(0xffffffffu, numbers[use == HANDS_OVER ? 7 : n - 1], 1);
+        sums.store(threadIdx.x, last);
+        __syncwarp();
+        out.store(threadIdx.x, sums.load(threadIdx.x ^ 1));
+    } else if (use == DECIDES) {
+        if (numbers[n] != 0) out.store(threadIdx.x, 1);
+    } else {
+        for (uint32_t i = 0; i < 8; i++) sum += use == SUMS_ALL || i < n ? numbers[i] : 0;
+        out.store(threadIdx.x, sum);
+    }
+}
+template <local_use use> static void run_sum_locals(void *) {
+    uint32_t *in = (uint32_t *)device(32 * 8 * 4), *out = device_zeroes(32);
+    cudaMemsetAsync(in, 1, 32 * 8 * 4, NULL);
+    SIMT_LAUNCH(copy_words, 1, 32, 0, NULL, in, out); /* is right: the next one is at fault */
+    SIMT_LAUNCH(sum_locals<use>, 1, 32, 0, NULL, in, out, 7u);
+    if (use == SUMS_READ) expect(out, 32, [](size_t) { return 7 * 0x01010101u; });
+    if (use == HANDS_OVER_READ) expect(out, 32, [](size_t) { return 0x01010101u; });
+}
+
 /* ---- real sizes ---------------------------------------------------------------------------------------------------------------------------------------- */
 
 /* The last of 70,000 rows of 65,536 numbers, of which alone anything is written: 2^32 numbers and more. */
@@ -1225,6 +1254,15 @@ const struct simt_case simt_cases[] = {
     {"a signed index overflows", run_sum_row<SIGNED>, "integer overflow: kernel sum_row<kind>, block (69999,0,0), thread (",
      "69999 * 65536 as 'int' at tests/simt/cases.cu:"},
     {"an unsigned index wraps", run_sum_row<UNSIGNED>, "uninitialised: kernel sum_row<kind>, block (69999,0,0), thread (", "at tests/simt/cases.cu:"},
+    {"a local that nobody wrote, in a sum", run_sum_locals<SUMS_ALL>,
+     "uninitialised local: kernel sum_locals<use>, launch 2, grid (1,1,1), 32 threads: what it leaves in ",
+     "depends on the value with which a local begins"},
+    {"a local that nobody wrote decides", run_sum_locals<DECIDES>,
+     "uninitialised local: kernel sum_locals<use>, launch 2, grid (1,1,1), 32 threads: what it leaves in ",
+     "depends on the value with which a local begins"},
+    {"a local that nobody wrote, by way of another lane", run_sum_locals<HANDS_OVER>,
+     "uninitialised local: kernel sum_locals<use>, launch 2, grid (1,1,1), 32 threads: what it leaves in ",
+     "depends on the value with which a local begins"},
     {"a graph whose branches are joined too late", run_graph_without_join, "race on buffer", "add_arrays"},
     {"a dependent launch that never waits", run_dependent<NEVER_WAITS>, "race on buffer", "wait_for_primary() is missing"},
     {"a dependent launch that never waits, behind one that lets nobody begin", run_dependent<NEVER_LETS_NOR_WAITS>, "race on buffer",
@@ -1280,6 +1318,8 @@ const struct simt_case simt_cases[] = {
     {"the second of three dependent launches fails", run_dependent_fails, NULL, NULL},
     {"a bulk copy of what the primary wrote", run_copies_from_primary<true>, NULL, NULL},
     {"a flag from a primary", run_tells_dependent<true>, NULL, NULL},
+    {"a local that nobody reads", run_sum_locals<SUMS_READ>, NULL, NULL},
+    {"locals that go to another lane", run_sum_locals<HANDS_OVER_READ>, NULL, NULL},
     {"a graph, replayed and updated", run_graph_replayed, NULL, NULL},
     {"calls that a capture forbids", run_graph_refusals, NULL, NULL},
     {"the host waits for a copy", run_round_trip<WAITS>, NULL, NULL},

@@ -9,8 +9,9 @@ extern "C" {
 struct simt_case {
     const char *name;
     void (*run)(void *unused);
-    const char *finding; /* how the line begins, after "tandem simt: ", or several ways with | between; NULL: none is expected */
-    const char *also;    /* what else it says: both accesses' places, by the marks in the source; may be NULL */
+    /* How the line begins, after "tandem simt: ", or several ways with | between; NULL: none is expected. "uninitialised local": when simt_compares_bits. */
+    const char *finding;
+    const char *also; /* what else it says: both accesses' places, by the marks in the source; may be NULL */
 };
 extern const struct simt_case simt_cases[]; /* until name is NULL */
 
