@@ -25,6 +25,8 @@ struct device_info {
     bool integrated;
 };
 constexpr size_t shared_limit = 101376, static_shared_limit = 49152, parameter_limit = 32764;
+constexpr uint32_t threads_limit = 1024;
+uint32_t launch_bounds(const void *function); /* threads of a block; threads_limit for a kernel without */
 
 struct settings {
     uint64_t seed = 1;

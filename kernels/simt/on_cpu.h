@@ -16,7 +16,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(...)
+#define __launch_bounds__(n, ...) __attribute__((patchable_function_entry((n) + 0, (n) + 0))) /* see bounds.cpp */
 #define SIMT_UNROLL
 
 struct uint3 {

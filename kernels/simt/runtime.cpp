@@ -245,10 +245,12 @@ int launch_add(kernel_call *call, const void *function, const char *name, dim3 g
     if (!s)
         return failed(cudaErrorInvalidResourceHandle);
     uint64_t threads = (uint64_t)block.x * block.y * block.z, blocks = (uint64_t)grid.x * grid.y * grid.z;
-    if (threads == 0 || threads > 1024 || block.z > 64 || blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || blocks > 0x7fffffffu)
+    if (threads == 0 || threads > threads_limit || block.z > 64 || blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 ||
+        blocks > 0x7fffffffu)
         return failed(cudaErrorInvalidConfiguration);
     auto limit = dynamic_limit.find(function);
-    if (call->parameter_bytes > parameter_limit || shared_bytes > (limit == dynamic_limit.end() ? static_shared_limit : (size_t)limit->second))
+    if (threads > launch_bounds(function) || call->parameter_bytes > parameter_limit ||
+        shared_bytes > (limit == dynamic_limit.end() ? static_shared_limit : (size_t)limit->second))
         return failed(cudaErrorInvalidValue);
     const device_info &d = *config().device;
     if (as == launch_as::cooperative && blocks > (uint64_t)d.n_sms * ((uint64_t)d.threads_per_sm / threads))
@@ -360,9 +362,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr which, int de
     if (device != 0)
         return failed(cudaErrorInvalidValue);
     switch (which) {
-    case cudaDevAttrMaxThreadsPerBlock:
-        *value = 1024;
-        break;
+    case cudaDevAttrMaxThreadsPerBlock: *value = (int)threads_limit; break;
     case cudaDevAttrMultiProcessorCount:
         *value = d.n_sms;
         break;

@@ -656,6 +656,9 @@ template <int n> struct words {
     uint32_t w[n];
 };
 template <int n> __global__ void takes_words(words<n>) {}
+__global__ void __launch_bounds__(96) takes_96_threads() {}
+template <class> __global__ void __launch_bounds__(32 + 1, 2) takes_33_threads() {}
+__global__ void __launch_bounds__(1024) takes_1024_threads() {}
 static void run_launch_limits(void *) {
     const int bad = cudaErrorInvalidConfiguration;
     static const struct {
@@ -671,6 +674,12 @@ static void run_launch_limits(void *) {
     for (const auto &l : launches)
         if (SIMT_LAUNCH(takes_words<1>, l.grid, l.block, l.shared_bytes, NULL, words<1>()) != l.want)
             abort();
+    const auto beyond_bounds = cudaErrorInvalidValue;
+    if (SIMT_LAUNCH(takes_96_threads, 1, 96, 0, NULL) != cudaSuccess || SIMT_LAUNCH(takes_96_threads, 1, 97, 0, NULL) != beyond_bounds ||
+        SIMT_LAUNCH(takes_96_threads, 1, dim3(32, 2, 2), 0, NULL) != beyond_bounds ||
+        SIMT_LAUNCH(takes_33_threads<int>, 1, 33, 0, NULL) != cudaSuccess || SIMT_LAUNCH(takes_33_threads<int>, 1, 34, 0, NULL) != beyond_bounds ||
+        SIMT_LAUNCH(takes_1024_threads, 1, 1024, 0, NULL) != cudaSuccess)
+        abort();
     if (SIMT_LAUNCH(takes_words<8191>, 1, 1, 0, NULL, words<8191>()) != cudaSuccess || SIMT_LAUNCH(takes_words<8192>, 1, 1, 0, NULL, words<8192>()) != cudaErrorInvalidValue)
         abort();
     if (cudaFuncSetAttribute((const void *)takes_words<1>, cudaFuncAttributeMaxDynamicSharedMemorySize, 101376) != cudaSuccess ||
