@@ -68,23 +68,23 @@ static void expect(const char *what, const float *y, size_t at, size_t n, float 
             fail_msg("%s: element %llu is %.9g, expected %.9g", what, (unsigned long long)(at + i), (double)got[i], (double)want);
 }
 
-/* ---- 405B's ffn and width, for as many tokens as a grid has blocks along y, rows far apart: 2^33 numbers ------------------------------------------------------- */
+/* ---- 405B's ffn and width, for more tokens than a grid has blocks along y, rows far apart: 2^33 numbers -------------------------------------------------------- */
 
-enum { TOKENS = 65535, FFN = 53248, WIDTH = 16384, FAR = 131072 };
+enum { TOKENS = 70000, FFN = 53248, WIDTH = 16384, FAR = 131072 };
 
 static void gate_case(void *rng) {
     const size_t bytes = (size_t)TOKENS * FAR * sizeof(float);
     float *g = sparse("gate", bytes, false), *y = sparse("y", bytes, false);
-    const struct picked p = pick(rng, FFN / 256, TOKENS);
-    for (int i = 0; i < p.n; i++) write_row(g, FAR, p.y[i], FFN);
+    const struct picked p = pick(rng, TOKENS, FFN / 256);
+    for (int i = 0; i < p.n; i++) write_row(g, FAR, p.x[i], FFN);
     const struct kern_gate args = {g, g, y, FAR, FAR, FAR, TOKENS, FFN, KERN_GATE_SILU, 0, 0};
-    only(&p, FFN / 256);
+    only(&p, TOKENS);
     assert_int_equal(cuda_gate(&args, NULL), cudaSuccess);
     for (int i = 0; i < p.n; i++) {
-        float in = value_of(p.y[i]), want;
+        float in = value_of(p.x[i]), want;
         const struct kern_gate one = {&in, &in, &want, 1, 1, 1, 1, 1, KERN_GATE_SILU, 0, 0};
         kern_ref.gate(whole, &one);
-        expect("gate", y, (size_t)p.y[i] * FAR + (size_t)p.x[i] * 256, 256, want);
+        expect("gate", y, (size_t)p.x[i] * FAR + (size_t)p.y[i] * 256, 256, want);
     }
 }
 
@@ -112,8 +112,8 @@ static void norm_case(void *rng) {
 static void sum_case(void *rng) {
     const size_t bytes = (size_t)TOKENS * FAR * sizeof(float);
     float *a = sparse("a", bytes, false), *y = sparse("y", bytes, false);
-    const struct picked p = pick(rng, WIDTH / 128, TOKENS);
-    for (int i = 0; i < p.n; i++) write_row(a, FAR, p.y[i], WIDTH);
+    const struct picked p = pick(rng, TOKENS, WIDTH / 128);
+    for (int i = 0; i < p.n; i++) write_row(a, FAR, p.x[i], WIDTH);
     const struct kern_sum args = {.residual = a,
                                   .residual_stride = FAR,
                                   .n_vectors = 2,
@@ -126,9 +126,9 @@ static void sum_case(void *rng) {
                                   .y_stride = FAR,
                                   .n_tokens = TOKENS,
                                   .width = WIDTH};
-    only(&p, WIDTH / 128);
+    only(&p, TOKENS);
     assert_int_equal(cuda_sum(&args, NULL), cudaSuccess);
-    for (int i = 0; i < p.n; i++) expect("sum", y, (size_t)p.y[i] * FAR + (size_t)p.x[i] * 128, 128, 3 * value_of(p.y[i]));
+    for (int i = 0; i < p.n; i++) expect("sum", y, (size_t)p.x[i] * FAR + (size_t)p.y[i] * 128, 128, 3 * value_of(p.x[i]));
 }
 
 /* Heads of 128, turned by a quarter: (a, b) becomes (−b, a). */
@@ -136,19 +136,19 @@ static void rope_case(void *rng) {
     enum { HEADS = WIDTH / 128, BLOCKS = HEADS * 64 / 128 };
     float *x = sparse("x", (size_t)TOKENS * FAR * sizeof(float), false), *table = sparse("table", (size_t)TOKENS * 128 * sizeof(float), false),
           turn[128] = {0};
-    const struct picked p = pick(rng, BLOCKS, TOKENS);
+    const struct picked p = pick(rng, TOKENS, BLOCKS);
     for (int i = 64; i < 128; i++) turn[i] = 1;
     for (int i = 0; i < p.n; i++) {
-        write_row(x, FAR, p.y[i], WIDTH);
-        write_to(table + (size_t)p.y[i] * 128, turn, sizeof turn);
+        write_row(x, FAR, p.x[i], WIDTH);
+        write_to(table + (size_t)p.x[i] * 128, turn, sizeof turn);
     }
     const struct kern_rope args = {x, FAR, TOKENS, HEADS, 128, 64, false, table};
-    only(&p, BLOCKS);
+    only(&p, TOKENS);
     assert_int_equal(cuda_rope(&args, NULL), cudaSuccess);
     for (int i = 0; i < p.n; i++) { /* a block has 128 pairs: two heads */
-        size_t at = (size_t)p.y[i] * FAR + (size_t)p.x[i] * 256;
-        expect("rope", x, at, 64, -value_of(p.y[i]));
-        expect("rope", x, at + 64, 64, value_of(p.y[i]));
+        size_t at = (size_t)p.x[i] * FAR + (size_t)p.y[i] * 256;
+        expect("rope", x, at, 64, -value_of(p.x[i]));
+        expect("rope", x, at + 64, 64, value_of(p.x[i]));
     }
 }
 
@@ -239,14 +239,19 @@ static void matmul_case(void *rng) {
     assert_int_equal(cuda_matmul(&args, NULL), cudaSuccess);
     for (int i = 0; i < p.n; i++) expect("plain product", y, (size_t)p.x[i] * 32, 32, WIDTH);
 
-    /* ---- rows of it, and of the other layout: the last one, by a block of 256 columns each */
+    /* ---- rows of it, and of the other layout: the last one for the last of many tokens, its first and its last 256 columns */
     enum { LAST = VOCABULARY - 1 };
-    const int32_t id = LAST;
-    struct kern_embed embed = {&m, 0, to_device(&id, sizeof id), 1, sparse("row", WIDTH * sizeof(float), false), WIDTH, 2};
-    simt_only_blocks(NULL, 0);
+    const size_t at = (size_t)(TOKENS - 1) * WIDTH;
+    const struct picked last = {2, {TOKENS - 1, TOKENS - 1}, {0, WIDTH / 256 - 1}};
+    int32_t *ids = malloc(TOKENS * sizeof *ids);
+    assert_non_null(ids);
+    for (int t = 0; t < TOKENS; t++) ids[t] = LAST;
+    struct kern_embed embed = {&m, 0, to_device(ids, TOKENS * sizeof *ids), TOKENS, sparse("rows", (at + WIDTH) * sizeof(float), false), WIDTH, 2};
+    free(ids);
+    only(&last, TOKENS);
     assert_int_equal(cuda_embed(&embed, NULL), cudaSuccess);
-    expect("row", embed.y, 0, 512, 2);
-    expect("row", embed.y, WIDTH - 512, 512, 2);
+    expect("row", embed.y, at, 256, 2);
+    expect("row", embed.y, at + WIDTH - 256, 256, 2);
     m.format = FMT_NVFP4;
     const size_t tile_bytes = cuda_mma_matrix_bytes(&m) / (VOCABULARY / 16);
     unsigned char *tile = malloc(tile_bytes);
@@ -254,9 +259,10 @@ static void matmul_case(void *rng) {
     ones(FMT_NVFP4, tile, tile_bytes);
     m.data = sparse("table", cuda_mma_matrix_bytes(&m), false);
     write_to((unsigned char *)m.data + LAST / 16 * tile_bytes, tile, tile_bytes);
+    embed.scale = 3;
     assert_int_equal(cuda_mma_embed(&embed, NULL), cudaSuccess);
-    expect("row", embed.y, 0, 512, 2);
-    expect("row", embed.y, WIDTH - 512, 512, 2);
+    expect("row", embed.y, at, 256, 3);
+    expect("row", embed.y, at + WIDTH - 256, 256, 3);
     free(tile);
 }
 
@@ -369,17 +375,25 @@ static void prefill_case(void *rng) {
         }
 }
 
+/* The first and the last of 70,400 tokens. */
 static void append_case(void *unused) {
     (void)unused;
+    enum { RUN = 1100, N = SEQUENCES * RUN, BLOCKS = KV_HEADS * DIM / 128 };
     struct caches c;
-    caches_init(&c, 1);
-    float *k = sparse("k", (size_t)SEQUENCES * KV_HEADS * DIM * sizeof *k, false);
-    for (uint32_t s = 0; s < SEQUENCES; s++) write_row(k, KV_HEADS * DIM, s, KV_HEADS * DIM);
+    struct picked p = {2 * BLOCKS, {0}, {0}};
+    caches_init(&c, RUN);
+    float *k = sparse("k", (size_t)N * KV_HEADS * DIM * sizeof *k, false);
+    for (int i = 0; i < p.n; i++) {
+        p.x[i] = i % 2 ? N - 1 : 0;
+        p.y[i] = (uint32_t)i / 2;
+        write_row(k, KV_HEADS * DIM, p.x[i], KV_HEADS * DIM);
+    }
     const struct kern_kv_append args = {&c.batch, &c.kv, k, k, KV_HEADS * DIM, KV_HEADS * DIM};
+    only(&p, N);
     assert_int_equal(cuda_kv_append(&args, NULL), cudaSuccess);
     /* position 131,071 of the last sequence: slot 31 of the cache's last block */
     const uint16_t *last = (const uint16_t *)(const void *)((const unsigned char *)c.kv.base + c.kv.n_blocks * c.kv.block_bytes),
-                   want = kern_f32_to_bf16(value_of(SEQUENCES - 1));
+                   want = kern_f32_to_bf16(value_of(N - 1));
     uint16_t got[DIM];
     assert_int_equal(cudaMemcpy(got, last - DIM, sizeof got, cudaMemcpyDeviceToHost), cudaSuccess);
     for (int i = 0; i < DIM; i++) assert_int_equal(got[i], want);

@@ -20,7 +20,7 @@ int cuda_gate(const struct kern_gate *args, void *stream);
 int cuda_sum(const struct kern_sum *args, void *stream);
 int cuda_rope(const struct kern_rope *args, void *stream);
 int cuda_topk(const struct kern_topk *args, void *stream);
-/* Caches of FMT_F32, FMT_F16 and FMT_BF16, head_dim ≤ 256. What only the batch's arrays say is bounded by the caller, for whom a launch must have blocks enough: runs of at most
+/* Caches of FMT_F32, FMT_F16 and FMT_BF16, head_dim ≤ 256, n_runs · n_kv_heads ≤ 65,535. What only the batch's arrays say is bounded by the caller, for whom a launch must have blocks enough: runs of at most
  * max_run_tokens, positions below n_partitions · KERN_KV_PARTITION. Runs of up to CUDA_ATTENTION_SPLIT tokens are cut by partitions, which meet in args->scratch; longer ones are not, and
  * the bits are the same. */
 #define CUDA_ATTENTION_SPLIT 8

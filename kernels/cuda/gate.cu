@@ -7,8 +7,8 @@ constexpr int THREADS = 256;
 __global__ void __launch_bounds__(THREADS)
     gate(global<const float> gates, global<const float> up, global<float> y, size_t gate_stride, size_t up_stride, size_t y_stride, int width,
          bool is_clamped, float alpha, float limit) {
-    int i = (int)(blockIdx.x * THREADS + threadIdx.x);
-    size_t t = blockIdx.y;
+    int i = (int)(blockIdx.y * THREADS + threadIdx.x);
+    size_t t = blockIdx.x;
     if (i >= width)
         return;
     float g = gates.load(t * gate_stride + (size_t)i), u = up.load(t * up_stride + (size_t)i);
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(THREADS)
 int cuda_gate(const struct kern_gate *args, void *stream) {
     if (args->n_tokens == 0 || args->width == 0)
         return cudaSuccess;
-    dim3 grid((unsigned)(args->width + THREADS - 1) / THREADS, (unsigned)args->n_tokens);
+    dim3 grid((unsigned)args->n_tokens, (unsigned)(args->width + THREADS - 1) / THREADS);
     return SIMT_LAUNCH(gate, grid, THREADS, 0, stream, args->gate, args->up, args->y, args->gate_stride, args->up_stride, args->y_stride, args->width,
                        args->kind == KERN_GATE_CLAMPED, args->alpha, args->limit);
 }

@@ -1,4 +1,4 @@
-/* New keys and values into their blocks. A thread a number; block y is the token. Keys of one token lie 32 numbers apart, for attention reads a block's keys side by side. */
+/* New keys and values into their blocks. A thread a number; block x is the token. Keys of one token lie 32 numbers apart, for attention reads a block's keys side by side. */
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/kv.h"
 
@@ -7,7 +7,7 @@ constexpr int THREADS = 128;
 template <class number>
 __global__ void __launch_bounds__(THREADS)
     kv_append(cuda_batch b, global<typename number::stored> cache, global<const float> k, global<const float> v, size_t k_stride, size_t v_stride, uint32_t n_kv_heads, uint32_t dim) {
-    uint32_t i = blockIdx.x * THREADS + threadIdx.x, t = blockIdx.y, run = 0;
+    uint32_t i = blockIdx.y * THREADS + threadIdx.x, t = blockIdx.x, run = 0;
     if (i >= n_kv_heads * dim)
         return;
     while (t - (uint32_t)b.run_begin.load(run) >= (uint32_t)b.run_tokens.load(run))
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(THREADS)
 
 template <class number> static int launch(const struct kern_kv_append *args, void *stream) {
     const struct kern_kv *kv = args->kv;
-    dim3 grid((unsigned)(kv->n_kv_heads * kv->head_dim + THREADS - 1) / THREADS, (unsigned)args->batch->n_tokens);
+    dim3 grid((unsigned)args->batch->n_tokens, (unsigned)(kv->n_kv_heads * kv->head_dim + THREADS - 1) / THREADS);
     return SIMT_LAUNCH(kv_append<number>, grid, THREADS, 0, stream, cuda_batch_of(args->batch), (typename number::stored *)kv->base, args->k, args->v, args->k_stride,
                        args->v_stride, (uint32_t)kv->n_kv_heads, (uint32_t)kv->head_dim);
 }

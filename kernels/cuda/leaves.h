@@ -35,20 +35,20 @@ template <class Put> __device__ inline void cuda_fold(const cuda_leaves &l, shar
     }
 }
 
-/* ---- rows of a table: a thread a column, block y is the token --------------------------------------------------------------------------------------------------- */
+/* ---- rows of a table: a thread a column, block x is the token --------------------------------------------------------------------------------------------------- */
 
 constexpr int CUDA_EMBED_THREADS = 256;
 
 static inline dim3 cuda_embed_grid(const cuda_leaves &l, int n_tokens) {
-    return dim3((l.begin[l.n] + CUDA_EMBED_THREADS - 1) / CUDA_EMBED_THREADS, (unsigned)n_tokens);
+    return dim3((unsigned)n_tokens, (l.begin[l.n] + CUDA_EMBED_THREADS - 1) / CUDA_EMBED_THREADS);
 }
 
 /* The thread's column: number(row, leaf, column), times the table's scale and the step's; zero for ids that this rank does not hold. */
 template <class Number>
 __device__ inline void cuda_embed_column(const cuda_leaves &l, global<const int32_t> ids, global<float> y, uint64_t row_begin, uint32_t n_rows, size_t y_stride, float table_scale,
                                          float scale, Number number) {
-    uint32_t c = blockIdx.x * CUDA_EMBED_THREADS + threadIdx.x, leaf = 0;
-    size_t t = blockIdx.y;
+    uint32_t c = blockIdx.y * CUDA_EMBED_THREADS + threadIdx.x, leaf = 0;
+    size_t t = blockIdx.x;
     if (c >= l.begin[l.n])
         return;
     while (c >= l.begin[leaf + 1])

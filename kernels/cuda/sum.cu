@@ -14,8 +14,8 @@ struct vectors {
 __global__ void __launch_bounds__(THREADS)
     sum(vectors v, global<const float> residual, global<const float> bias, global<float> y, size_t token_stride, size_t residual_stride, size_t bias_stride, size_t y_stride, int width) {
     SIMT_SHARED(float, stack, KERN_TREE_STACK * THREADS);
-    int i = (int)(blockIdx.x * THREADS + threadIdx.x);
-    size_t t = blockIdx.y;
+    int i = (int)(blockIdx.y * THREADS + threadIdx.x);
+    size_t t = blockIdx.x;
     if (i >= width)
         return;
     uint32_t depth = 0;
@@ -45,7 +45,7 @@ int cuda_sum(const struct kern_sum *args, void *stream) {
         v.at[k] = args->vectors[k];
         v.n_folds[k] = (uint8_t)kern_tree_folds(args->vector_lo[k], args->vector_hi[k], args->n_leaves);
     }
-    dim3 grid((unsigned)(args->width + THREADS - 1) / THREADS, (unsigned)args->n_tokens);
+    dim3 grid((unsigned)args->n_tokens, (unsigned)(args->width + THREADS - 1) / THREADS);
     return SIMT_LAUNCH(sum, grid, THREADS, 0, stream, v, args->residual, args->bias, args->y, args->vector_token_stride, args->residual_stride, args->bias_stride, args->y_stride,
                        args->width);
 }
