@@ -1,6 +1,6 @@
 /* Device memory, and who may touch which byte when.
  *
- * Every byte of a buffer and of a block's shared memory has a cell: the record of its last write, and a list of the reads since. A record is an access: which
+ * Every byte of a buffer and of a block's shared memory has a cell: the record of its last write, and a list of the reads since, and of plain accesses that atomic ones would hide. A record is an access: which
  * operation, block, thread, at which clock of that thread, where in the source. An access races with an earlier one of the same byte if one of them writes, they
  * are not both atomic (of a scope that covers both, and of one size), and the earlier one did not happen before it: by streams and events where the operations differ
  * (operation_ordered), else by the thread's view. This is FastTrack's method (Flanagan and Freund, 2009) with lists in place of read clocks.
@@ -117,6 +117,16 @@ static uint32_t reads_with(uint32_t list, uint32_t i, const actor &a) {
     return (uint32_t)lists.size() - 1;
 }
 
+/* A plain write is before whoever may come next, and so is what was before it. An atomic one is not: others, atomic too, may come unordered, and race with what was plain before it. That stays
+ * on the list, the last write among it. */
+static uint32_t not_hidden(const cell &c) {
+    uint32_t list = c.read;
+    while (list && is_atomic(records[lists[list].record].kind)) list = lists[list].next;
+    if (c.write <= long_ago || is_atomic(records[c.write].kind)) return list;
+    lists.push_back({c.write, list, list ? lists[list].length + 1 : 1});
+    return (uint32_t)lists.size() - 1;
+}
+
 /* ---- findings ---------------------------------------------------------------------------------------------------------------------------------------- */
 
 static std::string who(uint32_t operation, uint32_t block, uint32_t thread, bool is_bulk) {
@@ -167,10 +177,11 @@ template <class What> static void check(cell *cells, size_t offset, size_t bytes
         if (!c.write && needs_write)
             finding("uninitialised: %s reads byte %zu of %s, which nobody has written", describe(now).c_str(), offset + k, what().c_str());
         if (c.write != i && conflict(c.write, now, a)) report_race(now, a, c.write, what(), offset + k);
+        for (uint32_t at = writes || is_atomic(now.kind) ? c.read : 0; at; at = lists[at].next)
+            if ((writes || is_write(records[lists[at].record].kind)) && conflict(lists[at].record, now, a))
+                report_race(now, a, lists[at].record, what(), offset + k);
         if (writes) {
-            for (uint32_t at = c.read; at; at = lists[at].next)
-                if (conflict(lists[at].record, now, a)) report_race(now, a, lists[at].record, what(), offset + k);
-            c = {i, 0};
+            c = {i, is_atomic(now.kind) ? not_hidden(c) : 0};
         } else {
             c.read = reads_with(c.read, i, a);
         }
@@ -199,7 +210,7 @@ void global_access(const void *p, size_t bytes, size_t align, access_kind kind, 
                 "scope too narrow: %s: %s%s at byte %zu of pinned %s, which the host shares: nothing but scope::system orders anything towards it",
                 text_of(t).c_str(), kind_name(kind), place(at).c_str(), offset, region_text(*r).c_str());
         used_by(*r, t.in_block->of->number);
-        r->changed |= is_write(kind);
+        r->changed |= kind != access_kind::load; /* of an atomic load, too: it costs a digest */
         check(r->cells + offset, offset, bytes, record_of(t, at, kind, s), {&t, t.in_block->of->number}, !r->written && !is_store(kind),
               [&] { return region_text(*r); });
     }

@@ -600,6 +600,33 @@ static void run_four_flags(void *) {
     expect(out, 32, [](size_t i) { return (uint32_t)(620 + 4 * i); });
 }
 
+/* A plain access, and an atomic one behind it of the same thread; another block's atomic one may come unordered with the second, but not with the first. */
+enum hidden { STORE_THEN_ADD, LOAD_THEN_ADD, STORE_THEN_LOAD, ADDS_IN_ORDER };
+template <hidden what> __global__ void hides(global<uint32_t> x, global<uint32_t> flag) {
+    if (threadIdx.x != 0) return;
+    if (blockIdx.x == 0) {
+        if (what == LOAD_THEN_ADD)
+            flag.store(1, x.load(0));
+        else
+            x.store(0, 1);
+        if (what == ADDS_IN_ORDER) flag.store_release<scope::device>(0, 1);
+        x.add<scope::device>(0, 1);
+    } else {
+        if (what == ADDS_IN_ORDER)
+            while (flag.load_acquire<scope::device>(0) == 0) {
+            }
+        if (what == STORE_THEN_LOAD)
+            x.load_relaxed<scope::device>(0);
+        else
+            x.add<scope::device>(0, 1);
+    }
+}
+template <hidden what> static void run_hides(void *) {
+    uint32_t *x = device_zeroes(1), *flag = device_zeroes(2);
+    SIMT_LAUNCH_COOPERATIVE(hides<what>, 3, 32, 0, NULL, x, flag);
+    if (what == ADDS_IN_ORDER) expect(x, 1, [](size_t) { return 4u; });
+}
+
 /* ---- memory -------------------------------------------------------------------------------------------------------------------------------------------- */
 
 __global__ void unwritten_shared(global<uint32_t> out) {
@@ -1241,6 +1268,9 @@ const struct simt_case simt_cases[] = {
     {"a flag of the block's scope between blocks", run_message<BLOCK_SCOPE>, "race on buffer", "message"},
     {"a release without an acquire", run_message<NO_ACQUIRE>, "race on buffer", "message"},
     {"a relaxed count before the last block", run_last_block_adds<false>, "race on buffer", "last_block_adds"},
+    {"an atomic behind a store", run_hides<STORE_THEN_ADD>, "race on buffer", ": store at tests/simt/cases.cu:"},
+    {"an atomic behind a load", run_hides<LOAD_THEN_ADD>, "race on buffer", ": load at tests/simt/cases.cu:"},
+    {"an atomic load of what was stored and then added to", run_hides<STORE_THEN_LOAD>, "race on buffer", ": store at tests/simt/cases.cu:"},
     {"a flag of the device's scope towards the host", run_tells_host<scope::device>, "scope too narrow", "tells_host"},
     {"a flag of the block's scope towards the host", run_tells_host<scope::block>, "scope too narrow", "tells_host"},
     {"a packet as v4, its flag in one word", run_packets<PACKET_AS_V4>, "race on buffer", "v4 access is four of 4 bytes, seen in any order"},
@@ -1314,6 +1344,7 @@ const struct simt_case simt_cases[] = {
     {"a flag of the system's scope towards the host", run_tells_host<scope::system>, NULL, NULL},
     {"packets of 16 bytes", run_packets<PACKET_RIGHT>, NULL, NULL},
     {"four flags at once", run_four_flags, NULL, NULL},
+    {"atomics in order with a store", run_hides<ADDS_IN_ORDER>, NULL, NULL},
     {"the last block adds up", run_last_block_adds<true>, NULL, NULL},
     {"all blocks meet", run_grid_barrier, NULL, NULL},
     {"dynamic shared memory", run_within_dynamic, NULL, NULL},
