@@ -470,7 +470,7 @@ clean:
 	rm -rf build build-aarch64 build-address build-undefined build-address-undefined build-thread $(BUILD)
 
 help:
-	@echo 'targets: all (default) cuda cuda-self-test deps deps-lint demo test test-long test-aarch64 bundle bench bench-peers lint analyze check-headers check-layers format fuzz'
+	@echo 'targets: all (default) cuda cuda-self-test kernels-zero deps deps-lint demo test test-long test-aarch64 bundle bench bench-peers lint analyze check-headers check-layers format fuzz'
 	@echo '         install uninstall (PREFIX, DESTDIR) clean; lib tests benches fuzzers; $(BUILD)/tests/NAME for one program'
 	@echo 'settings: DEV=1 (warnings are errors) SAN=address,undefined|thread CUDA=0 V=1 (show commands) BUILD=DIR ARCH=aarch64'
 	@echo '          ONLY="base kernels" (library of these rooms) T="base_%" (tests of these names) FUZZ_S=10'
