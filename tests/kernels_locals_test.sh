@@ -1,5 +1,5 @@
 #!/bin/bash
-# Uninitialised locals of kernels: the same program with locals that begin as a pattern and with locals that begin as zeroes leaves the same bits, launch for launch; planted ones are found.
+# Uninitialised locals of kernels: the same program with locals that begin as a pattern and with locals that begin as zeroes leaves the same bits, launch for launch; planted ones are found. Compares $BUILD/tests with $BUILD/zero: both are to be of the same sources (T="%simt_test kernels_locals_test" where not all is built).
 . tests/t.sh
 
 [ -x "$BUILD/zero/tandem" ] || {
