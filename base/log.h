@@ -21,6 +21,8 @@ void base_log(enum log_level level, const char *module, const char *format, ...)
 
 #define LOG_ERR(module, ...) base_log(LOG_ERROR, module, __VA_ARGS__)
 #define LOG_WARNING(module, ...) base_log(LOG_WARN, module, __VA_ARGS__)
+/* What the launcher and every rank find alike, since they read the same files: the launcher says it. */
+#define LOG_WARNING_ONCE(module, ...) (base_log_rank() < 0 ? LOG_WARNING(module, __VA_ARGS__) : (void)0)
 #define LOG_INFORM(module, ...) base_log(LOG_INFO, module, __VA_ARGS__)
 #define LOG_DBG(module, ...) (base_log_on(LOG_DEBUG, module) ? base_log(LOG_DEBUG, module, __VA_ARGS__) : (void)0)
 

@@ -85,7 +85,7 @@ enum st part_cache_declared(const struct checkpoint *ck, const json_t *config, b
     if (st)
         return st;
     if (d.other && !d.fp8)
-        LOG_WARNING("part", "%s: %s asks for a key/value cache with %.64s, which is not supported: --kv auto takes F16", ck_path(ck), d.where, d.other);
+        LOG_WARNING_ONCE("part", "%s: %s asks for a key/value cache with %.64s, which is not supported: --kv auto takes F16", ck_path(ck), d.where, d.other);
     *fp8 = d.fp8;
     return ST_OK;
 }
@@ -146,6 +146,6 @@ enum st part_cache_read_scales(struct part_model *m, struct err *e)
         n_scaled += c->k_scale_tensor && c->v_scale_tensor;
     }
     if (n_scaled && n_scaled != m->n_caches)
-        LOG_WARNING("part", "%s: %d of %d layers have scales for keys and values; the others take 1", ck_path(m->ck), n_scaled, m->n_caches);
+        LOG_WARNING_ONCE("part", "%s: %d of %d layers have scales for keys and values; the others take 1", ck_path(m->ck), n_scaled, m->n_caches);
     return ST_OK;
 }

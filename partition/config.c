@@ -18,7 +18,7 @@
 static enum st add_end(const struct config_reader *r, const char *key, int64_t id) {
     struct model_config *c = r->c;
     if (id < 0 || id >= c->vocab) {
-        LOG_WARNING("part", "%s: %s: %lld is no token of this vocabulary; left out", r->where, key, (long long)id);
+        LOG_WARNING_ONCE("part", "%s: %s: %lld is no token of this vocabulary; left out", r->where, key, (long long)id);
         return ST_OK;
     }
     for (int i = 0; i < c->n_ends; i++)
@@ -105,7 +105,7 @@ static bool any_layer(const struct config_reader *r, struct names n) {
 
 static void check_flag(const struct config_reader *r, const char *key, bool flag, bool there) {
     if (ck_kind_of(r->ck) == CK_GGUF || flag == there) return; /* GGUF has no such flags */
-    LOG_WARNING("part", "%s: %s is %s, but the files hold %s tensors; the tensors decide", r->where, key, flag ? "true" : "false",
+    LOG_WARNING_ONCE("part", "%s: %s is %s, but the files hold %s tensors; the tensors decide", r->where, key, flag ? "true" : "false",
                 there ? "such" : "no such");
 }
 
@@ -119,13 +119,13 @@ static enum st check_embedding(const struct config_reader *r) {
         return err_set(r->e, ST_INVALID, "%s: tensor %s is %llu × %llu, but the hidden size is %d", ck_path(r->ck), name,
                        (unsigned long long)embedding->dims[0], (unsigned long long)(embedding->n_dims > 1 ? embedding->dims[1] : 1), c->hidden);
     if (c->vocab && c->vocab != (int64_t)embedding->dims[0])
-        LOG_WARNING("part", "%s: vocab_size is %lld, but the embedding has %llu rows, which are taken", r->where, (long long)c->vocab,
+        LOG_WARNING_ONCE("part", "%s: vocab_size is %lld, but the embedding has %llu rows, which are taken", r->where, (long long)c->vocab,
                     (unsigned long long)embedding->dims[0]);
     c->vocab = (int64_t)embedding->dims[0];
 
     if (!head) {
         if (r->tie_flagged && !r->tie_flag)
-            LOG_WARNING("part", "%s: tie_word_embeddings is false, but there is no %s; the embedding is the head", r->where, head_name);
+            LOG_WARNING_ONCE("part", "%s: tie_word_embeddings is false, but there is no %s; the embedding is the head", r->where, head_name);
         c->tied_head = true;
         return ST_OK;
     }
@@ -146,7 +146,7 @@ static enum st check_embedding(const struct config_reader *r) {
     }
     c->tied_head = same;
     if (r->tie_flag && !same)
-        LOG_WARNING("part", "%s: tie_word_embeddings is true, but %s is in the file and differs from the embedding; the head in the file is used",
+        LOG_WARNING_ONCE("part", "%s: tie_word_embeddings is true, but %s is in the file and differs from the embedding; the head in the file is used",
                     r->where, head_name);
     return ST_OK;
 }
@@ -167,7 +167,7 @@ static enum st check_layers(const struct config_reader *r) {
             return err_set(r->e, ST_INVALID, "%s: tensors %s (%llu rows) and %s (%llu rows) do not fit %d heads over %d key-value heads",
                            ck_path(r->ck), q->name, (unsigned long long)rows, k->name, (unsigned long long)k_rows, c->n_heads, c->n_kv_heads);
         if (rows / heads != (uint64_t)c->head_dim) {
-            LOG_WARNING("part", "%s: a head should have %d dimensions, but has %llu in tensor %s, which are taken", r->where, c->head_dim,
+            LOG_WARNING_ONCE("part", "%s: a head should have %d dimensions, but has %llu in tensor %s, which are taken", r->where, c->head_dim,
                         (unsigned long long)(rows / heads), q->name);
             if (rows / heads > CONFIG_MAX_SIZE)
                 return err_set(r->e, ST_INVALID, "%s: tensor %s: a head has %llu dimensions", ck_path(r->ck), q->name,
@@ -183,14 +183,14 @@ static enum st check_layers(const struct config_reader *r) {
     if (gate && gate->n_dims == 2 && gate_rows != (uint64_t)c->ffn) {
         if (gate_rows < 1 || gate_rows > CONFIG_MAX_SIZE)
             return err_set(r->e, ST_INVALID, "%s: tensor %s has %llu rows", ck_path(r->ck), gate->name, (unsigned long long)gate_rows);
-        LOG_WARNING("part", "%s: the intermediate size is given as %d, but tensor %s has %llu rows, which are taken", r->where, c->ffn, gate->name,
+        LOG_WARNING_ONCE("part", "%s: the intermediate size is given as %d, but tensor %s has %llu rows, which are taken", r->where, c->ffn, gate->name,
                     (unsigned long long)gate_rows);
         c->ffn = (int)gate_rows;
     }
     if (r->n_more_layers && layer_tensor(r, c->n_layers, NORM))
         LOG_INFORM("part", "%s: layer %d on, for several tokens at once, is not used", r->where, c->n_layers);
     if (layer_tensor(r, c->n_layers + r->n_more_layers, NORM))
-        LOG_WARNING("part", "%s: %d layers are named, but the files hold more; the first %d are used", r->where, c->n_layers, c->n_layers);
+        LOG_WARNING_ONCE("part", "%s: %d layers are named, but the files hold more; the first %d are used", r->where, c->n_layers, c->n_layers);
 
     static const struct names Q_BIAS = {"self_attn.q_proj.bias", "attn_q.bias"}, K_BIAS = {"self_attn.k_proj.bias", "attn_k.bias"},
                               V_BIAS = {"self_attn.v_proj.bias", "attn_v.bias"};

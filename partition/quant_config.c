@@ -98,7 +98,7 @@ static enum st read_pattern(struct quant *q, const char *text, struct pattern *p
     if (!p->code) {
         PCRE2_UCHAR why[128] = "";
         pcre2_get_error_message(code, why, sizeof why);
-        LOG_WARNING("part", "%s: the pattern '%.100s' matches nothing: %s", q->where, text, (const char *)why);
+        LOG_WARNING_ONCE("part", "%s: the pattern '%.100s' matches nothing: %s", q->where, text, (const char *)why);
     }
     return ST_OK;
 }
@@ -546,12 +546,12 @@ void quant_note(struct quant *q, const char *module, const struct quant_scheme *
 static void tell(const struct quant *q, const struct contradiction *c, const char *what)
 {
     if (c->n)
-        LOG_WARNING("part", "%s: %zu matrices %s (%s%s); the tensors decide", q->where, c->n, what, c->first ? c->first : "?", c->n > 1 ? " is the first" : "");
+        LOG_WARNING_ONCE("part", "%s: %zu matrices %s (%s%s); the tensors decide", q->where, c->n, what, c->first ? c->first : "?", c->n > 1 ? " is the first" : "");
 }
 
 void quant_report(const struct quant *q)
 {
-    if (!q || base_log_rank() > 0) /* every rank reads the same files */
+    if (!q)
         return;
     tell(q, &q->plain, "that should be quantised are stored plainly");
     tell(q, &q->quantised, "that should be stored plainly are quantised");

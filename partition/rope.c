@@ -111,7 +111,7 @@ static enum st read_spelling(const struct config_reader *r, const char *key, str
     if ((st = base_json_str(object, where, "type", &type, r->e)) != ST_OK && st != ST_NOT_FOUND) return st;
     if ((st = base_json_str(object, where, "rope_type", &rope_type, r->e)) != ST_OK && st != ST_NOT_FOUND) return st;
     if (type && rope_type && strcmp(type, rope_type) != 0)
-        LOG_WARNING("part", "%s: type is %.64s, rope_type is %.64s; the latter is taken", where, type, rope_type);
+        LOG_WARNING_ONCE("part", "%s: type is %.64s, rope_type is %.64s; the latter is taken", where, type, rope_type);
     s->type = rope_type ? rope_type : type;
     if ((st = positive(r, object, where, "factor", &s->factor)) != ST_OK || (st = positive(r, object, where, "low_freq_factor", &s->low)) != ST_OK ||
         (st = positive(r, object, where, "high_freq_factor", &s->high)) != ST_OK ||
@@ -195,7 +195,7 @@ enum st config_rope_hub(const struct config_reader *r, double default_theta, dou
     double theta = 0;
     if ((st = positive(r, r->root, r->where, "rope_theta", &theta)) != ST_OK) return st;
     if (s.theta && theta && s.theta != theta)
-        LOG_WARNING("part", "%s: rope_theta is %g, and %g in %s; the latter is taken", r->where, theta, s.theta, s.key);
+        LOG_WARNING_ONCE("part", "%s: rope_theta is %g, and %g in %s; the latter is taken", r->where, theta, s.theta, s.key);
     if (!s.theta && old.theta) s.theta = old.theta;
     rope->theta = s.theta ? s.theta : theta ? theta : default_theta;
 

@@ -237,7 +237,7 @@ static enum st open_index(struct checkpoint *ck, const char *dir, const char *in
         goto out;
     }
     if (n_map < ck->n_tensors)
-        LOG_WARNING("part", "%s: the files hold %zu tensors that it does not name; they are taken as they are", index, ck->n_tensors - n_map);
+        LOG_WARNING_ONCE("part", "%s: the files hold %zu tensors that it does not name; they are taken as they are", index, ck->n_tensors - n_map);
 out:
     free(files);
     json_decref(root);

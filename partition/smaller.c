@@ -8,13 +8,6 @@
 
 const char *const part_embedding_names[] = {[PART_EMBEDDING_STORED] = "stored", [PART_EMBEDDING_FP8] = "fp8", [PART_EMBEDDING_DISK] = "disk", NULL};
 
-/* Every rank does the same after the launcher, which says so. */
-#define TELL(...)                                \
-    do {                                         \
-        if (base_log_rank() < 0)                 \
-            LOG_WARNING("part", __VA_ARGS__);    \
-    } while (0)
-
 static enum st round_to_fp8(struct part_model *m, int32_t i, const char *option, struct err *e)
 {
     struct part_weight *w = &m->weights[i];
@@ -23,7 +16,7 @@ static enum st round_to_fp8(struct part_model *m, int32_t i, const char *option,
         return ST_OK;
     const struct format_info *format = kern_format(w->scheme->format);
     if (stored->role != QUANT_BLOCKS || format->block_columns > 1) {
-        TELL("%s is stored as %s already: %s fp8 changes nothing", w->name, w->scheme->name ? w->scheme->name : format->name, option);
+        LOG_WARNING_ONCE("part", "%s is stored as %s already: %s fp8 changes nothing", w->name, w->scheme->name ? w->scheme->name : format->name, option);
         return ST_OK;
     }
     struct quant_scheme *s = base_arena_alloc(&m->arena, sizeof *s);
@@ -48,13 +41,13 @@ enum st part_model_make_smaller(struct part_model *m, const struct part_smaller 
             return err_set(e, ST_UNSUPPORTED, "%s is stored as %s: --embedding disk is for one tensor of numbers or blocks", w->name, w->scheme->name);
         w->home = table == head ? PART_IN_BOTH : PART_ON_DISK;
         if (table == head)
-            TELL("%s is the head too, which stays in memory: --embedding disk saves none", w->name);
+            LOG_WARNING_ONCE("part", "%s is the head too, which stays in memory: --embedding disk saves none", w->name);
     }
     if (s->embedding == PART_EMBEDDING_FP8 && table != PART_NONE)
         st = round_to_fp8(m, table, "--embedding", e);
     if (!st && s->head_fp8 && head != PART_NONE)
         st = round_to_fp8(m, head, "--head", e);
     if (!st && table == head && table != PART_NONE && m->weights[table].scheme->sources[0].role == QUANT_NUMBERS && s->embedding != PART_EMBEDDING_DISK)
-        TELL("%s is head and embedding: both are rounded (--embedding disk reads the embedding's rows as they are stored)", m->weights[table].name);
+        LOG_WARNING_ONCE("part", "%s is head and embedding: both are rounded (--embedding disk reads the embedding's rows as they are stored)", m->weights[table].name);
     return st;
 }
