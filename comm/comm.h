@@ -37,6 +37,7 @@ struct comm_capabilities {
     bool one_shot;         /* all-gather without a copy: views point into the sender's buffer */
     bool sends_ahead;      /* comm_send_buffer may be asked for, and written, while the all-gather before is under way */
     size_t max_ranks;
+    size_t piece_bytes;    /* what a rank best sends at once of a large sum, unless told otherwise; 0: as much as anybody */
 };
 
 /* How ranks find each other before they are connected: one slow all-gather of small records, made by whoever starts them (PMI-1 of our agent or of somebody else's mpiexec, MPI,

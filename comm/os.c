@@ -1,5 +1,7 @@
 #include "comm/os.h"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -26,6 +28,14 @@ static int real_bind(const struct comm_os *os, int fd, const struct sockaddr *at
 static int real_bind_device(const struct comm_os *os, int fd, const char *interface) {
     (void)os;
     return setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, interface, (socklen_t)strlen(interface));
+}
+static void real_unpace(const struct comm_os *os, int fd) {
+    (void)os;
+    char name[32] = "";
+    socklen_t bytes = sizeof name - 1;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &bytes) != 0 || strncmp(name, "bbr", 3) != 0) return;
+    if (setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5) == 0) return; /* which not everybody may choose everywhere */
+    setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
 }
 static int real_listen(const struct comm_os *os, int fd) {
     (void)os;
@@ -93,6 +103,7 @@ const struct comm_os *comm_os_real(void) {
         .datagrams = real_datagrams,
         .bind = real_bind,
         .bind_device = real_bind_device,
+        .unpace = real_unpace,
         .listen = real_listen,
         .getsockname = real_getsockname,
         .accept = real_accept,

@@ -18,6 +18,7 @@ struct comm_os {
     int (*datagrams)(const struct comm_os *os, int family); /* a socket for them, which is connected before it sends */
     int (*bind)(const struct comm_os *os, int fd, const struct sockaddr *at, socklen_t bytes);
     int (*bind_device)(const struct comm_os *os, int fd, const char *interface); /* NULL: there are none */
+    void (*unpace)(const struct comm_os *os, int fd); /* what it sends, or its children do, leaves at once, not at a rate that BBR has estimated; before it is connected; NULL: nothing does otherwise */
     int (*listen)(const struct comm_os *os, int fd);
     int (*getsockname)(const struct comm_os *os, int fd, struct sockaddr *at, socklen_t *bytes);
     int (*accept)(const struct comm_os *os, int fd, struct sockaddr *from, socklen_t *bytes);

@@ -52,8 +52,10 @@ static void produce(float *to, size_t n, float value)
     float line[16];
     for (int i = 0; i < 16; i++)
         line[i] = value;
-    for (size_t i = 0; i < n; i += 16)
-        memcpy(to + i, line, (n - i < 16 ? n - i : 16) * sizeof *to);
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        memcpy(to + i, line, sizeof line);
+    memcpy(to + i, line, (n - i) * sizeof *to);
 }
 
 static void add(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors)

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <net/if.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -898,6 +899,43 @@ static void nothing_is_left(void **state) {
     assert_int_equal(n_fds(), n_before);
 }
 
+static bool is_paced(int fd) {
+    char name[32] = "";
+    socklen_t bytes = sizeof name - 1;
+    assert_int_equal(getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &bytes), 0);
+    return strncmp(name, "bbr", 3) == 0;
+}
+
+/* Both ends of a connection, the accepted one by what its listener was told. */
+static void nothing_is_paced(void **state) {
+    (void)state;
+    const struct comm_os *os = comm_os_real();
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t bytes = sizeof at;
+    const int ends[2] = {os->socket(os, AF_INET), os->socket(os, AF_INET)};
+    for (int i = 0; i < 2; i++) {
+        if (setsockopt(ends[i], IPPROTO_TCP, TCP_CONGESTION, "bbr", 3) != 0) {
+            close(ends[0]);
+            close(ends[1]);
+            skip(); /* this kernel has none, or does not let us */
+        }
+        assert_true(is_paced(ends[i]));
+        os->unpace(os, ends[i]);
+        assert_false(is_paced(ends[i]));
+    }
+    assert_int_equal(bind(ends[0], (struct sockaddr *)&at, sizeof at), 0);
+    assert_int_equal(listen(ends[0], 1), 0);
+    assert_int_equal(getsockname(ends[0], (struct sockaddr *)&at, &bytes), 0);
+    os->connect(os, ends[1], (struct sockaddr *)&at, sizeof at);
+    assert_int_equal(poll(&(struct pollfd){.fd = ends[0], .events = POLLIN}, 1, 5000), 1);
+    const int child = os->accept(os, ends[0], NULL, NULL);
+    assert_true(child >= 0);
+    assert_false(is_paced(child));
+    close(child);
+    close(ends[0]);
+    close(ends[1]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(strangers_are_not_let_in),
@@ -906,6 +944,7 @@ int main(void) {
         cmocka_unit_test(a_siege_keeps_nobody_out),
         cmocka_unit_test(opening_names_who_is_missing),
         cmocka_unit_test(ipv6_works),
+        cmocka_unit_test(nothing_is_paced),
         cmocka_unit_test(tiny_buffers_split_everything),
         cmocka_unit_test(messages_of_64_mib_arrive),
         cmocka_unit_test(death_in_the_middle_of_a_large_message),
