@@ -130,8 +130,9 @@ MPI_LIBS     = $(eval MPI_LIBS := $$(shell pkg-config --libs mpich))$(MPI_LIBS)
 # -O1 -g1: half the compiler's time, and the tests of the harness take few seconds. Emulated matrix instructions are most of theirs.
 CXX_FLAGS := -std=c++17 -fPIC -g1 -O1 -ffp-contract=off -Wall -Wextra -Wshadow $(if $(DEV),-Werror) -I. -pthread
 
-# Of a .cu, with what its locals begin (see ZERO).
+# Of a .cu; $(call compile_cu,pattern|zero): with what its locals begin (see ZERO).
 CU_FLAGS  := -fsanitize=signed-integer-overflow
+compile_cu = $(CXX) $(CXX_FLAGS) $(CU_FLAGS) -ftrivial-auto-var-init=$1 $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
 
 # $(call file_flags,SOURCE): what this file needs beyond COMMON.
 file_flags = $(if $(filter kernels/%,$1),$(OPT_KERN),$(OPT)) \
@@ -236,7 +237,7 @@ $(OBJ)/kernels/simt/%.o: kernels/simt/%.cpp $(BUILD)/cxx.flags
 $(OBJ)/%.cu.o: %.cu $(BUILD)/cxx.flags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CXX   $<")
-	$(Q)$(CXX) $(CXX_FLAGS) $(CU_FLAGS) -ftrivial-auto-var-init=pattern $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
+	$(Q)$(call compile_cu,pattern)
 $(LIBSIMT): $(SIMT_OBJECTS)
 	$(if $(V),,@echo "  AR    $@")
 	$(Q)rm -f $@ && $(AR) rcsD $@ $^
@@ -259,7 +260,7 @@ kernels-zero: $(ZERO_BINARY)
 $(OBJ)/%.cu.zero.o: %.cu $(BUILD)/cxx.flags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CXX   $< with zeroes")
-	$(Q)$(CXX) $(CXX_FLAGS) $(CU_FLAGS) -ftrivial-auto-var-init=zero $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
+	$(Q)$(call compile_cu,zero)
 $(ZERO)/libtandem-simt.so: $(ZERO_OBJECTS)
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LINK  $@")

@@ -106,7 +106,7 @@ static bool any_layer(const struct config_reader *r, struct names n) {
 static void check_flag(const struct config_reader *r, const char *key, bool flag, bool there) {
     if (ck_kind_of(r->ck) == CK_GGUF || flag == there) return; /* GGUF has no such flags */
     LOG_WARNING_ONCE("part", "%s: %s is %s, but the files hold %s tensors; the tensors decide", r->where, key, flag ? "true" : "false",
-                there ? "such" : "no such");
+                     there ? "such" : "no such");
 }
 
 static enum st check_embedding(const struct config_reader *r) {
@@ -120,7 +120,7 @@ static enum st check_embedding(const struct config_reader *r) {
                        (unsigned long long)embedding->dims[0], (unsigned long long)(embedding->n_dims > 1 ? embedding->dims[1] : 1), c->hidden);
     if (c->vocab && c->vocab != (int64_t)embedding->dims[0])
         LOG_WARNING_ONCE("part", "%s: vocab_size is %lld, but the embedding has %llu rows, which are taken", r->where, (long long)c->vocab,
-                    (unsigned long long)embedding->dims[0]);
+                         (unsigned long long)embedding->dims[0]);
     c->vocab = (int64_t)embedding->dims[0];
 
     if (!head) {
@@ -147,7 +147,7 @@ static enum st check_embedding(const struct config_reader *r) {
     c->tied_head = same;
     if (r->tie_flag && !same)
         LOG_WARNING_ONCE("part", "%s: tie_word_embeddings is true, but %s is in the file and differs from the embedding; the head in the file is used",
-                    r->where, head_name);
+                         r->where, head_name);
     return ST_OK;
 }
 
@@ -168,7 +168,7 @@ static enum st check_layers(const struct config_reader *r) {
                            ck_path(r->ck), q->name, (unsigned long long)rows, k->name, (unsigned long long)k_rows, c->n_heads, c->n_kv_heads);
         if (rows / heads != (uint64_t)c->head_dim) {
             LOG_WARNING_ONCE("part", "%s: a head should have %d dimensions, but has %llu in tensor %s, which are taken", r->where, c->head_dim,
-                        (unsigned long long)(rows / heads), q->name);
+                             (unsigned long long)(rows / heads), q->name);
             if (rows / heads > CONFIG_MAX_SIZE)
                 return err_set(r->e, ST_INVALID, "%s: tensor %s: a head has %llu dimensions", ck_path(r->ck), q->name,
                                (unsigned long long)(rows / heads));
@@ -184,7 +184,7 @@ static enum st check_layers(const struct config_reader *r) {
         if (gate_rows < 1 || gate_rows > CONFIG_MAX_SIZE)
             return err_set(r->e, ST_INVALID, "%s: tensor %s has %llu rows", ck_path(r->ck), gate->name, (unsigned long long)gate_rows);
         LOG_WARNING_ONCE("part", "%s: the intermediate size is given as %d, but tensor %s has %llu rows, which are taken", r->where, c->ffn, gate->name,
-                    (unsigned long long)gate_rows);
+                         (unsigned long long)gate_rows);
         c->ffn = (int)gate_rows;
     }
     if (r->n_more_layers && layer_tensor(r, c->n_layers, NORM))

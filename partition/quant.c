@@ -120,10 +120,8 @@ static enum st find_parts(struct finding *f)
                 memcpy((char *)&f->parts + part_names[k].offset, &t, sizeof t);
                 known = true;
             }
-        if (strcmp(rest, "pre_quant_scale") == 0) {
+        if (strcmp(rest, "pre_quant_scale") == 0)
             f->s->input_scale = t;
-            known = true;
-        }
         if (!known)
             return REFUSE(f, ST_UNSUPPORTED, "tensor %.200s: no known scheme has a tensor '%.64s' beside quantised weights", t->name, rest);
     }
@@ -681,11 +679,6 @@ static enum st find_scheme(struct finding *f)
         st = refuse_extra(f, c, (const struct ck_tensor *const[]){f->parts.weight, f->parts.weight_packed, f->parts.qweight}, 3);
     if (st)
         return st;
-    const struct ck_tensor *scale = f->s->input_scale;
-    if (scale && !is_float(scale))
-        return wrong_type(f, scale, "F32, BF16 or F16");
-    if (scale && (scale->n_dims != 1 || scale->dims[0] != f->columns))
-        return wrong_shape(f, scale, "one number for each column");
     if (c == f->parts.qweight)
         return words(f);
     if (c->raw == CK_RAW_U8)

@@ -52,7 +52,7 @@ struct quant_scheme {
     uint64_t rows, columns; /* of the whole */
     struct quant_view view;
     bool divides;           /* by the tensor scale, instead of multiplying */
-    const struct ck_tensor *input_scale; /* pre_quant_scale [columns]: inputs are multiplied by it before they meet the matrix; NULL: they are not */
+    const struct ck_tensor *input_scale; /* pre_quant_scale: inputs are multiplied by it before they meet the matrix, by whoever builds the program, who looks at its shape too; NULL: they are not */
     bool zero_plus_one;     /* GPTQ's first convention: a zero point is stored less one, modulo 2^bits */
     /* Act-order (GPTQ's desc_act, compressed-tensors' actorder): the group of each column, where they do not ascend; NULL: column / group. */
     const int32_t *group_of;

@@ -287,7 +287,7 @@ static enum st read_compressed_tensors(struct quant *q, const json_t *c, struct 
     return ST_OK;
 }
 
-/* What ModelOpt calls the formats that quant.c can read. Some of AWQ's and SmoothQuant's change activations too: they have a tensor that quant.c refuses. */
+/* What ModelOpt calls the formats that quant.c can read. AWQ and SmoothQuant may scale inputs too: a tensor says so (struct quant_scheme.input_scale). */
 static const char *const algorithms[] = {"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "FP8_PB_REAL", "NVFP4", "NVFP4_AWQ", "W4A16_NVFP4", "W4A8_NVFP4_FP8", "W4A8_MXFP4_FP8", "MXFP4", "MXFP8",
                                          "W4A16_AWQ", "W8A16", "W8A8_SQ_PER_CHANNEL", "MIXED_PRECISION"};
 

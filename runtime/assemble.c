@@ -288,9 +288,8 @@ static bool nibbles_at(const struct row *r, uint64_t from, uint64_t to, unsigned
     return true;
 }
 
-/* What FMT_INT8 and FMT_INT8_ZERO hold: two's complement; FMT_INT4 and FMT_INT4_ZERO: from 8 on. */
-static unsigned char as_signed(const struct quant_source *s, unsigned stored) { return (unsigned char)(s->is_signed ? stored : stored ^ 0x80u); }
-static unsigned char as_unsigned4(const struct quant_source *s, unsigned stored) { return (unsigned char)(s->is_signed ? (stored ^ 8u) & 15u : stored); }
+/* The bit in which a stored number differs from what the formats hold: FMT_INT8 and FMT_INT8_ZERO two's complement, FMT_INT4 and FMT_INT4_ZERO numbers from 8 on. */
+static unsigned char flip_of(const struct quant_source *s, bool four) { return s->is_signed != four ? 0 : four ? 8 : 0x80; }
 
 static bool all_are(const unsigned char *q, uint64_t n, unsigned char zero)
 {
@@ -313,7 +312,7 @@ static struct int_scale int_scale_at(const struct row *r, uint64_t column)
     struct int_scale x = {.zero = four ? 8 : 0};
     if (r->zeros.source) {
         const unsigned stored = number_at(&r->zeros, r->row, column) + s->zero_plus_one;
-        x.zero = four ? as_unsigned4(r->zeros.source, stored & 15u) : as_signed(r->zeros.source, stored & 255u);
+        x.zero = (unsigned char)((stored ^ flip_of(r->zeros.source, four)) & (four ? 15u : 255u));
     }
     const float z = (float)(four ? (int)x.zero : (int)(signed char)x.zero);
     x.d = scale_at(&r->scales, column);
@@ -330,8 +329,9 @@ static enum st put_ints(const struct row *r, const struct int_scale *x, uint64_t
 {
     const enum format f = r->a->scheme->format;
     const bool four = f == FMT_INT4 || f == FMT_INT4_ZERO;
-    for (unsigned i = from; i < to; i++)
-        q[i] = four ? as_unsigned4(r->codes.source, q[i]) : as_signed(r->codes.source, q[i]);
+    const unsigned char flip = flip_of(r->codes.source, four);
+    for (unsigned i = from; flip && i < to; i++)
+        q[i] ^= flip;
     if (!isfinite(x->d) && !all_are(q, 32, x->zero))
         return refuse_scale(r, column, x->d);
     if (four)

@@ -28,7 +28,7 @@ static enum st bind_half(struct rt_exec *x, struct half *h, struct err *e)
 static bool is_possible(const struct rt_exec *x)
 {
     const struct rt_settings *s = x->o.settings;
-    return x->o.comm && s->overlap_tokens > 0 && comm_query(x->o.comm)->sends_ahead && rt_next_exchange(x, &x->main, 0) < x->main.p->n_steps;
+    return x->o.comm && s->overlap_tokens > 0 && comm_query(x->o.comm)->sends_ahead;
 }
 
 enum st rt_overlap_bind(struct rt_exec *x, struct err *e)
@@ -103,8 +103,7 @@ void rt_overlap_begin(struct rt_exec *x)
     take(x, 0);
 }
 
-/* A stage of one half has ended, with exchange s (NULL: with the program). */
-static void meet(struct rt_exec *x, const struct part_step *s)
+void rt_overlap_meet(struct rt_exec *x, const struct part_step *s)
 {
     x->st = (enum st)atomic_load(&x->failing);
     if (!x->st && x->under_way.step) {
@@ -122,25 +121,6 @@ static void meet(struct rt_exec *x, const struct part_step *s)
     take(x, 1 - x->half);
 }
 
-void rt_overlap_walk(struct rt_exec *x, struct kern_queue q)
-{
-    const struct part_program *p = x->walking->p;
-    for (int from = 0, to; from <= p->n_steps; from = to + 1) {
-        to = rt_next_exchange(x, x->walking, from);
-        for (int half = 0; half < 2; half++) {
-            rt_walk_steps(x, q, from, to);
-            base_pool_barrier(x->o.pool, q.i_thread);
-            if (q.i_thread == 0)
-                meet(x, to < p->n_steps ? &p->steps[to] : NULL);
-            base_pool_barrier(x->o.pool, q.i_thread);
-            if (x->st)
-                return;
-        }
-        if (to == p->n_steps)
-            return;
-    }
-}
-
 /* What the head program reads moves to where a whole step has it. A's is never on the way of B's: its end there is at most the middle of the arena plus half its own offset, where B's begins. */
 void rt_overlap_end(struct rt_exec *x, const struct rt_desc *whole)
 {
@@ -154,5 +134,4 @@ void rt_overlap_end(struct rt_exec *x, const struct rt_desc *whole)
     x->slots = x->halves[0].slots;
     x->values = x->halves[0].values;
     x->n_halves = 1;
-    x->under_way.step = NULL;
 }

@@ -680,8 +680,7 @@ static void mark(struct rt_exec *x, int i)
     const struct bound_experts *experts = x->walking->experts[i];
     const struct moved *moved = &x->walking->moved[i];
     struct rt_ledger_bytes *bytes = &x->ledger.now.bytes;
-    if (s->op != PART_EXCHANGE)
-        rt_ledger_enter(&x->ledger, rt_ledger_kind_of(s->op), s->op, s->layer);
+    rt_ledger_enter(&x->ledger, rt_ledger_kind_of(s->op), s->op, s->layer);
     bytes->weights += moved->weights;
     bytes->stored += moved->stored;
     bytes->cache += moved->cache * x->cache_tokens;
@@ -689,14 +688,16 @@ static void mark(struct rt_exec *x, int i)
         rt_experts_mark(x, s, experts, &x->ledger.now);
 }
 
-int rt_next_exchange(const struct rt_exec *x, const struct bound_program *b, int i)
+/* The next step with an exchange from i on that this run wants, or the program's end. */
+static int next_exchange(const struct rt_exec *x, const struct part_program *p, int i)
 {
-    while (i < b->p->n_steps && !(b->p->steps[i].op == PART_EXCHANGE && wanted(x, PART_EXCHANGE, b->p->steps[i].exchange)))
+    while (i < p->n_steps && !(p->steps[i].op == PART_EXCHANGE && wanted(x, PART_EXCHANGE, p->steps[i].exchange)))
         i++;
     return i;
 }
 
-void rt_walk_steps(struct rt_exec *x, struct kern_queue q, int from, int to)
+/* Steps [from, to), of which none is such. */
+static void walk_steps(struct rt_exec *x, struct kern_queue q, int from, int to)
 {
     const bool marks = x->ledger.on && q.i_thread == 0, advances = x->n_halves > 1 && q.i_thread == 0;
     const struct bound_program *b = x->walking;
@@ -714,27 +715,28 @@ void rt_walk_steps(struct rt_exec *x, struct kern_queue q, int from, int to)
     }
 }
 
+/* Stage by stage: a stage ends with an exchange, or with the program. Both halves of a step in turn, where there are two. */
 static void walk(void *arg, int i_thread, int n_threads)
 {
     struct rt_exec *x = arg;
     const struct kern_queue q = {i_thread, n_threads};
-    const struct bound_program *b = x->walking;
-    if (x->n_halves > 1) {
-        rt_overlap_walk(x, q);
-        return;
-    }
-    for (int from = 0;; from++) {
-        const int to = rt_next_exchange(x, b, from);
-        rt_walk_steps(x, q, from, to);
-        if (to == b->p->n_steps)
-            return;
-        base_pool_barrier(x->o.pool, i_thread); /* bind_barriers wants one before an exchange, and relies on one after it */
-        if (i_thread == 0)
-            do_exchange(x, &b->p->steps[to]);
-        base_pool_barrier(x->o.pool, i_thread); /* what thread 0 found out is seen by all */
-        if (x->st) /* asked here and nowhere else: until all have come to the barrier before the next exchange, thread 0 does not set it again */
-            return;
-        from = to;
+    const struct part_program *p = x->walking->p;
+    for (int from = 0, to; from <= p->n_steps; from = to + 1) {
+        to = next_exchange(x, p, from);
+        const struct part_step *s = to < p->n_steps ? &p->steps[to] : NULL;
+        for (int half = 0; half < x->n_halves; half++) {
+            walk_steps(x, q, from, to);
+            if (!s && x->n_halves == 1)
+                return;
+            base_pool_barrier(x->o.pool, i_thread); /* bind_barriers wants one before an exchange, and relies on one after it */
+            if (i_thread == 0 && x->n_halves == 1)
+                do_exchange(x, s);
+            else if (i_thread == 0)
+                rt_overlap_meet(x, s);
+            base_pool_barrier(x->o.pool, i_thread); /* what thread 0 found out is seen by all */
+            if (x->st) /* asked here and nowhere else: until all have come to the barrier before the next exchange, thread 0 does not set it again */
+                return;
+        }
     }
 }
 

@@ -119,10 +119,6 @@ static inline const float *vector_of(const struct rt_exec *x, int w) { return w 
 /* step.c. Thread 0, between the barriers that follow what is sent and precede what reads it. */
 enum st rt_exchange_begin(struct rt_exec *x, const struct part_step *s);
 enum st rt_exchange_end(struct rt_exec *x);
-/* The next step with an exchange from i on that this run wants, or the program's end. */
-int rt_next_exchange(const struct rt_exec *x, const struct bound_program *b, int i);
-/* Steps [from, to), of which none is such. */
-void rt_walk_steps(struct rt_exec *x, struct kern_queue q, int from, int to);
 
 /* logits.c: what is made of logits. */
 int rt_logits_owner(const struct rt_exec *x, int dim, uint64_t id); /* which rank holds a row of the vocabulary */
@@ -136,7 +132,8 @@ enum st rt_logits_deliver(struct rt_exec *x, int value);
 enum st rt_overlap_bind(struct rt_exec *x, struct err *e);
 bool rt_overlap_is_due(const struct rt_exec *x);
 void rt_overlap_begin(struct rt_exec *x);
-void rt_overlap_walk(struct rt_exec *x, struct kern_queue q);
+/* Thread 0, as rt_exchange_begin: a stage of one half has ended, with exchange s (NULL: with the program); the other half is walked next. */
+void rt_overlap_meet(struct rt_exec *x, const struct part_step *s);
 void rt_overlap_end(struct rt_exec *x, const struct rt_desc *whole);
 
 /* experts.c: steps of mixtures of experts. */

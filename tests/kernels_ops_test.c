@@ -177,60 +177,54 @@ static void rope(void **state) {
             }
 }
 
-static void row_gate(void **state) {
-    (void)state;
+/* Ops that multiply x in place: by a number for each token, or for each column. */
+static void run_in_place(const struct kern_backend *b, enum kern_op op, float *x, size_t stride, int n_tokens, int width, const float *by, int n_threads) {
+    const struct kern_row_gate gate = {x, stride, n_tokens, width, by};
+    const struct kern_column_scale scale = {x, stride, n_tokens, width, by};
+    if (op == KERN_OP_ROW_GATE)
+        RUN(b->row_gate, &gate, n_threads);
+    else
+        RUN(b->column_scale, &scale, n_threads);
+}
+
+static void in_place(enum kern_op op) {
     struct base_rng r;
     base_rng_init(&r, t_seed());
     for (int w = 0; w < N_WIDTHS; w++)
         for (int n_tokens = 0; n_tokens <= 4; n_tokens++) {
             const size_t stride = (size_t)widths[w] + 3, n = stride * (size_t)(n_tokens ? n_tokens : 1);
-            float *x = random_floats(&r, n, 3), *gates = random_floats(&r, 5, 20), *want = guarded(x, n);
-            struct kern_row_gate args = {want, stride, n_tokens, widths[w], gates};
-            RUN(kern_ref.row_gate, &args, 1);
+            const bool gates = op == KERN_OP_ROW_GATE;
+            float *x = random_floats(&r, n, 3), *by = gates ? random_floats(&r, 5, 20) : random_floats(&r, (size_t)widths[w] + 1, 2), *want = guarded(x, n);
+            run_in_place(&kern_ref, op, want, stride, n_tokens, widths[w], by, 1);
             for (int t = 0; t < n_tokens; t++)
                 for (int i = 0; i < widths[w]; i++) {
                     const size_t at = (size_t)t * stride + (size_t)i;
-                    assert_true(fabs((double)want[at] - (double)x[at] / (1 + exp(-(double)gates[t]))) <= 1e-6 * fabs((double)x[at]));
+                    if (gates)
+                        assert_true(fabs((double)want[at] - (double)x[at] / (1 + exp(-(double)by[t]))) <= 1e-6 * fabs((double)x[at]));
+                    else
+                        assert_true(want[at] == (float)((double)x[at] * (double)by[i]));
                 }
-            FOR_BACKENDS(b, KERN_OP_ROW_GATE)
+            FOR_BACKENDS(b, op)
                 for (int n_threads = 1; n_threads <= 3; n_threads++) {
                     float *y = guarded(x, n);
-                    args.x = y;
-                    RUN((*b)->row_gate, &args, n_threads);
-                    expect_same("row-gate", *b, y, want, n, widths[w], n_threads);
+                    run_in_place(*b, op, y, stride, n_tokens, widths[w], by, n_threads);
+                    expect_same(kern_op_name(op), *b, y, want, n, widths[w], n_threads);
                     t_guard_free(y);
                 }
             t_guard_free(want);
             free(x);
-            free(gates);
+            free(by);
         }
+}
+
+static void row_gate(void **state) {
+    (void)state;
+    in_place(KERN_OP_ROW_GATE);
 }
 
 static void column_scale(void **state) {
     (void)state;
-    struct base_rng r;
-    base_rng_init(&r, t_seed());
-    for (int w = 0; w < N_WIDTHS; w++)
-        for (int n_tokens = 0; n_tokens <= 4; n_tokens++) {
-            const size_t stride = (size_t)widths[w] + 3, n = stride * (size_t)(n_tokens ? n_tokens : 1);
-            float *x = random_floats(&r, n, 3), *scales = random_floats(&r, (size_t)widths[w] + 1, 2), *want = guarded(x, n);
-            struct kern_column_scale args = {want, stride, n_tokens, widths[w], scales};
-            RUN(kern_ref.column_scale, &args, 1);
-            for (int t = 0; t < n_tokens; t++)
-                for (int i = 0; i < widths[w]; i++)
-                    assert_true(want[(size_t)t * stride + (size_t)i] == (float)((double)x[(size_t)t * stride + (size_t)i] * (double)scales[i]));
-            FOR_BACKENDS(b, KERN_OP_COLUMN_SCALE)
-                for (int n_threads = 1; n_threads <= 3; n_threads++) {
-                    float *y = guarded(x, n);
-                    args.x = y;
-                    RUN((*b)->column_scale, &args, n_threads);
-                    expect_same("column-scale", *b, y, want, n, widths[w], n_threads);
-                    t_guard_free(y);
-                }
-            t_guard_free(want);
-            free(x);
-            free(scales);
-        }
+    in_place(KERN_OP_COLUMN_SCALE);
 }
 
 static double gate_in_double(const struct kern_gate *args, double g, double u) {

@@ -13,20 +13,7 @@ one=$t_dir/one
 same() {
     local name=$1
     shift
-    rm -f "$t_dir/logits"
-    if ! "$@" eval "$model" --ids "$t_dir/ids" --greedy 5 --logits "$t_dir/logits" --threads 1 "${more[@]}" >"$t_dir/out" 2>"$t_dir/err"; then
-        t_fail "$name: status $?: $(cat "$t_dir/err")"
-    elif ! cmp -s "$one.logits" "$t_dir/logits"; then
-        t_fail "$name: other logits"
-    elif ! cmp -s "$one.out" "$t_dir/out"; then
-        t_fail "$name: other output: $(cat "$t_dir/out")"
-    else
-        t_pass "$name"
-    fi
-}
-# has BACKEND: here, and in this build.
-has() {
-    "$TANDEM" bench comm --backend "$1" --min 8 --max 8 --blocks 1 --peer none >"$t_dir/out" 2>&1
+    same_bytes "$name" "$one" "$@" eval "$model" --ids "$t_dir/ids" --greedy 5 --logits "$t_dir/logits" --threads 1 "${more[@]}"
 }
 
 for backend in shm tcp ucx mpi; do

@@ -5,6 +5,8 @@
 #   fails NAME COMMAND…   passes when it does not (and was not killed by a signal)
 #   contains NAME TEXT PART
 #   skip NAME WHY
+#   same_bytes NAME ONE COMMAND…  passes when the command, which writes its logits to $t_dir/logits, gives the bytes of ONE.logits and prints ONE.out
+#   has BACKEND           whether ranks can be joined by it here, in this build; why not is in $t_dir/out
 # $t_dir is a directory that is removed at the end.
 
 set -u
@@ -47,6 +49,23 @@ contains() {
         ;;
     esac
 }
+
+same_bytes() {
+    local name=$1 one=$2
+    shift 2
+    rm -f "$t_dir/logits"
+    if ! "$@" >"$t_dir/out" 2>"$t_dir/err"; then
+        t_fail "$name: status $?: $(cat "$t_dir/err")"
+    elif ! cmp -s "$one.logits" "$t_dir/logits"; then
+        t_fail "$name: other logits"
+    elif ! cmp -s "$one.out" "$t_dir/out"; then
+        t_fail "$name: other output: $(cat "$t_dir/out")"
+    else
+        t_pass "$name"
+    fi
+}
+
+has() { "$TANDEM" bench comm --backend "$1" --min 8 --max 8 --blocks 1 --peer none >"$t_dir/out" 2>&1; }
 
 t_end() {
     echo "$t_passed passed, $t_failed failed, $t_skipped skipped"

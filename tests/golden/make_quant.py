@@ -24,10 +24,10 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 import modelopt_export
 from make_llama import HERE, MIN_MARGIN, config_of, randomise, run, spell
+from modelopt_export import unpack_pairs
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 F8 = torch.float8_e4m3fn
 
 
@@ -103,11 +103,6 @@ CASES = {
 
 def groups_of(w, size):
     return w.reshape(w.shape[0], -1, size)
-
-
-def unpack_pairs(codes):
-    both = torch.stack([codes & 15, codes >> 4], -1).reshape(codes.shape[0], -1).long()
-    return E2M1[both & 7] * torch.where(both & 8 > 0, -1.0, 1.0)
 
 
 def unpack_words(words, bits):

@@ -18,6 +18,11 @@ E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 MAX_RMS = 0.2  # of what 4 bits leave out, in parts of the weights
 
 
+def unpack_pairs(codes):
+    both = torch.stack([codes & 15, codes >> 4], -1).reshape(codes.shape[0], -1).long()
+    return E2M1[both & 7] * torch.where(both & 8 > 0, -1.0, 1.0)
+
+
 def each(scale, shape):
     """A number for every weight, from one, one a row, groups of columns, or blocks of 128 × 128 as [n, 1, m, 1]."""
     if scale.ndim == 4:
@@ -31,14 +36,11 @@ def each(scale, shape):
 
 def read(parts, shape):
     codes, scale = parts["weight"], parts["weight_scale"]
-    if codes.dtype == torch.uint8:
-        low, high = (codes & 15).long(), (codes >> 4).long()
-        if scale.dtype == torch.float32:  # INT4: two rows in a byte
-            codes = torch.stack([low, high], 1).reshape(shape)
-            codes = torch.where(codes > 7, codes - 16, codes)
-        else:
-            codes = torch.stack([low, high], -1).reshape(shape)
-            codes = E2M1[codes & 7] * torch.where(codes & 8 > 0, -1.0, 1.0)
+    if codes.dtype == torch.uint8 and scale.dtype == torch.float32:  # INT4: two rows in a byte
+        codes = torch.stack([codes & 15, codes >> 4], 1).reshape(shape).int()
+        codes = torch.where(codes > 7, codes - 16, codes)
+    elif codes.dtype == torch.uint8:
+        codes = unpack_pairs(codes)
     values = codes.float() * each(scale, shape) * parts.get("weight_scale_2", torch.tensor(1.0)).float()
     return values * parts["pre_quant_scale"].float() if "pre_quant_scale" in parts else values
 
