@@ -1,11 +1,15 @@
 #include "comm/os.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -29,12 +33,8 @@ static int real_bind_device(const struct comm_os *os, int fd, const char *interf
     (void)os;
     return setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, interface, (socklen_t)strlen(interface));
 }
-static void real_unpace(const struct comm_os *os, int fd) {
+static void real_choose_window(const struct comm_os *os, int fd) {
     (void)os;
-    char name[32] = "";
-    socklen_t bytes = sizeof name - 1;
-    if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &bytes) != 0 || strncmp(name, "bbr", 3) != 0) return;
-    if (setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", 5) == 0) return; /* which not everybody may choose everywhere */
     setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
 }
 static int real_listen(const struct comm_os *os, int fd) {
@@ -97,13 +97,60 @@ static void real_unmap(const struct comm_os *os, void *memory, size_t bytes) {
     munmap(memory, bytes);
 }
 
+/* Less is copied as fast as its pages are looked up; more does not stay in the sender's cache until it is read, and a copy would. Two hosts that are namespaces: 32 KB in 13 to 16 us where they
+ * are copied in 15 to 19, and in 23 where in 37; 8 KB alike; 256 KB in 89 where in 68. */
+#define LEAST_PAGES_BYTES (8u << 10)
+#define MOST_PAGES_BYTES (96u << 10)
+
+/* A splice into a connection that has ended raises SIGPIPE, and no flag prevents it. */
+static bool is_sigpipe_ignored(void) {
+    struct sigaction now;
+    return sigaction(SIGPIPE, NULL, &now) == 0 && now.sa_handler == SIG_IGN;
+}
+static enum st real_map_pages(const struct comm_os *os, size_t bytes, struct comm_pages *pages) {
+    struct comm_pages made = {.bytes = bytes, .least = LEAST_PAGES_BYTES, .most = MOST_PAGES_BYTES};
+    if (!is_sigpipe_ignored()) return ST_UNSUPPORTED;
+    if (pipe2(made.pipe, O_CLOEXEC | O_NONBLOCK) != 0) return ST_IO;
+    (void)fcntl(made.pipe[1], F_SETPIPE_SZ, 2 * MOST_PAGES_BYTES); /* else it holds less at once */
+    made.memory = real_map(os, bytes);
+    if (!made.memory) {
+        close(made.pipe[0]);
+        close(made.pipe[1]);
+        return ST_NO_MEMORY;
+    }
+    *pages = made;
+    return ST_OK;
+}
+static void real_unmap_pages(const struct comm_os *os, struct comm_pages *pages) {
+    real_unmap(os, pages->memory, pages->bytes);
+    close(pages->pipe[0]);
+    close(pages->pipe[1]);
+}
+/* Through a pipe, that is, by reference; what the socket does not take leaves the pipe again. (A sendfile from a file in memory is one call, but takes 1 us more for 32 KB.) */
+static ssize_t real_send_pages(const struct comm_os *os, int fd, const struct comm_pages *pages, size_t offset, size_t bytes) {
+    (void)os;
+    struct iovec part = {pages->memory + offset, bytes};
+    const ssize_t n_in = vmsplice(pages->pipe[1], &part, 1, SPLICE_F_NONBLOCK);
+    if (n_in <= 0) return n_in;
+    const ssize_t n = splice(pages->pipe[0], NULL, fd, NULL, (size_t)n_in, SPLICE_F_NONBLOCK);
+    const int why = errno;
+    char waste[4096];
+    for (ssize_t left = n_in - (n > 0 ? n : 0); left > 0;) {
+        const ssize_t gone = read(pages->pipe[0], waste, left < (ssize_t)sizeof waste ? (size_t)left : sizeof waste);
+        if (gone <= 0) break;
+        left -= gone;
+    }
+    errno = why;
+    return n;
+}
+
 const struct comm_os *comm_os_real(void) {
     static const struct comm_os os = {
         .socket = real_socket,
         .datagrams = real_datagrams,
         .bind = real_bind,
         .bind_device = real_bind_device,
-        .unpace = real_unpace,
+        .choose_window = real_choose_window,
         .listen = real_listen,
         .getsockname = real_getsockname,
         .accept = real_accept,
@@ -118,6 +165,9 @@ const struct comm_os *comm_os_real(void) {
         .yield = real_yield,
         .map = real_map,
         .unmap = real_unmap,
+        .map_pages = real_map_pages,
+        .unmap_pages = real_unmap_pages,
+        .send_pages = real_send_pages,
     };
     return &os;
 }

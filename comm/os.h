@@ -13,12 +13,22 @@
 #include <sys/socket.h>
 #include <sys/types.h>
 
+#include "base/status.h"
+
+struct comm_pages {
+    int pipe[2];
+    unsigned char *memory; /* NULL: there are none */
+    size_t bytes;
+    size_t least, most; /* bytes to send at once, from and to which it is worth it */
+};
+
 struct comm_os {
     int (*socket)(const struct comm_os *os, int family);
     int (*datagrams)(const struct comm_os *os, int family); /* a socket for them, which is connected before it sends */
     int (*bind)(const struct comm_os *os, int fd, const struct sockaddr *at, socklen_t bytes);
     int (*bind_device)(const struct comm_os *os, int fd, const char *interface); /* NULL: there are none */
-    void (*unpace)(const struct comm_os *os, int fd); /* what it sends, or its children do, leaves at once, not at a rate that BBR has estimated; before it is connected; NULL: nothing does otherwise */
+    /* How much may be under way grows with what is, and nothing waits for a rate that somebody has estimated; before it is connected, its children do the same; NULL: so it is. */
+    void (*choose_window)(const struct comm_os *os, int fd);
     int (*listen)(const struct comm_os *os, int fd);
     int (*getsockname)(const struct comm_os *os, int fd, struct sockaddr *at, socklen_t *bytes);
     int (*accept)(const struct comm_os *os, int fd, struct sockaddr *from, socklen_t *bytes);
@@ -33,6 +43,10 @@ struct comm_os {
     void (*yield)(const struct comm_os *os);
     void *(*map)(const struct comm_os *os, size_t bytes); /* zeroes, touched where they are used; NULL: there is no memory */
     void (*unmap)(const struct comm_os *os, void *memory, size_t bytes);
+    /* Memory that send_pages sends from as it lies there, without a copy: who sends leaves it as it is until the other side has received it. NULL, all three: there is no such thing. */
+    enum st (*map_pages)(const struct comm_os *os, size_t bytes, struct comm_pages *pages); /* else ST_NO_MEMORY, ST_IO, ST_UNSUPPORTED */
+    void (*unmap_pages)(const struct comm_os *os, struct comm_pages *pages);
+    ssize_t (*send_pages)(const struct comm_os *os, int fd, const struct comm_pages *pages, size_t offset, size_t bytes);
 };
 
 /* This machine's. */

@@ -486,7 +486,28 @@ static size_t how_much(struct comm_sim *s, uint64_t wanted) {
     return (size_t)(wanted > 1 && sim_chance(s, s->w->short_permille) ? 1 + sim_random(s, wanted) : wanted);
 }
 
-static ssize_t sim_send(const struct comm_os *os, int fd, const void *data, size_t bytes) {
+static void put_bytes(const struct comm_sim *s, struct sim_stream *in, uint64_t at, const unsigned char *from, size_t bytes) {
+    const size_t window = s->w->window_bytes, first = bytes < window - at % window ? bytes : window - at % window;
+    memcpy(in->ring + at % window, from, first);
+    memcpy(in->ring, from + first, bytes - first);
+}
+
+/* Of what was lent, that before until is what it is now; of the ith of its stream. */
+static void take_of(const struct comm_sim *s, struct sim_stream *in, int i, uint64_t until) {
+    const struct sim_lent *l = &in->lent[i];
+    const uint64_t from = in->read > l->at ? in->read : l->at, end = until < l->at + l->bytes ? until : l->at + l->bytes;
+    if (from < end) put_bytes(s, in, from, l->from + (from - l->at), (size_t)(end - from));
+    if (until < l->at + l->bytes) return;
+    in->n_lent--;
+    memmove(&in->lent[i], &in->lent[i + 1], (size_t)(in->n_lent - i) * sizeof in->lent[i]);
+}
+
+static void take_lent(const struct comm_sim *s, struct sim_stream *in, uint64_t until) {
+    for (int i = in->n_lent; i-- > 0;)
+        if (in->lent[i].at < until) take_of(s, in, i, until);
+}
+
+static ssize_t send_bytes(const struct comm_os *os, int fd, const void *data, size_t bytes, bool is_lent) {
     struct sim_socket *x = enter(os, fd);
     if (!x) return -1;
     struct comm_sim *s = task_of(os)->sim;
@@ -502,16 +523,18 @@ static ssize_t sim_send(const struct comm_os *os, int fd, const void *data, size
     struct sim_socket *y = &s->sockets[x->peer];
     const uint64_t room = room_to(s, x);
     if (room == 0) return fail(EAGAIN);
-    const size_t n = how_much(s, bytes < room ? bytes : room), window = s->w->window_bytes;
+    const size_t n = how_much(s, bytes < room ? bytes : room);
     SIM_NOTE(s, x->owner, "sends %zu of %zu bytes to rank %d (socket %d)", n, bytes, y->owner, fd);
     if (y->closed && !sim_is_cut(s, x->owner, y->owner)) { /* they vanish; its system answers */
         if (y->state != SOCKET_RESET) send_reset(s, y->owner, fd, ECONNRESET, false);
         return (ssize_t)n;
     }
     struct sim_stream *out = &y->in;
-    const size_t at = out->written % window, first = n < window - at ? n : window - at;
-    memcpy(out->ring + at, data, first);
-    memcpy(out->ring, (const unsigned char *)data + first, n - first);
+    put_bytes(s, out, out->written, data, n);
+    if (is_lent) {
+        if (out->n_lent == SIM_MAX_LENT) take_of(s, out, 0, UINT64_MAX);
+        out->lent[out->n_lent++] = (struct sim_lent){.at = out->written, .from = data, .bytes = n};
+    }
     if (out->acked == out->written) {
         hear_probes(s, x);
         out->unacked_ns = s->now_ns;
@@ -520,6 +543,12 @@ static ssize_t sim_send(const struct comm_os *os, int fd, const void *data, size
     if (n > 1 && sim_chance(s, s->w->short_permille)) add_segment(s, x->peer, out->written - sim_random(s, n), false);
     add_segment(s, x->peer, out->written, false);
     return (ssize_t)n;
+}
+
+static ssize_t sim_send(const struct comm_os *os, int fd, const void *data, size_t bytes) { return send_bytes(os, fd, data, bytes, false); }
+
+static ssize_t sim_send_pages(const struct comm_os *os, int fd, const struct comm_pages *pages, size_t offset, size_t bytes) {
+    return send_bytes(os, fd, pages->memory + offset, bytes, true);
 }
 
 static ssize_t sim_recv(const struct comm_os *os, int fd, void *data, size_t bytes) {
@@ -532,6 +561,7 @@ static ssize_t sim_recv(const struct comm_os *os, int fd, void *data, size_t byt
     const uint64_t there = in->arrived - in->read;
     if (there) {
         const size_t n = how_much(s, bytes < there ? bytes : there), window = s->w->window_bytes;
+        take_lent(s, in, in->read + n);
         const size_t at = in->read % window, first = n < window - at ? n : window - at;
         memcpy(data, in->ring + at, first);
         memcpy((unsigned char *)data + first, in->ring, n - first);
@@ -620,6 +650,26 @@ static void sim_unmap(const struct comm_os *os, void *memory, size_t bytes) {
     munmap(memory, bytes);
 }
 
+/* Of every second rank, of all sizes. */
+static enum st sim_map_pages(const struct comm_os *os, size_t bytes, struct comm_pages *pages) {
+    if (task_of(os)->i % 2) return ST_UNSUPPORTED;
+    unsigned char *memory = sim_map(os, bytes);
+    if (!memory) return ST_NO_MEMORY;
+    *pages = (struct comm_pages){.pipe = {-1, -1}, .memory = memory, .bytes = bytes, .most = SIZE_MAX};
+    return ST_OK;
+}
+
+/* What was sent from there stays what it is now. */
+static void sim_unmap_pages(const struct comm_os *os, struct comm_pages *pages) {
+    struct comm_sim *s = task_of(os)->sim;
+    for (int k = 0; k < s->n_sockets; k++) {
+        struct sim_stream *in = &s->sockets[k].in;
+        for (int i = in->n_lent; i-- > 0;)
+            if (in->lent[i].from >= pages->memory && in->lent[i].from < pages->memory + pages->bytes) take_of(s, in, i, UINT64_MAX);
+    }
+    sim_unmap(os, pages->memory, pages->bytes);
+}
+
 void sim_net_fill(struct comm_os *os) {
     *os = (struct comm_os){
         .socket = sim_socket,
@@ -639,5 +689,8 @@ void sim_net_fill(struct comm_os *os) {
         .yield = sim_yield,
         .map = sim_map,
         .unmap = sim_unmap,
+        .map_pages = sim_map_pages,
+        .unmap_pages = sim_unmap_pages,
+        .send_pages = sim_send_pages,
     };
 }

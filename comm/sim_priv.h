@@ -5,7 +5,7 @@
 #include "comm/comm_priv.h"
 #include "comm/sim.h"
 
-enum { SIM_MAX_SOCKETS = 2048, SIM_MAX_SEGMENTS = 16, SIM_MAX_BACKLOG = 64, SIM_MAX_EVENTS = 4096, SIM_FIRST_PORT = 20000 };
+enum { SIM_MAX_SOCKETS = 2048, SIM_MAX_SEGMENTS = 16, SIM_MAX_LENT = 8, SIM_MAX_BACKLOG = 64, SIM_MAX_EVENTS = 4096, SIM_FIRST_PORT = 20000 };
 enum { SIM_MAX_DATAGRAMS = 512, SIM_MAX_DATAGRAM_BYTES = 1700 };
 
 enum sim_event_kind {
@@ -47,6 +47,12 @@ struct sim_segment {
     bool fin;
 };
 /* One direction, kept by who reads it. Positions count bytes. */
+/* Bytes of a stream that the writer still has, and that are read from there: what changes before, has changed for the reader, too. */
+struct sim_lent {
+    uint64_t at;
+    const unsigned char *from;
+    size_t bytes;
+};
 struct sim_stream {
     unsigned char *ring;
     uint64_t written, arrived, read;
@@ -55,6 +61,8 @@ struct sim_stream {
     uint64_t unacked_ns;       /* the writer's: since when */
     struct sim_segment segments[SIM_MAX_SEGMENTS];
     int n_segments;
+    struct sim_lent lent[SIM_MAX_LENT]; /* the oldest first */
+    int n_lent;
     bool is_coming; /* there is an event for the first */
     bool fin_sent, fin;
 };

@@ -191,7 +191,7 @@ static enum st tcp_probe(const struct comm_setup *setup, struct err *e) {
     return setup->boot ? ST_OK : err_set(e, ST_UNSUPPORTED, "no way was given to find the other ranks");
 }
 
-/* [n_ranks, COMM_N_SLOTS, slot] [n_ranks, spare] [ring]: reserved here, touched where it is used. */
+/* [n_ranks, COMM_N_SLOTS, slot] [n_ranks, spare] [ring]: reserved here, touched where it is used. Our own slots are pages of their own where the system has them. */
 static enum st create(const struct comm_setup *setup, struct tcp **created, struct err *e) {
     size_t spare_bytes = TCP_HEAD_BYTES + COMM_EVENT_MAX_BYTES;
     size_t payload_bytes = comm_buffer_bytes(setup->max_bytes) > COMM_EVENT_MAX_BYTES ? comm_buffer_bytes(setup->max_bytes) : COMM_EVENT_MAX_BYTES;
@@ -211,6 +211,8 @@ static enum st create(const struct comm_setup *setup, struct tcp **created, stru
         free(t);
         return err_set(e, ST_NO_MEMORY, "tcp: no memory for %zu bytes of buffers", bytes);
     }
+    const bool has_pages = t->comm.os->map_pages && t->comm.os->map_pages(t->comm.os, COMM_N_SLOTS * t->slot_bytes, &t->pages) == ST_OK;
+    t->own = has_pages ? t->pages.memory : t->memory + (size_t)t->rank * COMM_N_SLOTS * t->slot_bytes;
     t->ring = t->memory + slots_bytes + (size_t)t->n_ranks * spare_bytes;
     t->divide_bytes = SIZE_MAX;
     for (int r = 0; r < t->n_ranks; r++) {
@@ -230,7 +232,8 @@ static void release(struct tcp *t) {
         for (int i = 0; i < t->n_more; i++)
             if (t->peers[r].more[i].fd >= 0) os->close(os, t->peers[r].more[i].fd);
     }
-    t->comm.os->unmap(t->comm.os, t->memory, t->memory_bytes);
+    if (t->pages.memory) os->unmap_pages(os, &t->pages);
+    os->unmap(os, t->memory, t->memory_bytes);
     free(t);
 }
 

@@ -219,7 +219,7 @@ static enum reading read_piece(const struct meeting *m, struct half *h, unsigned
  * grow to tcp_rmem and tcp_wmem, and a fixed size would be cut to the much smaller rmem_max of most hosts. */
 static void tune(const struct comm_os *os, int fd) {
     os->setsockopt(os, fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    if (os->unpace) os->unpace(os, fd);
+    if (os->choose_window) os->choose_window(os, fd);
     os->setsockopt(os, fd, SOL_SOCKET, SO_KEEPALIVE, 1);
     os->setsockopt(os, fd, IPPROTO_TCP, TCP_KEEPIDLE, 1);
     os->setsockopt(os, fd, IPPROTO_TCP, TCP_KEEPINTVL, 1);
@@ -243,7 +243,7 @@ static enum st start_listening(struct meeting *m, struct err *e) {
     snprintf(m->interface, sizeof m->interface, "%s", interface ? interface + 1 : "");
     bind_to_interface(m, m->listener);
     set_port(&m->own, (uint16_t)m->setup->port);
-    if (m->os->unpace) m->os->unpace(m->os, m->listener); /* children have begun as they will go on */
+    if (m->os->choose_window) m->os->choose_window(m->os, m->listener); /* children have begun as they will go on */
     m->os->setsockopt(m->os, m->listener, SOL_SOCKET, SO_REUSEADDR, 1); /* connections of an earlier job may linger at a port that is fixed */
     socklen_t n = sizeof m->own.storage;
     if (m->os->bind(m->os, m->listener, &m->own.any, address_bytes(&m->own)) != 0 || m->os->listen(m->os, m->listener) != 0 ||

@@ -77,6 +77,8 @@ struct tcp {
     int n_more;      /* streams of each peer, beyond the first */
     size_t divide_bytes; /* payloads of so many bytes and more are divided among all streams; all ranks agree on it */
     unsigned char *memory, *ring;
+    unsigned char *own;      /* [COMM_N_SLOTS, slot]: what we send */
+    struct comm_pages pages; /* they, where the system has such */
     size_t memory_bytes, slot_bytes;
     struct tcp_peer peers[COMM_MAX_RANKS];
 
@@ -134,7 +136,7 @@ void comm_tcp_look_for_silence(struct tcp *t, uint64_t now_ns);
 
 /* A connection to every other rank, made before setup->deadline_ns; fds[setup->rank] = −1, those of ranks apart as well. Makes exactly one round of setup->boot; able: false says there that this rank is not. */
 enum st comm_tcp_connect(const struct comm_setup *setup, bool able, int fds[COMM_MAX_RANKS], struct err *e);
-/* A comm over connections that are there already, whatever made them; takes them over on success. */
+/* A comm over connections that are there already, whatever made them, as long as they do not block; takes them over on success. */
 enum st comm_tcp_join(const struct comm_setup *setup, const int *fds, struct comm **c, struct err *e);
 
 #endif

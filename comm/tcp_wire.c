@@ -51,7 +51,8 @@ bool comm_tcp_get(const unsigned char head[TCP_HEAD_BYTES], struct tcp_frame *f)
 /* ---- places -------------------------------------------------------------------------------------------------------------------------------------- */
 
 unsigned char *comm_tcp_slot(const struct tcp *t, int rank, uint64_t sequence) {
-    return t->memory + ((size_t)rank * COMM_N_SLOTS + sequence % COMM_N_SLOTS) * t->slot_bytes;
+    unsigned char *slots = rank == t->rank ? t->own : t->memory + (size_t)rank * COMM_N_SLOTS * t->slot_bytes;
+    return slots + sequence % COMM_N_SLOTS * t->slot_bytes;
 }
 
 void comm_tcp_ring_put(struct tcp *t, const void *data, size_t bytes) {
@@ -254,6 +255,13 @@ static void was_sent(struct tcp *t, struct tcp_peer *p, const unsigned char *fro
     }
 }
 
+/* Our slots stay as they are for as long as a peer may read them (tcp.c). What TCP sends once more the peer's TCP has, and throws away. */
+static ssize_t send_some(const struct tcp *t, const struct tcp_peer *p, const unsigned char *from, size_t bytes) {
+    const struct comm_os *os = t->comm.os;
+    if (!t->pages.memory || from < t->own || from >= t->own + t->pages.bytes || bytes < t->pages.least || bytes > t->pages.most) return os->send(os, p->fd, from, bytes);
+    return os->send_pages(os, p->fd, &t->pages, (size_t)(from - t->own), bytes);
+}
+
 void comm_tcp_push(struct tcp *t, int r) {
     struct tcp_peer *p = &t->peers[r];
     const unsigned char *from;
@@ -261,7 +269,7 @@ void comm_tcp_push(struct tcp *t, int r) {
     while (!p->ended && n_left && (wanted = next_bytes(t, p, &from)) > 0) {
         if (wanted > n_left) wanted = n_left;
         t->n_sends++;
-        ssize_t n = t->comm.os->send(t->comm.os, p->fd, from, wanted);
+        ssize_t n = send_some(t, p, from, wanted);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
         if (n < 0) {

@@ -62,6 +62,7 @@ const char *const t_sim_planted_names[] = {
     "an interrupt taken as the end",
     "an end seen late",
     "events before their time",
+    "a slot that is written too early",
 };
 
 /* ---- the program ---------------------------------------------------------------------------------------------------------------------------------------- */
@@ -256,6 +257,7 @@ static enum st do_allgather(struct rank *k, const struct op *op) {
     if (!headers_are_right(k, op, headers)) return t_sim_wrong(k, "headers are not what was sent");
     for (int i = 0; i < play.n_ranks; i++)
         if (!is_filled(views[i], op->bytes[i], tag_of(op->tag, i))) return t_sim_wrong(k, "an all-gather has other bytes than were sent");
+    if (play.planted == T_SIM_EARLY_SLOT && op->in_parts) memset(own, 0x5a, op->bytes[r]);
     return take_events(k, headers);
 }
 

@@ -24,6 +24,7 @@ enum t_sim_planted {
     T_SIM_SPURIOUS_LOSS,  /* an interrupted call is taken as the end of the connection */
     T_SIM_LATE_END,       /* the end of a connection is seen two seconds late */
     T_SIM_STALE_EVENTS,   /* events are applied when they come, not when an exchange says so */
+    T_SIM_EARLY_SLOT,     /* what was sent without a copy is written again as soon as the own exchange is done */
     T_SIM_N_PLANTED
 };
 extern const char *const t_sim_planted_names[T_SIM_N_PLANTED];
