@@ -26,6 +26,7 @@ struct pieces {
     const struct comm_header *header;
     size_t bytes; /* of one vector in a piece; the last may be shorter */
     int n_vectors;
+    bool runs; /* the backend has them all, and sends as fast as they go */
 };
 
 static enum st choose_piece(const struct comm *c, const struct comm_exchange_add *x, struct pieces *p, struct err *e) {
@@ -62,7 +63,7 @@ static enum st piece_start(const struct pieces *p, size_t offset, struct err *e)
     const struct comm_exchange_add *x = p->x;
     size_t bytes = piece_bytes(p, offset), stride = comm_round_up(bytes, 64), recv_bytes[COMM_MAX_RANKS];
     for (int r = 0; r < c->n_ranks; r++) recv_bytes[r] = x->n_vectors[r] ? (x->n_vectors[r] - 1) * stride + bytes : 0;
-    if (bytes && x->n_vectors[c->rank]) {
+    if (bytes && x->n_vectors[c->rank] && !p->runs) {
         unsigned char *to = comm_send_buffer(c);
         const unsigned char *from = (const unsigned char *)x->send + offset;
         /* The last first: they may lie in the send buffer already, one close behind the other. */
@@ -99,6 +100,9 @@ enum st comm_exchange_and_add(struct comm *c, const struct comm_exchange_add *x,
     if (code == ST_OK) code = choose_piece(c, x, &p, e);
     if (code != ST_OK) return code;
 
+    const bool may_run = c->backend->run && p.bytes < x->vector_bytes, from_here = x->n_vectors[c->rank] == 1 && (uintptr_t)x->send % 64 == 0;
+    const struct comm_run run = {.from = from_here ? x->send : NULL, .bytes = x->vector_bytes, .piece_bytes = p.bytes, .header = *header};
+    p.runs = may_run && c->backend->run(c, &run);
     code = piece_start(&p, 0, &why);
     if (code == ST_OK) code = piece_finish(&p, 0, &deadline_ns, vectors, x->headers, &why);
     for (size_t offset = 0; code == ST_OK && offset < x->vector_bytes;) {
@@ -109,6 +113,7 @@ enum st comm_exchange_and_add(struct comm *c, const struct comm_exchange_add *x,
         if (next < x->vector_bytes) code = piece_finish(&p, next, &deadline_ns, vectors, NULL, &why);
         offset = next;
     }
+    if (may_run) c->backend->run(c, NULL);
     return code == ST_OK ? ST_OK : comm_give_up(c, code, &why, e);
 }
 

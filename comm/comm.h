@@ -198,6 +198,12 @@ enum st comm_event_next(struct comm *c, void *data, size_t capacity, size_t *byt
 
 /* ---- the table (for backends' files and the conformance suite) -------------------------------------------------------------------------------------- */
 
+struct comm_run {
+    const unsigned char *from;
+    size_t bytes, piece_bytes; /* the last piece may be shorter */
+    struct comm_header header;
+};
+
 struct comm_backend {
     struct comm_capabilities capabilities;
     int priority;
@@ -211,6 +217,10 @@ struct comm_backend {
     enum st (*allgather_start)(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e);
     /* Never blocks: ST_AGAIN while messages are missing, or own bytes are not yet out of our hands (nobody else moves them when we go idle); *missing names a rank that is waited for. */
     enum st (*allgather_test)(struct comm *c, const void **views, struct comm_header *headers, int *missing, struct err *e);
+    /* The all-gathers that follow, all of one sum, send a piece each of this vector under this header, whatever their own say; pieces may leave before their all-gather begins, and what has not left
+     * is read until the run ends. False: not so here (from may be NULL: others may run all the same), and pieces go by the send buffer. run NULL: it ends, with all of its pieces or because of
+     * a failure. NULL: nobody runs. */
+    bool (*run)(struct comm *c, const struct comm_run *run);
     enum st (*event_post)(struct comm *c, const void *data, size_t bytes, struct err *e);
     enum st (*event_test)(struct comm *c, void *data, size_t capacity, size_t *bytes, struct err *e);
     bool (*divide)(struct comm *c, size_t from_bytes); /* comm_divide; NULL: it has one way */

@@ -65,6 +65,11 @@ static ssize_t real_send(const struct comm_os *os, int fd, const void *data, siz
     (void)os;
     return send(fd, data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
+static ssize_t real_send_two(const struct comm_os *os, int fd, const void *first, size_t first_bytes, const void *second, size_t second_bytes) {
+    (void)os;
+    struct iovec parts[] = {{(void *)(uintptr_t)first, first_bytes}, {(void *)(uintptr_t)second, second_bytes}};
+    return sendmsg(fd, &(struct msghdr){.msg_iov = parts, .msg_iovlen = 2}, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
 static ssize_t real_recv(const struct comm_os *os, int fd, void *data, size_t bytes) {
     (void)os;
     return recv(fd, data, bytes, MSG_DONTWAIT);
@@ -158,6 +163,7 @@ const struct comm_os *comm_os_real(void) {
         .setsockopt = real_setsockopt,
         .getsockopt = real_getsockopt,
         .send = real_send,
+        .send_two = real_send_two,
         .recv = real_recv,
         .n_unsent = real_n_unsent,
         .close = real_close,

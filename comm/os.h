@@ -36,6 +36,7 @@ struct comm_os {
     int (*setsockopt)(const struct comm_os *os, int fd, int level, int name, int value);
     int (*getsockopt)(const struct comm_os *os, int fd, int level, int name, void *value, socklen_t *bytes);
     ssize_t (*send)(const struct comm_os *os, int fd, const void *data, size_t bytes); /* no signal where the connection is broken */
+    ssize_t (*send_two)(const struct comm_os *os, int fd, const void *first, size_t first_bytes, const void *second, size_t second_bytes); /* as if they lay one behind the other */
     ssize_t (*recv)(const struct comm_os *os, int fd, void *data, size_t bytes);
     int (*n_unsent)(const struct comm_os *os, int fd); /* bytes that were given to send and have not left this host; −1: not known */
     int (*close)(const struct comm_os *os, int fd);

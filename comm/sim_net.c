@@ -547,6 +547,15 @@ static ssize_t send_bytes(const struct comm_os *os, int fd, const void *data, si
 
 static ssize_t sim_send(const struct comm_os *os, int fd, const void *data, size_t bytes) { return send_bytes(os, fd, data, bytes, false); }
 
+static ssize_t sim_send_two(const struct comm_os *os, int fd, const void *first, size_t first_bytes, const void *second, size_t second_bytes) {
+    static unsigned char joined[COMM_SIM_MAX_TASKS][COMM_SIM_MAX_WINDOW_BYTES]; /* no connection takes more; others may send while this call takes its time */
+    unsigned char *both = joined[task_of(os)->i];
+    const size_t a = first_bytes < sizeof *joined ? first_bytes : sizeof *joined, b = second_bytes < sizeof *joined - a ? second_bytes : sizeof *joined - a;
+    memcpy(both, first, a);
+    memcpy(both + a, second, b);
+    return send_bytes(os, fd, both, a + b, false);
+}
+
 static ssize_t sim_send_pages(const struct comm_os *os, int fd, const struct comm_pages *pages, size_t offset, size_t bytes) {
     return send_bytes(os, fd, pages->memory + offset, bytes, true);
 }
@@ -682,6 +691,7 @@ void sim_net_fill(struct comm_os *os) {
         .setsockopt = sim_setsockopt,
         .getsockopt = sim_getsockopt,
         .send = sim_send,
+        .send_two = sim_send_two,
         .recv = sim_recv,
         .n_unsent = sim_n_unsent,
         .close = sim_close,

@@ -26,10 +26,9 @@
 
 #include "comm/tcp_priv.h"
 
-/* What the kernel has copied is still in the cache when it is added: between two network namespaces a sum of 1 MB takes 490 to 525 us in pieces of 64 KB, 490 to 560 of 128 KB, 590 to 790 of 256 KB, 530
- * to 650 of 512 KB; with somebody else on one of the two CPUs 520 to 780 of 64 KB, 780 to 1,230 of 512 KB. (Four ranks
- * on two CPUs would rather have 512 KB: 2.4 to 2.9 ms at least against 4.6 to 5.2.) */
-#define TCP_PIECE_BYTES (64u << 10)
+/* What the kernel has copied is still in the cache when it is added; smaller ones have more packets and turns. Between two network namespaces a sum of 1 MB takes 295 to 310 us at least in pieces of 256 KB,
+ * 290 to 320 of 512 KB, 300 to 330 of 126 KB, 310 to 450 of 64 KB, 510 of 32 KB. */
+#define TCP_PIECE_BYTES (256u << 10)
 #define YIELD_NS (20 * BASE_NS_PER_MS)
 /* Credits are told apart from exchanges after so many bytes: never so late that an event of the largest size could not be posted to a reader that has read all. */
 #define TELL_BYTES (TCP_RING_BYTES / 4)
@@ -46,6 +45,7 @@ static enum st tcp_allgather_start(struct comm *c, const void *send_from, const 
     struct tcp *t = (struct tcp *)c;
     unsigned char *slot = comm_tcp_slot(t, t->rank, c->sequence);
     size_t bytes = recv_bytes[t->rank];
+    BASE_ASSERT(!t->run.from || !send_from);
     if (send_from && send_from != slot + TCP_HEAD_BYTES && bytes) memcpy(slot + TCP_HEAD_BYTES, send_from, bytes);
     const struct tcp_frame f = {.kind = TCP_EXCHANGE, .number = c->sequence, .bytes = bytes, .header = *header, .events_read = t->events_read};
     comm_tcp_put(&f, slot);
@@ -59,7 +59,10 @@ static enum st tcp_allgather_start(struct comm *c, const void *send_from, const 
         struct tcp_peer *p = &t->peers[r];
         if (p->n_announced == c->sequence && p->announced_bytes != recv_bytes[r])
             return err_set(e, ST_MISMATCH, "rank %d sent %llu bytes where %zu are due", r, (unsigned long long)p->announced_bytes, recv_bytes[r]);
-        p->n_sent = 0;
+        if (!t->run.from || c->sequence == t->run_first) {
+            p->n_out = c->sequence;
+            p->n_sent = 0;
+        }
         for (int k = 0; k < t->n_more; k++) p->more[k].n_sent = p->more[k].n_have = 0;
         comm_tcp_push(t, r);
         if (t->n_more && p->fd >= 0) comm_tcp_move_shares(t, r);
@@ -73,7 +76,7 @@ static enum st tcp_allgather_test(struct comm *c, const void **views, struct com
     for (int i = 0, r = (int)t->turn; i < t->n_ranks; i++, r = r + 1 < t->n_ranks ? r + 1 : 0) {
         struct tcp_peer *p = &t->peers[r];
         if (p->fd < 0) continue;
-        if (p->n_sent < t->frame_bytes) comm_tcp_push(t, r);
+        comm_tcp_push(t, r);
         if (p->n_received < c->sequence) comm_tcp_receive(t, r, true);
         if (t->n_more) comm_tcp_move_shares(t, r);
         if (comm_tcp_is_done(t, r)) continue;
@@ -92,6 +95,7 @@ static enum st tcp_allgather_test(struct comm *c, const void **views, struct com
         struct tcp_frame f;
         if (headers && comm_tcp_get(slot, &f)) headers[r] = f.header;
     }
+    if (t->run.from) views[t->rank] = t->run.from + (c->sequence - t->run_first) * t->run.piece_bytes;
     return ST_OK;
 }
 
@@ -167,7 +171,7 @@ static void tcp_sleep(struct comm *c, uint64_t deadline_ns) {
     struct pollfd fds[COMM_MAX_RANKS * COMM_MAX_STREAMS]; /* the first streams, then the others */
     size_t n_fds = (size_t)t->n_ranks;
     for (int r = 0; r < t->n_ranks; r++) {
-        const struct tcp_peer *p = &t->peers[r];
+        struct tcp_peer *p = &t->peers[r];
         bool wanted = !c->begun || p->n_received < c->sequence, unsent = comm_tcp_has_unsent(t, p);
         /* Who has said all that is due, or has ended, would wake us again and again. */
         fds[r] = (struct pollfd){.fd = p->ended || (!wanted && !unsent) ? -1 : p->fd,
@@ -229,6 +233,7 @@ static void release(struct tcp *t) {
     const struct comm_os *os = t->comm.os;
     for (int r = 0; r < t->n_ranks; r++) {
         if (t->peers[r].fd >= 0) os->close(os, t->peers[r].fd);
+        free(t->peers[r].rest);
         for (int i = 0; i < t->n_more; i++)
             if (t->peers[r].more[i].fd >= 0) os->close(os, t->peers[r].more[i].fd);
     }
@@ -343,6 +348,7 @@ const struct comm_backend comm_tcp_backend = {
     .send_buffer = tcp_send_buffer,
     .allgather_start = tcp_allgather_start,
     .allgather_test = tcp_allgather_test,
+    .run = comm_tcp_run,
     .event_post = tcp_event_post,
     .event_test = tcp_event_test,
     .divide = tcp_divide,

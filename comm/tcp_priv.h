@@ -51,7 +51,11 @@ struct tcp_peer {
     struct tcp_stream more[COMM_MAX_STREAMS - 1];
 
     /* sending */
-    size_t n_sent;         /* bytes of our frame of the exchange begun */
+    uint64_t n_out;        /* our frame of which exchange: the one begun, or in a run a later one */
+    size_t n_sent;         /* bytes of it */
+    unsigned char head[TCP_HEAD_BYTES]; /* of it, in a run */
+    unsigned char *rest;   /* [n_rest] of one, whose run has ended too early; malloc'ed; else NULL */
+    size_t n_rest, n_rest_sent;
     uint64_t events_sent;  /* rank 0: position in the event stream */
     uint64_t events_read;  /* rank 0: what the peer says to have taken */
     bool has_control;      /* a frame of a head only waits */
@@ -82,8 +86,12 @@ struct tcp {
     size_t memory_bytes, slot_bytes;
     struct tcp_peer peers[COMM_MAX_RANKS];
 
+    bool is_run;         /* somebody may be further ahead than by one exchange */
+    struct comm_run run; /* ours; from NULL: there is none */
+    uint64_t run_first;  /* exchange */
+
     /* the exchange begun */
-    size_t frame_bytes;             /* of our own */
+    size_t frame_bytes;             /* of our own, outside of runs */
     uint64_t after;                 /* it is sent behind so much of the event stream */
     unsigned turn;                  /* whose turn it is to be looked at first */
     uint64_t n_moved_seen; /* comm.n_moved, as sleep has seen it last */
@@ -110,6 +118,8 @@ void comm_tcp_ring_get(const struct tcp *t, uint64_t position, void *data, size_
 bool comm_tcp_receive(struct tcp *t, int r, bool exchange);
 /* Sends to rank r up to a piece of what is due, as far as its socket takes it. */
 void comm_tcp_push(struct tcp *t, int r);
+/* struct comm_backend's run. */
+bool comm_tcp_run(struct comm *c, const struct comm_run *run);
 /* Bytes of a payload that stream i carries (0: the first one, behind the frame's head), and where they begin in it. */
 size_t comm_tcp_share(const struct tcp *t, size_t bytes, int i, size_t *offset);
 /* In an exchange: what is due on the further streams, both ways. */
@@ -121,7 +131,7 @@ bool comm_tcp_is_done(const struct tcp *t, int r);
 bool comm_tcp_is_in_vain(const struct tcp *t, int r);
 /* Both, for all peers, outside an exchange. */
 void comm_tcp_pump(struct tcp *t);
-bool comm_tcp_has_unsent(struct tcp *t, const struct tcp_peer *p);
+bool comm_tcp_has_unsent(struct tcp *t, struct tcp_peer *p);
 /* A frame of a head only. False: another one is just leaving. */
 bool comm_tcp_put_control(struct tcp_peer *p, const struct tcp_frame *f);
 

@@ -2,12 +2,15 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "comm/tcp_priv.h"
 
 /* No peer gets more than so much before it is the next one's turn. */
 #define PIECE_BYTES (256u << 10)
+/* So many pieces of a run may be on their way, or wait in a socket, behind the one that is due. */
+#define AHEAD 2
 #define LOOK_FOR_SILENCE_NS (BASE_NS_PER_S / 2)
 #define SILENCE_MS 3000
 
@@ -97,7 +100,7 @@ static bool check_frame(struct tcp *t, int r, const struct tcp_frame *f) {
     }
     switch (f->kind) {
     case TCP_EXCHANGE:
-        if (f->number != p->n_received + 1 || f->number > c->sequence + 1) {
+        if (f->number != p->n_received + 1) {
             err_set(e, ST_MISMATCH, "rank %d is at exchange %llu, which cannot be", r, (unsigned long long)f->number);
             return false;
         }
@@ -145,6 +148,12 @@ static void take_aside(struct tcp *t, struct tcp_peer *p, const struct tcp_frame
     }
 }
 
+/* A head of an exchange for which there is no slot yet: who is in a run may be so far ahead. It waits in spare, and all behind it in the socket. */
+static bool is_too_early(const struct tcp *t, const struct tcp_peer *p) {
+    struct tcp_frame f;
+    return !p->total && p->have == TCP_HEAD_BYTES && comm_tcp_get(p->at, &f) && f.kind == TCP_EXCHANGE && f.number > t->comm.sequence + 1;
+}
+
 /* Takes what has come of the frame in hand, and frames behind it. */
 static void take(struct tcp *t, int r) {
     struct tcp_peer *p = &t->peers[r];
@@ -157,6 +166,7 @@ static void take(struct tcp *t, int r) {
                 garbled(t, p);
                 return;
             }
+            if (is_too_early(t, p)) return;
             size_t offset;
             p->total = TCP_HEAD_BYTES + (f.kind == TCP_EXCHANGE ? comm_tcp_share(t, f.bytes, 0, &offset) : f.bytes);
             if (f.events_read > p->events_read) p->events_read = f.events_read;
@@ -183,6 +193,8 @@ bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
     struct tcp_peer *p = &t->peers[r];
     const struct comm *c = &t->comm;
     size_t n_left = PIECE_BYTES;
+    if (is_too_early(t, p)) return false;
+    if (!p->total && p->have == TCP_HEAD_BYTES) take(t, r); /* it was */
     while (!p->ended) {
         if (!p->have) p->at = c->begun && p->n_received + 1 == c->sequence ? comm_tcp_slot(t, r, c->sequence) : p->spare;
         size_t offset, due = p->at == p->spare ? 0 : comm_tcp_share(t, c->recv_bytes[r], 0, &offset);
@@ -200,6 +212,7 @@ bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
         t->comm.n_moved++;
         n_left -= (size_t)n;
         take(t, r);
+        if (is_too_early(t, p)) return false;
         if (exchange && p->n_received >= c->sequence) return true;
         if ((size_t)n < wanted) return false;
         if (!n_left) return true;
@@ -218,58 +231,94 @@ static void receive_rest(struct tcp *t, int r) {
 
 /* ---- sending ------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* What is to be sent to p next; 0: nothing. A frame that was begun is finished first; events in front of the exchange that follows them. */
-static size_t next_bytes(struct tcp *t, const struct tcp_peer *p, const unsigned char **from) {
-    if (p->n_control_sent) {
-        *from = p->control + p->n_control_sent;
-        return TCP_HEAD_BYTES - p->n_control_sent;
-    }
-    bool has_exchange = p->n_sent < t->frame_bytes;
-    uint64_t events_until = t->rank != 0 ? 0 : has_exchange ? t->after : t->ring_written;
-    if (p->n_sent == 0 || !has_exchange) {
-        if (p->events_sent < events_until) {
-            size_t at = p->events_sent % TCP_RING_BYTES, bytes = (size_t)(events_until - p->events_sent);
-            *from = t->ring + at;
-            return bytes < TCP_RING_BYTES - at ? bytes : TCP_RING_BYTES - at;
-        }
-    }
-    if (has_exchange) {
-        *from = comm_tcp_slot(t, t->rank, t->comm.sequence) + p->n_sent;
-        return t->frame_bytes - p->n_sent;
-    }
-    *from = p->control;
-    return p->has_control ? TCP_HEAD_BYTES : 0;
+/* Bytes of the nth exchange's frame, in a run; in_vector: where its payload begins there. */
+static size_t run_frame_bytes(const struct tcp *t, uint64_t n, size_t *in_vector) {
+    const struct comm_run *run = &t->run;
+    *in_vector = (size_t)(n - t->run_first) * run->piece_bytes;
+    const size_t left = *in_vector < run->bytes ? run->bytes - *in_vector : 0;
+    return left ? TCP_HEAD_BYTES + (left < run->piece_bytes ? left : run->piece_bytes) : 0;
 }
 
-static void was_sent(struct tcp *t, struct tcp_peer *p, const unsigned char *from, size_t bytes) {
-    if (from >= p->control && from < p->control + TCP_HEAD_BYTES) {
+/* What is to be sent to a peer next: at, and where that ends too early, behind it. */
+struct due {
+    enum { DUE_NOTHING, DUE_REST, DUE_CONTROL, DUE_EVENTS, DUE_FRAME } what;
+    const unsigned char *at, *behind;
+    size_t bytes, behind_bytes;
+};
+
+static struct due due_of_frame(struct tcp *t, struct tcp_peer *p) {
+    size_t in_vector = 0;
+    if (!t->run.from) {
+        const unsigned char *frame = comm_tcp_slot(t, t->rank, t->comm.sequence);
+        return p->n_sent < t->frame_bytes ? (struct due){.what = DUE_FRAME, .at = frame + p->n_sent, .bytes = t->frame_bytes - p->n_sent} : (struct due){.what = DUE_NOTHING};
+    }
+    const size_t total = run_frame_bytes(t, p->n_out, &in_vector);
+    if (!total || p->n_out > t->comm.sequence + AHEAD) return (struct due){.what = DUE_NOTHING};
+    const unsigned char *payload = t->run.from + in_vector;
+    if (p->n_sent >= TCP_HEAD_BYTES) return (struct due){.what = DUE_FRAME, .at = payload + (p->n_sent - TCP_HEAD_BYTES), .bytes = total - p->n_sent};
+    if (p->n_sent == 0)
+        comm_tcp_put(&(struct tcp_frame){.kind = TCP_EXCHANGE, .number = p->n_out, .bytes = total - TCP_HEAD_BYTES, .header = t->run.header, .events_read = t->events_told}, p->head);
+    return (struct due){.what = DUE_FRAME, .at = p->head + p->n_sent, .bytes = TCP_HEAD_BYTES - p->n_sent, .behind = payload, .behind_bytes = total - TCP_HEAD_BYTES};
+}
+
+/* A frame that was begun is finished first; events in front of the exchange that follows them. */
+static struct due next_due(struct tcp *t, struct tcp_peer *p) {
+    if (p->rest) return (struct due){.what = DUE_REST, .at = p->rest + p->n_rest_sent, .bytes = p->n_rest - p->n_rest_sent};
+    if (p->n_control_sent) return (struct due){.what = DUE_CONTROL, .at = p->control + p->n_control_sent, .bytes = TCP_HEAD_BYTES - p->n_control_sent};
+    const struct due frame = due_of_frame(t, p);
+    const uint64_t events_until = t->rank != 0 ? 0 : frame.what == DUE_FRAME ? t->after : t->ring_written;
+    if ((p->n_sent == 0 || frame.what == DUE_NOTHING) && p->events_sent < events_until) {
+        const size_t at = p->events_sent % TCP_RING_BYTES, bytes = (size_t)(events_until - p->events_sent);
+        return (struct due){.what = DUE_EVENTS, .at = t->ring + at, .bytes = bytes < TCP_RING_BYTES - at ? bytes : TCP_RING_BYTES - at};
+    }
+    if (frame.what == DUE_FRAME) return frame;
+    return p->has_control ? (struct due){.what = DUE_CONTROL, .at = p->control, .bytes = TCP_HEAD_BYTES} : frame;
+}
+
+static void was_sent(struct tcp *t, struct tcp_peer *p, const struct due *d, size_t bytes) {
+    size_t in_vector;
+    switch (d->what) {
+    case DUE_NOTHING: break;
+    case DUE_REST:
+        p->n_rest_sent += bytes;
+        if (p->n_rest_sent < p->n_rest) break;
+        free(p->rest);
+        p->rest = NULL;
+        break;
+    case DUE_CONTROL:
         p->n_control_sent += bytes;
-        if (p->n_control_sent == TCP_HEAD_BYTES) {
-            p->n_control_sent = 0;
-            p->has_control = false;
-        }
-    } else if (from >= t->ring && from < t->ring + TCP_RING_BYTES) {
-        p->events_sent += bytes;
-    } else {
+        if (p->n_control_sent < TCP_HEAD_BYTES) break;
+        p->n_control_sent = 0;
+        p->has_control = false;
+        break;
+    case DUE_EVENTS: p->events_sent += bytes; break;
+    case DUE_FRAME:
         p->n_sent += bytes;
+        if (!t->run.from || p->n_sent < run_frame_bytes(t, p->n_out, &in_vector)) break;
+        p->n_out++;
+        p->n_sent = 0;
+        break;
     }
 }
 
-/* Our slots stay as they are for as long as a peer may read them (tcp.c). What TCP sends once more the peer's TCP has, and throws away. */
-static ssize_t send_some(const struct tcp *t, const struct tcp_peer *p, const unsigned char *from, size_t bytes) {
+/* Without a copy where a slot stays as it is until all have read it (tcp.c); who runs may send the next exchanges before it has. What TCP sends once more the peer's TCP has, and throws away. */
+static ssize_t send_due(const struct tcp *t, const struct tcp_peer *p, const struct due *d) {
     const struct comm_os *os = t->comm.os;
-    if (!t->pages.memory || from < t->own || from >= t->own + t->pages.bytes || bytes < t->pages.least || bytes > t->pages.most) return os->send(os, p->fd, from, bytes);
-    return os->send_pages(os, p->fd, &t->pages, (size_t)(from - t->own), bytes);
+    if (d->behind_bytes) return os->send_two(os, p->fd, d->at, d->bytes, d->behind, d->behind_bytes);
+    const bool is_page = d->what == DUE_FRAME && !t->is_run && t->pages.memory && d->bytes >= t->pages.least && d->bytes <= t->pages.most;
+    return is_page ? os->send_pages(os, p->fd, &t->pages, (size_t)(d->at - t->own), d->bytes) : os->send(os, p->fd, d->at, d->bytes);
 }
 
 void comm_tcp_push(struct tcp *t, int r) {
     struct tcp_peer *p = &t->peers[r];
-    const unsigned char *from;
-    size_t n_left = PIECE_BYTES, wanted;
-    while (!p->ended && n_left && (wanted = next_bytes(t, p, &from)) > 0) {
-        if (wanted > n_left) wanted = n_left;
+    size_t n_left = PIECE_BYTES;
+    while (!p->ended && n_left) {
+        struct due d = next_due(t, p);
+        if (d.what == DUE_NOTHING) return;
+        if (d.bytes > n_left) d.bytes = n_left;
+        if (d.behind_bytes > n_left - d.bytes) d.behind_bytes = n_left - d.bytes;
         t->n_sends++;
-        ssize_t n = send_some(t, p, from, wanted);
+        ssize_t n = send_due(t, p, &d);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
         if (n < 0) {
@@ -279,16 +328,50 @@ void comm_tcp_push(struct tcp *t, int r) {
             end_peer(t, p, p->error);
             return;
         }
-        was_sent(t, p, from, (size_t)n);
+        was_sent(t, p, &d, (size_t)n);
         t->comm.n_moved++;
         n_left -= (size_t)n;
-        if ((size_t)n < wanted) return;
+        if ((size_t)n < d.bytes + d.behind_bytes) return;
     }
 }
 
-bool comm_tcp_has_unsent(struct tcp *t, const struct tcp_peer *p) {
-    const unsigned char *from;
-    return p->fd >= 0 && !p->ended && next_bytes(t, p, &from) > 0;
+/* The vector is the caller's again: what is left of a frame that was begun is kept, so that a good-bye can follow it. Where there is no memory for it, it is cut. */
+static void leave_run(struct tcp *t, struct tcp_peer *p) {
+    const struct due d = due_of_frame(t, p);
+    if (p->fd < 0 || p->ended || d.what != DUE_FRAME || p->n_sent == 0) return;
+    p->n_rest = d.bytes + d.behind_bytes;
+    p->n_rest_sent = 0;
+    p->rest = malloc(p->n_rest);
+    if (!p->rest) {
+        end_peer(t, p, ENOMEM);
+        return;
+    }
+    memcpy(p->rest, d.at, d.bytes);
+    if (d.behind_bytes) memcpy(p->rest + d.bytes, d.behind, d.behind_bytes);
+}
+
+bool comm_tcp_run(struct comm *c, const struct comm_run *run) {
+    struct tcp *t = (struct tcp *)c;
+    t->is_run = run != NULL;
+    if (run) {
+        if (!run->from || (t->n_more && run->piece_bytes >= t->divide_bytes)) return false; /* over several streams a piece is divided, and the next one waits for it */
+        t->run = *run;
+        t->run_first = c->sequence + 1;
+        t->events_told = t->events_read;
+        return true;
+    }
+    if (!t->run.from) return false;
+    for (int r = 0; r < t->n_ranks; r++) {
+        leave_run(t, &t->peers[r]);
+        t->peers[r].n_sent = 0;
+    }
+    t->frame_bytes = 0;
+    t->run.from = NULL;
+    return false;
+}
+
+bool comm_tcp_has_unsent(struct tcp *t, struct tcp_peer *p) {
+    return p->fd >= 0 && !p->ended && next_due(t, p).what != DUE_NOTHING;
 }
 
 bool comm_tcp_put_control(struct tcp_peer *p, const struct tcp_frame *f) {
@@ -363,7 +446,9 @@ short comm_tcp_due(const struct tcp *t, int r, int i) {
     return (short)((in ? POLLIN : 0) | (out ? POLLOUT : 0));
 }
 
-static bool is_first_done(const struct tcp *t, const struct tcp_peer *p) { return p->n_received >= t->comm.sequence && p->n_sent == t->frame_bytes; }
+static bool is_first_done(const struct tcp *t, const struct tcp_peer *p) {
+    return p->n_received >= t->comm.sequence && (t->run.from ? p->n_out > t->comm.sequence : p->n_sent == t->frame_bytes);
+}
 
 bool comm_tcp_is_done(const struct tcp *t, int r) {
     for (int i = 0; i < t->n_more; i++)

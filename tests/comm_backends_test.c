@@ -443,7 +443,7 @@ static bool script_add(struct comm **pc, void *arg) {
     base_rng_init(&alone, seed + 301 + (uint64_t)comm_rank(c));
     size_t max_bytes = large_bytes ? *large_bytes : 200000;
     struct tree_sum t = {.result = malloc(max_bytes + 64)};
-    float *own = malloc(max_bytes * (large_bytes ? 4 : MAX_LEAVES) + 64);
+    float *own = aligned_alloc(64, (max_bytes * (large_bytes ? 4 : MAX_LEAVES) + 4 + 63) / 64 * 64);
     bool ok = own && t.result;
     for (uint64_t i = 0; ok && i < (large_bytes ? 1 : 60 / SLOWER + 14); i++) {
         t.tag = i + 1;
@@ -455,7 +455,7 @@ static bool script_add(struct comm **pc, void *arg) {
         if (t.vector_bytes > 20000 && piece_bytes && piece_bytes < 4096) piece_bytes = 4096;
         bool fits = t.vector_bytes <= 2048 && piece_bytes != 1 && piece_bytes != 64 && piece_bytes != 200; /* 12 of them, in 32 KiB */
         if (base_rng_below(&alone, 8) == 0) pause_us(base_rng_below(&alone, 300));
-        ok = exchange_tree(c, &t, piece_bytes, fits && base_rng_below(&alone, 2), own, &e);
+        ok = exchange_tree(c, &t, piece_bytes, fits && base_rng_below(&alone, 2), own + base_rng_below(&alone, 2), &e); /* also one that no run can begin at */
         if (ok && base_rng_below(&common, 4) == 0) ok = comm_barrier(c, soon(), &e) == ST_OK;
     }
     free(own);

@@ -4,6 +4,7 @@
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -673,6 +674,93 @@ static void a_bye_names_the_cause(void **state) {
     close(a[1]);
 }
 
+/* ---- runs ---------------------------------------------------------------------------------------------------------------------------------------- */
+
+/* Frames of exchanges that are not begun here wait, the first in its slot, the others in the socket. */
+static void who_runs_ahead_is_waited_for(void **state) {
+    (void)state;
+    int bare;
+    struct err e = {0};
+    struct comm *c = with_bare_peer(0, &bare);
+    unsigned char payload[48];
+    for (uint64_t i = 1; i <= 5; i++) {
+        fill(payload, sizeof payload, i);
+        write_frame(bare, &(struct tcp_frame){.kind = TCP_EXCHANGE, .number = i, .bytes = sizeof payload}, payload, sizeof payload);
+    }
+    const size_t recv_bytes[] = {8, sizeof payload};
+    const void *views[2];
+    for (uint64_t i = 1; i <= 5; i++) {
+        for (int k = 0; k < 20; k++) T_OK(comm_progress(c, &e), &e);
+        T_OK(comm_allgather(c, NULL, recv_bytes, &no_header, soon(), views, NULL, &e), &e);
+        assert_true(is_filled(views[1], sizeof payload, i));
+    }
+    write_frame(bare, &(struct tcp_frame){.kind = TCP_EXCHANGE, .number = 6, .bytes = sizeof payload}, payload, sizeof payload);
+    write_frame(bare, &(struct tcp_frame){.kind = TCP_EXCHANGE, .number = 8, .bytes = sizeof payload}, payload, sizeof payload);
+    enum st code = ST_OK;
+    for (int k = 0; k < 1000 && code == ST_OK; k++, pause_us(1000)) code = comm_progress(c, &e);
+    t_expect_err_contains(ST_MISMATCH, code, &e, "rank 1 is at exchange 8, which cannot be");
+    comm_close(c);
+    close(bare);
+}
+
+static void never_added(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors) {
+    (void)context, (void)offset, (void)bytes, (void)vectors, (void)n_vectors;
+    abort();
+}
+
+struct all_of {
+    int fd;
+    unsigned char *bytes;
+    size_t n, capacity;
+};
+static void *read_all(void *arg) {
+    struct all_of *a = arg;
+    for (ssize_t n; a->n < a->capacity && (n = recv(a->fd, a->bytes + a->n, a->capacity - a->n, 0)) > 0;) a->n += (size_t)n;
+    return NULL;
+}
+
+/* Rank 2 dies while rank 1 has a part of a frame: it gets the rest of that, although the vector is gone, and the bye behind it. */
+static void a_run_that_breaks_ends_with_a_bye(void **state) {
+    (void)state;
+    enum { BYTES = 1 << 20, PIECE = 1 << 16 };
+    int a[2], b[2];
+    struct err e = {0};
+    assert_true(connect_pair(a, 8192) && connect_pair(b, 0));
+    struct comm *c = join(0, 3, (int[]){-1, a[0], b[0]}, BYTES, 0);
+    unsigned char *vector = aligned_alloc(64, BYTES);
+    assert_non_null(vector);
+    fill(vector, BYTES, 7);
+    close(b[1]);
+    const struct comm_exchange_add x = {.send = vector, .vector_bytes = BYTES, .n_vectors = (uint32_t[]){1, 1, 1}, .piece_bytes = PIECE, .add = never_added};
+    t_expect_err_contains(ST_PEER_LOST, comm_exchange_and_add(c, &x, &no_header, soon(), &e), &e, "rank 2");
+    memset(vector, 0, BYTES);
+    struct all_of got = {.fd = a[1], .bytes = malloc(BYTES), .capacity = BYTES};
+    assert_non_null(got.bytes);
+    pthread_t reader;
+    assert_int_equal(pthread_create(&reader, NULL, read_all, &got), 0);
+    comm_close(c);
+    pthread_join(reader, NULL);
+    fill(vector, BYTES, 7);
+    struct tcp_frame f = {.kind = TCP_EXCHANGE};
+    size_t at = 0, n_pieces = 0;
+    while (f.kind == TCP_EXCHANGE) {
+        assert_true(got.n >= at + TCP_HEAD_BYTES && comm_tcp_get(got.bytes + at, &f));
+        at += TCP_HEAD_BYTES;
+        if (f.kind != TCP_EXCHANGE) break;
+        assert_true(f.number == n_pieces + 1 && f.bytes == PIECE && got.n >= at + PIECE);
+        assert_memory_equal(got.bytes + at, vector + n_pieces * PIECE, PIECE);
+        at += PIECE;
+        n_pieces++;
+    }
+    assert_int_equal(f.kind, TCP_BYE);
+    assert_int_equal(f.header.n_events, 2);
+    assert_int_equal(at, got.n);
+    assert_true(n_pieces >= 1 && n_pieces <= 3);
+    free(got.bytes);
+    free(vector);
+    close(a[1]);
+}
+
 /* ---- silent hosts, slow peers -------------------------------------------------------------------------------------------------------------------- */
 
 static bool loopback_is(bool up) {
@@ -976,6 +1064,8 @@ int main(void) {
         cmocka_unit_test(death_in_the_middle_of_a_large_message),
         cmocka_unit_test(what_was_sent_before_closing_arrives),
         cmocka_unit_test(a_bye_names_the_cause),
+        cmocka_unit_test(who_runs_ahead_is_waited_for),
+        cmocka_unit_test(a_run_that_breaks_ends_with_a_bye),
         cmocka_unit_test(a_silent_host_is_noticed),
         cmocka_unit_test(a_busy_peer_is_not_a_silent_one),
         cmocka_unit_test(lies_are_told),
