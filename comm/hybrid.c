@@ -1,7 +1,7 @@
 /* Several hosts with several ranks each: those of one host share memory, and only what goes to another host takes the network. Two backends, shm+tcp and shm+ucx, which are a comm
  * of shm and one of tcp or ucx side by side.
  *
- * An exchange is begun in both: the rank's bytes lie in its slot of the shared segment, from where the network's part takes a copy. It is over when both
+ * An exchange is begun in both: the rank's bytes lie in its slot of the shared segment, from where the network's part takes a copy. There are enough slots to write the next one's meanwhile (shm.c). It is over when both
  * are, so who waits sleeps on the network first and on the segment then: a rank on its own host needs nothing from us to get on. Every rank still talks to every rank of another host itself.
  * One rank that fetched for all of its host would save the cable n_here − 1 copies, but each would wait for it, a death would be seen by one and told by it, and 16 KB would be
  * handed on twice; where hosts have one rank each, as they mostly have, there is nothing to save.
@@ -139,7 +139,10 @@ static enum st hybrid_allgather_start(struct comm *c, const void *send, const si
 
 static enum st part_test(struct hybrid *h, struct part *p, int *missing, struct err *e) {
     if (p->is_done) return ST_OK;
+    p->c->advancing = h->comm.advancing;
+    const uint64_t n_moved = p->c->n_moved;
     enum st code = p->c->backend->allgather_test(p->c, p->views, p->headers, missing, e);
+    h->comm.n_moved += p->c->n_moved - n_moved;
     p->is_done = code == ST_OK;
     p->c->begun = !p->is_done;
     return code == ST_OK || code == ST_AGAIN ? code : note_loss(h, p->c, code);
@@ -210,7 +213,7 @@ static void hybrid_sleep(struct comm *c, uint64_t deadline_ns) {
 /* ---- the two ------------------------------------------------------------------------------------------------------------------------------------- */
 
 const struct comm_backend comm_shm_tcp_backend = {
-    .capabilities = {.name = "shm+tcp", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .max_ranks = COMM_MAX_RANKS},
+    .capabilities = {.name = "shm+tcp", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .sends_ahead = true, .max_ranks = COMM_MAX_RANKS},
     .priority = 45,
     .probe = probe_tcp,
     .open = open_tcp,
@@ -225,7 +228,7 @@ const struct comm_backend comm_shm_tcp_backend = {
     .sleep = hybrid_sleep,
 };
 const struct comm_backend comm_shm_ucx_backend = {
-    .capabilities = {.name = "shm+ucx", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .max_ranks = COMM_MAX_RANKS},
+    .capabilities = {.name = "shm+ucx", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .sends_ahead = true, .max_ranks = COMM_MAX_RANKS},
     .priority = 46,
     .probe = probe_ucx,
     .open = open_ucx,

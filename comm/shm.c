@@ -7,7 +7,8 @@
  * writes into a slot for exchange j knows that every peer has at least *begun* j−1. Views of exchange k are therefore safe, with N slots, until the
  * reader begins k+N−1: slot k mod N is rewritten for k+N at the earliest, by somebody who saw the reader begin k+N−1. Two slots (parity) are enough
  * for messages alone: a slow reader of k has not begun k+1. But comm.h promises views until the second next collective begins (so that threads
- * may still sum exchange k while k+1 flies): k+2 = k+N−1, N = 3. The third costs memory only: a small message's slots stay in L1 either way.
+ * may still sum exchange k while k+1 flies): k+2 = k+N−1, N = 3. And the hybrids send ahead: the slot is written for k+N while k+N−1 is under way, by somebody who has finished
+ * k+N−2 only and so saw the reader begin that: N = 4. What is not needed at a time costs memory only: a small message's slots stay in L1 either way.
  * The same argument bounds what a sound peer's slot can say: the sequence number itself, or that of N exchanges ago; anything else is a corrupt peer.
  *
  * Sequence number and header share the slot's first cache line, the payload begins with the next one. A flag per slot instead of a counter
@@ -51,8 +52,9 @@
 #include "comm/comm_priv.h"
 
 #define SEGMENT_MAGIC 0x316d68736d646e74ull /* "tndmshm1" */
-#define SEGMENT_VERSION 3u
+#define SEGMENT_VERSION 4u
 #define PAGE_BYTES 4096u
+#define N_SLOTS (COMM_N_SLOTS + 1)
 #define RING_BYTES (1u << 20)
 #define ATTACH_SLICE_NS (50 * BASE_NS_PER_MS)
 #define APART _Alignas(128) /* two lines: x86 prefetches the neighbour as well */
@@ -103,7 +105,7 @@ struct shm {
     int first; /* the job's number of our rank 0, for sentences */
     struct segment *segment;
     unsigned char *ring;    /* [RING_BYTES] */
-    unsigned char *regions; /* [n_ranks, region_bytes], each [COMM_N_SLOTS, slot_bytes] */
+    unsigned char *regions; /* [n_ranks, region_bytes], each [N_SLOTS, slot_bytes] */
     size_t slot_bytes, region_bytes, segment_bytes;
     bool mapped; /* by us: unmap it */
     bool watches;
@@ -125,7 +127,7 @@ struct shm {
 /* ---- geometry ------------------------------------------------------------------------------------------------------------------------------------ */
 
 static size_t slot_bytes_for(size_t max_bytes) { return comm_round_up(sizeof(struct slot) + comm_buffer_bytes(max_bytes), 128); }
-static size_t region_bytes_for(size_t max_bytes) { return comm_round_up(COMM_N_SLOTS * slot_bytes_for(max_bytes), PAGE_BYTES); }
+static size_t region_bytes_for(size_t max_bytes) { return comm_round_up(N_SLOTS * slot_bytes_for(max_bytes), PAGE_BYTES); }
 static size_t ring_offset(void) { return comm_round_up(sizeof(struct segment), PAGE_BYTES); }
 
 size_t comm_shm_bytes(int n_ranks, size_t max_bytes) {
@@ -134,7 +136,7 @@ size_t comm_shm_bytes(int n_ranks, size_t max_bytes) {
 }
 
 static struct slot *slot_of(const struct shm *s, int rank, uint64_t sequence) {
-    return (struct slot *)(s->regions + (size_t)rank * s->region_bytes + sequence % COMM_N_SLOTS * s->slot_bytes);
+    return (struct slot *)(s->regions + (size_t)rank * s->region_bytes + sequence % N_SLOTS * s->slot_bytes);
 }
 static unsigned char *payload(struct slot *slot) { return (unsigned char *)(slot + 1); }
 
@@ -547,7 +549,7 @@ static enum st look(struct shm *s, int r, struct err *e) {
     struct slot *slot = slot_of(s, r, due);
     uint64_t sequence = atomic_load_explicit(&slot->sequence, memory_order_acquire);
     if (sequence != due) {
-        uint64_t before = due > COMM_N_SLOTS ? due - COMM_N_SLOTS : 0;
+        uint64_t before = due > N_SLOTS ? due - N_SLOTS : 0;
         if (sequence == before) return ST_AGAIN;
         return err_set(e, ST_MISMATCH, "rank %d is at exchange %llu, which cannot be", s->first + r, (unsigned long long)sequence);
     }

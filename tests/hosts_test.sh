@@ -32,11 +32,12 @@ same() {
 }
 same "two hosts, a rank each" --hosts "$hosts_list"
 same "two hosts, two ranks each" --hosts "$hosts_list" -n 4
+same "two hosts, two ranks each, in halves" --hosts "$hosts_list" -n 4 --overlap 2
 same "two hosts, two ranks each, without memory in common" --hosts "$hosts_list" -n 4 --backend tcp
 if "$TANDEM" bench comm --backend ucx --min 8 --max 8 --blocks 1 --peer none >"$t_dir/out" 2>&1; then
-    same "two hosts, two ranks each, by UCX" --hosts "$hosts_list" -n 4 --backend shm+ucx
+    same "two hosts, two ranks each, by UCX, in halves" --hosts "$hosts_list" -n 4 --backend shm+ucx --overlap 2
 else
-    skip "two hosts, two ranks each, by UCX" "$(tail -n 1 "$t_dir/out")"
+    skip "two hosts, two ranks each, by UCX, in halves" "$(tail -n 1 "$t_dir/out")"
 fi
 same "two hosts, three ranks, uneven" --hosts "$hosts_list" --split 3:1:2
 same "one other host, one rank" --hosts "$h1"
