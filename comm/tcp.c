@@ -8,6 +8,13 @@
  * in the wire. Its slot was last used for j−3, and those views ended when j−1 began. What is read outside an exchange goes by two calls (head, then
  * payload): it is not known what comes, and bytes of the frame behind it would have no place.
  *
+ * Runs. The pieces of a large sum are exchanges, but a rank sends the next ones as fast as they go, from where the vector lies, before it has anything of its peers: neither waits for the
+ * other's turn. The receiver still takes one exchange beyond its own; the head of one further ahead waits in spare, all behind it in the socket. A run that breaks keeps what is left of a frame
+ * that was begun, so that the bye can follow.
+ *
+ * Without a copy. Where a message lies in its slot as a whole, and is neither small nor large, the kernel is given the pages instead of the bytes. By the argument above nobody needs
+ * a slot any more when it is written again, but for runs: in them a peer's next message does not say that it has read ours, so their pieces are copied.
+ *
  * Events go over the same connections, in front of the exchange that follows them: who has an exchange's frame has every event that it announces. Rank 0 keeps
  * one ring for all readers. It never has more than the ring's size outstanding at any reader, as the readers tell by the count events_read, so a reader has
  * always room for what comes and never has to leave the socket unread: no event can block an exchange.

@@ -39,6 +39,17 @@ if "$TANDEM" bench comm --backend ucx --min 8 --max 8 --blocks 1 --peer none >"$
 else
     skip "two hosts, two ranks each, by UCX, in halves" "$(tail -n 1 "$t_dir/out")"
 fi
+# What is sent a second time comes from pages that may have been written again since: the other side has it, and throws it away.
+retransmitted() { host "$1" awk '/^Tcp:/ && NR > 1 { print $13; exit }' <(host "$1" grep '^Tcp:' /proc/net/snmp); }
+if host 0 tc qdisc add dev eth0 root tbf rate 500mbit burst 16k limit 18k 2>"$t_dir/err" && host 1 tc qdisc add dev eth0 root tbf rate 500mbit burst 16k limit 18k; then
+    same "two hosts, a wire that loses packets" --hosts "$hosts_list"
+    same "two hosts, a wire that loses packets, in halves" --hosts "$hosts_list" --overlap 2
+    n_lost=$(($(retransmitted 0) + $(retransmitted 1)))
+    [ "$n_lost" -gt 0 ] && t_pass "packets were lost ($n_lost)" || t_fail "no packet was lost"
+    for h in 0 1; do host $h tc qdisc del dev eth0 root; done
+else
+    skip "a wire that loses packets" "$(cat "$t_dir/err")"
+fi
 same "two hosts, three ranks, uneven" --hosts "$hosts_list" --split 3:1:2
 same "one other host, one rank" --hosts "$h1"
 printf '# the pair\n%s\n%s # the other\n' "$h0" "$h1" >"$t_dir/hostfile"
