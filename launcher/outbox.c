@@ -37,8 +37,10 @@ enum st launch_outbox_frame(struct launch_outbox *o, enum rt_frame_kind kind, co
     return st ? st : launch_outbox_append(o, data, data_bytes, e);
 }
 
-static ssize_t put(int fd, const void *data, size_t bytes)
+static ssize_t put(const struct comm_os *os, int fd, const void *data, size_t bytes)
 {
+    if (os)
+        return os->send(os, fd, data, bytes);
     const ssize_t n = send(fd, data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n >= 0 || errno != ENOTSOCK)
         return n;
@@ -48,10 +50,10 @@ static ssize_t put(int fd, const void *data, size_t bytes)
     return write(fd, data, bytes);
 }
 
-enum st launch_outbox_flush(struct launch_outbox *o, int fd)
+enum st launch_outbox_flush(struct launch_outbox *o, const struct comm_os *os, int fd)
 {
     while (o->begin < o->end) {
-        const ssize_t n = put(fd, o->data + o->begin, o->end - o->begin);
+        const ssize_t n = put(os, fd, o->data + o->begin, o->end - o->begin);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && errno == EAGAIN)

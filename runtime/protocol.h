@@ -11,6 +11,7 @@
 #include <sys/uio.h>
 
 #include "base/status.h"
+#include "comm/os.h"
 
 enum rt_frame_kind {
     /* front end → rank 0 (and, as events, rank 0 → all) */
@@ -111,6 +112,7 @@ bool rt_frame_told(const void *payload, size_t bytes, uint32_t *number, char *te
 
 /* A growing receive buffer: one per socket. */
 struct rt_inbox {
+    const struct comm_os *os; /* who is asked instead of this machine, in a simulated world: then nothing waits here; else NULL */
     int fd;
     unsigned char *data;
     size_t used, capacity, consumed;
