@@ -230,6 +230,12 @@ static void kill_all(const struct agent *a)
     kill_adopted(); /* whoever is left goes to init, dead */
 }
 
+static void say_last(struct launch_warden *w)
+{
+    if (!launch_warden_say_last(w)) /* started by hand, or the launcher is gone */
+        LOG_ERR("agent", "%s", w->story.text);
+}
+
 /* Ranks from first to end − 1 of those that v tells, until all is over. */
 static int lead(struct agent *a, int argc, char **argv)
 {
@@ -249,7 +255,7 @@ static int lead(struct agent *a, int argc, char **argv)
         status = launch_warden_watch(&a->warden);
     else
         a->warden.story = e;
-    launch_warden_say_last(&a->warden);
+    say_last(&a->warden);
     kill_all(a);
     launch_pulse_stop(a->pulse, status ? LAUNCH_BEAT_FAILED : LAUNCH_BEAT_LEFT);
     explicit_bzero(a->key, sizeof a->key);
@@ -447,7 +453,7 @@ static int lead_host(struct agent *a)
     launch_pulse_stop(a->pulse, LAUNCH_BEAT_FAILED);
     if (st != ST_PEER_LOST) { /* a launcher that left before the start changed its mind */
         a->warden.story = e;
-        launch_warden_say_last(&a->warden);
+        say_last(&a->warden);
     }
     return 1;
 }

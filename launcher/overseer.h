@@ -55,7 +55,7 @@ struct launch_overseer_options {
     struct launch_overseer_hands hands;
     const struct comm_os *os;        /* NULL: this machine's */
     const struct base_clock *clock;  /* NULL: this machine's */
-    size_t front_limit;              /* so many bytes may wait for either side of the front end's connection; 0: 4 MiB */
+    size_t front_limit;              /* so many bytes may wait for the front end, or for rank 0, before the other one has to; 0: 4 MiB */
 };
 
 struct launch_overseer;

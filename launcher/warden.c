@@ -12,10 +12,11 @@
 
 #define GRACE_MS 200   /* after the first failure: others may have a better story */
 #define LAST_MS 300    /* for last words */
-#define PEACE_MS 20000 /* for what the ranks said before they left in peace: a launcher may be slow to take it */
+#define PEACE_MS 20000 /* for what the ranks said before they left in peace: the way to a launcher may be slow */
 #define LAUNCHER_MS 10000 /* silence of a launcher that may be on another host, as ours is not in the kernel's hands */
 #define FRONT_PIECE 65536
-#define FRONT_LIMIT (4u << 20)
+#define LAST_BYTES (256u << 20) /* of rank 0's; more than any socket holds */
+#define FRONT_LIMIT (256u << 10) /* a story comes behind it, and shall not come late */
 
 static const struct comm_os *os_of(const struct launch_warden *w) { return w->os ? w->os : comm_os_real(); }
 static uint64_t now_ns(const struct launch_warden *w) { return base_now_ns(w->clock ? w->clock : base_clock_real()); }
@@ -32,6 +33,30 @@ void launch_warden_init(struct launch_warden *w)
     *w = (struct launch_warden){.in_fd = -1, .out_fd = -1, .signal_fd = -1, .news_fd = -1, .front_fd = -1};
     for (int r = 0; r < COMM_MAX_RANKS; r++)
         w->pmi_fds[r] = -1;
+}
+
+/* What is to be passed on, and cannot be kept until it can, ends the job. */
+static void fail(struct launch_warden *w, const char *what, const struct err *e)
+{
+    w->has_failed = true;
+    if (w->story_worth == LAUNCH_WORTH_KILLED)
+        return;
+    w->story_worth = LAUNCH_WORTH_KILLED;
+    err_set(&w->story, ST_NO_MEMORY, "%s%.400s", what, e->text);
+}
+
+static void post(struct launch_warden *w, enum rt_frame_kind kind, const void *head, size_t head_bytes, const void *data, size_t bytes)
+{
+    struct err e = {""};
+    if (!w->has_failed && launch_outbox_frame(&w->out, kind, head, head_bytes, data, bytes, &e))
+        fail(w, "the agent has ", &e);
+}
+
+static void keep(struct launch_warden *w, struct launch_outbox *out, const void *data, size_t bytes)
+{
+    struct err e = {""};
+    if (!w->has_failed && launch_outbox_append(out, data, bytes, &e))
+        fail(w, "the agent has ", &e);
 }
 
 /* ---- ranks --------------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -100,6 +125,8 @@ static void poll_for_pmi(const struct launch_warden *w, struct pollfd *p)
     for (int r = 0; r < w->n_ranks; r++) {
         const void *bytes;
         p[r] = (struct pollfd){.fd = w->pmi_fds[r], .events = POLLIN};
+        if (launch_outbox_waiting(&w->pmi_out[r]))
+            p[r].events |= POLLOUT;
         if (!w->pmi)
             continue;
         const enum launch_pmi_state state = launch_pmi_query(w->pmi, r);
@@ -117,7 +144,7 @@ static void relay_pmi(struct launch_warden *w, int r)
     const ssize_t n = os_of(w)->recv(os_of(w), w->pmi_fds[r], bytes, sizeof bytes);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
-    (void)launch_outbox_frame(&w->out, RT_PMI, &rank, sizeof rank, bytes, n > 0 ? (size_t)n : 0, NULL);
+    post(w, RT_PMI, &rank, sizeof rank, bytes, n > 0 ? (size_t)n : 0);
     if (n <= 0)
         hang_up(w, &w->pmi_fds[r]);
 }
@@ -130,7 +157,8 @@ static void serve_pmi(struct launch_warden *w, const struct pollfd *p)
         if (!p[r].revents)
             continue;
         if (w->relays) {
-            relay_pmi(w, r);
+            if (p[r].revents != POLLOUT)
+                relay_pmi(w, r);
             continue;
         }
         const enum st st = launch_pmi_read(w->pmi, r, os_of(w), p[r].fd, &e);
@@ -140,9 +168,13 @@ static void serve_pmi(struct launch_warden *w, const struct pollfd *p)
             continue;
         hang_up(w, &w->pmi_fds[r]);
     }
-    for (int r = w->first; r < w->end && w->pmi; r++)
-        if (w->pmi_fds[r] >= 0)
+    for (int r = w->first; r < w->end; r++) {
+        if (w->pmi_fds[r] < 0)
+            continue;
+        if (w->pmi)
             (void)launch_pmi_write(w->pmi, r, os_of(w), w->pmi_fds[r]);
+        (void)launch_outbox_flush(&w->pmi_out[r], w->os, w->pmi_fds[r]);
+    }
 }
 
 /* ---- the launcher -------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -169,16 +201,18 @@ static bool is_launcher_silent(struct launch_warden *w, uint64_t now)
 /* A frame from the launcher that is not for us. */
 static void take_relayed(struct launch_warden *w, enum rt_frame_kind kind, const void *payload, size_t bytes)
 {
-    uint32_t rank;
+    uint32_t rank, value;
     if (kind == RT_FRONT && w->front_fd >= 0) {
-        if (bytes == 0)
-            w->hands.end_sending(w->hands.context, w->front_fd);
-        else
-            (void)launch_outbox_append(&w->front_out, payload, bytes, NULL);
+        if (bytes)
+            keep(w, &w->front_out, payload, bytes);
+        w->front_has_ended |= bytes == 0;
+    } else if (kind == RT_HOLD && bytes == sizeof value) {
+        memcpy(&value, payload, sizeof value);
+        w->is_held = value != 0;
     } else if (kind == RT_PMI && bytes >= sizeof rank) {
         memcpy(&rank, payload, sizeof rank);
-        if (rank < COMM_MAX_RANKS && w->pmi_fds[rank] >= 0) /* answers are short: a socket that has no room for one is not read */
-            (void)os_of(w)->send(os_of(w), w->pmi_fds[rank], (const char *)payload + sizeof rank, bytes - sizeof rank);
+        if (rank < COMM_MAX_RANKS && w->pmi_fds[rank] >= 0)
+            keep(w, &w->pmi_out[rank], (const char *)payload + sizeof rank, bytes - sizeof rank);
     }
 }
 
@@ -189,7 +223,10 @@ static bool listen_launcher(struct launch_warden *w, uint64_t now)
         enum rt_frame_kind kind;
         const void *payload;
         size_t bytes;
-        const enum st st = rt_inbox_next(&w->control, 0, &kind, &payload, &bytes, NULL);
+        struct err e = {""};
+        const enum st st = rt_inbox_next(&w->control, 0, &kind, &payload, &bytes, &e);
+        if (st && st != ST_AGAIN && st != ST_PEER_LOST)
+            fail(w, "what the launcher says cannot be read: ", &e);
         if (st)
             return st == ST_AGAIN;
         w->heard_ns = now;
@@ -206,9 +243,17 @@ static void relay_front(struct launch_warden *w)
     const ssize_t n = os_of(w)->recv(os_of(w), w->front_fd, bytes, sizeof bytes);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
-    (void)launch_outbox_frame(&w->out, RT_FRONT, NULL, 0, bytes, n > 0 ? (size_t)n : 0, NULL);
+    post(w, RT_FRONT, NULL, 0, bytes, n > 0 ? (size_t)n : 0);
     if (n <= 0)
         hang_up(w, &w->front_fd);
+}
+
+static void flush_front(struct launch_warden *w)
+{
+    if (w->front_fd < 0 || launch_outbox_flush(&w->front_out, w->os, w->front_fd) == ST_AGAIN || !w->front_has_ended)
+        return;
+    w->hands.end_sending(w->hands.context, w->front_fd); /* not before: rank 0 may be slow to take what was said */
+    w->front_has_ended = false;
 }
 
 /* What the packets between hosts have told. True: one is lost; the launcher says how the job ended, so this is no story of our own. */
@@ -218,9 +263,10 @@ bool launch_warden_take_news(struct launch_warden *w)
     bool is_lost = false;
     while (w->hands.news(w->hands.context, &news)) {
         const uint32_t host = (uint32_t)news.host;
-        (void)launch_outbox_frame(&w->out, news.is_lost ? RT_LOST : RT_NOTE, &host, news.is_lost ? sizeof host : 0, news.text, strlen(news.text), NULL);
+        post(w, news.is_lost ? RT_LOST : RT_NOTE, &host, news.is_lost ? sizeof host : 0, news.text, strlen(news.text));
         is_lost |= news.is_lost;
     }
+    w->has_lost |= is_lost;
     return is_lost;
 }
 
@@ -231,7 +277,7 @@ static void beat(struct launch_warden *w, uint64_t now)
         return;
     w->beat_ns = now;
     if (launch_outbox_waiting(&w->out) == 0) /* else something is on its way that tells as much */
-        (void)launch_outbox_frame(&w->out, RT_BEAT, NULL, 0, NULL, 0, NULL);
+        post(w, RT_BEAT, NULL, 0, NULL, 0);
 }
 
 void launch_warden_beat(struct launch_warden *w) { beat(w, now_ns(w)); }
@@ -258,7 +304,7 @@ int launch_warden_watch(struct launch_warden *w)
             [SIGNAL] = {.fd = w->signal_fd, .events = POLLIN},
             [LAUNCHER_IN] = {.fd = w->in_fd, .events = POLLIN},
             [LAUNCHER_OUT] = {.fd = launch_outbox_waiting(&w->out) ? w->out_fd : -1, .events = POLLOUT},
-            [FRONT_IN] = {.fd = launch_outbox_waiting(&w->out) < front_limit(w) ? w->front_fd : -1, .events = POLLIN},
+            [FRONT_IN] = {.fd = !w->is_held && launch_outbox_waiting(&w->out) < front_limit(w) ? w->front_fd : -1, .events = POLLIN},
             [FRONT_OUT] = {.fd = launch_outbox_waiting(&w->front_out) ? w->front_fd : -1, .events = POLLOUT},
             [NEWS] = {.fd = w->news_fd, .events = POLLIN},
         };
@@ -266,8 +312,8 @@ int launch_warden_watch(struct launch_warden *w)
         uint64_t now = now_ns(w);
         if (now >= give_up)
             break;
-        const uint64_t look_ns = LAUNCH_LOOK_MS * BASE_NS_PER_MS, left_ns = give_up - now; /* without a limit much more than a look's */
-        if (os->poll(os, p, N_OWN + (size_t)w->n_ranks, left_ns < look_ns ? left_ns : look_ns) < 0 && errno != EINTR)
+        const uint64_t look_ns = LAUNCH_LOOK_MS * BASE_NS_PER_MS, next_ns = w->looked_ns + look_ns, until = next_ns < give_up ? next_ns : give_up;
+        if (os->poll(os, p, N_OWN + (size_t)w->n_ranks, until > now ? until - now : 0) < 0 && errno != EINTR)
             return 1;
         now = now_ns(w);
         if (p[FRONT_IN].revents) /* before the deaths: what rank 0 said last comes first */
@@ -288,9 +334,10 @@ int launch_warden_watch(struct launch_warden *w)
         }
         serve_pmi(w, p + N_OWN);
         beat(w, now);
-        if (w->front_fd >= 0)
-            (void)launch_outbox_flush(&w->front_out, w->os, w->front_fd);
+        flush_front(w);
         (void)launch_outbox_flush(&w->out, w->os, w->out_fd);
+        if (w->story_worth == LAUNCH_WORTH_KILLED)
+            return 1; /* there was no memory */
         if (now - w->looked_ns >= look_ns || p[SIGNAL].revents) {
             if (now - w->looked_ns > 4 * look_ns)
                 forget_silence(w, now);
@@ -304,28 +351,35 @@ int launch_warden_watch(struct launch_warden *w)
     return w->story_worth ? 1 : 0;
 }
 
-void launch_warden_say_last(struct launch_warden *w)
+bool launch_warden_say_last(struct launch_warden *w)
 {
     const struct comm_os *os = os_of(w);
-    while (w->front_fd >= 0 && launch_outbox_waiting(&w->out) < 64 * front_limit(w)) {
+    while (w->front_fd >= 0 && launch_outbox_waiting(&w->out) < LAST_BYTES) {
         struct pollfd p = {.fd = w->front_fd, .events = POLLIN};
         if (os->poll(os, &p, 1, 0) <= 0)
             break;
         relay_front(w);
     }
+    bool is_answered = w->has_lost; /* the launcher answers a last word by its end */
     if (w->story.text[0]) {
         const uint32_t worth = w->story_worth ? (uint32_t)w->story_worth : LAUNCH_WORTH_FAILED;
-        (void)launch_outbox_frame(&w->out, RT_STORY, &worth, sizeof worth, w->story.text, strlen(w->story.text), NULL);
-    } else if (w->relays && w->n_alive == 0)
+        (void)launch_outbox_frame(&w->out, RT_STORY, &worth, sizeof worth, w->story.text, strlen(w->story.text), NULL); /* without memory for it our status tells */
+        is_answered = true;
+    } else if (w->relays && w->n_alive == 0) {
         (void)launch_outbox_frame(&w->out, RT_LEFT, NULL, 0, NULL, 0, NULL);
+        is_answered = true;
+    }
     enum st st;
-    const uint64_t until = now_ns(w) + (w->story_worth || w->story.text[0] ? LAST_MS : PEACE_MS) * BASE_NS_PER_MS;
+    const uint64_t until = now_ns(w) + (w->n_alive > 0 || w->story.text[0] ? LAST_MS : PEACE_MS) * BASE_NS_PER_MS;
     while ((st = launch_outbox_flush(&w->out, w->os, w->out_fd)) == ST_AGAIN && now_ns(w) < until) {
         struct pollfd p = {.fd = w->out_fd, .events = POLLOUT};
         (void)os->poll(os, &p, 1, 20 * BASE_NS_PER_MS);
     }
-    if (st && w->story.text[0])
-        LOG_ERR("agent", "%s", w->story.text); /* started by hand, or the launcher is gone */
+    while (is_answered && !st && w->in_fd >= 0 && listen_launcher(w, now_ns(w)) && now_ns(w) < until) { /* who closes a connection on which something comes in loses what he has sent */
+        struct pollfd p = {.fd = w->in_fd, .events = POLLIN};
+        (void)os->poll(os, &p, 1, 20 * BASE_NS_PER_MS);
+    }
+    return !st || !w->story.text[0];
 }
 
 void launch_warden_release(struct launch_warden *w)
@@ -335,9 +389,11 @@ void launch_warden_release(struct launch_warden *w)
     launch_outbox_release(&w->front_out);
     launch_pmi_destroy(w->pmi);
     w->pmi = NULL;
-    for (int r = 0; r < COMM_MAX_RANKS; r++)
+    for (int r = 0; r < COMM_MAX_RANKS; r++) {
+        launch_outbox_release(&w->pmi_out[r]);
         if (w->pmi_fds[r] >= 0)
             hang_up(w, &w->pmi_fds[r]);
+    }
     if (w->front_fd >= 0)
         hang_up(w, &w->front_fd);
 }

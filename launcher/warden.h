@@ -43,17 +43,21 @@ struct launch_warden {
     struct launch_pmi *pmi;      /* NULL: nobody here needs it, or we relay it; ours to destroy */
     int pmi_fds[COMM_MAX_RANKS]; /* our ends; −1: none, or closed */
     int front_fd;                /* our end of rank 0's connection to the front end, where we relay it; −1 */
-    size_t front_limit;          /* so many bytes may wait for the launcher before rank 0 has to; 0: 4 MiB */
+    size_t front_limit;          /* so many bytes may wait for the launcher before rank 0 has to; 0: 256 KiB, since what we have to say comes behind them */
 
     struct err story; /* why the job ends; empty: there is no reason */
     int story_worth;  /* enum launch_worth; a better one replaces it */
 
     /* Its own. */
-    struct launch_outbox front_out;
+    struct launch_outbox front_out, pmi_out[COMM_MAX_RANKS]; /* what the launcher says to rank 0, to ranks */
+    bool front_has_ended;                                    /* that is all it will say */
     struct launch_life life[COMM_MAX_RANKS], launcher_life;
     uint64_t heard_ns; /* the launcher, last */
     uint64_t beat_ns, looked_ns;
     bool is_paused; /* by the launcher's user */
+    bool has_failed; /* what is passed on has a gap: no more of it */
+    bool has_lost;  /* another host, and said so */
+    bool is_held;   /* what rank 0 says, by the launcher: its front end is slow */
 };
 
 void launch_warden_init(struct launch_warden *w);
@@ -62,8 +66,8 @@ void launch_warden_beat(struct launch_warden *w);
 bool launch_warden_take_news(struct launch_warden *w);
 /* Until all ranks have left in peace (0), one ended badly or the launcher is gone (1). */
 int launch_warden_watch(struct launch_warden *w);
-/* The last words, and whatever of the ranks' still waits: for a moment, since the launcher may be gone. */
-void launch_warden_say_last(struct launch_warden *w);
+/* The last words, and whatever of the ranks' still waits: for a moment, since the launcher may be gone. False: it does not hear our story. */
+bool launch_warden_say_last(struct launch_warden *w);
 /* Memory; the PMI-1 server; what ranks hold the other ends of. in_fd and out_fd are the owner's. */
 void launch_warden_release(struct launch_warden *w);
 

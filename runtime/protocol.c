@@ -152,7 +152,7 @@ enum st rt_inbox_next(struct rt_inbox *in, int timeout_ms, enum rt_frame_kind *k
         if (ready == 0 || (ready < 0 && errno == EINTR))
             return ST_AGAIN;
         st = rt_inbox_fill(in, e);
-        if (st && st != ST_AGAIN)
+        if (st && (st != ST_AGAIN || timeout_ms == 0))
             return st;
         if (timeout_ms > 0) { /* a part of a frame does not start the wait anew */
             const uint64_t waited_ms = (base_now_ns(base_clock_real()) - start) / BASE_NS_PER_MS;

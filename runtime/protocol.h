@@ -47,7 +47,8 @@ enum rt_frame_kind {
     RT_FRONT,    /* both ways: bytes of the front end's connection to rank 0; none: its end */
     RT_LOST,     /* agent → launcher: u32 host, then text: it is silent on the way that was decided */
     RT_NOTE,     /* agent → launcher: text, for the user: all goes on */
-    RT_LEFT      /* agent → launcher, last: its ranks have left in peace */
+    RT_LEFT,     /* agent → launcher, last: its ranks have left in peace */
+    RT_HOLD      /* launcher → agent: u32: 1: no more of RT_FRONT for now, the front end is slow to take it; 0: again */
 };
 
 #define RT_FRAME_MAX (64u << 20)
