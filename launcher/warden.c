@@ -230,8 +230,10 @@ static bool listen_launcher(struct launch_warden *w, uint64_t now)
         if (st)
             return st == ST_AGAIN;
         w->heard_ns = now;
-        if (kind == RT_PAUSE || kind == RT_RESUME)
+        if (kind == RT_PAUSE || kind == RT_RESUME) {
             w->is_paused = kind == RT_PAUSE;
+            w->launcher_life = (struct launch_life){0}; /* that it was stopped meanwhile is no silence of later */
+        }
         if (w->relays)
             take_relayed(w, kind, payload, bytes);
     }
