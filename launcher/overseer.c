@@ -130,10 +130,8 @@ static void tell_of_remote(struct launch_overseer *o, const struct end *end)
         sleep_ms(o, 10);
         is_gone = has_ended(o, end, &status);
     }
-    if (is_gone && status == 0)
-        return;
-    if (!is_gone) {
-        tell_of(o, end, LAUNCH_WORTH_KILLED, "its agent is gone without a word");
+    if (!is_gone || status == 0) {
+        tell_of(o, end, LAUNCH_WORTH_KILLED, is_gone ? "its agent has left, and its last words are lost" : "its agent is gone without a word");
         return;
     }
     o->hands.last_words(o->hands.context, index_of(o, end), words, sizeof words);

@@ -201,7 +201,7 @@ void t_sim_job_run_front(void) {
             break;
         }
         if (p[1].revents && job.read_pause_ns) comm_sim_sleep(job.s, job.front_task, job.read_pause_ns);
-        if (p[0].revents && !is_open) comm_sim_sleep(job.s, job.front_task, MS);
+        if (p[0].revents) comm_sim_sleep(job.s, job.front_task, MS);
     }
     job.is_front_through = !is_dead(job.front_task);
     hang_up(job.front_task, &job.front_fd);
