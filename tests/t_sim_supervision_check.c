@@ -30,7 +30,7 @@ static uint64_t slack_ns(void) {
     ns += slowest * 10 * MS + (job.paused_until_ns ? job.pause_for_ns + FREEZE_NS : 0);
     for (int i = 0; i < w->n_faults; i++)
         if (comm_sim_is_harmless(&w->faults[i]))
-            ns += 2 * w->faults[i].for_ns + BASE_NS_PER_S / 2 + (w->faults[i].kind == COMM_SIM_FREEZE && w->faults[i].for_ns > 3 * LAUNCH_LOOK_MS * MS ? FREEZE_NS : 0); /* who was stopped begins anew */
+            ns += 2 * w->faults[i].for_ns + BASE_NS_PER_S / 2 + (w->faults[i].kind == COMM_SIM_FREEZE && w->faults[i].for_ns > 3 * LAUNCH_LOOK_MS * MS ? LAUNCHER_NS : 0); /* who was stopped begins anew with whom it listens to */
     return ns;
 }
 
