@@ -60,7 +60,7 @@ static void on_end(void *context, struct comm_sim *s, int task) {
 static void say_to_all(enum rt_frame_kind kind) {
     const uint32_t frame[2] = {0, (uint32_t)kind};
     for (int i = 0; i < job.n_agents; i++)
-        for (size_t sent = 0, n_tries = 0; sent < sizeof frame && n_tries < 1000 && !is_dead(LAUNCHER) && !has_gone(FIRST_AGENT + i); n_tries++) {
+        for (size_t sent = 0, n_tries = 0; sent < sizeof frame && n_tries < 10000 && !is_dead(LAUNCHER) && !has_gone(FIRST_AGENT + i); n_tries++) {
             const ssize_t n = job.systems[LAUNCHER].send(comm_sim_os(job.s, LAUNCHER), job.launcher_fds[i], (const char *)frame + sent, sizeof frame - sent);
             sent += n > 0 ? (size_t)n : 0;
             if (n < 0 && errno != EAGAIN && errno != EINTR) break;
