@@ -127,7 +127,8 @@ bool t_sim_job_check(struct t_sim_outcome *out) {
         const bool is_plain = n_causes == 1 && n_fired == n_lethal && !job.was_starved;
         if (!has_story && !is_done && (is_plain || !job.is_unexplained)) return complain(out, "nobody says why the job has ended");
         if (has_story && job.story_ns > until_ns + slack) return complain(out, "the story comes too late");
-        if (has_story && is_plain && slack < 800 * MS && !names_cause(n_lethal ? lethal[0] : NULL, failed_rank))
+        const uint64_t behind_ns = (job.n_up / job.weather.window_bytes + 1) * 2 * (job.weather.delay_ns + job.weather.jitter_ns); /* what rank 0 has said goes before a story */
+        if (has_story && is_plain && slack < 800 * MS && behind_ns < 100 * MS && !names_cause(n_lethal ? lethal[0] : NULL, failed_rank))
             return complain(out, "the story names another cause");
         if (has_story && n_causes == 1 && job.launcher_end_ns > job.story_ns + RETURN_NS + slack) return complain(out, "the launcher returns too late");
     }
