@@ -133,6 +133,7 @@ static void task_main(void) {
     wake_at(t, NEVER);
     s->n_ended++;
     SIM_NOTE(s, t->i, "has ended");
+    if (s->o->ended && !t->dead && !s->is_over) s->o->ended(s->o->context, s, t->i);
     give_way(t);
 }
 
@@ -231,6 +232,7 @@ static void die(struct comm_sim *s, struct sim_task *t, bool silently) {
     t->dead = true;
     t->frozen = false;
     wake_at(t, s->now_ns);
+    if (s->o->ended && !s->is_over) s->o->ended(s->o->context, s, t->i);
     if (t->i >= s->o->n_ranks) return;
     s->boot_failed = true;
     for (int i = 0; i < s->n_tasks; i++)

@@ -67,7 +67,8 @@ struct comm_sim_options {
     struct comm_sim_weather *weather;
     void (*task)(void *context, struct comm_sim *s, int i_task);
     void *context;
-    void (*prepare)(void *context, struct comm_sim *s); /* may change the systems' tables before anybody runs; NULL: nothing */
+    void (*prepare)(void *context, struct comm_sim *s); /* may change the systems' tables, and connect tasks, before anybody runs; NULL: nothing */
+    void (*ended)(void *context, struct comm_sim *s, int i_task); /* it has returned, or died: may kill others, and ring bells; NULL: nothing */
     FILE *log;                                          /* an event a line; NULL: none */
 };
 struct comm_sim_report {
@@ -95,6 +96,13 @@ const struct comm_boot *comm_sim_boot(struct comm_sim *s, int rank);
 uint64_t comm_sim_now_ns(const struct comm_sim *s); /* costs nothing */
 /* Where a rank listens (on any address of IPv4), for strangers; 0: it does not. */
 int comm_sim_port(const struct comm_sim *s, int rank);
+/* What processes inherit. A connection between two tasks, of one host (nothing on it is delayed, and no fault of the drawn ones stands between them) or of two. */
+void comm_sim_connect(struct comm_sim *s, int a, int b, bool is_local, int fds[2]);
+/* As eventfd: readable once it was rung, by anybody, a byte each time. */
+int comm_sim_bell(struct comm_sim *s, int i_task);
+void comm_sim_ring(struct comm_sim *s, int fd);
+/* As shutdown for writing. */
+void comm_sim_end_sending(struct comm_sim *s, int i_task, int fd);
 /* Works for up to so long, times the slowness of the task. */
 void comm_sim_work(struct comm_sim *s, int i_task, uint64_t ns);
 /* Sleeps for so long. */

@@ -62,6 +62,7 @@ static short revents(const struct comm_sim *s, const struct sim_socket *x, short
     if (x->state == SOCKET_CONNECTED) {
         if (is_readable(x)) all |= POLLIN;
         if (x->in.fin) all |= POLLRDHUP;
+        if (x->in.fin && x->local && x->peer >= 0 && s->sockets[x->peer].closed) all |= POLLHUP; /* as a socket pair says it */
         if (room_to(s, x) > 0) all |= POLLOUT;
     }
     return (short)(all & (events | POLLERR | POLLHUP));
@@ -99,7 +100,7 @@ static void expect_arrival(struct comm_sim *s, int i) {
 static void add_segment(struct comm_sim *s, int to, uint64_t end, bool fin) {
     struct sim_socket *x = &s->sockets[to];
     struct sim_stream *in = &x->in;
-    uint64_t at_ns = s->now_ns + sim_way_ns(s, s->sockets[x->peer].owner, x->owner);
+    uint64_t at_ns = s->now_ns + (x->local ? 0 : sim_way_ns(s, s->sockets[x->peer].owner, x->owner));
     if (at_ns < in->last_ns) at_ns = in->last_ns;
     in->last_ns = at_ns;
     if (in->n_segments == SIM_MAX_SEGMENTS)
@@ -262,6 +263,40 @@ void sim_net_clear(struct comm_sim *s) {
     s->n_sockets = 0;
     sim_datagram_clear(s);
     s->next_port = 0;
+}
+
+/* ---- what is inherited --------------------------------------------------------------------------------------------------------------------------------------- */
+
+void comm_sim_connect(struct comm_sim *s, int a, int b, bool is_local, int fds[2]) {
+    fds[0] = new_socket(s, a);
+    fds[1] = new_socket(s, b);
+    for (int i = 0; i < 2; i++) {
+        struct sim_socket *x = &s->sockets[fds[i]];
+        x->state = SOCKET_CONNECTED;
+        x->peer = fds[!i];
+        x->local = is_local;
+    }
+}
+
+int comm_sim_bell(struct comm_sim *s, int i_task) {
+    const int fd = new_socket(s, i_task);
+    s->sockets[fd].state = SOCKET_CONNECTED; /* with nobody: nothing is sent from it */
+    return fd;
+}
+
+void comm_sim_ring(struct comm_sim *s, int fd) {
+    struct sim_socket *x = &s->sockets[fd];
+    if (x->closed || x->in.written - x->in.read == s->w->window_bytes) return;
+    x->in.ring[x->in.written++ % s->w->window_bytes] = 1;
+    x->in.arrived = x->in.written;
+    sim_notify(s, x);
+}
+
+void comm_sim_end_sending(struct comm_sim *s, int i_task, int fd) {
+    const struct sim_socket *x = s->tasks[i_task].dead ? NULL : socket_of(&s->tasks[i_task], fd);
+    if (!x || x->state != SOCKET_CONNECTED || x->peer < 0 || s->sockets[x->peer].in.fin_sent) return;
+    s->sockets[x->peer].in.fin_sent = true;
+    add_segment(s, x->peer, s->sockets[x->peer].in.written, true);
 }
 
 /* ---- faults --------------------------------------------------------------------------------------------------------------------------------------------- */

@@ -72,7 +72,7 @@ struct sim_socket {
     uint32_t generation;
     int owner, port, peer; /* peer −1: none */
     int error;
-    bool closed, keepalive;
+    bool closed, keepalive, local; /* local: the other side is on the same host */
     uint64_t heard_ns, data_ns; /* from the other side's system: anything, data */
     struct sim_stream in;
     int backlog[SIM_MAX_BACKLOG], n_backlog;

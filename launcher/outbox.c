@@ -7,38 +7,55 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum st launch_outbox_append(struct launch_outbox *o, const void *data, size_t bytes, struct err *e)
+static enum st reserve(struct launch_outbox *o, size_t bytes, struct err *e)
 {
     if (o->begin) {
         memmove(o->data, o->data + o->begin, o->end - o->begin);
         o->end -= o->begin;
         o->begin = 0;
     }
-    if (o->capacity - o->end < bytes) {
-        const size_t wanted = o->end + bytes > 2 * o->capacity ? o->end + bytes : 2 * o->capacity;
-        unsigned char *more = realloc(o->data, wanted);
-        if (!more)
-            return err_set(e, ST_NO_MEMORY, "no memory for %zu bytes that wait to be sent", wanted);
-        o->data = more;
-        o->capacity = wanted;
-    }
+    if (o->capacity - o->end >= bytes)
+        return ST_OK;
+    const size_t wanted = o->end + bytes > 2 * o->capacity ? o->end + bytes : 2 * o->capacity;
+    unsigned char *more = realloc(o->data, wanted);
+    if (!more)
+        return err_set(e, ST_NO_MEMORY, "no memory for %zu bytes that wait to be sent", wanted);
+    o->data = more;
+    o->capacity = wanted;
+    return ST_OK;
+}
+
+static void put_in(struct launch_outbox *o, const void *data, size_t bytes)
+{
     if (bytes)
         memcpy(o->data + o->end, data, bytes);
     o->end += bytes;
-    return ST_OK;
+}
+
+enum st launch_outbox_append(struct launch_outbox *o, const void *data, size_t bytes, struct err *e)
+{
+    const enum st st = reserve(o, bytes, e);
+    if (!st)
+        put_in(o, data, bytes);
+    return st;
 }
 
 enum st launch_outbox_frame(struct launch_outbox *o, enum rt_frame_kind kind, const void *head, size_t head_bytes, const void *data, size_t data_bytes, struct err *e)
 {
     const uint32_t frame[2] = {(uint32_t)(head_bytes + data_bytes), (uint32_t)kind};
-    enum st st = launch_outbox_append(o, frame, sizeof frame, e);
-    if (!st)
-        st = launch_outbox_append(o, head, head_bytes, e);
-    return st ? st : launch_outbox_append(o, data, data_bytes, e);
+    const enum st st = reserve(o, sizeof frame + head_bytes + data_bytes, e); /* all of it or nothing: what follows would be read as its rest */
+    if (st)
+        return st;
+    put_in(o, frame, sizeof frame);
+    put_in(o, head, head_bytes);
+    put_in(o, data, data_bytes);
+    return ST_OK;
 }
 
-static ssize_t put(int fd, const void *data, size_t bytes)
+static ssize_t put(const struct comm_os *os, int fd, const void *data, size_t bytes)
 {
+    if (os)
+        return os->send(os, fd, data, bytes);
     const ssize_t n = send(fd, data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n >= 0 || errno != ENOTSOCK)
         return n;
@@ -48,10 +65,10 @@ static ssize_t put(int fd, const void *data, size_t bytes)
     return write(fd, data, bytes);
 }
 
-enum st launch_outbox_flush(struct launch_outbox *o, int fd)
+enum st launch_outbox_flush(struct launch_outbox *o, const struct comm_os *os, int fd)
 {
     while (o->begin < o->end) {
-        const ssize_t n = put(fd, o->data + o->begin, o->end - o->begin);
+        const ssize_t n = put(os, fd, o->data + o->begin, o->end - o->begin);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && errno == EAGAIN)

@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "comm/comm.h"
 
@@ -393,18 +392,18 @@ void launch_pmi_hang_up(struct launch_pmi *s, int rank) {
 
 /* ---- over a socket -------------------------------------------------------------------------------------------------------------------------------------------- */
 
-enum st launch_pmi_read(struct launch_pmi *s, int rank, int fd, struct err *e) {
+enum st launch_pmi_read(struct launch_pmi *s, int rank, const struct comm_os *os, int fd, struct err *e) {
     char bytes[4096];
-    ssize_t n = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
+    ssize_t n = os->recv(os, fd, bytes, sizeof bytes);
     if (n > 0) return launch_pmi_feed(s, rank, bytes, (size_t)n, e);
     if (n == 0 || (errno != EAGAIN && errno != EINTR)) launch_pmi_hang_up(s, rank);
     return ST_OK;
 }
 
-bool launch_pmi_write(struct launch_pmi *s, int rank, int fd) {
+bool launch_pmi_write(struct launch_pmi *s, int rank, const struct comm_os *os, int fd) {
     const void *bytes;
     for (size_t left; (left = launch_pmi_pending(s, rank, &bytes)) > 0;) {
-        ssize_t n = send(fd, bytes, left, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t n = os->send(os, fd, bytes, left);
         if (n >= 0) {
             launch_pmi_sent(s, rank, (size_t)n);
         } else if (errno != EINTR) {

@@ -20,6 +20,7 @@
 #include <stddef.h>
 
 #include "base/status.h"
+#include "comm/os.h"
 
 /* MPICH's client keeps a line in 1,024 bytes and cuts what is longer in silence: a put with the longest key and value, and the answer to a get, must stay below. (Hydra
  * tells vallen_max=1024, and so loses the end of long addresses; MPICH wants more than 256.) */
@@ -58,9 +59,9 @@ enum launch_pmi_state launch_pmi_query(const struct launch_pmi *s, int rank);
 int launch_pmi_aborted(const struct launch_pmi *s, int *exit_code);
 
 /* The same over a stream socket that poll(2) reported, for the agent's own ranks: reads what is there, feeds it, and hangs up at its end. Never blocks. */
-enum st launch_pmi_read(struct launch_pmi *s, int rank, int fd, struct err *e);
+enum st launch_pmi_read(struct launch_pmi *s, int rank, const struct comm_os *os, int fd, struct err *e);
 /* Writes what is pending and fits. True: some is left, poll for POLLOUT. */
-bool launch_pmi_write(struct launch_pmi *s, int rank, int fd);
+bool launch_pmi_write(struct launch_pmi *s, int rank, const struct comm_os *os, int fd);
 
 /* "(vector,(0,1,4))": blocks of (first host, how many hosts, ranks on each). */
 enum st launch_pmi_mapping(const int *host_of_rank, int n_ranks, char text[LAUNCH_PMI_MAPPING_BYTES], struct err *e);

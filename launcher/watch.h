@@ -1,5 +1,5 @@
 /* The launcher's conversation with the agents of a job: a thread that sends beats, hears the agents' beats and stories, and kills an agent that has fallen silent.
- * With several hosts it also carries what passes between them: the ranks' PMI-1 and the front end's connection to rank 0.
+ * With several hosts it also carries what passes between them: the ranks' PMI-1 and the front end's connection to rank 0. What is said and judged is overseer.h's.
  *
  * start → (fd, story)… → stop. The thread alone reads and writes the sockets and reaps the children; everything else may be called by the thread that started it. */
 #ifndef LAUNCHER_WATCH_H
@@ -8,18 +8,9 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
-#include "base/status.h"
-#include "comm/comm.h"
-#include "runtime/protocol.h"
-
-#define LAUNCH_SILENCE_HOST_MS 2500 /* another host's agent, by ssh: with the time to end the job, 4 s in all */
-#define LAUNCH_BEAT_MS 500
-#define LAUNCH_MAX_ENDS COMM_MAX_RANKS
+#include "launcher/overseer.h"
 
 struct launch_remote;
-
-/* What a rank's end tells: a killed one knows more than one that failed, and that more than one that only missed a peer. */
-enum launch_worth { LAUNCH_WORTH_LOST_PEER = 1, LAUNCH_WORTH_FAILED, LAUNCH_WORTH_KILLED };
 
 /* One agent. */
 struct launch_end {

@@ -124,7 +124,7 @@ enum st rt_inbox_fill(struct rt_inbox *in, struct err *e)
     const enum st st = make_room(in, e);
     if (st)
         return st;
-    ssize_t got = recv(in->fd, in->data + in->used, in->capacity - in->used, MSG_DONTWAIT);
+    ssize_t got = in->os ? in->os->recv(in->os, in->fd, in->data + in->used, in->capacity - in->used) : recv(in->fd, in->data + in->used, in->capacity - in->used, MSG_DONTWAIT);
     if (got < 0 && errno == ENOTSOCK) { /* a pipe, as ssh may give: does not wait where something is there */
         struct pollfd p = {.fd = in->fd, .events = POLLIN};
         if (poll(&p, 1, 0) <= 0)
@@ -147,11 +147,12 @@ enum st rt_inbox_next(struct rt_inbox *in, int timeout_ms, enum rt_frame_kind *k
         if (st != ST_AGAIN)
             return st;
         struct pollfd p = {.fd = in->fd, .events = POLLIN};
-        const int ready = poll(&p, 1, left_ms);
+        BASE_ASSERT(!in->os || timeout_ms == 0);
+        const int ready = in->os ? in->os->poll(in->os, &p, 1, 0) : poll(&p, 1, left_ms);
         if (ready == 0 || (ready < 0 && errno == EINTR))
             return ST_AGAIN;
         st = rt_inbox_fill(in, e);
-        if (st && st != ST_AGAIN)
+        if (st && (st != ST_AGAIN || timeout_ms == 0))
             return st;
         if (timeout_ms > 0) { /* a part of a frame does not start the wait anew */
             const uint64_t waited_ms = (base_now_ns(base_clock_real()) - start) / BASE_NS_PER_MS;

@@ -11,6 +11,7 @@
 #include <sys/uio.h>
 
 #include "base/status.h"
+#include "comm/os.h"
 
 enum rt_frame_kind {
     /* front end → rank 0 (and, as events, rank 0 → all) */
@@ -46,7 +47,8 @@ enum rt_frame_kind {
     RT_FRONT,    /* both ways: bytes of the front end's connection to rank 0; none: its end */
     RT_LOST,     /* agent → launcher: u32 host, then text: it is silent on the way that was decided */
     RT_NOTE,     /* agent → launcher: text, for the user: all goes on */
-    RT_LEFT      /* agent → launcher, last: its ranks have left in peace */
+    RT_LEFT,     /* agent → launcher, last: its ranks have left in peace */
+    RT_HOLD      /* launcher → agent: u32: 1: no more of RT_FRONT for now, the front end is slow to take it; 0: again */
 };
 
 #define RT_FRAME_MAX (64u << 20)
@@ -111,6 +113,7 @@ bool rt_frame_told(const void *payload, size_t bytes, uint32_t *number, char *te
 
 /* A growing receive buffer: one per socket. */
 struct rt_inbox {
+    const struct comm_os *os; /* who is asked instead of this machine, in a simulated world: then nothing waits here; else NULL */
     int fd;
     unsigned char *data;
     size_t used, capacity, consumed;

@@ -30,12 +30,14 @@ static int by_size(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The two worlds: of ranks, and of hosts. */
+/* The three worlds: of ranks, of hosts, and of a launcher with its agents. */
 typedef bool run_seed(uint64_t seed, FILE *log, struct t_sim_outcome *out);
 static bool run_ranks(uint64_t seed, FILE *log, struct t_sim_outcome *out) { return t_sim_run(sim, seed, T_SIM_SOUND, log, out); }
 static bool run_hosts(uint64_t seed, FILE *log, struct t_sim_outcome *out) { return t_sim_hosts_run(sim, seed, T_SIM_HOSTS_SOUND, log, out); }
+static bool run_supervision(uint64_t seed, FILE *log, struct t_sim_outcome *out) { return t_sim_supervision_run(sim, seed, T_SIM_SUPERVISION_SOUND, log, out); }
 
-static void hold(run_seed *run_one_of) {
+/* n_of_100: reports that there are at least, for 100 faults that end somebody. */
+static void hold(run_seed *run_one_of, int n_of_100) {
     static uint32_t took_ns[N_SEEDS_LONG];
     const uint64_t first = t_seed() << 32, begun_ns = real_now_ns();
     const int n_wanted = t_long() ? N_SEEDS_LONG : N_SEEDS;
@@ -54,26 +56,31 @@ static void hold(run_seed *run_one_of) {
            (unsigned long long)first, (double)(real_now_ns() - begun_ns) / 1e9, took_ns[n / 2] / 1e3, took_ns[n * 99 / 100] / 1e6, n_lethal,
            n_reports);
     assert_true(n >= n_wanted / 20);
-    assert_true(n_lethal > n / 10 && n_reports > n_lethal);
+    assert_true(n_lethal > n / 10 && n_reports > n_lethal / 100 * n_of_100);
 }
 
 static void seeds_of_ranks_hold(void **state) {
     (void)state;
-    hold(run_ranks);
+    hold(run_ranks, 100);
 }
 
 static void seeds_of_hosts_hold(void **state) {
     (void)state;
-    hold(run_hosts);
+    hold(run_hosts, 100);
+}
+
+static void seeds_of_supervision_hold(void **state) {
+    (void)state;
+    hold(run_supervision, 50);
 }
 
 static void a_seed_is_a_run(void **state) {
     (void)state;
-    run_seed *const runs[] = {run_ranks, run_hosts};
-    for (uint64_t seed = 1; seed <= 200; seed++) {
+    run_seed *const runs[] = {run_ranks, run_hosts, run_supervision};
+    for (uint64_t seed = 1; seed <= 300; seed++) {
         struct t_sim_outcome first, second;
-        assert_true(runs[seed % 2](seed, NULL, &first));
-        assert_true(runs[seed % 2](seed, NULL, &second));
+        assert_true(runs[seed % 3](seed, NULL, &first));
+        assert_true(runs[seed % 3](seed, NULL, &second));
         assert_memory_equal(&first.report, &second.report, sizeof first.report);
     }
 }
@@ -97,16 +104,25 @@ static void planted_faults_are_found(void **state) {
         printf("between hosts, %s: found by seed %llu: %.150s\n", t_sim_hosts_planted_names[planted], (unsigned long long)seed, out.why);
         assert_true(run_hosts(seed, NULL, &out));
     }
+    for (int planted = T_SIM_SUPERVISION_SOUND + 1; planted < T_SIM_SUPERVISION_N_PLANTED; planted++) {
+        if (planted == T_SIM_SUPERVISION_LEAKED_HEAP && IS_SANITIZED) continue;
+        struct t_sim_outcome out;
+        uint64_t seed = 0;
+        while (seed < N_PLANTED_SEEDS && t_sim_supervision_run(sim, seed, (enum t_sim_supervision_planted)planted, NULL, &out)) seed++;
+        if (seed == N_PLANTED_SEEDS) fail_msg("in supervision, %s was not found in %d seeds", t_sim_supervision_planted_names[planted], N_PLANTED_SEEDS);
+        printf("in supervision, %s: found by seed %llu: %.150s\n", t_sim_supervision_planted_names[planted], (unsigned long long)seed, out.why);
+        assert_true(run_supervision(seed, NULL, &out));
+    }
 }
 
 /* ---- the runner ------------------------------------------------------------------------------------------------------------------------------------------- */
 
 static const char usage[] = "usage: comm_sim_test                                                       the tests\n"
-                            "       comm_sim_test --seed S [-v] [--hosts]                               one seed; -v: with its events\n"
-                            "       comm_sim_test --seeds FROM:TO [--shard I/N] [--progress FILE] [--hosts]\n"
+                            "       comm_sim_test --seed S [-v] [WORLD]                                 one seed; -v: with its events\n"
+                            "       comm_sim_test --seeds FROM:TO [--shard I/N] [--progress FILE] [WORLD]\n"
                             "                                                                           FROM … TO−1, of these every Nth from the "
                             "Ith; goes on where FILE says\n"
-                            "       --hosts: of life between hosts, not of the ranks\n";
+                            "       WORLD: --hosts: of life between hosts, or --supervision: of a launcher and its agents; not of the ranks\n";
 
 struct range {
     uint64_t from, to, next;
@@ -127,7 +143,7 @@ static int run_one(uint64_t seed, FILE *log) {
     struct t_sim_outcome out;
     take_in_hand(seed);
     const bool ok = run(seed, log, &out);
-    printf("seed %llu, %d %s, %llu calls, %.3f ms: %s%s\n", (unsigned long long)seed, out.n_ranks, run == run_hosts ? "hosts" : "ranks", (unsigned long long)out.report.n_calls,
+    printf("seed %llu, %d %s, %llu calls, %.3f ms: %s%s\n", (unsigned long long)seed, out.n_ranks, run == run_ranks ? "ranks" : "hosts", (unsigned long long)out.report.n_calls,
            (double)out.report.end_ns / (double)BASE_NS_PER_MS, ok ? "holds" : "FAILED: ", out.why);
     return !ok;
 }
@@ -179,7 +195,7 @@ static int run_range(struct range *r) {
         write_progress(r);
         run_one(r->next, stdout);
         printf("FAILED: seed %llu: %s\nagain, with its events: comm_sim_test --seed %llu -v%s\n", (unsigned long long)r->next, out.why,
-               (unsigned long long)r->next, run == run_hosts ? " --hosts" : "");
+               (unsigned long long)r->next, run == run_hosts ? " --hosts" : run == run_supervision ? " --supervision" : "");
         return 1;
     }
     write_progress(r);
@@ -207,8 +223,8 @@ static int run_command(int argc, char **argv) {
             is_verbose = true;
             continue;
         }
-        if (strcmp(argv[i], "--hosts") == 0) {
-            run = run_hosts;
+        if (strcmp(argv[i], "--hosts") == 0 || strcmp(argv[i], "--supervision") == 0) {
+            run = strcmp(argv[i], "--hosts") == 0 ? run_hosts : run_supervision;
             continue;
         }
         if (strcmp(argv[i], "--seed") == 0)
@@ -247,6 +263,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(a_seed_is_a_run),
         cmocka_unit_test(seeds_of_ranks_hold),
         cmocka_unit_test(seeds_of_hosts_hold),
+        cmocka_unit_test(seeds_of_supervision_hold),
         cmocka_unit_test(planted_faults_are_found),
     };
     const int status = argc > 1 ? run_command(argc, argv) : cmocka_run_group_tests_name("comm_sim", tests, NULL, NULL);

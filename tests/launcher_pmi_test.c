@@ -245,14 +245,14 @@ static void over_a_socket(void **state) {
     char text[64] = "";
     struct err e = {0};
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
-    T_OK(launch_pmi_read(s, 0, ends[0], &e), &e); /* nothing there: returns at once */
+    T_OK(launch_pmi_read(s, 0, comm_os_real(), ends[0], &e), &e); /* nothing there: returns at once */
     assert_int_equal(write(ends[1], "cmd=get_appnum\n", 15), 15);
-    T_OK(launch_pmi_read(s, 0, ends[0], &e), &e);
-    assert_false(launch_pmi_write(s, 0, ends[0]));
+    T_OK(launch_pmi_read(s, 0, comm_os_real(), ends[0], &e), &e);
+    assert_false(launch_pmi_write(s, 0, comm_os_real(), ends[0]));
     assert_int_equal(read(ends[1], text, sizeof text), 20);
     assert_string_equal(text, "cmd=appnum appnum=0\n");
     close(ends[1]);
-    T_OK(launch_pmi_read(s, 0, ends[0], &e), &e);
+    T_OK(launch_pmi_read(s, 0, comm_os_real(), ends[0], &e), &e);
     assert_int_equal(launch_pmi_query(s, 0), LAUNCH_PMI_GONE);
     close(ends[0]);
     launch_pmi_destroy(s);

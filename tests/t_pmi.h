@@ -28,7 +28,7 @@ static inline void t_pmi_serve(struct launch_pmi *s, int *fds, int n_ranks) {
         int n_open = 0;
         struct err e;
         for (int r = 0; r < n_ranks; r++) {
-            bool more = fds[r] >= 0 && launch_pmi_write(s, r, fds[r]);
+            bool more = fds[r] >= 0 && launch_pmi_write(s, r, comm_os_real(), fds[r]);
             enum launch_pmi_state state = launch_pmi_query(s, r);
             if (fds[r] >= 0 && (state == LAUNCH_PMI_GONE || state == LAUNCH_PMI_BROKEN)) {
                 close(fds[r]);
@@ -44,7 +44,7 @@ static inline void t_pmi_serve(struct launch_pmi *s, int *fds, int n_ranks) {
             if (launch_pmi_query(s, r) == LAUNCH_PMI_FINALIZED) {
                 close(fds[r]);
                 fds[r] = -1;
-            } else if (launch_pmi_read(s, r, fds[r], &e) != ST_OK) {
+            } else if (launch_pmi_read(s, r, comm_os_real(), fds[r], &e) != ST_OK) {
                 fprintf(stderr, "%s\n", e.text);
             }
         }

@@ -13,6 +13,7 @@ struct play play;
 
 /* ---- the heap's balance --------------------------------------------------------------------------------------------------------------------------------- */
 
+static long starve_at; /* of the calls of realloc from now on, that fails; 0: none */
 static long n_blocks; /* that are allocated; always 0 under sanitizers, which have an allocator of their own and find leaks themselves */
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 void *__libc_malloc(size_t bytes);
@@ -28,6 +29,7 @@ void *malloc(size_t bytes) { return counted(__libc_malloc(bytes)); }
 void *calloc(size_t n, size_t bytes) { return counted(__libc_calloc(n, bytes)); }
 void *aligned_alloc(size_t alignment, size_t bytes) { return counted(__libc_memalign(alignment, bytes)); }
 void *realloc(void *old, size_t bytes) {
+    if (starve_at && --starve_at == 0) return NULL;
     void *block = __libc_realloc(old, bytes);
     n_blocks += (block != NULL) - (old != NULL && (block != NULL || bytes == 0));
     return block;
@@ -39,6 +41,11 @@ void free(void *block) {
 #endif
 
 long t_sim_n_blocks(void) { return n_blocks; }
+long t_sim_starve(long n) {
+    const long left = starve_at;
+    starve_at = n;
+    return left;
+}
 
 /* What a survivor's report may take from the fault on, beside what the weather adds. */
 #define DEATH_NS BASE_NS_PER_S

@@ -53,4 +53,27 @@ enum t_sim_hosts_planted {
 extern const char *const t_sim_hosts_planted_names[T_SIM_HOSTS_N_PLANTED];
 bool t_sim_hosts_run(struct comm_sim *s, uint64_t seed, enum t_sim_hosts_planted planted, FILE *log, struct t_sim_outcome *out);
 
+/* The third: the supervision of a job, by a launcher (launcher/overseer.h) and its agents (launcher/warden.h). Who dies, freezes, fails or falls silent is reported in time, by the worthiest cause, and nobody
+ * else; what is passed on arrives whole and in order, or somebody says why; no agent outlives its launcher. */
+enum t_sim_supervision_planted {
+    T_SIM_SUPERVISION_SOUND,
+    T_SIM_SUPERVISION_NO_DEADLINE,
+    T_SIM_SUPERVISION_MUTE_LAUNCHER,
+    T_SIM_SUPERVISION_MUTE_AGENT,
+    T_SIM_SUPERVISION_DROPPED_STORY,
+    T_SIM_SUPERVISION_WORSE_CAUSE,
+    T_SIM_SUPERVISION_LEAKED_SOCKET,
+    T_SIM_SUPERVISION_LEAKED_HEAP, /* not under sanitizers, where nothing is counted */
+    T_SIM_SUPERVISION_SHORT_SEND,
+    T_SIM_SUPERVISION_DEAF_AGENT,
+    T_SIM_SUPERVISION_LATE_DEATHS,
+    T_SIM_SUPERVISION_SLOW_CLOCK,
+    T_SIM_SUPERVISION_SPURIOUS_LOSS,
+    T_SIM_SUPERVISION_TURNED,
+    T_SIM_SUPERVISION_UNTOLD_PAUSE,
+    T_SIM_SUPERVISION_N_PLANTED
+};
+extern const char *const t_sim_supervision_planted_names[T_SIM_SUPERVISION_N_PLANTED];
+bool t_sim_supervision_run(struct comm_sim *s, uint64_t seed, enum t_sim_supervision_planted planted, FILE *log, struct t_sim_outcome *out);
+
 #endif

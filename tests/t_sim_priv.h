@@ -80,6 +80,8 @@ enum st t_sim_read_events(struct rank *k, uint32_t n);
 
 /* Of the heap, that are allocated now; always 0 under sanitizers, which find leaks themselves. */
 long t_sim_n_blocks(void);
+/* The n-th call of realloc from now on finds no memory; 0: none. Returns how far it was to the one that was wanted before. Never under sanitizers. */
+long t_sim_starve(long n);
 
 /* ---- t_sim_steps.c --------------------------------------------------------------------------------------------------------------------------------------- */
 
