@@ -122,7 +122,7 @@ enum st comm_hello(struct comm *c, const struct comm_identity *mine, uint64_t de
 /* ---- collectives --------------------------------------------------------------------------------------------------------------------------------- */
 
 /* Where to write what the next all-gather sends, so that a one-shot backend need not copy it. At most max_bytes; 64-byte aligned; valid until that all-gather. While one is under way
- * there is a next one only where the backend sends ahead: peers do not read our buffers then. */
+ * there is a next one only where the backend sends ahead: no peer can still read it then. */
 void *comm_send_buffer(struct comm *c);
 
 /* Every rank sends send_bytes (may be 0; may differ per rank: recv_bytes[r] says what rank r sends, known to all) from send (or NULL: from comm_send_buffer);

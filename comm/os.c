@@ -112,19 +112,33 @@ static bool is_sigpipe_ignored(void) {
     struct sigaction now;
     return sigaction(SIGPIPE, NULL, &now) == 0 && now.sa_handler == SIG_IGN;
 }
+static ssize_t real_send_pages(const struct comm_os *os, int fd, const struct comm_pages *pages, size_t offset, size_t bytes);
+
+/* Not everywhere: sandboxes may forbid it. */
+static bool pages_work(const struct comm_os *os, const struct comm_pages *pages) {
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends) != 0) return false;
+    char got[64] = "";
+    const bool work = real_send_pages(os, ends[0], pages, 0, sizeof got) == (ssize_t)sizeof got && recv(ends[1], got, sizeof got, 0) == (ssize_t)sizeof got;
+    close(ends[0]);
+    close(ends[1]);
+    return work;
+}
 static enum st real_map_pages(const struct comm_os *os, size_t bytes, struct comm_pages *pages) {
     struct comm_pages made = {.bytes = bytes, .least = LEAST_PAGES_BYTES, .most = MOST_PAGES_BYTES};
     if (!is_sigpipe_ignored()) return ST_UNSUPPORTED;
     if (pipe2(made.pipe, O_CLOEXEC | O_NONBLOCK) != 0) return ST_IO;
     (void)fcntl(made.pipe[1], F_SETPIPE_SZ, 2 * MOST_PAGES_BYTES); /* else it holds less at once */
     made.memory = real_map(os, bytes);
-    if (!made.memory) {
-        close(made.pipe[0]);
-        close(made.pipe[1]);
-        return ST_NO_MEMORY;
+    const bool work = made.memory && pages_work(os, &made);
+    if (work) {
+        *pages = made;
+        return ST_OK;
     }
-    *pages = made;
-    return ST_OK;
+    if (made.memory) real_unmap(os, made.memory, bytes);
+    close(made.pipe[0]);
+    close(made.pipe[1]);
+    return made.memory ? ST_UNSUPPORTED : ST_NO_MEMORY;
 }
 static void real_unmap_pages(const struct comm_os *os, struct comm_pages *pages) {
     real_unmap(os, pages->memory, pages->bytes);

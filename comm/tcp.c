@@ -61,15 +61,18 @@ static enum st tcp_allgather_start(struct comm *c, const void *send_from, const 
     t->frame_bytes = TCP_HEAD_BYTES + comm_tcp_share(t, bytes, 0, &offset);
     t->after = t->ring_written;
     t->comm.n_moved++;
+    for (int r = 0; r < t->n_ranks; r++) {
+        struct tcp_peer *p = &t->peers[r];
+        p->is_full = false;
+        if (t->run.from && c->sequence != t->run_first) continue;
+        p->n_out = c->sequence;
+        p->n_sent = 0;
+    }
     for (int i = 1; i < t->n_ranks; i++) {
         int r = t->rank + i < t->n_ranks ? t->rank + i : t->rank + i - t->n_ranks;
         struct tcp_peer *p = &t->peers[r];
         if (p->n_announced == c->sequence && p->announced_bytes != recv_bytes[r])
             return err_set(e, ST_MISMATCH, "rank %d sent %llu bytes where %zu are due", r, (unsigned long long)p->announced_bytes, recv_bytes[r]);
-        if (!t->run.from || c->sequence == t->run_first) {
-            p->n_out = c->sequence;
-            p->n_sent = 0;
-        }
         for (int k = 0; k < t->n_more; k++) p->more[k].n_sent = p->more[k].n_have = 0;
         comm_tcp_push(t, r);
         if (t->n_more && p->fd >= 0) comm_tcp_move_shares(t, r);
@@ -179,20 +182,19 @@ static void tcp_sleep(struct comm *c, uint64_t deadline_ns) {
     size_t n_fds = (size_t)t->n_ranks;
     for (int r = 0; r < t->n_ranks; r++) {
         struct tcp_peer *p = &t->peers[r];
-        bool wanted = !c->begun || p->n_received < c->sequence, unsent = comm_tcp_has_unsent(t, p);
+        const bool early = comm_tcp_is_too_early(t, p), wanted = !early && (!c->begun || p->n_received < c->sequence), unsent = comm_tcp_has_unsent(t, p);
         /* Who has said all that is due, or has ended, would wake us again and again. */
-        fds[r] = (struct pollfd){.fd = p->ended || (!wanted && !unsent) ? -1 : p->fd,
-                                 .events = (short)((wanted ? POLLIN : 0) | (unsent ? POLLOUT | POLLRDHUP : 0))};
+        fds[r] = (struct pollfd){.fd = p->ended || (!wanted && !unsent && !early) ? -1 : p->fd,
+                                 .events = (short)((wanted ? POLLIN : 0) | (unsent ? POLLOUT | POLLRDHUP : 0) | (early ? POLLRDHUP : 0))};
         for (int i = 0; i < t->n_more && c->begun; i++) {
             short due = comm_tcp_due(t, r, i);
             if (due && !p->more[i].ended) fds[n_fds++] = (struct pollfd){.fd = p->more[i].fd, .events = due};
         }
     }
     c->os->poll(c->os, fds, n_fds, deadline_ns - now_ns);
-    /* Who has closed takes nothing any more. Usually a send fails then; not where our bytes do not get through to it, but its end came to us. */
+    /* Who has closed takes nothing any more, and will not wait for us. Usually a send fails then; not where our bytes do not get through to it, but its end came to us. */
     for (int r = 0; r < t->n_ranks; r++)
-        while (fds[r].revents & POLLRDHUP && comm_tcp_receive(t, r, false)) {
-        }
+        if (fds[r].events & POLLRDHUP && fds[r].revents & (POLLRDHUP | POLLERR | POLLHUP)) comm_tcp_receive_rest(t, r);
     comm_tcp_look_for_silence(t, now_ns);
 }
 

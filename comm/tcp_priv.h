@@ -44,6 +44,7 @@ struct tcp_peer {
     unsigned char *at;    /* where it is put: the slot of its exchange, or spare */
     unsigned char *spare; /* [TCP_HEAD_BYTES + COMM_EVENT_MAX_BYTES] */
     size_t have, total;   /* bytes; total is 0 until the head is here */
+    size_t n_skip;        /* bytes of a frame that nobody wants */
     uint64_t n_received;  /* exchanges that are here as a whole */
     uint64_t n_announced; /* exchanges whose head is here; the last one has */
     uint64_t announced_bytes;
@@ -53,6 +54,7 @@ struct tcp_peer {
     /* sending */
     uint64_t n_out;        /* our frame of which exchange: the one begun, or in a run a later one */
     size_t n_sent;         /* bytes of it */
+    bool is_full;          /* its socket has not taken the frame as a whole */
     unsigned char head[TCP_HEAD_BYTES]; /* of it, in a run */
     unsigned char *rest;   /* [n_rest] of one, whose run has ended too early; malloc'ed; else NULL */
     size_t n_rest, n_rest_sent;
@@ -116,6 +118,10 @@ void comm_tcp_ring_get(const struct tcp *t, uint64_t position, void *data, size_
 
 /* Reads from rank r up to a piece, or until the socket is empty or has ended; in an exchange not beyond the frame that is due. True: there may be more. */
 bool comm_tcp_receive(struct tcp *t, int r, bool exchange);
+/* The head of an exchange for which there is no slot yet has come: who is in a run may be so far ahead. It waits in spare, and all behind it in the socket. */
+bool comm_tcp_is_too_early(const struct tcp *t, const struct tcp_peer *p);
+/* All that rank r has sent and that is here, for its good-bye: where no exchange with it will be finished any more. */
+void comm_tcp_receive_rest(struct tcp *t, int r);
 /* Sends to rank r up to a piece of what is due, as far as its socket takes it. */
 void comm_tcp_push(struct tcp *t, int r);
 /* struct comm_backend's run. */

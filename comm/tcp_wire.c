@@ -8,8 +8,8 @@
 #include "comm/tcp_priv.h"
 
 /* No peer gets more than so much before it is the next one's turn. */
-#define PIECE_BYTES (256u << 10)
-/* So many pieces of a run may be on their way, or wait in a socket, behind the one that is due. */
+#define PIECE_BYTES ((256u << 10) + TCP_HEAD_BYTES)
+/* So many pieces of a run may leave before the one that is due has come back. */
 #define AHEAD 2
 #define LOOK_FOR_SILENCE_NS (BASE_NS_PER_S / 2)
 #define SILENCE_MS 3000
@@ -148,8 +148,7 @@ static void take_aside(struct tcp *t, struct tcp_peer *p, const struct tcp_frame
     }
 }
 
-/* A head of an exchange for which there is no slot yet: who is in a run may be so far ahead. It waits in spare, and all behind it in the socket. */
-static bool is_too_early(const struct tcp *t, const struct tcp_peer *p) {
+bool comm_tcp_is_too_early(const struct tcp *t, const struct tcp_peer *p) {
     struct tcp_frame f;
     return !p->total && p->have == TCP_HEAD_BYTES && comm_tcp_get(p->at, &f) && f.kind == TCP_EXCHANGE && f.number > t->comm.sequence + 1;
 }
@@ -166,7 +165,7 @@ static void take(struct tcp *t, int r) {
                 garbled(t, p);
                 return;
             }
-            if (is_too_early(t, p)) return;
+            if (comm_tcp_is_too_early(t, p)) return;
             size_t offset;
             p->total = TCP_HEAD_BYTES + (f.kind == TCP_EXCHANGE ? comm_tcp_share(t, f.bytes, 0, &offset) : f.bytes);
             if (f.events_read > p->events_read) p->events_read = f.events_read;
@@ -189,12 +188,30 @@ static void take(struct tcp *t, int r) {
     }
 }
 
+/* False: for now there is no more of it. */
+static bool skip(struct tcp *t, struct tcp_peer *p) {
+    while (p->n_skip) {
+        const size_t room = TCP_HEAD_BYTES + COMM_EVENT_MAX_BYTES;
+        const ssize_t n = t->comm.os->recv(t->comm.os, p->fd, p->spare, p->n_skip < room ? p->n_skip : room);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return false;
+        if (n <= 0) {
+            end_peer(t, p, n < 0 ? errno : 0);
+            p->cut = true;
+            return false;
+        }
+        p->n_skip -= (size_t)n;
+        t->comm.n_moved++;
+    }
+    return true;
+}
+
 bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
     struct tcp_peer *p = &t->peers[r];
     const struct comm *c = &t->comm;
     size_t n_left = PIECE_BYTES;
-    if (is_too_early(t, p)) return false;
-    if (!p->total && p->have == TCP_HEAD_BYTES) take(t, r); /* it was */
+    if (comm_tcp_is_too_early(t, p) || !skip(t, p)) return false;
+    if (!p->total && p->have == TCP_HEAD_BYTES) take(t, r); /* it was too early */
     while (!p->ended) {
         if (!p->have) p->at = c->begun && p->n_received + 1 == c->sequence ? comm_tcp_slot(t, r, c->sequence) : p->spare;
         size_t offset, due = p->at == p->spare ? 0 : comm_tcp_share(t, c->recv_bytes[r], 0, &offset);
@@ -212,7 +229,7 @@ bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
         t->comm.n_moved++;
         n_left -= (size_t)n;
         take(t, r);
-        if (is_too_early(t, p)) return false;
+        if (comm_tcp_is_too_early(t, p)) return false;
         if (exchange && p->n_received >= c->sequence) return true;
         if ((size_t)n < wanted) return false;
         if (!n_left) return true;
@@ -220,13 +237,22 @@ bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
     return false;
 }
 
-/* All that rank r has sent and that is here, which a single short read does not prove. */
-static void receive_rest(struct tcp *t, int r) {
+void comm_tcp_receive_rest(struct tcp *t, int r) {
+    struct tcp_peer *p = &t->peers[r];
     uint64_t n_moved;
+    bool is_early; /* then nobody will ever finish the exchange that it is of */
     do {
-        n_moved = t->comm.n_moved;
+        n_moved = t->comm.n_moved; /* a single short read does not prove that there is no more */
         comm_tcp_receive(t, r, false);
-    } while (!t->peers[r].ended && t->comm.n_moved != n_moved);
+        is_early = !p->ended && comm_tcp_is_too_early(t, p);
+        if (!is_early) continue;
+        struct tcp_frame f;
+        size_t offset;
+        BASE_ASSERT(comm_tcp_get(p->at, &f));
+        p->n_skip = comm_tcp_share(t, f.bytes, 0, &offset);
+        p->n_received++;
+        p->have = 0;
+    } while (!p->ended && (is_early || t->comm.n_moved != n_moved));
 }
 
 /* ---- sending ------------------------------------------------------------------------------------------------------------------------------------- */
@@ -302,11 +328,14 @@ static void was_sent(struct tcp *t, struct tcp_peer *p, const struct due *d, siz
 }
 
 /* Without a copy where a slot stays as it is until all have read it (tcp.c); who runs may send the next exchanges before it has. What TCP sends once more the peer's TCP has, and throws away. */
-static ssize_t send_due(const struct tcp *t, const struct tcp_peer *p, const struct due *d) {
+static ssize_t send_due(const struct tcp *t, struct tcp_peer *p, const struct due *d) {
     const struct comm_os *os = t->comm.os;
     if (d->behind_bytes) return os->send_two(os, p->fd, d->at, d->bytes, d->behind, d->behind_bytes);
-    const bool is_page = d->what == DUE_FRAME && !t->is_run && t->pages.memory && d->bytes >= t->pages.least && d->bytes <= t->pages.most;
-    return is_page ? os->send_pages(os, p->fd, &t->pages, (size_t)(d->at - t->own), d->bytes) : os->send(os, p->fd, d->at, d->bytes);
+    const bool is_page = d->what == DUE_FRAME && !t->is_run && !p->is_full && t->pages.memory && d->bytes >= t->pages.least && t->frame_bytes <= t->pages.most;
+    if (!is_page) return os->send(os, p->fd, d->at, d->bytes);
+    const ssize_t n = os->send_pages(os, p->fd, &t->pages, (size_t)(d->at - t->own), d->bytes);
+    p->is_full = n < (ssize_t)d->bytes; /* trying again and again would cost more than a copy */
+    return n;
 }
 
 void comm_tcp_push(struct tcp *t, int r) {
@@ -321,10 +350,14 @@ void comm_tcp_push(struct tcp *t, int r) {
         ssize_t n = send_due(t, p, &d);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
+        if (n < 0 && d.what == DUE_CONTROL && !p->n_control_sent) { /* nobody wants it any more, but what the peer has sent may all count */
+            p->has_control = false;
+            return;
+        }
         if (n < 0) {
             /* It takes nothing any more, but what it has sent before still counts, its bye above all. */
             p->error = errno;
-            receive_rest(t, r);
+            comm_tcp_receive_rest(t, r);
             end_peer(t, p, p->error);
             return;
         }
@@ -404,7 +437,7 @@ static void stream_failed(struct tcp *t, int r, struct tcp_stream *s, int error)
     struct tcp_peer *p = &t->peers[r];
     s->ended = true;
     if (!error) return;
-    receive_rest(t, r);
+    comm_tcp_receive_rest(t, r);
     end_peer(t, p, error);
 }
 
@@ -491,7 +524,7 @@ static int who_names_a_cause(const struct tcp *t, int r) {
 
 enum st comm_tcp_tell_lost(struct tcp *t, int r, struct err *e) {
     for (int other = 0; other < t->n_ranks; other++)
-        if (t->peers[other].fd >= 0) receive_rest(t, other);
+        if (t->peers[other].fd >= 0) comm_tcp_receive_rest(t, other);
     r = who_names_a_cause(t, r);
     for (int i = 0; i < t->n_ranks; i++) { /* who blames in circles is followed once around */
         const struct tcp_peer *p = &t->peers[r];

@@ -703,6 +703,53 @@ static void who_runs_ahead_is_waited_for(void **state) {
     close(bare);
 }
 
+/* What somebody who was ahead by so many exchanges said when it ended is heard, in an exchange (our bytes do not get through to it) and between two. */
+static void a_bye_behind_a_run_is_heard(void **state) {
+    (void)state;
+    static const unsigned char payload[48];
+    for (int n_ahead = 0; n_ahead <= 4; n_ahead++)
+        for (int is_idle = 0; is_idle < 2; is_idle++) {
+            int a[2], b[2];
+            struct err e = {0};
+            assert_true(connect_pair(a, 8192) && connect_pair(b, 0));
+            struct comm *c = join(0, 3, (int[]){-1, a[0], b[0]}, 1 << 20, 0);
+            for (uint64_t i = 1; i <= (uint64_t)n_ahead; i++) write_frame(a[1], &(struct tcp_frame){.kind = TCP_EXCHANGE, .number = i, .bytes = sizeof payload}, payload, sizeof payload);
+            write_frame(a[1], &(struct tcp_frame){.kind = TCP_BYE, .number = COMM_BROKE, .header.n_events = 2}, NULL, 0);
+            close(a[1]);
+            enum st code;
+            if (is_idle) {
+                const uint64_t until_ns = soon();
+                while ((code = comm_progress(c, &e)) == ST_OK && base_now_ns(base_clock_real()) < until_ns) comm_tcp_backend.sleep(c, base_now_ns(base_clock_real()) + BASE_NS_PER_MS);
+            } else {
+                const void *views[3];
+                code = comm_allgather(c, NULL, (size_t[]){1 << 20, sizeof payload, 0}, &no_header, soon(), views, NULL, &e);
+            }
+            t_expect_err_contains(ST_PEER_LOST, code, &e, "rank 1 lost its connection to rank 2");
+            close(b[1]); /* or closing would wait for it to read */
+            comm_close(c);
+        }
+}
+
+/* Whoever has nothing to do sleeps, also where the socket of somebody who is ahead is full of what cannot be taken yet. */
+static void who_is_ahead_wakes_nobody(void **state) {
+    (void)state;
+    static const unsigned char payload[48];
+    int bare;
+    struct err e = {0};
+    struct comm *c = with_bare_peer(1, &bare);
+    for (uint64_t i = 1; i <= 4; i++) write_frame(bare, &(struct tcp_frame){.kind = TCP_EXCHANGE, .number = i, .bytes = sizeof payload}, payload, sizeof payload);
+    struct timespec before, after;
+    unsigned char event[64];
+    size_t bytes;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &before);
+    assert_int_equal(comm_event_next(c, event, sizeof event, &bytes, base_now_ns(base_clock_real()) + 300 * BASE_NS_PER_MS, &e), ST_AGAIN);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &after);
+    const double cpu_ms = (double)(after.tv_sec - before.tv_sec) * 1e3 + (double)(after.tv_nsec - before.tv_nsec) / 1e6;
+    assert_true(cpu_ms < 30);
+    comm_close(c);
+    close(bare);
+}
+
 static void never_added(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors) {
     (void)context, (void)offset, (void)bytes, (void)vectors, (void)n_vectors;
     abort();
@@ -1065,6 +1112,8 @@ int main(void) {
         cmocka_unit_test(what_was_sent_before_closing_arrives),
         cmocka_unit_test(a_bye_names_the_cause),
         cmocka_unit_test(who_runs_ahead_is_waited_for),
+        cmocka_unit_test(a_bye_behind_a_run_is_heard),
+        cmocka_unit_test(who_is_ahead_wakes_nobody),
         cmocka_unit_test(a_run_that_breaks_ends_with_a_bye),
         cmocka_unit_test(a_silent_host_is_noticed),
         cmocka_unit_test(a_busy_peer_is_not_a_silent_one),

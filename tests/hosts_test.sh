@@ -46,10 +46,10 @@ if host 0 tc qdisc add dev eth0 root tbf rate 500mbit burst 16k limit 18k 2>"$t_
     same "two hosts, a wire that loses packets, in halves" --hosts "$hosts_list" --overlap 2
     n_lost=$(($(retransmitted 0) + $(retransmitted 1)))
     [ "$n_lost" -gt 0 ] && t_pass "packets were lost ($n_lost)" || t_fail "no packet was lost"
-    for h in 0 1; do host $h tc qdisc del dev eth0 root; done
 else
     skip "a wire that loses packets" "$(cat "$t_dir/err")"
 fi
+for h in 0 1; do host $h tc qdisc del dev eth0 root 2>/dev/null; done
 same "two hosts, three ranks, uneven" --hosts "$hosts_list" --split 3:1:2
 same "one other host, one rank" --hosts "$h1"
 printf '# the pair\n%s\n%s # the other\n' "$h0" "$h1" >"$t_dir/hostfile"

@@ -1,7 +1,8 @@
 /* Bytes from a peer of the tcp backend: whatever they are, an answer comes, and nothing outside the peer's own buffers changes.
  *
- * Input: 0 our rank (bit 0), hang up at the end (bit 1) · 1, 2 bytes due from the peer in the first and second exchange, in units of 16 · 3 size of the pieces in
+ * Input: 0 our rank (bit 0), hang up at the end (bit 1), add a vector in pieces first (bit 2) · 1, 2 bytes due from the peer in the first and second exchange, in units of 16 · 3 size of the pieces in
  * which the rest arrives, in units of 8 (0: at once) · 4 … what the peer sends. Between the pieces our side begins and tests exchanges, posts and reads events. */
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -29,7 +30,29 @@ struct exchanges {
     int n_begun, n_done;
     const void *views[2]; /* of the first one */
     uint64_t hash;        /* of the first one's bytes: they must not change until the third begins */
+    bool adds;
 };
+
+static void add(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors) {
+    uint64_t *hash = context;
+    BASE_ASSERT(n_vectors == 2 && offset % 64 == 0);
+    for (int r = 0; r < 2; r++) *hash = base_hash64(vectors[r], bytes, *hash);
+}
+
+/* Five pieces, which leave before their turn; the vector is gone afterwards. */
+static void add_in_pieces(struct comm *c, struct exchanges *x) {
+    struct err e = {0};
+    uint64_t hash = 0;
+    unsigned char *vector = aligned_alloc(64, 320);
+    BASE_ASSERT(vector);
+    memset(vector, 1, 320);
+    const struct comm_exchange_add sum = {.send = vector, .vector_bytes = 300, .n_vectors = (uint32_t[]){1, 1}, .piece_bytes = 64, .add = add, .context = &hash};
+    const enum st code = comm_exchange_and_add(c, &sum, &(struct comm_header){0}, 1, &e);
+    BASE_ASSERT(is_expected(code));
+    free(vector);
+    x->adds = false;
+    if (code != ST_OK) x->n_begun = x->n_done = 2; /* for good */
+}
 
 static void step(struct comm *c, struct exchanges *x, unsigned i) {
     struct err e = {0};
@@ -38,6 +61,7 @@ static void step(struct comm *c, struct exchanges *x, unsigned i) {
     struct comm_header headers[2];
     static unsigned char event[COMM_EVENT_MAX_BYTES];
     size_t event_bytes = 0;
+    if (x->adds && i == 1) add_in_pieces(c, x);
     if (x->n_begun == x->n_done && x->n_begun < 2 && i % 3 == 2) {
         enum st code = comm_allgather_start(c, NULL, x->recv_bytes[x->n_begun], &header, &e);
         BASE_ASSERT(is_expected(code));
@@ -67,9 +91,10 @@ static void step(struct comm *c, struct exchanges *x, unsigned i) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     int fds[2];
     if (bytes < HEAD || socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) != 0) return 0;
+    signal(SIGPIPE, SIG_IGN); /* as ranks do, and messages go by pages */
     int rank = data[0] & 1;
     struct comm *c = open_with(rank, fds[0]);
-    struct exchanges x = {0};
+    struct exchanges x = {.adds = data[0] & 4};
     for (int i = 0; i < 2; i++) {
         x.recv_bytes[i][!rank] = (size_t)data[1 + i] * 16;
         x.recv_bytes[i][rank] = 200;
