@@ -37,7 +37,7 @@ static const struct option shared_options[] = {
     {"--embedding", NULL, OPT_ENUM, offsetof(struct launch_options, embedding), "stored|fp8|disk", "likewise; disk: read its rows from the file when they are wanted", 0, 0, part_embedding_names},
     {"--chunk", NULL, OPT_INT, offsetof(struct launch_options, chunk), "N", "tokens of one step (default 512)", 1, 65536, NULL},
     {"--ctx", NULL, OPT_INT, offsetof(struct launch_options, context), "N", "tokens of one sequence (default: what the command needs, or the model's maximum up to 8192)", 1, 16777216, NULL},
-    {"--overlap", NULL, OPT_INT, offsetof(struct launch_options, overlap), "N", "compute steps of so many tokens and more in two halves, while the other one's sums are on their way: over tcp, ucx and mpi (default 128; 0: never)", 0, 65536, NULL},
+    {"--overlap", NULL, OPT_INT, offsetof(struct launch_options, overlap), "N", "compute steps of so many tokens and more in two halves, while the other one's sums are on their way: between hosts, and over tcp, ucx and mpi (default 128; 0: never)", 0, 65536, NULL},
     {"--bind", NULL, OPT_STR, offsetof(struct launch_options, bind), "core|l3|numa|package|none|LIST", "where ranks are bound (default: by the machine's topology)", 0, 0, NULL},
     {"--link", NULL, OPT_STR, offsetof(struct launch_options, link), "RATE,DELAY|PRESET", "emulate a link between local ranks: 200gbit,2.5us[,jitter=500ns], cx7, cx7-one-rail, 10gbe, wifi", 0, 0, NULL},
     {"--backend", NULL, OPT_STR, offsetof(struct launch_options, backend), "shm|tcp|ucx|mpi", "what carries the bytes between ranks (default: the best that fits)", 0, 0, NULL},
