@@ -305,8 +305,8 @@ static enum st go_on_connecting(struct meeting *m, int r, struct err *e) {
         socklen_t n = sizeof error;
         m->os->getsockopt(m->os, h->fd, SOL_SOCKET, SO_ERROR, &error, &n);
         /* A peer listens before it tells its port, and until all are connected: a port that is closed was left for good. */
-        /* A connection that is reset had to give way to strangers' there: as below. Where the peer has left, the next one is refused. */
-        if (error && error != ECONNRESET) return cannot_connect(m, r, error, e);
+        /* A connection that is reset, or was closed before that, had to give way to strangers' there: as below. Where the peer has left, the next one is refused. */
+        if (error && error != ECONNRESET && error != EPIPE) return cannot_connect(m, r, error, e);
         h->connecting = false;
         if (error) come_again(m, h);
         return ST_OK;
