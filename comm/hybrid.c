@@ -1,10 +1,10 @@
 /* Several hosts with several ranks each: those of one host share memory, and only what goes to another host takes the network. Two backends, shm+tcp and shm+ucx, which are a comm
  * of shm and one of tcp or ucx side by side.
  *
- * An exchange is begun in both: the rank's bytes lie in its slot of the shared segment, from where the network's part takes a copy. There are enough slots to write the next one's meanwhile (shm.c). It is over when both
- * are, so who waits sleeps on the network first and on the segment then: a rank on its own host needs nothing from us to get on. Every rank still talks to every rank of another host itself.
- * One rank that fetched for all of its host would save the cable n_here − 1 copies, but each would wait for it, a death would be seen by one and told by it, and 16 KB would be
- * handed on twice; where hosts have one rank each, as they mostly have, there is nothing to save.
+ * An exchange is begun in both: the rank's bytes lie in its slot of the shared segment, from where the network's part takes a copy. There are enough slots to write the next one's meanwhile
+ * (shm.c). It is over when both are, so who waits sleeps on the network first and on the segment then: a rank on its own host needs nothing from us to get on. Every rank still talks to every
+ * rank of another host itself. One rank that fetched for all of its host would save the cable n_here − 1 copies, but each would wait for it, a death would be seen by one and told by it, and
+ * 16 KB would be handed on twice; where hosts have one rank each, as they mostly have, there is nothing to save.
  *
  * Losses. Each part sees some of the ranks, and a rank that ends because another has ended says so in both, so that everybody names the first, whatever is seen first (enum comm_cause).
  * Events come by the part that joins us to rank 0; the other is looked at for losses only. */

@@ -102,8 +102,7 @@ static void real_unmap(const struct comm_os *os, void *memory, size_t bytes) {
     munmap(memory, bytes);
 }
 
-/* Less is copied as fast as its pages are looked up; more does not stay in the sender's cache until it is read, and a copy would. Two hosts that are namespaces: 32 KB in 13 to 16 us where they
- * are copied in 15 to 19, and in 23 where in 37; 8 KB alike; 256 KB in 89 where in 68. */
+/* Less is copied as fast as its pages are looked up; more does not stay in the sender's cache until it is read, and a copy would. */
 #define LEAST_PAGES_BYTES (8u << 10)
 #define MOST_PAGES_BYTES (96u << 10)
 
@@ -112,7 +111,23 @@ static bool is_sigpipe_ignored(void) {
     struct sigaction now;
     return sigaction(SIGPIPE, NULL, &now) == 0 && now.sa_handler == SIG_IGN;
 }
-static ssize_t real_send_pages(const struct comm_os *os, int fd, const struct comm_pages *pages, size_t offset, size_t bytes);
+/* Through a pipe, that is, by reference; what the socket does not take leaves the pipe again. */
+static ssize_t real_send_pages(const struct comm_os *os, int fd, const struct comm_pages *pages, size_t offset, size_t bytes) {
+    (void)os;
+    struct iovec part = {pages->memory + offset, bytes};
+    const ssize_t n_in = vmsplice(pages->pipe[1], &part, 1, SPLICE_F_NONBLOCK);
+    if (n_in <= 0) return n_in;
+    const ssize_t n = splice(pages->pipe[0], NULL, fd, NULL, (size_t)n_in, SPLICE_F_NONBLOCK);
+    const int why = errno;
+    char waste[4096];
+    for (ssize_t left = n_in - (n > 0 ? n : 0); left > 0;) {
+        const ssize_t gone = read(pages->pipe[0], waste, left < (ssize_t)sizeof waste ? (size_t)left : sizeof waste);
+        if (gone <= 0) break;
+        left -= gone;
+    }
+    errno = why;
+    return n;
+}
 
 /* Not everywhere: sandboxes may forbid it. */
 static bool pages_work(const struct comm_os *os, const struct comm_pages *pages) {
@@ -145,24 +160,6 @@ static void real_unmap_pages(const struct comm_os *os, struct comm_pages *pages)
     close(pages->pipe[0]);
     close(pages->pipe[1]);
 }
-/* Through a pipe, that is, by reference; what the socket does not take leaves the pipe again. (A sendfile from a file in memory is one call, but takes 1 us more for 32 KB.) */
-static ssize_t real_send_pages(const struct comm_os *os, int fd, const struct comm_pages *pages, size_t offset, size_t bytes) {
-    (void)os;
-    struct iovec part = {pages->memory + offset, bytes};
-    const ssize_t n_in = vmsplice(pages->pipe[1], &part, 1, SPLICE_F_NONBLOCK);
-    if (n_in <= 0) return n_in;
-    const ssize_t n = splice(pages->pipe[0], NULL, fd, NULL, (size_t)n_in, SPLICE_F_NONBLOCK);
-    const int why = errno;
-    char waste[4096];
-    for (ssize_t left = n_in - (n > 0 ? n : 0); left > 0;) {
-        const ssize_t gone = read(pages->pipe[0], waste, left < (ssize_t)sizeof waste ? (size_t)left : sizeof waste);
-        if (gone <= 0) break;
-        left -= gone;
-    }
-    errno = why;
-    return n;
-}
-
 const struct comm_os *comm_os_real(void) {
     static const struct comm_os os = {
         .socket = real_socket,

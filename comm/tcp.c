@@ -33,8 +33,8 @@
 
 #include "comm/tcp_priv.h"
 
-/* What the kernel has copied is still in the cache when it is added; smaller ones have more packets and turns. Between two network namespaces a sum of 1 MB takes 295 to 310 us at least in pieces of 256 KB,
- * 290 to 320 of 512 KB, 300 to 330 of 126 KB, 310 to 450 of 64 KB, 510 of 32 KB. */
+/* What the kernel has copied is still in the cache when it is added; smaller ones have more packets and turns. Between two network namespaces
+ * (bench/exchange_hosts.sh --peer none --blocks 15, rebuilt with each) a sum of 1 MB took 295 to 310 us at least in pieces of 256 KB, 290 to 320 of 512 KB, 300 to 330 of 126 KB, 310 to 450 of 64 KB. */
 #define TCP_PIECE_BYTES (256u << 10)
 #define YIELD_NS (20 * BASE_NS_PER_MS)
 /* Credits are told apart from exchanges after so many bytes: never so late that an event of the largest size could not be posted to a reader that has read all. */
@@ -105,7 +105,8 @@ static enum st tcp_allgather_test(struct comm *c, const void **views, struct com
         struct tcp_frame f;
         if (headers && comm_tcp_get(slot, &f)) headers[r] = f.header;
     }
-    if (t->run.from) views[t->rank] = t->run.from + (c->sequence - t->run_first) * t->run.piece_bytes;
+    size_t bytes;
+    if (t->run.from) views[t->rank] = comm_tcp_piece(t, c->sequence, &bytes);
     return ST_OK;
 }
 

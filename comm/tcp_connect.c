@@ -215,7 +215,7 @@ static enum reading read_piece(const struct meeting *m, struct half *h, unsigned
 /* ---- sockets ------------------------------------------------------------------------------------------------------------------------------------- */
 
 /* Nagle's algorithm would hold small messages back. BBR, where the host has it by default, spreads large ones over time, and CUBIC leaves its slow start as soon as answers come a few microseconds later
- * than before (HyStart), often with room for 28 packets of the 46 that two messages of 32 KB are, and grows by the clock from there: 30 us instead of 14. Reno grows with what is
+ * than before (HyStart), often with room for fewer packets than two messages of 32 KB are, and grows by the clock from there. Reno grows with what is
  * acknowledged: the wire between ranks is short, and mostly theirs alone. Probes on an idle connection find a silent host after 3 s. Buffer sizes are left to the kernel: it lets them
  * grow to tcp_rmem and tcp_wmem, and a fixed size would be cut to the much smaller rmem_max of most hosts. */
 static void tune(const struct comm_os *os, int fd) {

@@ -124,6 +124,8 @@ bool comm_tcp_is_too_early(const struct tcp *t, const struct tcp_peer *p);
 void comm_tcp_receive_rest(struct tcp *t, int r);
 /* Sends to rank r up to a piece of what is due, as far as its socket takes it. */
 void comm_tcp_push(struct tcp *t, int r);
+/* The piece of our run that goes with that exchange; bytes 0: it has none. */
+const unsigned char *comm_tcp_piece(const struct tcp *t, uint64_t exchange, size_t *bytes);
 /* struct comm_backend's run. */
 bool comm_tcp_run(struct comm *c, const struct comm_run *run);
 /* Bytes of a payload that stream i carries (0: the first one, behind the frame's head), and where they begin in it. */

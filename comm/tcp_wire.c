@@ -188,20 +188,28 @@ static void take(struct tcp *t, int r) {
     }
 }
 
-/* False: for now there is no more of it. */
+/* What is here, at most so many bytes; 0: nothing more for now, or its end, which is noted. */
+static size_t take_in(struct tcp *t, struct tcp_peer *p, unsigned char *to, size_t bytes) {
+    for (;;) {
+        t->n_receives++;
+        const ssize_t n = t->comm.os->recv(t->comm.os, p->fd, to, bytes);
+        if (n > 0) {
+            t->comm.n_moved++;
+            return (size_t)n;
+        }
+        if (n < 0 && errno == EINTR) continue;
+        if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) end_peer(t, p, n < 0 ? errno : 0);
+        return 0;
+    }
+}
+
+/* False: there is more of it to come. */
 static bool skip(struct tcp *t, struct tcp_peer *p) {
     while (p->n_skip) {
-        const size_t room = TCP_HEAD_BYTES + COMM_EVENT_MAX_BYTES;
-        const ssize_t n = t->comm.os->recv(t->comm.os, p->fd, p->spare, p->n_skip < room ? p->n_skip : room);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return false;
-        if (n <= 0) {
-            end_peer(t, p, n < 0 ? errno : 0);
-            p->cut = true;
-            return false;
-        }
-        p->n_skip -= (size_t)n;
-        t->comm.n_moved++;
+        const size_t room = TCP_HEAD_BYTES + COMM_EVENT_MAX_BYTES, n = take_in(t, p, p->spare, p->n_skip < room ? p->n_skip : room);
+        p->n_skip -= n;
+        p->cut |= p->ended;
+        if (!n) return false;
     }
     return true;
 }
@@ -217,21 +225,14 @@ bool comm_tcp_receive(struct tcp *t, int r, bool exchange) {
         size_t offset, due = p->at == p->spare ? 0 : comm_tcp_share(t, c->recv_bytes[r], 0, &offset);
         size_t wanted = (p->total ? p->total : TCP_HEAD_BYTES + due) - p->have;
         if (wanted > n_left) wanted = n_left;
-        t->n_receives++;
-        ssize_t n = c->os->recv(c->os, p->fd, p->at + p->have, wanted);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return false;
-        if (n <= 0) {
-            end_peer(t, p, n < 0 ? errno : 0);
-            return false;
-        }
-        p->have += (size_t)n;
-        t->comm.n_moved++;
-        n_left -= (size_t)n;
+        const size_t n = take_in(t, p, p->at + p->have, wanted);
+        if (!n) return false;
+        p->have += n;
+        n_left -= n;
         take(t, r);
         if (comm_tcp_is_too_early(t, p)) return false;
         if (exchange && p->n_received >= c->sequence) return true;
-        if ((size_t)n < wanted) return false;
+        if (n < wanted) return false;
         if (!n_left) return true;
     }
     return false;
@@ -257,12 +258,11 @@ void comm_tcp_receive_rest(struct tcp *t, int r) {
 
 /* ---- sending ------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* Bytes of the nth exchange's frame, in a run; in_vector: where its payload begins there. */
-static size_t run_frame_bytes(const struct tcp *t, uint64_t n, size_t *in_vector) {
+const unsigned char *comm_tcp_piece(const struct tcp *t, uint64_t exchange, size_t *bytes) {
     const struct comm_run *run = &t->run;
-    *in_vector = (size_t)(n - t->run_first) * run->piece_bytes;
-    const size_t left = *in_vector < run->bytes ? run->bytes - *in_vector : 0;
-    return left ? TCP_HEAD_BYTES + (left < run->piece_bytes ? left : run->piece_bytes) : 0;
+    const size_t wanted = (size_t)(exchange - t->run_first) * run->piece_bytes, at = wanted < run->bytes ? wanted : run->bytes, left = run->bytes - at;
+    *bytes = left < run->piece_bytes ? left : run->piece_bytes;
+    return run->from + at;
 }
 
 /* What is to be sent to a peer next: at, and where that ends too early, behind it. */
@@ -273,18 +273,17 @@ struct due {
 };
 
 static struct due due_of_frame(struct tcp *t, struct tcp_peer *p) {
-    size_t in_vector = 0;
+    const struct due nothing = {.what = DUE_NOTHING};
     if (!t->run.from) {
         const unsigned char *frame = comm_tcp_slot(t, t->rank, t->comm.sequence);
-        return p->n_sent < t->frame_bytes ? (struct due){.what = DUE_FRAME, .at = frame + p->n_sent, .bytes = t->frame_bytes - p->n_sent} : (struct due){.what = DUE_NOTHING};
+        return p->n_sent < t->frame_bytes ? (struct due){.what = DUE_FRAME, .at = frame + p->n_sent, .bytes = t->frame_bytes - p->n_sent} : nothing;
     }
-    const size_t total = run_frame_bytes(t, p->n_out, &in_vector);
-    if (!total || p->n_out > t->comm.sequence + AHEAD) return (struct due){.what = DUE_NOTHING};
-    const unsigned char *payload = t->run.from + in_vector;
-    if (p->n_sent >= TCP_HEAD_BYTES) return (struct due){.what = DUE_FRAME, .at = payload + (p->n_sent - TCP_HEAD_BYTES), .bytes = total - p->n_sent};
-    if (p->n_sent == 0)
-        comm_tcp_put(&(struct tcp_frame){.kind = TCP_EXCHANGE, .number = p->n_out, .bytes = total - TCP_HEAD_BYTES, .header = t->run.header, .events_read = t->events_told}, p->head);
-    return (struct due){.what = DUE_FRAME, .at = p->head + p->n_sent, .bytes = TCP_HEAD_BYTES - p->n_sent, .behind = payload, .behind_bytes = total - TCP_HEAD_BYTES};
+    size_t bytes;
+    const unsigned char *piece = comm_tcp_piece(t, p->n_out, &bytes);
+    if (!bytes || p->n_out > t->comm.sequence + AHEAD) return nothing;
+    if (p->n_sent >= TCP_HEAD_BYTES) return (struct due){.what = DUE_FRAME, .at = piece + (p->n_sent - TCP_HEAD_BYTES), .bytes = TCP_HEAD_BYTES + bytes - p->n_sent};
+    if (p->n_sent == 0) comm_tcp_put(&(struct tcp_frame){.kind = TCP_EXCHANGE, .number = p->n_out, .bytes = bytes, .header = t->run.header, .events_read = t->events_told}, p->head);
+    return (struct due){.what = DUE_FRAME, .at = p->head + p->n_sent, .bytes = TCP_HEAD_BYTES - p->n_sent, .behind = piece, .behind_bytes = bytes};
 }
 
 /* A frame that was begun is finished first; events in front of the exchange that follows them. */
@@ -302,7 +301,7 @@ static struct due next_due(struct tcp *t, struct tcp_peer *p) {
 }
 
 static void was_sent(struct tcp *t, struct tcp_peer *p, const struct due *d, size_t bytes) {
-    size_t in_vector;
+    size_t piece_bytes;
     switch (d->what) {
     case DUE_NOTHING: break;
     case DUE_REST:
@@ -320,7 +319,9 @@ static void was_sent(struct tcp *t, struct tcp_peer *p, const struct due *d, siz
     case DUE_EVENTS: p->events_sent += bytes; break;
     case DUE_FRAME:
         p->n_sent += bytes;
-        if (!t->run.from || p->n_sent < run_frame_bytes(t, p->n_out, &in_vector)) break;
+        if (!t->run.from) break;
+        comm_tcp_piece(t, p->n_out, &piece_bytes);
+        if (p->n_sent < TCP_HEAD_BYTES + piece_bytes) break;
         p->n_out++;
         p->n_sent = 0;
         break;

@@ -30,14 +30,29 @@ static int by_size(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The three worlds: of ranks, of hosts, and of a launcher with its agents. */
-typedef bool run_seed(uint64_t seed, FILE *log, struct t_sim_outcome *out);
-static bool run_ranks(uint64_t seed, FILE *log, struct t_sim_outcome *out) { return t_sim_run(sim, seed, T_SIM_SOUND, log, out); }
-static bool run_hosts(uint64_t seed, FILE *log, struct t_sim_outcome *out) { return t_sim_hosts_run(sim, seed, T_SIM_HOSTS_SOUND, log, out); }
-static bool run_supervision(uint64_t seed, FILE *log, struct t_sim_outcome *out) { return t_sim_supervision_run(sim, seed, T_SIM_SUPERVISION_SOUND, log, out); }
+/* What is simulated: ranks, hosts, a launcher with its agents. */
+static bool run_ranks(uint64_t seed, int planted, FILE *log, struct t_sim_outcome *out) { return t_sim_run(sim, seed, (enum t_sim_planted)planted, log, out); }
+static bool run_hosts(uint64_t seed, int planted, FILE *log, struct t_sim_outcome *out) { return t_sim_hosts_run(sim, seed, (enum t_sim_hosts_planted)planted, log, out); }
+static bool run_supervision(uint64_t seed, int planted, FILE *log, struct t_sim_outcome *out) {
+    return t_sim_supervision_run(sim, seed, (enum t_sim_supervision_planted)planted, log, out);
+}
+
+enum { SOUND = 0 };
+_Static_assert((int)T_SIM_SOUND == SOUND && (int)T_SIM_HOSTS_SOUND == SOUND && (int)T_SIM_SUPERVISION_SOUND == SOUND, "the first of each");
+static const struct world {
+    const char *option, *of, *where; /* option: of the runner; "": it is the one without */
+    bool (*run)(uint64_t seed, int planted, FILE *log, struct t_sim_outcome *out);
+    const char *const *planted_names;
+    int n_planted, leaked_heap; /* leaked_heap: what is not found under sanitizers, where nothing is counted; SOUND: none */
+} worlds[] = {
+    {"", "ranks", "", run_ranks, t_sim_planted_names, T_SIM_N_PLANTED, T_SIM_LEAKED_HEAP},
+    {"--hosts", "hosts", "between hosts, ", run_hosts, t_sim_hosts_planted_names, T_SIM_HOSTS_N_PLANTED, SOUND},
+    {"--supervision", "processes", "in supervision, ", run_supervision, t_sim_supervision_planted_names, T_SIM_SUPERVISION_N_PLANTED, T_SIM_SUPERVISION_LEAKED_HEAP},
+};
+enum { RANKS, HOSTS, SUPERVISION, N_WORLDS };
 
 /* n_of_100: reports that there are at least, for 100 faults that end somebody. */
-static void hold(run_seed *run_one_of, int n_of_100) {
+static void hold(const struct world *w, int n_of_100) {
     static uint32_t took_ns[N_SEEDS_LONG];
     const uint64_t first = t_seed() << 32, begun_ns = real_now_ns();
     const int n_wanted = t_long() ? N_SEEDS_LONG : N_SEEDS;
@@ -45,7 +60,7 @@ static void hold(run_seed *run_one_of, int n_of_100) {
     for (; n < n_wanted && (t_long() || real_now_ns() - begun_ns < ENOUGH_NS); n++) {
         struct t_sim_outcome out;
         const uint64_t before_ns = real_now_ns();
-        if (!run_one_of(first + (uint64_t)n, NULL, &out))
+        if (!w->run(first + (uint64_t)n, SOUND, NULL, &out))
             fail_msg("seed %llu: %s", (unsigned long long)first + (unsigned)n, out.why);
         took_ns[n] = (uint32_t)(real_now_ns() - before_ns);
         n_lethal += out.is_lethal;
@@ -61,58 +76,41 @@ static void hold(run_seed *run_one_of, int n_of_100) {
 
 static void seeds_of_ranks_hold(void **state) {
     (void)state;
-    hold(run_ranks, 100);
+    hold(&worlds[RANKS], 100);
 }
 
 static void seeds_of_hosts_hold(void **state) {
     (void)state;
-    hold(run_hosts, 100);
+    hold(&worlds[HOSTS], 100);
 }
 
 static void seeds_of_supervision_hold(void **state) {
     (void)state;
-    hold(run_supervision, 50);
+    hold(&worlds[SUPERVISION], 50);
 }
 
 static void a_seed_is_a_run(void **state) {
     (void)state;
-    run_seed *const runs[] = {run_ranks, run_hosts, run_supervision};
     for (uint64_t seed = 1; seed <= 300; seed++) {
         struct t_sim_outcome first, second;
-        assert_true(runs[seed % 3](seed, NULL, &first));
-        assert_true(runs[seed % 3](seed, NULL, &second));
+        assert_true(worlds[seed % N_WORLDS].run(seed, SOUND, NULL, &first));
+        assert_true(worlds[seed % N_WORLDS].run(seed, SOUND, NULL, &second));
         assert_memory_equal(&first.report, &second.report, sizeof first.report);
     }
 }
 
 static void planted_faults_are_found(void **state) {
     (void)state;
-    for (int planted = T_SIM_SOUND + 1; planted < T_SIM_N_PLANTED; planted++) {
-        if (planted == T_SIM_LEAKED_HEAP && IS_SANITIZED) continue; /* nothing is counted there */
-        struct t_sim_outcome out;
-        uint64_t seed = 0;
-        while (seed < N_PLANTED_SEEDS && t_sim_run(sim, seed, (enum t_sim_planted)planted, NULL, &out)) seed++;
-        if (seed == N_PLANTED_SEEDS) fail_msg("%s was not found in %d seeds", t_sim_planted_names[planted], N_PLANTED_SEEDS);
-        printf("%s: found by seed %llu: %.150s\n", t_sim_planted_names[planted], (unsigned long long)seed, out.why);
-        assert_true(t_sim_run(sim, seed, T_SIM_SOUND, NULL, &out));
-    }
-    for (int planted = T_SIM_HOSTS_SOUND + 1; planted < T_SIM_HOSTS_N_PLANTED; planted++) {
-        struct t_sim_outcome out;
-        uint64_t seed = 0;
-        while (seed < N_PLANTED_SEEDS && t_sim_hosts_run(sim, seed, (enum t_sim_hosts_planted)planted, NULL, &out)) seed++;
-        if (seed == N_PLANTED_SEEDS) fail_msg("between hosts, %s was not found in %d seeds", t_sim_hosts_planted_names[planted], N_PLANTED_SEEDS);
-        printf("between hosts, %s: found by seed %llu: %.150s\n", t_sim_hosts_planted_names[planted], (unsigned long long)seed, out.why);
-        assert_true(run_hosts(seed, NULL, &out));
-    }
-    for (int planted = T_SIM_SUPERVISION_SOUND + 1; planted < T_SIM_SUPERVISION_N_PLANTED; planted++) {
-        if (planted == T_SIM_SUPERVISION_LEAKED_HEAP && IS_SANITIZED) continue;
-        struct t_sim_outcome out;
-        uint64_t seed = 0;
-        while (seed < N_PLANTED_SEEDS && t_sim_supervision_run(sim, seed, (enum t_sim_supervision_planted)planted, NULL, &out)) seed++;
-        if (seed == N_PLANTED_SEEDS) fail_msg("in supervision, %s was not found in %d seeds", t_sim_supervision_planted_names[planted], N_PLANTED_SEEDS);
-        printf("in supervision, %s: found by seed %llu: %.150s\n", t_sim_supervision_planted_names[planted], (unsigned long long)seed, out.why);
-        assert_true(run_supervision(seed, NULL, &out));
-    }
+    for (const struct world *w = worlds; w < worlds + N_WORLDS; w++)
+        for (int planted = SOUND + 1; planted < w->n_planted; planted++) {
+            if (planted == w->leaked_heap && IS_SANITIZED) continue;
+            struct t_sim_outcome out;
+            uint64_t seed = 0;
+            while (seed < N_PLANTED_SEEDS && w->run(seed, planted, NULL, &out)) seed++;
+            if (seed == N_PLANTED_SEEDS) fail_msg("%s%s was not found in %d seeds", w->where, w->planted_names[planted], N_PLANTED_SEEDS);
+            printf("%s%s: found by seed %llu: %.150s\n", w->where, w->planted_names[planted], (unsigned long long)seed, out.why);
+            assert_true(w->run(seed, SOUND, NULL, &out));
+        }
 }
 
 /* ---- the runner ------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -129,7 +127,7 @@ struct range {
     unsigned shard, n_shards;
     const char *progress; /* NULL: nothing is kept */
 };
-static run_seed *run = run_ranks; /* the world that was asked for */
+static const struct world *world = &worlds[RANKS]; /* that was asked for */
 
 static char last_words[64]; /* of who dies of the seed in hand */
 static void take_in_hand(uint64_t seed) { snprintf(last_words, sizeof last_words, "died in seed %llu\n", (unsigned long long)seed); }
@@ -142,8 +140,8 @@ static void on_death(int signo) {
 static int run_one(uint64_t seed, FILE *log) {
     struct t_sim_outcome out;
     take_in_hand(seed);
-    const bool ok = run(seed, log, &out);
-    printf("seed %llu, %d %s, %llu calls, %.3f ms: %s%s\n", (unsigned long long)seed, out.n_ranks, run == run_ranks ? "ranks" : "hosts", (unsigned long long)out.report.n_calls,
+    const bool ok = world->run(seed, SOUND, log, &out);
+    printf("seed %llu, %d %s, %llu calls, %.3f ms: %s%s\n", (unsigned long long)seed, out.n_ranks, world->of, (unsigned long long)out.report.n_calls,
            (double)out.report.end_ns / (double)BASE_NS_PER_MS, ok ? "holds" : "FAILED: ", out.why);
     return !ok;
 }
@@ -191,11 +189,11 @@ static int run_range(struct range *r) {
         }
         struct t_sim_outcome out;
         take_in_hand(r->next);
-        if (run(r->next, NULL, &out)) continue;
+        if (world->run(r->next, SOUND, NULL, &out)) continue;
         write_progress(r);
         run_one(r->next, stdout);
-        printf("FAILED: seed %llu: %s\nagain, with its events: comm_sim_test --seed %llu -v%s\n", (unsigned long long)r->next, out.why,
-               (unsigned long long)r->next, run == run_hosts ? " --hosts" : run == run_supervision ? " --supervision" : "");
+        printf("FAILED: seed %llu: %s\nagain, with its events: comm_sim_test --seed %llu -v %s\n", (unsigned long long)r->next, out.why,
+               (unsigned long long)r->next, world->option);
         return 1;
     }
     write_progress(r);
@@ -224,7 +222,7 @@ static int run_command(int argc, char **argv) {
             continue;
         }
         if (strcmp(argv[i], "--hosts") == 0 || strcmp(argv[i], "--supervision") == 0) {
-            run = strcmp(argv[i], "--hosts") == 0 ? run_hosts : run_supervision;
+            world = &worlds[strcmp(argv[i], "--hosts") == 0 ? HOSTS : SUPERVISION];
             continue;
         }
         if (strcmp(argv[i], "--seed") == 0)
