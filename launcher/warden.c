@@ -350,7 +350,8 @@ int launch_warden_watch(struct launch_warden *w)
             }
         }
     }
-    return w->story_worth ? 1 : 0;
+    w->is_peace = w->story_worth == 0;
+    return w->is_peace ? 0 : 1;
 }
 
 bool launch_warden_say_last(struct launch_warden *w)
@@ -372,7 +373,7 @@ bool launch_warden_say_last(struct launch_warden *w)
         is_answered = true;
     }
     enum st st;
-    const uint64_t until = now_ns(w) + (w->n_alive > 0 || w->story.text[0] ? LAST_MS : PEACE_MS) * BASE_NS_PER_MS;
+    const uint64_t until = now_ns(w) + (w->is_peace && !w->story.text[0] ? PEACE_MS : LAST_MS) * BASE_NS_PER_MS;
     while ((st = launch_outbox_flush(&w->out, w->os, w->out_fd)) == ST_AGAIN && now_ns(w) < until) {
         struct pollfd p = {.fd = w->out_fd, .events = POLLOUT};
         (void)os->poll(os, &p, 1, 20 * BASE_NS_PER_MS);

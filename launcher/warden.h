@@ -58,6 +58,7 @@ struct launch_warden {
     bool has_failed; /* what is passed on has a gap: no more of it */
     bool has_lost;  /* another host, and said so */
     bool is_held;   /* what rank 0 says, by the launcher: its front end is slow */
+    bool is_peace;  /* all ranks have left so, and the launcher was there to the end */
 };
 
 void launch_warden_init(struct launch_warden *w);
