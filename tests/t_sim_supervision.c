@@ -72,11 +72,13 @@ static void pause_launcher(void) {
     for (int i = 0; i < job.n_agents; i++)
         if (job.is_mid_frame[i] || job.is_closed[i]) return; /* later, or never */
     comm_sim_note(job.s, LAUNCHER, "is stopped by its user");
+    const uint64_t begun_ns = now();
     if (job.planted != T_SIM_SUPERVISION_UNTOLD_PAUSE) say_to_all(RT_PAUSE);
     job.pause_ns = 0;
     job.paused_until_ns = now() + job.pause_for_ns;
     comm_sim_sleep(job.s, LAUNCHER, job.pause_for_ns);
     say_to_all(RT_RESUME);
+    job.pause_for_ns = now() - begun_ns; /* with the saying: the socket of an agent that is frozen may be full */
     comm_sim_note(job.s, LAUNCHER, "goes on");
 }
 
