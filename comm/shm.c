@@ -404,7 +404,7 @@ static enum st open_theirs(const struct boot_record *first, int *fd, struct err 
         snprintf(path, sizeof path, "/proc/%d/fd/%d", first->process, first->fd);
     *fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     if (*fd >= 0) return ST_OK;
-    if (errno == ENOENT) return err_set(e, ST_PEER_LOST, "shm: rank 0 gave up before all had attached to the segment");
+    if (errno == ENOENT || errno == ESRCH) return err_set(e, ST_PEER_LOST, "shm: rank 0 gave up before all had attached to the segment");
     return err_set(e, ST_IO, "shm: cannot open rank 0's segment, %s: %s", path, strerror(errno));
 }
 
