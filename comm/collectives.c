@@ -4,6 +4,9 @@
  * adding and flying overlap by one piece, and no third buffer is needed. A message that fits into one piece costs one exchange and one copy of the own
  * vectors (none, where they lie in the send buffer already).
  *
+ * Shared sums. A piece takes two exchanges, a scatter (Sᵢ) and, when the share is added, an all-gather of the shares (Gᵢ); so that there is something to add or to put in place while each
+ * flies, they take turns one piece apart: S₀ S₁ G₀ S₂ G₁ … G.
+ *
  * Groups. A child finds its members through its parent: what a backend calls boot is, here, an all-gather of the parent, in which all ranks of the parent take
  * part whether their group needs it or not: collectives of the parent stay in step, whatever becomes of one group. */
 #include <string.h>
@@ -26,7 +29,8 @@ struct pieces {
     const struct comm_header *header;
     size_t bytes; /* of one vector in a piece; the last may be shorter */
     int n_vectors;
-    bool runs; /* the backend has them all, and sends as fast as they go */
+    bool runs;      /* the backend has them all, and sends as fast as they go */
+    bool is_shared;
 };
 
 static enum st choose_piece(const struct comm *c, const struct comm_exchange_add *x, struct pieces *p, struct err *e) {
@@ -41,10 +45,12 @@ static enum st choose_piece(const struct comm *c, const struct comm_exchange_add
     p->bytes = x->vector_bytes;
     if (n_all == 0 || x->vector_bytes == 0) return ST_OK;
 
+    p->is_shared = x->sum && comm_is_shared(c, n_most * x->vector_bytes, x->scatter_bytes);
     size_t limit = c->max_bytes / n_most / 64 * 64; /* each vector begins at 64 bytes, also in a piece */
     if (!limit) return err_set(e, ST_INVALID, "comm: %zu vectors of one rank do not fit into messages of %zu bytes", n_most, c->max_bytes);
     const struct comm_capabilities *can = &c->backend->capabilities;
-    size_t wanted = x->piece_bytes ? x->piece_bytes : can->one_shot ? PIECE_BYTES / n_all : (can->piece_bytes ? can->piece_bytes : SENT_PIECE_BYTES) / n_most;
+    const size_t n_sent = p->is_shared ? (size_t)c->n_ranks - 1 : 1; /* a message is but a share of a piece */
+    size_t wanted = x->piece_bytes ? x->piece_bytes : can->one_shot ? PIECE_BYTES / n_all : (can->piece_bytes ? can->piece_bytes : SENT_PIECE_BYTES) * n_sent / n_most;
     limit = smaller(limit, wanted < 64 ? 64 : wanted / 64 * 64);
     if (x->vector_bytes <= limit) return ST_OK;
     if (x->piece_bytes)
@@ -58,37 +64,114 @@ static enum st choose_piece(const struct comm *c, const struct comm_exchange_add
 
 static size_t piece_bytes(const struct pieces *p, size_t offset) { return smaller(p->bytes, p->x->vector_bytes - offset); }
 
+/* Our vectors' piece goes to the send buffer. */
+static void put_vectors(const struct pieces *p, size_t offset) {
+    const struct comm_exchange_add *x = p->x;
+    const size_t bytes = piece_bytes(p, offset), stride = comm_round_up(bytes, 64);
+    if (!bytes || !x->n_vectors[p->c->rank]) return;
+    unsigned char *to = comm_send_buffer(p->c);
+    const unsigned char *from = (const unsigned char *)x->send + offset;
+    /* The last first: they may lie there already, one close behind the other. */
+    for (size_t i = x->n_vectors[p->c->rank]; i-- > 0;)
+        if (to + i * stride != from + i * x->vector_bytes) memmove(to + i * stride, from + i * x->vector_bytes, bytes);
+}
+
 static enum st piece_start(const struct pieces *p, size_t offset, struct err *e) {
     struct comm *c = p->c;
     const struct comm_exchange_add *x = p->x;
     size_t bytes = piece_bytes(p, offset), stride = comm_round_up(bytes, 64), recv_bytes[COMM_MAX_RANKS];
     for (int r = 0; r < c->n_ranks; r++) recv_bytes[r] = x->n_vectors[r] ? (x->n_vectors[r] - 1) * stride + bytes : 0;
-    if (bytes && x->n_vectors[c->rank] && !p->runs) {
-        unsigned char *to = comm_send_buffer(c);
-        const unsigned char *from = (const unsigned char *)x->send + offset;
-        /* The last first: they may lie in the send buffer already, one close behind the other. */
-        for (size_t i = x->n_vectors[c->rank]; i-- > 0;)
-            if (to + i * stride != from + i * x->vector_bytes) memmove(to + i * stride, from + i * x->vector_bytes, bytes);
-    }
+    if (!p->runs) put_vectors(p, offset);
     return comm_allgather_start(c, NULL, recv_bytes, p->header, e);
 }
 
-static enum st piece_finish(const struct pieces *p, size_t offset, uint64_t *deadline_ns, const void **vectors, struct comm_header *headers,
-                            struct err *e) {
+static enum st finish(const struct pieces *p, uint64_t *deadline_ns, const void **views, struct comm_header *headers, struct err *e) {
     const struct comm_exchange_add *x = p->x;
-    const void *views[COMM_MAX_RANKS];
     enum st code;
     while ((code = comm_allgather_finish(p->c, *deadline_ns, views, headers, e)) == ST_TIMEOUT && x->extend) {
         uint64_t later_ns = x->extend(x->context);
         if (!later_ns) break;
         *deadline_ns = later_ns;
     }
+    return code;
+}
+
+static enum st piece_finish(const struct pieces *p, size_t offset, uint64_t *deadline_ns, const void **vectors, struct comm_header *headers,
+                            struct err *e) {
+    const struct comm_exchange_add *x = p->x;
+    const void *views[COMM_MAX_RANKS];
+    enum st code = finish(p, deadline_ns, views, headers, e);
     if (code != ST_OK) return code;
     size_t stride = comm_round_up(piece_bytes(p, offset), 64);
     int n = 0;
     for (int r = 0; r < p->c->n_ranks; r++)
         for (size_t i = 0; i < x->n_vectors[r]; i++) vectors[n++] = (const unsigned char *)views[r] + i * stride;
     return ST_OK;
+}
+
+bool comm_is_shared(const struct comm *c, size_t send_bytes, size_t scatter_bytes) {
+    return c->n_ranks > 2 && c->backend->capabilities.scatters && send_bytes >= (scatter_bytes ? scatter_bytes : COMM_SCATTER_BYTES);
+}
+
+/* One of the exchanges of a shared sum: piece i's scatter, or its all-gather. */
+struct turn {
+    bool gathers;
+    size_t offset, bytes; /* of the piece */
+    struct comm_shares shares;
+};
+
+static struct turn turn_of(const struct pieces *p, size_t k, size_t n_turns) {
+    const bool gathers = k && (k % 2 == 0 || k + 1 == n_turns);
+    const size_t i = k + 1 == n_turns ? n_turns / 2 - 1 : gathers ? k / 2 - 1 : (k + 1) / 2;
+    struct turn t = {.gathers = gathers, .offset = i * p->bytes};
+    t.bytes = piece_bytes(p, t.offset);
+    t.shares.vector_bytes = comm_round_up(t.bytes, 64);
+    memcpy(t.shares.n_vectors, p->x->n_vectors, (size_t)p->c->n_ranks * sizeof *p->x->n_vectors);
+    comm_cut_evenly(&t.shares, p->c->n_ranks, 64);
+    return t;
+}
+
+/* Without what fills a vector up to whole 64 bytes. */
+static size_t share_bytes(const struct turn *t, int r) { return smaller(t->shares.begin[r + 1], t->bytes) - smaller(t->shares.begin[r], t->bytes); }
+
+static unsigned char *sum_at(const struct pieces *p, const struct turn *t, int r) { return (unsigned char *)p->x->sum + t->offset + smaller(t->shares.begin[r], t->bytes); }
+
+static enum st turn_start(const struct pieces *p, const struct turn *t, struct err *e) {
+    struct comm *c = p->c;
+    if (!t->gathers) {
+        put_vectors(p, t->offset);
+        return comm_scatter_start(c, NULL, &t->shares, p->header, e);
+    }
+    size_t recv_bytes[COMM_MAX_RANKS];
+    for (int r = 0; r < c->n_ranks; r++) recv_bytes[r] = share_bytes(t, r);
+    return comm_allgather_start(c, sum_at(p, t, c->rank), recv_bytes, p->header, e);
+}
+
+/* With what a turn has brought. */
+static void use(const struct pieces *p, const struct turn *t, const void *const *views, const void *const *vectors) {
+    const int own = p->c->rank;
+    if (!t->gathers && share_bytes(t, own)) p->x->add(p->x->context, (size_t)(sum_at(p, t, own) - (unsigned char *)p->x->sum), share_bytes(t, own), vectors, p->n_vectors);
+    for (int r = 0; r < p->c->n_ranks && t->gathers; r++)
+        if (r != own && share_bytes(t, r)) memcpy(sum_at(p, t, r), views[r], share_bytes(t, r));
+}
+
+static enum st exchange_shares(const struct pieces *p, uint64_t *deadline_ns, struct err *e) {
+    const size_t n_turns = 2 * ((p->x->vector_bytes + p->bytes - 1) / p->bytes);
+    const void *views[COMM_MAX_RANKS], *vectors[COMM_MAX_VECTORS];
+    struct turn now = turn_of(p, 0, n_turns);
+    enum st code = turn_start(p, &now, e);
+    for (size_t k = 0; k < n_turns && code == ST_OK; k++) {
+        code = finish(p, deadline_ns, views, k == 0 ? p->x->headers : NULL, e);
+        if (code != ST_OK) break;
+        if (!now.gathers) comm_share(p->c, views, vectors);
+        const struct turn next = k + 1 < n_turns ? turn_of(p, k + 1, n_turns) : now;
+        const bool waits = k + 1 < n_turns && next.gathers && next.offset == now.offset && !now.gathers; /* a sum of one piece: what it sends next is what is added here */
+        if (waits) use(p, &now, views, vectors);
+        if (k + 1 < n_turns) code = turn_start(p, &next, e);
+        if (code == ST_OK && !waits) use(p, &now, views, vectors);
+        now = next;
+    }
+    return code;
 }
 
 enum st comm_exchange_and_add(struct comm *c, const struct comm_exchange_add *x, const struct comm_header *header, uint64_t deadline_ns,
@@ -99,6 +182,10 @@ enum st comm_exchange_and_add(struct comm *c, const struct comm_exchange_add *x,
     enum st code = comm_check_ready(c, e);
     if (code == ST_OK) code = choose_piece(c, x, &p, e);
     if (code != ST_OK) return code;
+    if (p.is_shared) {
+        code = exchange_shares(&p, &deadline_ns, &why);
+        return code == ST_OK ? ST_OK : comm_give_up(c, code, &why, e);
+    }
 
     const bool may_run = c->backend->run && p.bytes < x->vector_bytes, from_here = x->n_vectors[c->rank] == 1 && (uintptr_t)x->send % 64 == 0;
     const struct comm_run run = {.from = from_here ? x->send : NULL, .bytes = x->vector_bytes, .piece_bytes = p.bytes, .header = *header};

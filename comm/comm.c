@@ -209,28 +209,35 @@ enum st comm_give_up(struct comm *c, enum st code, const struct err *why, struct
     return err_set(e, code, "%s", why->text);
 }
 
-enum st comm_allgather_start(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e) {
-    enum st ready = comm_check_ready(c, e);
-    if (ready != ST_OK) return ready;
-    for (int r = 0; r < c->n_ranks; r++) {
-        if (recv_bytes[r] > c->max_bytes)
-            return err_set(e, ST_INVALID, "comm: %zu bytes of rank %d; %zu were planned", recv_bytes[r], r, c->max_bytes);
-        c->recv_bytes[r] = recv_bytes[r];
-    }
+static enum st check_bytes(const struct comm *c, int r, size_t bytes, struct err *e) {
+    return bytes <= c->max_bytes ? ST_OK : err_set(e, ST_INVALID, "comm: %zu bytes of rank %d; %zu were planned", bytes, r, c->max_bytes);
+}
+
+/* recv_bytes and what a scatter is by are there. */
+static enum st begin(struct comm *c, const void *send, const struct comm_header *header, struct err *e) {
     c->sequence++;
     c->step = header->step;
     c->begun = true;
     c->is_here = false;
     c->why.text[0] = 0;
-    enum st code = c->backend->allgather_start(c, send, recv_bytes, header, &c->why);
+    enum st code = c->backend->allgather_start(c, send, c->recv_bytes, header, &c->why);
     return code == ST_OK ? ST_OK : broke(c, code, e);
+}
+
+enum st comm_allgather_start(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e) {
+    enum st code = comm_check_ready(c, e);
+    for (int r = 0; r < c->n_ranks && code == ST_OK; r++) code = check_bytes(c, r, recv_bytes[r], e);
+    if (code != ST_OK) return code;
+    memcpy(c->recv_bytes, recv_bytes, (size_t)c->n_ranks * sizeof *recv_bytes);
+    c->is_scatter = false;
+    return begin(c, send, header, e);
 }
 
 enum { MOST_ROUNDS = 64 }; /* of one advance: 16 MiB a peer over tcp */
 
-void comm_allgather_advance(struct comm *c) {
+bool comm_allgather_advance(struct comm *c) {
     int missing;
-    if (!c->begun || c->is_here || c->broken != ST_OK) return;
+    if (!c->begun || c->is_here || c->broken != ST_OK) return true;
     c->advancing = true;
     enum st code;
     uint64_t n_moved;
@@ -241,9 +248,10 @@ void comm_allgather_advance(struct comm *c) {
     } while (code == ST_AGAIN && c->n_moved != n_moved && ++n_rounds < MOST_ROUNDS);
     c->advancing = false;
     c->is_here = code == ST_OK;
-    if (code == ST_OK || code == ST_AGAIN) return;
+    if (code == ST_OK || code == ST_AGAIN) return c->is_here;
     struct err e;
     broke(c, code, &e); /* and finish tells it */
+    return true;
 }
 
 enum st comm_allgather_finish(struct comm *c, uint64_t deadline_ns, const void **views, struct comm_header *headers, struct err *e) {
@@ -272,6 +280,51 @@ enum st comm_allgather(struct comm *c, const void *send, const size_t *recv_byte
                        const void **views, struct comm_header *headers, struct err *e) {
     enum st code = comm_allgather_start(c, send, recv_bytes, header, e);
     return code == ST_OK ? comm_allgather_finish(c, deadline_ns, views, headers, e) : code;
+}
+
+/* ---- scatter ------------------------------------------------------------------------------------------------------------------------------------- */
+
+void comm_cut_evenly(struct comm_shares *shares, int n_ranks, size_t block_bytes) {
+    const size_t n_blocks = (shares->vector_bytes + block_bytes - 1) / block_bytes;
+    for (int r = 0; r <= n_ranks; r++) {
+        const size_t end = n_blocks * (size_t)r / (size_t)n_ranks * block_bytes;
+        shares->begin[r] = end < shares->vector_bytes ? end : shares->vector_bytes;
+    }
+}
+
+static enum st check_shares(const struct comm *c, const struct comm_shares *s, struct err *e) {
+    size_t n_all = 0;
+    bool is_cut = s->vector_bytes % 64 == 0 && s->begin[0] == 0 && s->begin[c->n_ranks] == s->vector_bytes;
+    for (int r = 0; r < c->n_ranks; r++) {
+        n_all += s->n_vectors[r];
+        is_cut = is_cut && s->begin[r] % 64 == 0 && s->begin[r] <= s->begin[r + 1];
+    }
+    if (n_all > COMM_MAX_VECTORS) return err_set(e, ST_INVALID, "comm: %zu vectors; %d are possible", n_all, COMM_MAX_VECTORS);
+    return is_cut ? ST_OK : err_set(e, ST_INVALID, "comm: these are no shares of vectors of %zu bytes", s->vector_bytes);
+}
+
+enum st comm_scatter_start(struct comm *c, const void *send, const struct comm_shares *shares, const struct comm_header *header, struct err *e) {
+    const bool packs = c->backend->capabilities.scatters;
+    enum st code = comm_check_ready(c, e);
+    if (code == ST_OK) code = check_shares(c, shares, e);
+    for (int r = 0; r < c->n_ranks && code == ST_OK; r++) code = check_bytes(c, r, comm_vectors_bytes(shares, r), e);
+    if (code != ST_OK) return code;
+    for (int r = 0; r < c->n_ranks; r++) c->recv_bytes[r] = packs && r != c->rank ? comm_scattered_bytes(shares, r, c->rank) : comm_vectors_bytes(shares, r);
+    c->packed = packs ? ~(1ull << c->rank) : 0;
+    c->is_scatter = true;
+    c->shares = *shares;
+    return begin(c, send, header, e);
+}
+
+int comm_share(const struct comm *c, const void *const *views, const void **vectors) {
+    const struct comm_shares *s = &c->shares;
+    int n = 0;
+    for (int r = 0; r < c->n_ranks; r++) {
+        const bool packed = c->packed >> r & 1;
+        const size_t first = packed ? 0 : s->begin[c->rank], stride = packed ? comm_share_bytes(s, c->rank) : s->vector_bytes;
+        for (uint32_t k = 0; k < s->n_vectors[r]; k++) vectors[n++] = (const unsigned char *)views[r] + first + k * stride;
+    }
+    return n;
 }
 
 enum st comm_barrier(struct comm *c, uint64_t deadline_ns, struct err *e) {

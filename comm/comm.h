@@ -36,6 +36,7 @@ struct comm_capabilities {
     bool ranks_as_threads; /* several ranks of a group may be threads of one process */
     bool one_shot;         /* all-gather without a copy: views point into the sender's buffer */
     bool sends_ahead;      /* comm_send_buffer may be asked for, and written, while the all-gather before is under way */
+    bool scatters;         /* a scatter moves what is asked for; elsewhere it is an all-gather, of which each takes its share */
     size_t max_ranks;
     size_t piece_bytes;    /* what a rank best sends at once of a large sum, unless told otherwise; 0: as much as anybody */
 };
@@ -133,16 +134,34 @@ enum st comm_allgather(struct comm *c, const void *send, const size_t *recv_byte
  * ST_TIMEOUT leaves the exchange begun: finish may be called again. ST_PEER_LOST and ST_MISMATCH are for good: every later call says the same. */
 enum st comm_allgather_start(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e);
 enum st comm_allgather_finish(struct comm *c, uint64_t deadline_ns, const void **views, struct comm_header *headers, struct err *e);
-/* Moves what can be moved without waiting, where the caller's time is what moves it; now and then while there is other work. What goes wrong is told by finish. */
-void comm_allgather_advance(struct comm *c);
+/* Moves what can be moved without waiting, where the caller's time is what moves it; now and then while there is other work. True: finish will not wait. What goes wrong is told by finish. */
+bool comm_allgather_advance(struct comm *c);
+
+/* An exchange in which each rank gets something else, as the first half of a large sum (reduce-scatter) wants it: every rank sends vectors of one size, one behind the other, of all of which rank r
+ * gets the bytes [begin[r], begin[r + 1]). Begun with a scatter of its own, it goes on as an all-gather: comm_allgather_advance, and comm_allgather_finish, whose views comm_share then makes
+ * pointers to our share of each vector of, in the order of ranks; they live as long as views do. Returns how many. */
+#define COMM_MAX_VECTORS 256
+struct comm_shares {
+    size_t vector_bytes;                /* a multiple of 64 */
+    uint32_t n_vectors[COMM_MAX_RANKS]; /* of each rank, at most COMM_MAX_VECTORS together; 0 is possible */
+    size_t begin[COMM_MAX_RANKS + 1];   /* from 0 to vector_bytes, not falling, multiples of 64; begin[n_ranks] is the end */
+};
+enum st comm_scatter_start(struct comm *c, const void *send, const struct comm_shares *shares, const struct comm_header *header, struct err *e);
+int comm_share(const struct comm *c, const void *const *views, const void **vectors);
+/* As equal as whole blocks of block_bytes (a multiple of 64) allow; the last may end with a part of one. */
+void comm_cut_evenly(struct comm_shares *shares, int n_ranks, size_t block_bytes);
 
 /* Exchange-and-add of the partial sums of a tree, in pieces: while the caller adds piece i, piece i + 1 flies. Rank r contributes n_vectors[r] vectors of vector_bytes each (own ones
  * in send, one behind the other); add is called for each piece, in order, with all vectors' bytes [offset, offset + bytes) in the order of ranks, 64-byte aligned. It alone knows
  * what adding is; it may run on other threads of the caller as long as it returns when they are done, and calls nothing on c.
  * What fits into one piece is one exchange. With vector_bytes 0 it is one exchange, too, for its headers' sake, and add is not called.
- * Every rank passes the same vector_bytes, n_vectors and piece_bytes. ST_INVALID where they cannot be served (the same on every rank, and nothing was exchanged); any other failure is
+ * Large sums of three and more ranks are shared (reduce-scatter and all-gather), where the caller tells where the sum lies: of each piece every rank gets a share of all vectors, adds that, and sends
+ * it to all. Then add is called for our shares alone, in order, and all of the sum is there on return: for n ranks with one vector each, 2/n of the bytes. Between two ranks they would be as many.
+ * Every rank passes the same vector_bytes, n_vectors, piece_bytes and scatter_bytes, and either all of them pass sum or none. ST_INVALID where they cannot be served (the same on every rank, and nothing was exchanged); any other failure is
  * for good, ST_TIMEOUT included: which pieces were added is told by the calls of add alone. */
-#define COMM_MAX_VECTORS 256
+#define COMM_SCATTER_BYTES (256u << 10)
+/* Whether a sum of which no rank sends more than send_bytes is shared. Where the backend cannot send each rank its share, it would cost more than it saves. */
+bool comm_is_shared(const struct comm *c, size_t send_bytes, size_t scatter_bytes);
 struct comm_exchange_add {
     const void *send;          /* may be comm_send_buffer's where all fits into one piece */
     size_t vector_bytes;       /* ≤ any; a multiple of 4 */
@@ -150,6 +169,8 @@ struct comm_exchange_add {
     size_t piece_bytes;        /* of one vector, cut down to what max_bytes allows and to whole 64 bytes; 0: chosen so that a piece of all vectors stays in cache */
     void (*add)(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors);
     void *context;
+    void *sum;            /* [vector_bytes], where add writes bytes at their offset; NULL: who knows where */
+    size_t scatter_bytes; /* of one rank's vectors: sums of so many are shared; 0: COMM_SCATTER_BYTES */
     struct comm_header *headers;       /* [n_ranks]: what came with the first piece; NULL: not wanted */
     uint64_t (*extend)(void *context); /* asked where the deadline has passed: a later one, or 0 to give up; NULL: give up */
 };

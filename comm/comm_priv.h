@@ -42,7 +42,10 @@ struct comm {
     struct comm_header headers[COMM_MAX_RANKS];
     enum st broken;    /* ST_OK, or why no further exchange is possible */
     struct err why;
-    size_t recv_bytes[COMM_MAX_RANKS]; /* of the exchange begun */
+    size_t recv_bytes[COMM_MAX_RANKS]; /* of the exchange begun: in a scatter our own are whole, others' what comes of them */
+    bool is_scatter;                   /* the exchange begun is one: */
+    struct comm_shares shares;
+    uint64_t packed; /* bit r: rank r's share of its vectors comes without what lies between; from others we see all */
     enum comm_cause cause;             /* of our end, if it came now: set by backends that find somebody lost */
     int blamed;                        /* who is lost, where cause is not COMM_WANTED */
 
@@ -55,6 +58,17 @@ struct comm {
     bool has_key;
     uint8_t key[COMM_KEY_BYTES];
 };
+
+/* In a scatter: bytes of a rank's vectors, and what another one gets of them. */
+static inline size_t comm_vectors_bytes(const struct comm_shares *s, int sender) { return s->n_vectors[sender] * s->vector_bytes; }
+static inline size_t comm_share_bytes(const struct comm_shares *s, int receiver) { return s->begin[receiver + 1] - s->begin[receiver]; }
+static inline size_t comm_scattered_bytes(const struct comm_shares *s, int sender, int receiver) { return s->n_vectors[sender] * comm_share_bytes(s, receiver); }
+/* Where, in the sender's buffer, byte `at` of what the receiver gets lies, and how many follow it without a gap. */
+static inline size_t comm_scattered_place(const struct comm_shares *s, int receiver, size_t at, size_t *bytes) {
+    const size_t share = comm_share_bytes(s, receiver), vector = at / share, offset = at % share;
+    *bytes = share - offset;
+    return vector * s->vector_bytes + s->begin[receiver] + offset;
+}
 
 /* ST_OK where an exchange may begin, else what comm_allgather_start would say. */
 enum st comm_check_ready(const struct comm *c, struct err *e);

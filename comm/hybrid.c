@@ -125,6 +125,8 @@ static enum st part_start(struct part *p, const struct comm *whole, const void *
     c->sequence = whole->sequence;
     c->step = whole->step;
     c->begun = true;
+    c->is_scatter = whole->is_scatter && c->backend->capabilities.scatters;
+    if (c->is_scatter) c->shares = whole->shares;
     memcpy(c->recv_bytes, recv_bytes, (size_t)c->n_ranks * sizeof *recv_bytes);
     p->is_done = false;
     return c->backend->allgather_start(c, send, c->recv_bytes, header, e);
@@ -133,7 +135,12 @@ static enum st part_start(struct part *p, const struct comm *whole, const void *
 static enum st hybrid_allgather_start(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e) {
     struct hybrid *h = (struct hybrid *)c;
     const void *slot = hybrid_send_buffer(c);
-    enum st code = part_start(&h->local, c, send, recv_bytes + h->first, header, e);
+    size_t local_bytes[COMM_MAX_RANKS]; /* the segment shows all */
+    for (int i = 0; i < h->n_here; i++) {
+        local_bytes[i] = c->is_scatter ? comm_vectors_bytes(&c->shares, h->first + i) : recv_bytes[h->first + i];
+        c->packed &= ~(1ull << (h->first + i));
+    }
+    enum st code = part_start(&h->local, c, send, local_bytes, header, e);
     return code == ST_OK ? part_start(&h->net, c, send ? send : slot, recv_bytes, header, e) : code;
 }
 
@@ -213,7 +220,7 @@ static void hybrid_sleep(struct comm *c, uint64_t deadline_ns) {
 /* ---- the two ------------------------------------------------------------------------------------------------------------------------------------- */
 
 const struct comm_backend comm_shm_tcp_backend = {
-    .capabilities = {.name = "shm+tcp", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .sends_ahead = true, .max_ranks = COMM_MAX_RANKS},
+    .capabilities = {.name = "shm+tcp", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .sends_ahead = true, .scatters = true, .max_ranks = COMM_MAX_RANKS},
     .priority = 45,
     .probe = probe_tcp,
     .open = open_tcp,
@@ -228,7 +235,7 @@ const struct comm_backend comm_shm_tcp_backend = {
     .sleep = hybrid_sleep,
 };
 const struct comm_backend comm_shm_ucx_backend = {
-    .capabilities = {.name = "shm+ucx", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .sends_ahead = true, .max_ranks = COMM_MAX_RANKS},
+    .capabilities = {.name = "shm+ucx", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .sends_ahead = true, .scatters = true, .max_ranks = COMM_MAX_RANKS},
     .priority = 46,
     .probe = probe_ucx,
     .open = open_ucx,

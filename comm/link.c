@@ -243,19 +243,29 @@ static uint64_t later_of(uint64_t a, uint64_t b) { return a > b ? a : b; }
 static uint64_t over(uint64_t a, uint64_t b) { return a > b ? a - b : 0; }
 static uint64_t plus(uint64_t ns, uint64_t more_ns) { return ns > UINT64_MAX - more_ns ? UINT64_MAX : ns + more_ns; }
 
-/* For n messages of so many bytes, one behind the other. */
-static uint64_t transfer_ns(const struct link *l, uint64_t bytes, int n) {
-    double ns = (double)bytes * (double)n * l->ns_per_byte;
+static uint64_t transfer_ns(const struct link *l, uint64_t bytes) {
+    double ns = (double)bytes * l->ns_per_byte;
     return ns < (double)NEVER_NS ? (uint64_t)llround(ns) : NEVER_NS;
 }
 
-/* How many of sender's copies leave before that to receiver. */
+/* How many of sender's copies leave before that to receiver; to itself: all. */
 static int copies_before(const struct link *l, int sender, int receiver) { return (receiver - sender - 1 + l->comm.n_ranks) % l->comm.n_ranks; }
 
-/* Takes the port for n_ranks − 1 copies. */
+/* Of the exchange begun: a rank's message as it lies in its buffer, and what it sends of it. */
+static uint64_t buffer_bytes(const struct link *l, int sender) { return l->comm.is_scatter ? comm_vectors_bytes(&l->comm.shares, sender) : l->comm.recv_bytes[sender]; }
+static uint64_t sent_bytes(const struct link *l, int sender, int receiver) {
+    return l->comm.is_scatter ? comm_scattered_bytes(&l->comm.shares, sender, receiver) : l->comm.recv_bytes[sender];
+}
+static uint64_t sent_before(const struct link *l, int sender, int receiver) {
+    uint64_t bytes = 0;
+    for (int i = 0; i < copies_before(l, sender, receiver); i++) bytes += sent_bytes(l, sender, (sender + 1 + i) % l->comm.n_ranks);
+    return bytes;
+}
+
+/* Takes the port for bytes, all that is sent. */
 static uint64_t depart(struct link *l, uint64_t begun_ns, uint64_t bytes) {
     uint64_t departs_ns = later_of(begun_ns, l->port->egress_free_ns);
-    l->port->egress_free_ns = plus(departs_ns, transfer_ns(l, bytes, l->comm.n_ranks - 1));
+    l->port->egress_free_ns = plus(departs_ns, transfer_ns(l, bytes));
     return departs_ns;
 }
 
@@ -289,15 +299,15 @@ static enum st arrive(struct link *l, uint64_t now_ns, struct err *e) {
     uint64_t slowest_begun_ns = l->begun_ns;
     for (int s = 0; s < l->comm.n_ranks; s++) {
         if (s == l->comm.rank) continue;
-        size_t bytes = l->comm.recv_bytes[s];
+        const uint64_t whole_bytes = buffer_bytes(l, s), bytes = sent_bytes(l, s, l->comm.rank);
         struct stamp stamp;
-        memcpy(&stamp, (const unsigned char *)l->views[s] + comm_round_up(bytes, 64), sizeof stamp);
+        memcpy(&stamp, (const unsigned char *)l->views[s] + comm_round_up(whole_bytes, 64), sizeof stamp);
         enum st code = check_stamp(l, s, &stamp, now_ns, e);
         if (code != ST_OK) return code;
-        if (stamp.bytes != bytes)
-            return err_set(e, ST_MISMATCH, "rank %d sent %llu bytes where %zu are due", s, (unsigned long long)stamp.bytes, bytes);
+        if (stamp.bytes != whole_bytes)
+            return err_set(e, ST_MISMATCH, "rank %d sent %llu bytes where %llu are due", s, (unsigned long long)stamp.bytes, (unsigned long long)whole_bytes);
         slowest_begun_ns = later_of(slowest_begun_ns, stamp.begun_ns);
-        uint64_t left_ns = plus(stamp.departs_ns, transfer_ns(l, bytes, copies_before(l, s, l->comm.rank)));
+        uint64_t left_ns = plus(stamp.departs_ns, transfer_ns(l, sent_before(l, s, l->comm.rank)));
         uint64_t first_ns = plus(left_ns, l->comm.link.delay_ns + jitter_of(l, s));
         int at = n++;
         for (; at > 0 && queue[at - 1].first_ns > first_ns; at--) queue[at] = queue[at - 1];
@@ -309,7 +319,7 @@ static enum st arrive(struct link *l, uint64_t now_ns, struct err *e) {
     l->due_ns = 0;
     for (int i = 0; i < n; i++) {
         uint64_t from_ns = later_of(queue[i].first_ns, l->port->ingress_free_ns);
-        uint64_t arrived_ns = plus(from_ns, transfer_ns(l, queue[i].bytes, 1));
+        uint64_t arrived_ns = plus(from_ns, transfer_ns(l, queue[i].bytes));
         l->port->ingress_free_ns = arrived_ns;
         if (i > 0 && arrived_ns <= l->due_ns) continue;
         l->due_ns = arrived_ns;
@@ -348,16 +358,18 @@ static enum st link_allgather_start(struct comm *c, const void *send, const size
     l->asked_ns = 0;
     l->is_there = false;
 
-    size_t bytes = recv_bytes[c->rank];
+    const size_t bytes = recv_bytes[c->rank]; /* in a scatter, too, the whole */
     unsigned char *buffer = inner->backend->send_buffer(inner);
     if (send && send != buffer && bytes) memcpy(buffer, send, bytes);
-    const struct stamp stamp = {.begun_ns = l->begun_ns, .departs_ns = depart(l, l->begun_ns, bytes), .bytes = bytes, .link = l->digest};
+    const struct stamp stamp = {.begun_ns = l->begun_ns, .departs_ns = depart(l, l->begun_ns, sent_before(l, c->rank, c->rank)), .bytes = bytes, .link = l->digest};
     memcpy(buffer + comm_round_up(bytes, 64), &stamp, sizeof stamp);
 
     inner->sequence = c->sequence;
     inner->step = c->step;
     inner->begun = true;
-    for (int r = 0; r < c->n_ranks; r++) inner->recv_bytes[r] = comm_round_up(recv_bytes[r], 64) + COMM_TRAILER_BYTES;
+    /* What is below moves all of a scatter; only its share takes time here. */
+    for (int r = 0; r < c->n_ranks; r++) inner->recv_bytes[r] = comm_round_up(buffer_bytes(l, r), 64) + COMM_TRAILER_BYTES;
+    c->packed = 0;
     enum st code = inner->backend->allgather_start(inner, NULL, inner->recv_bytes, header, e);
     l->started_ns = base_now_ns(c->clock);
     return code;
@@ -401,7 +413,7 @@ static enum st link_event_post(struct comm *c, const void *data, size_t bytes, s
     if (!l->is_stamped) {
         const struct port before = *l->port;
         uint64_t now_ns = base_now_ns(c->clock);
-        const struct stamp stamp = {.begun_ns = now_ns, .departs_ns = depart(l, now_ns, bytes), .bytes = bytes, .link = l->digest};
+        const struct stamp stamp = {.begun_ns = now_ns, .departs_ns = depart(l, now_ns, bytes * (uint64_t)(c->n_ranks - 1)), .bytes = bytes, .link = l->digest};
         enum st code = inner->backend->event_post(inner, &stamp, sizeof stamp, e);
         if (code != ST_OK) {
             *l->port = before;
@@ -422,7 +434,7 @@ static enum st read_event_stamp(struct link *l, struct err *e) {
     if (code != ST_OK) return code;
     code = check_stamp(l, 0, &stamp, base_now_ns(l->comm.clock), e);
     if (code != ST_OK) return code;
-    uint64_t left_ns = plus(stamp.departs_ns, transfer_ns(l, stamp.bytes, copies_before(l, 0, l->comm.rank) + 1));
+    uint64_t left_ns = plus(stamp.departs_ns, transfer_ns(l, stamp.bytes * (uint64_t)(copies_before(l, 0, l->comm.rank) + 1)));
     l->event_due_ns = plus(left_ns, l->comm.link.delay_ns);
     l->has_event = true;
     return ST_OK;
@@ -526,6 +538,7 @@ enum st comm_link_wrap(struct comm **c, struct err *e) {
         .sleep = link_sleep,
     };
     l->table.capabilities.crosses_hosts = false;
+    l->table.capabilities.scatters = true;
     l->comm.backend = &l->table;
     *c = &l->comm;
     return ST_OK;

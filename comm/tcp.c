@@ -54,19 +54,21 @@ static enum st tcp_allgather_start(struct comm *c, const void *send_from, const 
     size_t bytes = recv_bytes[t->rank];
     BASE_ASSERT(!t->run.from || !send_from);
     if (send_from && send_from != slot + TCP_HEAD_BYTES && bytes) memcpy(slot + TCP_HEAD_BYTES, send_from, bytes);
-    const struct tcp_frame f = {.kind = TCP_EXCHANGE, .number = c->sequence, .bytes = bytes, .header = *header, .events_read = t->events_read};
+    struct tcp_frame f = {.kind = TCP_EXCHANGE, .number = c->sequence, .bytes = bytes, .header = *header, .events_read = t->events_read};
     comm_tcp_put(&f, slot);
     t->events_told = t->events_read;
-    size_t offset;
-    t->frame_bytes = TCP_HEAD_BYTES + comm_tcp_share(t, bytes, 0, &offset);
     t->after = t->ring_written;
     t->comm.n_moved++;
     for (int r = 0; r < t->n_ranks; r++) {
         struct tcp_peer *p = &t->peers[r];
+        size_t offset;
+        p->frame_bytes = TCP_HEAD_BYTES + comm_tcp_share(t, comm_tcp_sent_bytes(t, r), 0, &offset);
         p->is_full = false;
         if (t->run.from && c->sequence != t->run_first) continue;
         p->n_out = c->sequence;
         p->n_sent = 0;
+        f.bytes = comm_tcp_sent_bytes(t, r);
+        if (c->is_scatter) comm_tcp_put(&f, p->head);
     }
     for (int i = 1; i < t->n_ranks; i++) {
         int r = t->rank + i < t->n_ranks ? t->rank + i : t->rank + i - t->n_ranks;
@@ -350,7 +352,7 @@ static void tcp_close(struct comm *c) {
 }
 
 const struct comm_backend comm_tcp_backend = {
-    .capabilities = {.name = "tcp", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .sends_ahead = true, .max_ranks = COMM_MAX_RANKS, .piece_bytes = TCP_PIECE_BYTES},
+    .capabilities = {.name = "tcp", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .sends_ahead = true, .scatters = true, .max_ranks = COMM_MAX_RANKS, .piece_bytes = TCP_PIECE_BYTES},
     .priority = 10,
     .probe = tcp_probe,
     .open = tcp_open,

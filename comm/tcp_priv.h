@@ -53,9 +53,10 @@ struct tcp_peer {
 
     /* sending */
     uint64_t n_out;        /* our frame of which exchange: the one begun, or in a run a later one */
+    size_t frame_bytes;    /* of it on the first stream, outside of runs */
     size_t n_sent;         /* bytes of it */
     bool is_full;          /* its socket has not taken the frame as a whole */
-    unsigned char head[TCP_HEAD_BYTES]; /* of it, in a run */
+    unsigned char head[TCP_HEAD_BYTES]; /* of it, in a run and in a scatter */
     unsigned char *rest;   /* [n_rest] of one, whose run has ended too early; malloc'ed; else NULL */
     size_t n_rest, n_rest_sent;
     uint64_t events_sent;  /* rank 0: position in the event stream */
@@ -93,7 +94,6 @@ struct tcp {
     uint64_t run_first;  /* exchange */
 
     /* the exchange begun */
-    size_t frame_bytes;             /* of our own, outside of runs */
     uint64_t after;                 /* it is sent behind so much of the event stream */
     unsigned turn;                  /* whose turn it is to be looked at first */
     uint64_t n_moved_seen; /* comm.n_moved, as sleep has seen it last */
@@ -130,6 +130,8 @@ const unsigned char *comm_tcp_piece(const struct tcp *t, uint64_t exchange, size
 bool comm_tcp_run(struct comm *c, const struct comm_run *run);
 /* Bytes of a payload that stream i carries (0: the first one, behind the frame's head), and where they begin in it. */
 size_t comm_tcp_share(const struct tcp *t, size_t bytes, int i, size_t *offset);
+/* Bytes of payload that rank r gets of us in the exchange begun. */
+size_t comm_tcp_sent_bytes(const struct tcp *t, int r);
 /* In an exchange: what is due on the further streams, both ways. */
 void comm_tcp_move_shares(struct tcp *t, int r);
 /* Of that, what is still due on the ith of them: POLLIN, POLLOUT, both or 0. */

@@ -272,18 +272,45 @@ struct due {
     size_t bytes, behind_bytes;
 };
 
+size_t comm_tcp_sent_bytes(const struct tcp *t, int r) {
+    const struct comm *c = &t->comm;
+    return c->is_scatter ? comm_scattered_bytes(&c->shares, t->rank, r) : c->recv_bytes[t->rank];
+}
+
+/* Byte `at` of what rank r gets, and how many of at most *bytes lie behind it. */
+static const unsigned char *payload_at(const struct tcp *t, int r, size_t at, size_t *bytes) {
+    const struct comm *c = &t->comm;
+    const unsigned char *slot = comm_tcp_slot(t, t->rank, c->sequence) + TCP_HEAD_BYTES;
+    if (!c->is_scatter || !*bytes) return slot + at;
+    size_t n;
+    const size_t place = comm_scattered_place(&c->shares, r, at, &n);
+    if (*bytes > n) *bytes = n;
+    return slot + place;
+}
+
+/* The head lies elsewhere than what follows it. */
+static struct due due_of_parts(const struct tcp_peer *p, const unsigned char *payload, size_t bytes) {
+    if (p->n_sent >= TCP_HEAD_BYTES) return (struct due){.what = DUE_FRAME, .at = payload, .bytes = bytes};
+    return (struct due){.what = DUE_FRAME, .at = p->head + p->n_sent, .bytes = TCP_HEAD_BYTES - p->n_sent, .behind = payload, .behind_bytes = bytes};
+}
+
 static struct due due_of_frame(struct tcp *t, struct tcp_peer *p) {
     const struct due nothing = {.what = DUE_NOTHING};
+    const struct comm *c = &t->comm;
+    const size_t n_payload = p->n_sent > TCP_HEAD_BYTES ? p->n_sent - TCP_HEAD_BYTES : 0;
+    if (!t->run.from && p->n_sent >= p->frame_bytes) return nothing;
+    if (!t->run.from && !c->is_scatter) return (struct due){.what = DUE_FRAME, .at = comm_tcp_slot(t, t->rank, c->sequence) + p->n_sent, .bytes = p->frame_bytes - p->n_sent};
     if (!t->run.from) {
-        const unsigned char *frame = comm_tcp_slot(t, t->rank, t->comm.sequence);
-        return p->n_sent < t->frame_bytes ? (struct due){.what = DUE_FRAME, .at = frame + p->n_sent, .bytes = t->frame_bytes - p->n_sent} : nothing;
+        const int r = (int)(p - t->peers);
+        size_t bytes = p->frame_bytes - TCP_HEAD_BYTES - n_payload;
+        const unsigned char *payload = payload_at(t, r, n_payload, &bytes);
+        return due_of_parts(p, payload, bytes);
     }
     size_t bytes;
     const unsigned char *piece = comm_tcp_piece(t, p->n_out, &bytes);
-    if (!bytes || p->n_out > t->comm.sequence + AHEAD) return nothing;
-    if (p->n_sent >= TCP_HEAD_BYTES) return (struct due){.what = DUE_FRAME, .at = piece + (p->n_sent - TCP_HEAD_BYTES), .bytes = TCP_HEAD_BYTES + bytes - p->n_sent};
+    if (!bytes || p->n_out > c->sequence + AHEAD) return nothing;
     if (p->n_sent == 0) comm_tcp_put(&(struct tcp_frame){.kind = TCP_EXCHANGE, .number = p->n_out, .bytes = bytes, .header = t->run.header, .events_read = t->events_told}, p->head);
-    return (struct due){.what = DUE_FRAME, .at = p->head + p->n_sent, .bytes = TCP_HEAD_BYTES - p->n_sent, .behind = piece, .behind_bytes = bytes};
+    return due_of_parts(p, piece + n_payload, bytes - n_payload);
 }
 
 /* A frame that was begun is finished first; events in front of the exchange that follows them. */
@@ -332,7 +359,7 @@ static void was_sent(struct tcp *t, struct tcp_peer *p, const struct due *d, siz
 static ssize_t send_due(const struct tcp *t, struct tcp_peer *p, const struct due *d) {
     const struct comm_os *os = t->comm.os;
     if (d->behind_bytes) return os->send_two(os, p->fd, d->at, d->bytes, d->behind, d->behind_bytes);
-    const bool is_page = d->what == DUE_FRAME && !t->is_run && !p->is_full && t->pages.memory && d->bytes >= t->pages.least && t->frame_bytes <= t->pages.most;
+    const bool is_page = d->what == DUE_FRAME && !t->is_run && !t->comm.is_scatter && !p->is_full && t->pages.memory && d->bytes >= t->pages.least && p->frame_bytes <= t->pages.most;
     if (!is_page) return os->send(os, p->fd, d->at, d->bytes);
     const ssize_t n = os->send_pages(os, p->fd, &t->pages, (size_t)(d->at - t->own), d->bytes);
     p->is_full = n < (ssize_t)d->bytes; /* trying again and again would cost more than a copy */
@@ -397,9 +424,8 @@ bool comm_tcp_run(struct comm *c, const struct comm_run *run) {
     if (!t->run.from) return false;
     for (int r = 0; r < t->n_ranks; r++) {
         leave_run(t, &t->peers[r]);
-        t->peers[r].n_sent = 0;
+        t->peers[r].n_sent = t->peers[r].frame_bytes = 0;
     }
-    t->frame_bytes = 0;
     t->run.from = NULL;
     return false;
 }
@@ -461,11 +487,13 @@ void comm_tcp_move_shares(struct tcp *t, int r) {
     for (int i = 0; i < t->n_more; i++) {
         struct tcp_stream *s = &p->more[i];
         size_t out_at, in_at;
-        size_t out = comm_tcp_share(t, c->recv_bytes[t->rank], i + 1, &out_at), in = comm_tcp_share(t, c->recv_bytes[r], i + 1, &in_at);
-        unsigned char *from = comm_tcp_slot(t, t->rank, c->sequence) + TCP_HEAD_BYTES + out_at;
+        size_t out = comm_tcp_share(t, comm_tcp_sent_bytes(t, r), i + 1, &out_at), in = comm_tcp_share(t, c->recv_bytes[r], i + 1, &in_at);
         unsigned char *to = comm_tcp_slot(t, r, c->sequence) + TCP_HEAD_BYTES + in_at;
-        for (size_t end = s->n_sent + PIECE_BYTES; !s->ended && s->n_sent < out && s->n_sent < end;)
-            if (!moved(t, r, s, os->send(os, s->fd, from + s->n_sent, (out < end ? out : end) - s->n_sent), &s->n_sent)) break;
+        for (size_t end = s->n_sent + PIECE_BYTES; !s->ended && s->n_sent < out && s->n_sent < end;) {
+            size_t bytes = (out < end ? out : end) - s->n_sent;
+            const unsigned char *from = payload_at(t, r, out_at + s->n_sent, &bytes);
+            if (!moved(t, r, s, os->send(os, s->fd, from, bytes), &s->n_sent)) break;
+        }
         for (size_t end = s->n_have + PIECE_BYTES; !s->ended && s->n_have < in && s->n_have < end;)
             if (!moved(t, r, s, os->recv(os, s->fd, to + s->n_have, (in < end ? in : end) - s->n_have), &s->n_have)) break;
     }
@@ -475,13 +503,13 @@ short comm_tcp_due(const struct tcp *t, int r, int i) {
     BASE_ASSERT(i >= 0 && i < t->n_more);
     size_t offset;
     const struct tcp_stream *s = &t->peers[r].more[i];
-    bool out = s->n_sent < comm_tcp_share(t, t->comm.recv_bytes[t->rank], i + 1, &offset),
+    bool out = s->n_sent < comm_tcp_share(t, comm_tcp_sent_bytes(t, r), i + 1, &offset),
          in = s->n_have < comm_tcp_share(t, t->comm.recv_bytes[r], i + 1, &offset);
     return (short)((in ? POLLIN : 0) | (out ? POLLOUT : 0));
 }
 
 static bool is_first_done(const struct tcp *t, const struct tcp_peer *p) {
-    return p->n_received >= t->comm.sequence && (t->run.from ? p->n_out > t->comm.sequence : p->n_sent == t->frame_bytes);
+    return p->n_received >= t->comm.sequence && (t->run.from ? p->n_out > t->comm.sequence : p->n_sent == p->frame_bytes);
 }
 
 bool comm_tcp_is_done(const struct tcp *t, int r) {

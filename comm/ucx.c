@@ -145,7 +145,7 @@ struct ucx {
     size_t memory_bytes, slot_bytes, piece_bytes;
     uint32_t send_flags;
     unsigned char *ring;
-    struct packet *packets; /* of the exchange begun, one per piece */
+    struct packet *packets; /* of the exchange begun, one per piece; in a scatter each peer has its own */
     struct peer peers[COMM_MAX_RANKS];
     int n_must_answer;
 
@@ -417,6 +417,25 @@ static void *ucx_send_buffer(struct comm *c) {
     return slot_of(s, s->rank, c->sequence + 1);
 }
 
+/* A piece ends where the next bytes for this peer lie elsewhere. */
+static void scatter_to(struct ucx *s, int r, const unsigned char *own, const struct packet *whole, struct packet **packets) {
+    const struct comm_shares *shares = &s->comm.shares;
+    struct packet packet = *whole;
+    packet.bytes = comm_scattered_bytes(shares, s->rank, r);
+    do {
+        const size_t left = packet.bytes - packet.offset;
+        size_t bytes = 0, place = left ? comm_scattered_place(shares, r, packet.offset, &bytes) : 0;
+        if (bytes > left) bytes = left;
+        if (bytes > s->piece_bytes) bytes = s->piece_bytes;
+        *++*packets = packet;
+        if (!is_lost(&s->peers[r])) post(s, r, *packets, own + place, bytes, s->send_flags, &s->peers[r].tally);
+        packet.offset += bytes;
+    } while (packet.offset < packet.bytes);
+}
+
+/* Each begins with its next, so that not all send to the same. */
+static int nth_peer(const struct ucx *s, int k) { return (s->rank + k) % s->n_ranks; }
+
 static enum st ucx_allgather_start(struct comm *c, const void *send, const size_t *recv_bytes, const struct comm_header *header, struct err *e) {
     (void)e;
     struct ucx *s = (struct ucx *)c;
@@ -429,12 +448,14 @@ static enum st ucx_allgather_start(struct comm *c, const void *send, const size_
     struct packet packet = make_packet(s, DATA, c->sequence);
     packet.bytes = bytes;
     packet.header = *header;
-    for (size_t i = 0; i < n_pieces; i++) {
+    struct packet *last = s->packets - 1;
+    for (int k = 1; k < s->n_ranks && c->is_scatter; k++) scatter_to(s, nth_peer(s, k), own, &packet, &last);
+    for (size_t i = 0; i < n_pieces && !c->is_scatter; i++) {
         packet.offset = i * s->piece_bytes;
         s->packets[i] = packet;
         size_t piece_bytes = bytes - packet.offset < s->piece_bytes ? bytes - packet.offset : s->piece_bytes;
-        for (int k = 1; k < s->n_ranks; k++) { /* each begins with its next, so that not all send to the same */
-            int r = (s->rank + k) % s->n_ranks;
+        for (int k = 1; k < s->n_ranks; k++) {
+            int r = nth_peer(s, k);
             if (!is_lost(&s->peers[r])) post(s, r, &s->packets[i], own + packet.offset, piece_bytes, s->send_flags, &s->peers[r].tally);
         }
     }
@@ -806,7 +827,8 @@ static enum st allocate(struct ucx *s, size_t max_bytes, bool in_pieces, struct 
         s->memory = memory;
         s->ring = s->memory + slots_bytes;
     }
-    s->packets = calloc((s->slot_bytes + s->piece_bytes - 1) / s->piece_bytes, sizeof *s->packets);
+    /* A scatter has, beside whole pieces, one that is shorter for each vector and peer. */
+    s->packets = calloc((s->slot_bytes + s->piece_bytes - 1) / s->piece_bytes + (size_t)s->n_ranks * COMM_MAX_VECTORS, sizeof *s->packets);
     s->events = calloc(MAX_EVENTS, sizeof *s->events);
     if (!s->memory || !s->packets || !s->events) return err_set(e, ST_NO_MEMORY, "ucx: no memory for buffers of %zu bytes", s->memory_bytes);
     return ST_OK;
@@ -939,7 +961,7 @@ static enum st ucx_probe(const struct comm_setup *setup, struct err *e) {
 #endif
 
 const struct comm_backend comm_ucx_backend = {
-    .capabilities = {.name = "ucx", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .sends_ahead = true, .max_ranks = COMM_MAX_RANKS},
+    .capabilities = {.name = "ucx", .crosses_hosts = true, .ranks_as_threads = true, .one_shot = false, .sends_ahead = true, .scatters = true, .max_ranks = COMM_MAX_RANKS},
     .priority = 40, /* and its probe refuses where plain sockets (10) are better */
     .probe = ucx_probe,
     .open = IF_UCX(ucx_open),

@@ -351,7 +351,7 @@ struct tree_sum {
     int n_nodes;
     float *result;
     size_t offset; /* added so far */
-    bool ok;
+    bool ok, is_shared; /* is_shared: each rank adds some of it */
 };
 
 static void find_nodes(struct tree_sum *t, uint32_t lo, uint32_t hi, uint32_t a, uint32_t b) {
@@ -393,10 +393,10 @@ static float combine(const struct tree_sum *t, const void *const *vectors, uint3
 
 static void add_piece(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors) {
     struct tree_sum *t = context;
-    t->ok = t->ok && offset == t->offset && bytes > 0 && bytes % 4 == 0 && offset + bytes <= t->vector_bytes && n_vectors == t->n_nodes;
+    t->ok = t->ok && (t->is_shared ? offset >= t->offset : offset == t->offset) && bytes > 0 && bytes % 4 == 0 && offset + bytes <= t->vector_bytes && n_vectors == t->n_nodes;
     for (int v = 0; t->ok && v < n_vectors; v++) t->ok = (uintptr_t)vectors[v] % 64 == 0;
     if (!t->ok) return;
-    t->offset += bytes;
+    t->offset = offset + bytes;
     for (size_t i = 0; i < bytes / 4; i++) {
         int next = 0;
         t->result[offset / 4 + i] = combine(t, vectors, 0, t->n_leaves, &next, i);
@@ -404,7 +404,7 @@ static void add_piece(void *context, size_t offset, size_t bytes, const void *co
 }
 
 /* One sum: its result has the bits of the tree on one rank, whatever the cut. in_place: only where it fits into one piece. */
-static bool exchange_tree(struct comm *c, struct tree_sum *t, size_t piece_bytes, bool in_place, float *own, struct err *e) {
+static bool exchange_tree(struct comm *c, struct tree_sum *t, size_t piece_bytes, bool in_place, bool shared, float *own, struct err *e) {
     int rank = comm_rank(c);
     size_t n = t->vector_bytes / 4;
     float *vectors = in_place ? comm_send_buffer(c) : own;
@@ -418,11 +418,15 @@ static bool exchange_tree(struct comm *c, struct tree_sum *t, size_t piece_bytes
                                         .piece_bytes = piece_bytes,
                                         .add = add_piece,
                                         .context = t,
+                                        .sum = shared ? t->result : NULL,
+                                        .scatter_bytes = 1,
                                         .headers = headers};
     t->offset = 0;
     t->ok = true;
+    t->is_shared = shared && comm_n_ranks(c) > 2 && comm_query(c)->scatters;
+    memset(t->result, 0xa5, t->vector_bytes);
     CHECK_ST(ST_OK, comm_exchange_and_add(c, &x, &header, soon(), e), e);
-    CHECK(t->ok && t->offset == t->vector_bytes);
+    CHECK(t->ok && (t->is_shared || t->offset == t->vector_bytes));
     for (int r = 0; r < comm_n_ranks(c); r++) CHECK(headers[r].step == t->tag && headers[r].token_hash == (uint32_t)r);
     for (size_t i = 0; i < n; i++) {
         float want = tree_value(t->tag, 0, t->n_leaves, i);
@@ -455,12 +459,64 @@ static bool script_add(struct comm **pc, void *arg) {
         if (t.vector_bytes > 20000 && piece_bytes && piece_bytes < 4096) piece_bytes = 4096;
         bool fits = t.vector_bytes <= 2048 && piece_bytes != 1 && piece_bytes != 64 && piece_bytes != 200; /* 12 of them, in 32 KiB */
         if (base_rng_below(&alone, 8) == 0) pause_us(base_rng_below(&alone, 300));
-        ok = exchange_tree(c, &t, piece_bytes, fits && base_rng_below(&alone, 2), own + base_rng_below(&alone, 2), &e); /* also one that no run can begin at */
+        const bool shared = base_rng_below(&common, 2);
+        ok = exchange_tree(c, &t, piece_bytes, fits && base_rng_below(&alone, 2), shared, own + base_rng_below(&alone, 2), &e); /* also one that no run can begin at */
         if (ok && base_rng_below(&common, 4) == 0) ok = comm_barrier(c, soon(), &e) == ST_OK;
     }
     free(own);
     free(t.result);
     return ok;
+}
+
+/* ---- scatter ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+/* Each rank gets its share of every vector, and of vectors of which it gets nothing, too, the headers; all-gathers in between. */
+static bool script_scatter(struct comm **pc, void *arg) {
+    (void)arg;
+    struct comm *c = *pc;
+    const int rank = comm_rank(c), n_ranks = comm_n_ranks(c);
+    struct err e = {0};
+    struct base_rng common, alone;
+    base_rng_init(&common, seed + 400);
+    base_rng_init(&alone, seed + 401 + (uint64_t)rank);
+    static _Thread_local _Alignas(64) unsigned char own[32768];
+    for (uint64_t i = 1; i <= 150 / SLOWER; i++) {
+        struct comm_shares s = {.vector_bytes = base_rng_below(&common, 65) * 64};
+        if (base_rng_below(&common, 2))
+            comm_cut_evenly(&s, n_ranks, 64u << base_rng_below(&common, 3));
+        else
+            for (int r = 1; r <= n_ranks; r++) s.begin[r] = r == n_ranks || base_rng_below(&common, 4) == 0 ? s.vector_bytes : s.begin[r - 1] + (s.vector_bytes - s.begin[r - 1]) / 128 * 64;
+        for (int r = 0; r < n_ranks; r++) s.n_vectors[r] = base_rng_below(&common, 5);
+        const bool in_place = base_rng_below(&alone, 2);
+        unsigned char *vectors = in_place ? comm_send_buffer(c) : own;
+        for (uint32_t k = 0; k < s.n_vectors[rank]; k++) fill(vectors + k * s.vector_bytes, s.vector_bytes, tag_of(i * 8 + k, rank));
+        const struct comm_header header = {.step = i, .token_hash = (uint32_t)rank};
+        CHECK_ST(ST_OK, comm_scatter_start(c, in_place ? NULL : own, &s, &header, &e), &e);
+        for (unsigned k = base_rng_below(&alone, 4); k > 0; k--) comm_allgather_advance(c);
+        if (base_rng_below(&alone, 8) == 0) pause_us(base_rng_below(&alone, 300));
+        const void *views[MAX_RANKS], *got[MAX_RANKS * 4];
+        struct comm_header headers[MAX_RANKS];
+        CHECK_ST(ST_OK, comm_allgather_finish(c, soon(), views, headers, &e), &e);
+        const int n = comm_share(c, views, got);
+        int v = 0;
+        for (int r = 0; r < n_ranks; r++) {
+            CHECK(headers[r].step == i && headers[r].token_hash == (uint32_t)r);
+            for (uint32_t k = 0; k < s.n_vectors[r]; k++, v++) {
+                static _Thread_local unsigned char whole[64 * 64];
+                fill(whole, s.vector_bytes, tag_of(i * 8 + k, r));
+                CHECK((uintptr_t)got[v] % 64 == 0 && memcmp(got[v], whole + s.begin[rank], s.begin[rank + 1] - s.begin[rank]) == 0);
+            }
+        }
+        CHECK(v == n);
+        if (base_rng_below(&common, 4) == 0) CHECK_ST(ST_OK, comm_barrier(c, soon(), &e), &e);
+    }
+    struct comm_shares wrong = {.vector_bytes = 128};
+    CHECK_ST(ST_INVALID, comm_scatter_start(c, own, &wrong, &(struct comm_header){0}, &e), &e); /* nobody gets the end */
+    comm_cut_evenly(&wrong, n_ranks, 64);
+    wrong.n_vectors[0] = COMM_MAX_VECTORS + 1;
+    CHECK_ST(ST_INVALID, comm_scatter_start(c, own, &wrong, &(struct comm_header){0}, &e), &e);
+    CHECK_ST(ST_OK, comm_barrier(c, soon(), &e), &e);
+    return true;
 }
 
 /* ---- top k -------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -886,6 +942,10 @@ static void sums_have_the_bits_of_one_rank(void **state) {
     (void)state;
     for_all(32768, 1, script_add, NULL, 0);
 }
+static void shares_are_scattered(void **state) {
+    (void)state;
+    for_all(16384, 1, script_scatter, NULL, 0);
+}
 static void large_sums_have_them_as_well(void **state) {
     (void)state;
     if (!t_long()) skip();
@@ -923,6 +983,7 @@ int main(void) {
         cmocka_unit_test(events_come_in_order_under_back_pressure),
         cmocka_unit_test(progress_moves_what_is_queued),
         cmocka_unit_test(sums_have_the_bits_of_one_rank),
+        cmocka_unit_test(shares_are_scattered),
         cmocka_unit_test(large_sums_have_them_as_well),
         cmocka_unit_test(the_best_of_all_ranks),
         cmocka_unit_test(groups_talk_among_themselves),

@@ -331,6 +331,8 @@ static enum st do_sum(struct rank *k, struct op *op) {
                                         .piece_bytes = op->piece_bytes,
                                         .add = add,
                                         .context = &a,
+                                        .sum = op->in_parts ? a.y : NULL,
+                                        .scatter_bytes = 1,
                                         .headers = headers,
                                         .extend = go_on};
     k->waits = 1;
