@@ -59,6 +59,7 @@ static void agent_args(const struct launch_setup *s, const struct launch_hosts_e
         {"--spin-us", launch_agent_number(a, t->spin_us)},
         {"--chunk", launch_agent_number(a, t->chunk)},
         {"--overlap", launch_agent_number(a, t->overlap_tokens)},
+        {"--scatter", launch_agent_number(a, t->scatter_bytes)},
         {"--ctx", launch_agent_number(a, t->context)},
         {"--sequences", launch_agent_number(a, t->max_sequences)},
         {"--kv", base_arena_strdup(a, kern_format(t->kv_format)->name)},

@@ -68,6 +68,7 @@ int cmd_rank(int argc, char **argv)
             .smaller = {.head_fp8 = v.head_fp8, .embedding = (enum part_embedding)v.embedding},
             .chunk = (int)v.chunk,
             .overlap_tokens = (int)v.overlap,
+            .scatter_bytes = v.scatter,
             .context = v.context,
             .max_sequences = (int)v.sequences,
             .n_threads = (int)v.n_threads,

@@ -14,6 +14,7 @@ static const struct option agent_options[] = {
     {"--spin-us", NULL, OPT_INT, offsetof(struct rank_values, spin_us), "US", "spin before sleeping", 0, 50, NULL},
     {"--chunk", NULL, OPT_INT, offsetof(struct rank_values, chunk), "N", "tokens of a step", 1, 65536, NULL},
     {"--overlap", NULL, OPT_INT, offsetof(struct rank_values, overlap), "N", "tokens from which on a step is walked in halves", 0, 65536, NULL},
+    {"--scatter", NULL, OPT_INT, offsetof(struct rank_values, scatter), "BYTES", "of a rank's message, from which on sums are shared", 0, (int64_t)1 << 40, NULL},
     {"--ctx", NULL, OPT_INT, offsetof(struct rank_values, context), "N", "tokens of a sequence", 1, 16777216, NULL},
     {"--sequences", NULL, OPT_INT, offsetof(struct rank_values, sequences), "N", "sequences at once", 1, 65536, NULL},
     {"--split", NULL, OPT_STR, offsetof(struct rank_values, shares), "A:B", "shares", 0, 0, NULL},

@@ -15,7 +15,7 @@ struct rank_values {
     const char *seats; /* "0,1@0:2,3@1": the ranks' CPUs and their memory's nodes; NULL: not bound */
     /* both */
     int64_t port; /* of comm: rank r listens at port + r; 0: any */
-    int64_t n_ranks, front_fd, n_threads, spin_us, chunk, overlap, context, sequences;
+    int64_t n_ranks, front_fd, n_threads, spin_us, chunk, overlap, scatter, context, sequences;
     const char *shares, *kv;
     const char *device; /* as kern_select wants it; NULL: the best CPU's */
     const char *backend, *link, *address, *streams; /* of comm; NULL: the best; none; loopback; one */

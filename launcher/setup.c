@@ -38,6 +38,7 @@ static const struct option shared_options[] = {
     {"--chunk", NULL, OPT_INT, offsetof(struct launch_options, chunk), "N", "tokens of one step (default 512)", 1, 65536, NULL},
     {"--ctx", NULL, OPT_INT, offsetof(struct launch_options, context), "N", "tokens of one sequence (default: what the command needs, or the model's maximum up to 8192)", 1, 16777216, NULL},
     {"--overlap", NULL, OPT_INT, offsetof(struct launch_options, overlap), "N", "compute steps of so many tokens and more in two halves, while the other one's sums are on their way: between hosts, and over tcp, ucx and mpi (default 128; 0: never)", 0, 65536, NULL},
+    {"--scatter", NULL, OPT_INT, offsetof(struct launch_options, scatter), "BYTES", "three ranks and more share sums of which one sends so many: each adds those of some tokens and sends the others the result; between hosts, over tcp and ucx, and with --link (default 262144; 0: never)", 0, (int64_t)1 << 40, NULL},
     {"--bind", NULL, OPT_STR, offsetof(struct launch_options, bind), "core|l3|numa|package|none|LIST", "where ranks are bound (default: by the machine's topology)", 0, 0, NULL},
     {"--link", NULL, OPT_STR, offsetof(struct launch_options, link), "RATE,DELAY|PRESET", "emulate a link between local ranks: 200gbit,2.5us[,jitter=500ns], cx7, cx7-one-rail, 10gbe, wifi", 0, 0, NULL},
     {"--backend", NULL, OPT_STR, offsetof(struct launch_options, backend), "shm|tcp|ucx|mpi", "what carries the bytes between ranks (default: the best that fits)", 0, 0, NULL},
@@ -204,6 +205,7 @@ void launch_choose(const struct launch_options *o, const struct launch_needs *ne
     const int64_t useful = t->context * needs->max_sequences; /* no step can have more tokens */
     t->chunk = t->chunk > useful ? (int)useful : t->chunk;
     t->overlap_tokens = (int)o->overlap;
+    t->scatter_bytes = o->scatter;
     t->max_sequences = needs->max_sequences;
     t->ledger = needs->ledger;
     t->expert_stats = needs->expert_stats;
@@ -295,7 +297,7 @@ enum st launch_setup_create_bare(const struct launch_options *options, uint64_t 
         launch_setup_destroy(s);
         return st;
     }
-    s->settings = (struct rt_settings){.kv_format = FMT_F32, .chunk = 1, .context = 1, .max_sequences = 1, .n_threads = s->placement ? s->placement->seats[0].n_threads : (int)options->n_threads};
+    s->settings = (struct rt_settings){.kv_format = FMT_F32, .chunk = 1, .context = 1, .max_sequences = 1, .n_threads = s->placement ? s->placement->seats[0].n_threads : (int)options->n_threads, .scatter_bytes = options->scatter};
     s->settings.spin_us = s->placement && s->placement->oversubscribed ? 0 : 50;
     *out = s;
     return ST_OK;

@@ -23,14 +23,14 @@ struct launch_options {
     const char *expert_map;
     int kv;             /* index of launch_kv_choices */
     int64_t chunk, context; /* 0: not given */
-    int64_t overlap;
+    int64_t overlap, scatter;
     const char *bind;
     const char *link, *backend; /* of the exchanges */
     const char *hosts, *hostfile, *ssh; /* several hosts; NULL: this one */
     int64_t port;       /* 0: not given */
 };
 enum { LAUNCH_KV_FP8 = 3, LAUNCH_KV_AUTO = 4 };
-#define LAUNCH_OPTIONS_DEFAULT {.activations = 1, .kv = LAUNCH_KV_AUTO, .overlap = 128}
+#define LAUNCH_OPTIONS_DEFAULT {.activations = 1, .kv = LAUNCH_KV_AUTO, .overlap = 128, .scatter = COMM_SCATTER_BYTES}
 
 extern const char *const launch_activation_choices[], *const launch_moe_choices[], *const launch_kv_choices[], *const launch_head_choices[];
 /* Of each rank, beside what the plan counts: code and stacks; and what describes each matrix (measured on headers of 37,000: 2.2 KB, 0.4 KB more a rank of the plan, and where its

@@ -86,7 +86,8 @@ static enum st operate(struct bench *b, bool mpi, size_t bytes, struct timing *t
     if (mpi)
         st = comm_mpi_allreduce(b->mpi, in, b->output, n, e);
     else {
-        const struct comm_exchange_add x = {.send = in, .vector_bytes = bytes, .n_vectors = b->n_vectors, .add = add, .context = b};
+        const struct comm_exchange_add x = {.send = in, .vector_bytes = bytes, .n_vectors = b->n_vectors, .add = add, .context = b,
+                                            .sum = b->o->settings.scatter_bytes ? b->output : NULL, .scatter_bytes = (size_t)b->o->settings.scatter_bytes};
         const struct comm_header header = {.step = b->n_operations};
         st = comm_exchange_and_add(b->ours, &x, &header, called + WAIT_NS, e);
     }

@@ -3,7 +3,8 @@
  * Both halves walk the main program stage by stage (a stage ends with an exchange): A's stage, B's stage, A's next stage … At the end of each, thread 0 ends the exchange that is under
  * way, which is the other half's, and begins this half's: one at a time is under way, always. So the order is the same on every rank. What a stage reads of others (the views of the exchange
  * that ended last) lives until the next but one begins: that is the other half's, whose turn comes after this stage. What a stage writes for others goes into the send buffer of the
- * exchange to come while the one before flies: backends that send ahead have that.
+ * exchange to come while the one before flies: backends that send ahead have that. Where sums are shared (sums.c), the one before may take two exchanges, so that nobody knows yet which buffer
+ * will be sent: then it goes to a place of its own, and from there into comm's.
  *
  * B's tokens follow A's, in the batch and in each sequence; B's attention reads what A has just put into the same layer's cache. Nothing else passes between tokens, so logits have the
  * bits of a whole step. A sequence that is cut becomes two runs over one row of the block table.
@@ -40,6 +41,9 @@ enum st rt_overlap_bind(struct rt_exec *x, struct err *e)
         st = bind_half(x, &x->halves[i], e);
     if (!st && x->slots.begin)
         st = rt_experts_bind_slots(x, x->slots.n_experts, &x->halves[1].slots, e);
+    const int64_t scatter_bytes = x->o.settings->scatter_bytes;
+    if (!st && scatter_bytes && comm_is_shared(x->o.comm, SIZE_MAX, (size_t)scatter_bytes) && !(x->partials = base_arena_alloc(&x->arena, x->o.plan->max_exchange_bytes)))
+        st = err_set(e, ST_NO_MEMORY, "no memory for the partial sums of a half");
     return st;
 }
 
@@ -90,6 +94,8 @@ static void take(struct rt_exec *x, int i)
     x->cache_tokens = h->cache_tokens;
 }
 
+static void look_up_send_buffer(struct rt_exec *x) { x->send_buffer = x->partials ? x->partials : comm_send_buffer(x->o.comm); }
+
 void rt_overlap_begin(struct rt_exec *x)
 {
     const int n = x->desc->batch.n_tokens, most = (x->o.settings->chunk + 1) / 2, tiles = (n + TILE) / 2 / TILE * TILE;
@@ -101,6 +107,7 @@ void rt_overlap_begin(struct rt_exec *x)
     x->halves[1].values = x->values + x->o.plan->budget[x->o.rank].activations / 2;
     x->n_halves = 2;
     take(x, 0);
+    look_up_send_buffer(x);
 }
 
 void rt_overlap_meet(struct rt_exec *x, const struct part_step *s)
@@ -114,8 +121,8 @@ void rt_overlap_meet(struct rt_exec *x, const struct part_step *s)
     if (!x->st && s)
         x->st = rt_exchange_begin(x, s);
     if (!x->st && s) {
-        comm_allgather_advance(x->o.comm); /* as much as the wire takes before the computing begins */
-        x->send_buffer = comm_send_buffer(x->o.comm);
+        rt_exchange_advance(x); /* as much as the wire takes before the computing begins */
+        look_up_send_buffer(x);
     }
     x->halves[x->half].slots = x->slots;
     take(x, 1 - x->half);
@@ -134,4 +141,5 @@ void rt_overlap_end(struct rt_exec *x, const struct rt_desc *whole)
     x->slots = x->halves[0].slots;
     x->values = x->halves[0].values;
     x->n_halves = 1;
+    x->send_buffer = comm_send_buffer(x->o.comm);
 }

@@ -217,6 +217,7 @@ struct digest rt_settings_digest(const struct rt_settings *settings)
     base_hasher_update_str(h, kern_format(settings->kv_format)->name);
     base_hasher_update_u64(h, (uint64_t)settings->chunk);
     base_hasher_update_u64(h, (uint64_t)settings->overlap_tokens);
+    base_hasher_update_u64(h, (uint64_t)settings->scatter_bytes);
     base_hasher_update_u64(h, (uint64_t)settings->context);
     base_hasher_update_u64(h, (uint64_t)settings->max_sequences);
     base_hasher_update_u64(h, settings->smaller.head_fp8);

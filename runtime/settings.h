@@ -16,6 +16,7 @@ struct rt_settings {
     bool expert_stats;   /* rank 0 counts which experts are chosen */
     int chunk;           /* tokens of one step */
     int overlap_tokens;  /* steps of so many and more are walked in halves where the backend sends ahead (overlap.c); 0: none is */
+    int64_t scatter_bytes; /* sums of which a rank sends so many and more are shared, between three ranks and more (sums.c); 0: none is */
     int64_t context;     /* tokens of one sequence */
     int max_sequences;
     int n_threads;       /* per rank */

@@ -467,35 +467,6 @@ static void do_column_scale(const struct rt_exec *x, struct kern_queue q, const 
     x->o.backend->column_scale(q, &args);
 }
 
-static void do_sum(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
-{
-    const struct part_value *out = value_of(x, s->out[0]);
-    const struct part_dim_cut *cut = &x->o.plan->cut.dims[s->dim];
-    const int n_tokens = x->desc->batch.n_tokens;
-    struct kern_sum args = {
-        .residual = address(x, s->in[0]),
-        .residual_stride = out->width,
-        .bias = s->in[2] != PART_NONE ? address(x, s->in[2]) : vector_of(x, s->bias[0]),
-        .bias_stride = s->in[2] != PART_NONE ? out->width : 0,
-        .vector_token_stride = out->width,
-        .n_leaves = x->m->dims[s->dim].leaves.n,
-        .y = address(x, s->out[0]),
-        .y_stride = out->width,
-        .n_tokens = n_tokens,
-        .width = (int)out->width,
-    };
-    for (int r = 0; r < x->o.plan->options.n_ranks; r++) {
-        const float *vectors = x->o.comm ? (const float *)(const void *)((const unsigned char *)x->views[r] + sent_offset(x, r, s->in[1])) : address(x, s->in[1]);
-        for (uint32_t k = 0; k < cut->n_vectors[r]; k++) {
-            const int i = args.n_vectors++;
-            args.vectors[i] = vectors + (size_t)k * (size_t)n_tokens * out->width;
-            args.vector_lo[i] = cut->node_lo[r][k];
-            args.vector_hi[i] = cut->node_hi[r][k];
-        }
-    }
-    x->o.backend->sum(q, &args);
-}
-
 static void do_select(const struct rt_exec *x, struct kern_queue q, const struct part_step *s)
 {
     const size_t width = value_of(x, s->out[0])->width;
@@ -527,48 +498,6 @@ static bool wanted(const struct rt_exec *x, enum part_op op, enum part_exchange 
     if (op == PART_EXCHANGE && mode == PART_EXCHANGE_LOGITS)
         return x->row_wants & RT_ROW_LOGITS;
     return true;
-}
-
-enum st rt_exchange_begin(struct rt_exec *x, const struct part_step *s)
-{
-    const struct part_plan *plan = x->o.plan;
-    const bool in_place = value_of(x, s->in[0])->partial;
-    size_t bytes[COMM_MAX_RANKS];
-    uint64_t all_bytes = 0;
-    for (int r = 0; r < plan->options.n_ranks; r++)
-        all_bytes += bytes[r] = part_exchange_bytes(plan, s, r, rows_in(x, s->in[0]));
-    struct comm_header header = *x->header;
-    if (x->ledger.on)
-        header.sent_ns = rt_ledger_enter(&x->ledger, RT_LEDGER_WIRE, PART_EXCHANGE, s->layer);
-    x->under_way = (struct exchange){.step = s, .sent = bytes[x->m->rank], .received = all_bytes - bytes[x->m->rank]};
-    return comm_allgather_start(x->o.comm, in_place ? NULL : address(x, s->in[0]), bytes, &header, x->e);
-}
-
-enum st rt_exchange_end(struct rt_exec *x)
-{
-    const struct part_plan *plan = x->o.plan;
-    const struct part_step *s = x->under_way.step;
-    struct comm_header headers[COMM_MAX_RANKS];
-    const enum st st = x->o.finish(x->o.context, x->views, headers, x->e);
-    x->under_way.step = NULL;
-    if (st)
-        return st;
-    if (x->ledger.on) {
-        struct rt_ledger_step *now = &x->ledger.now;
-        rt_ledger_exchanged(&x->ledger, headers, plan->options.n_ranks, x->m->rank);
-        now->bytes.sent += x->under_way.sent;
-        now->bytes.received += x->under_way.received;
-        now->n_exchanges++;
-        now->n_sums += s->exchange == PART_EXCHANGE_TREE;
-        for (int k = 0; k < 2 && s->exchange == PART_EXCHANGE_TREE; k++)
-            now->n_vectors += s->in[k] == PART_NONE ? 0 : value_of(x, s->in[k])->n_vectors;
-    }
-    for (int r = 0; r < plan->options.n_ranks; r++)
-        if (headers[r].token_hash != x->header->token_hash)
-            return err_set(x->e, ST_MISMATCH, "rank %d has sampled other tokens than rank %d by step %llu (hashes %08x and %08x)", r, x->m->rank, (unsigned long long)x->header->step,
-                           headers[r].token_hash, x->header->token_hash);
-    *x->root = headers[0];
-    return ST_OK;
 }
 
 /* Thread 0 only. With one rank there is no exchange step, and what follows one is done after SAMPLE and SCORE themselves. */
@@ -652,7 +581,7 @@ static void do_step(struct rt_exec *x, struct kern_queue q, const struct part_st
         rt_experts_bias(x, q, s, experts);
         break;
     case PART_SUM:
-        do_sum(x, q, s);
+        rt_sum(x, q, s);
         break;
     case PART_SELECT:
         do_select(x, q, s);
@@ -711,7 +640,7 @@ static void walk_steps(struct rt_exec *x, struct kern_queue q, int from, int to)
             mark(x, i);
         do_step(x, q, s, b->experts[i]);
         if (advances)
-            comm_allgather_advance(x->o.comm);
+            rt_exchange_advance(x);
     }
 }
 
@@ -769,6 +698,7 @@ enum st rt_exec_run(struct rt_exec *x, const struct rt_desc *desc, const struct 
     x->st = ST_OK;
     x->failing = ST_OK;
     x->under_way.step = NULL;
+    x->is_summed = false;
     x->e = e;
     x->row_wants = 0;
     *root = *header;

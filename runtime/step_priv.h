@@ -1,4 +1,4 @@
-/* What step.c, overlap.c, experts.c and logits.c share: one executor, its bound programs, where values lie. */
+/* What step.c, sums.c, overlap.c, experts.c and logits.c share: one executor, its bound programs, where values lie. */
 #ifndef RUNTIME_STEP_PRIV_H
 #define RUNTIME_STEP_PRIV_H
 
@@ -49,10 +49,23 @@ struct half {
     uint64_t cache_tokens;
 };
 
+/* Sums that ranks share; see sums.c. */
+enum { MOST_SUMS = 2 }; /* of one exchange */
+struct shared_sum {
+    enum { SUM_BY_ALL, SUM_SCATTERED, SUM_GATHERED, SUM_DONE } state; /* by all: it is not shared. Scattered, gathered: that is under way */
+    struct comm_shares shares; /* whole tokens */
+    int n_sums;
+    const struct part_step *steps[MOST_SUMS];
+    struct kern_sum sums[MOST_SUMS]; /* of our share, one behind the other */
+    unsigned char *y;
+};
+
 /* An exchange that was begun, until it is ended. */
 struct exchange {
     const struct part_step *step; /* NULL: none is under way */
     uint64_t sent, received;      /* bytes */
+    struct comm_header headers[COMM_MAX_RANKS];
+    struct shared_sum sum;
 };
 
 struct rt_exec {
@@ -65,6 +78,7 @@ struct rt_exec {
     int n_halves;          /* of the walk: 1 or 2; what values' offsets are divided by */
     struct half halves[2]; /* their arrays; [1] with slots of its own where the model has any */
     int half;              /* that is walked */
+    unsigned char *partials; /* [plan's largest send] what halves send; NULL: it lies in comm's send buffer */
     void *scratch_matmul, *scratch_attention;
     struct kern_kv *kv; /* [m->n_caches] */
     float *squares; /* [chunk], of a norm over all heads */
@@ -87,6 +101,7 @@ struct rt_exec {
     void *send_buffer;
     struct exchange under_way;
     const void *views[COMM_MAX_RANKS];
+    bool is_summed; /* with the exchange before, so that there is nothing left to add */
     enum st st; /* written by thread 0 before a barrier */
     _Atomic int failing; /* an enum st; −1: e is being written */
     struct err *e;
@@ -116,9 +131,12 @@ static inline float *address(const struct rt_exec *x, int v)
 
 static inline const float *vector_of(const struct rt_exec *x, int w) { return w == PART_NONE ? NULL : x->o.weights->items[w].vector; }
 
-/* step.c. Thread 0, between the barriers that follow what is sent and precede what reads it. */
+/* sums.c. Thread 0, between the barriers that follow what is sent and precede what reads it; in between it advances, whatever else is walked meanwhile. */
 enum st rt_exchange_begin(struct rt_exec *x, const struct part_step *s);
+void rt_exchange_advance(struct rt_exec *x);
 enum st rt_exchange_end(struct rt_exec *x);
+/* A sum's step, on all threads. */
+void rt_sum(const struct rt_exec *x, struct kern_queue q, const struct part_step *s);
 
 /* logits.c: what is made of logits. */
 int rt_logits_owner(const struct rt_exec *x, int dim, uint64_t id); /* which rank holds a row of the vocabulary */

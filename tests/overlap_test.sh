@@ -1,5 +1,5 @@
 #!/bin/bash
-# Steps in two halves, one computed while the other's sums are on their way (runtime/overlap.c): the bytes of whole steps on one rank. test-deadline: 120
+# Steps in two halves, one computed while the other's sums are on their way (runtime/overlap.c), and sums that ranks share (sums.c): the bytes of whole steps on one rank. test-deadline: 180
 # shellcheck source=tests/t.sh disable=SC1091,SC2154
 . "$(dirname "$0")/t.sh"
 
@@ -53,6 +53,28 @@ done
 backend=tcp
 same "four sequences over an emulated link" "$tiny" -n 2 --threads 1 --overlap 2 --link 10gbit,20us,jitter=50us
 
+# Shared sums: each rank sends and gets less, in one exchange more for each sum. Ranks with two vectors, or none, shares without a token, and steps of few tokens.
+received() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["ranks"][0]["prefill"]["bytes"]["received"])' "$t_dir/ledger.json"; }
+same "three ranks" "$tiny" -n 3 --threads 2 --overlap 0 --scatter 0
+whole=$(exchanges) whole_bytes=$(received)
+same "three ranks, shared sums" "$tiny" -n 3 --threads 2 --overlap 0 --scatter 1
+if [ "$(exchanges)" -ge "$((whole + 6))" ] && [ "$(received)" -lt "$((whole_bytes * 3 / 4))" ]; then t_pass "they are shared ($whole exchanges, $(exchanges); $whole_bytes bytes, $(received))"; else t_fail "not shared: $whole exchanges, $(exchanges); $whole_bytes bytes, $(received)"; fi
+same "three ranks, shared sums in halves" "$tiny" -n 3 --threads 1 --overlap 2 --scatter 1
+same "two ranks have nothing to share" "$tiny" -n 2 --threads 1 --overlap 2 --scatter 1
+same "three ranks of which one has nothing, shared sums in halves" "$tiny" --split 3:0:1 --threads 1 --overlap 2 --scatter 1
+same "four ranks of which one has most, shared sums in steps of 5" "$tiny" --split 5:1:1:1 --threads 1 --overlap 2 --scatter 1 --chunk 5
+same "shared sums over an emulated link" "$tiny" -n 3 --threads 1 --overlap 2 --scatter 1 --link 10gbit,20us,jitter=50us
+backend=shm
+same "shared sums over an emulated link, by shared memory" "$tiny" -n 3 --threads 2 --scatter 1 --link 1gbit,20us
+for backend in ucx mpi; do
+    if has $backend; then
+        same "shared sums over $backend" "$tiny" -n 3 --threads 1 --overlap 2 --scatter 1
+    else
+        skip "shared sums over $backend" "$(tail -n 1 "$t_dir/out")"
+    fi
+done
+backend=tcp
+
 # Everything else that a program may have: a norm over all heads in between, experts with and without shared ones, in both modes, sinks and windows, an embedding from the disk.
 sequences 21 8
 for setting in f32 auto; do
@@ -62,6 +84,10 @@ for setting in f32 auto; do
     same "sinks, windows, interleaved experts, $setting" tests/golden/families/gpt_oss-mxfp4 --split 5:3 --threads 1 --overlap 2
     both=(--activations "$setting" --moe ep)
     same "whole experts, $setting" tests/golden/families/qwen3_moe-e7 -n 2 --threads 1 --overlap 2
+    same "whole experts, shared sums, $setting" tests/golden/families/qwen3_moe-e7 -n 3 --threads 1 --overlap 2 --scatter 1
+    both=(--activations "$setting")
+    same "shared experts, shared sums, $setting" tests/golden/families/glm4_moe-shared2 -n 3 --threads 1 --overlap 2 --scatter 1
+    same "biases after the tree, shared sums, $setting" tests/golden/families/gpt_oss-mxfp4 --split 3:3:2 --threads 2 --overlap 0 --scatter 1
 done
 both=(--embedding disk)
 same "an embedding from the disk" tests/golden/llama/kv5-f16-biases-v5 -n 2 --threads 1 --overlap 2
