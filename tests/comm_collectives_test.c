@@ -245,6 +245,57 @@ static void headers_are_the_first_pieces(void **state) {
     for (uint64_t r = 0; r < N_FAKES; r++) assert_int_equal(headers[r].step, 40 + r);
 }
 
+/* ---- shared sums ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+struct shared_sum {
+    struct fake *f;
+    unsigned char *sum;
+};
+static void add_share(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors) {
+    struct shared_sum *s = context;
+    note(s->f, "A%zu+%zu ", offset, bytes);
+    assert_int_equal(n_vectors, 4);
+    for (int v = 0; v < n_vectors; v++) assert_non_null(vectors[v]);
+    memset(s->sum + offset, 7, bytes);
+}
+
+/* What is added, or put in its place, flies neither before nor while: what flies meanwhile is of the next piece, or of the one before. */
+static void shares_are_scattered_added_and_gathered_in_turns(void **state) {
+    (void)state;
+    static struct fake f;
+    static const struct {
+        size_t bytes, piece_bytes, scatter_bytes;
+        const char *trace;
+    } cases[] = {
+        {768, 384, 1, "S768 F S768 A128+128 F S128 A512+128 F S128 F "},
+        {1152, 384, 1, "S768 F S768 A128+128 F S128 A512+128 F S768 F S128 A896+128 F S128 F "},
+        {768, 0, 1, "S1536 F A256+256 S256 F "},
+        {100, 0, 1, "S256 F A0+64 S64 F "}, /* of two lines the first rank has none */
+        {132, 64, 1, "S128 F S128 F S0 F S128 F S0 F S0 F "},
+        {768, 384, 1537, "S768 F S768 A0+384 F A384+384 "}, /* too small to be shared */
+    };
+    struct comm_backend backend = fake_backend;
+    backend.capabilities.scatters = true;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct err e = {0};
+        _Alignas(64) unsigned char sum[1152] = {0};
+        fake_init(&f, CAPACITY);
+        f.comm.backend = &backend;
+        struct shared_sum s = {&f, sum};
+        const struct comm_exchange_add x = {.send = own,
+                                            .vector_bytes = cases[i].bytes,
+                                            .n_vectors = (const uint32_t[]){1, 2, 1},
+                                            .piece_bytes = cases[i].piece_bytes,
+                                            .add = add_share,
+                                            .context = &s,
+                                            .sum = sum,
+                                            .scatter_bytes = cases[i].scatter_bytes};
+        T_OK(comm_exchange_and_add(&f.comm, &x, &(struct comm_header){.step = 1}, BASE_NO_DEADLINE, &e), &e);
+        assert_string_equal(f.trace, cases[i].trace);
+        for (size_t k = 0; k < cases[i].bytes && i < 3; k++) assert_int_equal(sum[k], 7); /* all say what we say */
+    }
+}
+
 /* ---- the others --------------------------------------------------------------------------------------------------------------------------------------------- */
 
 static void the_best_take_as_few_exchanges_as_they_fit_into(void **state) {
@@ -289,7 +340,8 @@ int main(void) {
         cmocka_unit_test(what_fits_is_one_exchange),          cmocka_unit_test(the_next_piece_flies_while_one_is_added),
         cmocka_unit_test(pieces_are_alike_and_stay_in_cache), cmocka_unit_test(what_cannot_be_served_exchanges_nothing),
         cmocka_unit_test(a_failed_piece_is_for_good),         cmocka_unit_test(a_deadline_can_be_put_off),
-        cmocka_unit_test(headers_are_the_first_pieces),       cmocka_unit_test(the_best_take_as_few_exchanges_as_they_fit_into),
+        cmocka_unit_test(headers_are_the_first_pieces),       cmocka_unit_test(shares_are_scattered_added_and_gathered_in_turns),
+        cmocka_unit_test(the_best_take_as_few_exchanges_as_they_fit_into),
         cmocka_unit_test(a_split_that_times_out_is_for_good),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

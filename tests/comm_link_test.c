@@ -207,6 +207,36 @@ static void two_messages_meet_at_a_port(void **state) {
     rig_close(&rig);
 }
 
+static void begin_scatter(struct rig *rig, int rank, uint64_t at_ns, const struct comm_shares *shares) {
+    struct err e = {0};
+    const struct comm_header header = {.step = 7, .token_hash = (uint32_t)rank};
+    set_clock(rig, at_ns);
+    rig->buffers[rank] = comm_send_buffer(rig->c[rank]);
+    rig->recv_bytes[rank] = shares->n_vectors[rank] * shares->vector_bytes;
+    memset(rig->buffers[rank], rank + 1, rig->recv_bytes[rank]);
+    T_OK(comm_scatter_start(rig->c[rank], NULL, shares, &header, &e), &e);
+}
+
+static void of_a_scatter_each_share_takes_its_time(void **state) {
+    (void)state;
+    struct rig rig;
+    rig_open(&rig, 3, one_gbit());
+    struct comm_shares shares = {.vector_bytes = 192, .n_vectors = {1, 1, 1}};
+    comm_cut_evenly(&shares, 3, 64);
+    for (int r = 0; r < 3; r++) begin_scatter(&rig, r, 0, &shares);
+    for (int r = 0; r < 3; r++) ENDS_AT(&rig, r, 2 * 512 + 1000, (r + 1) % 3);
+    struct comm_link_totals t = totals_of(&rig, 2);
+    assert_int_equal(t.bytes, 128);
+    assert_int_equal(t.link_ns, 2024);
+    /* All for rank 1, and two vectors of rank 2. */
+    shares = (struct comm_shares){.vector_bytes = 192, .n_vectors = {1, 1, 2}, .begin = {0, 0, 192, 192}};
+    for (int r = 0; r < 3; r++) begin_scatter(&rig, r, 10000, &shares);
+    ENDS_AT(&rig, 0, 11000, 1);
+    ENDS_AT(&rig, 1, 11000 + 3 * 192 * 8, 2);
+    ENDS_AT(&rig, 2, 11000 + 192 * 8, 0); /* behind the one for rank 1 */
+    rig_close(&rig);
+}
+
 static void a_group_shares_the_port(void **state) {
     (void)state;
     struct rig a, b;
@@ -795,6 +825,7 @@ int main(void) {
         cmocka_unit_test(what_follows_queues_at_the_port),
         cmocka_unit_test(three_ranks_send_one_copy_after_the_other),
         cmocka_unit_test(two_messages_meet_at_a_port),
+        cmocka_unit_test(of_a_scatter_each_share_takes_its_time),
         cmocka_unit_test(a_group_shares_the_port),
         cmocka_unit_test(jitter_is_bounded_and_repeats),
         cmocka_unit_test(a_late_machine_is_told),

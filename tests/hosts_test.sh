@@ -33,9 +33,11 @@ same() {
 same "two hosts, a rank each" --hosts "$hosts_list"
 same "two hosts, two ranks each" --hosts "$hosts_list" -n 4
 same "two hosts, two ranks each, in halves" --hosts "$hosts_list" -n 4 --overlap 2
+same "two hosts, two ranks each, shared sums in halves" --hosts "$hosts_list" -n 4 --overlap 2 --scatter 1
 same "two hosts, two ranks each, without memory in common" --hosts "$hosts_list" -n 4 --backend tcp
 if "$TANDEM" bench comm --backend ucx --min 8 --max 8 --blocks 1 --peer none >"$t_dir/out" 2>&1; then
     same "two hosts, two ranks each, by UCX, in halves" --hosts "$hosts_list" -n 4 --backend shm+ucx --overlap 2
+    same "two hosts, two ranks each, by UCX, shared sums" --hosts "$hosts_list" -n 4 --backend shm+ucx --scatter 1
 else
     skip "two hosts, two ranks each, by UCX, in halves" "$(tail -n 1 "$t_dir/out")"
 fi
@@ -51,6 +53,7 @@ else
 fi
 for h in 0 1; do host $h tc qdisc del dev eth0 root 2>/dev/null; done
 same "two hosts, three ranks, uneven" --hosts "$hosts_list" --split 3:1:2
+same "two hosts, three ranks, uneven, shared sums" --hosts "$hosts_list" --split 3:1:2 --scatter 1
 same "one other host, one rank" --hosts "$h1"
 printf '# the pair\n%s\n%s # the other\n' "$h0" "$h1" >"$t_dir/hostfile"
 same "a host file" --hostfile "$t_dir/hostfile"

@@ -54,7 +54,7 @@ backend=tcp
 same "four sequences over an emulated link" "$tiny" -n 2 --threads 1 --overlap 2 --link 10gbit,20us,jitter=50us
 
 # Shared sums: each rank sends and gets less, in one exchange more for each sum. Ranks with two vectors, or none, shares without a token, and steps of few tokens.
-received() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["ranks"][0]["prefill"]["bytes"]["received"])' "$t_dir/ledger.json"; }
+received() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["ranks"][0]["prefill"]["received_bytes"])' "$t_dir/ledger.json"; }
 same "three ranks" "$tiny" -n 3 --threads 2 --overlap 0 --scatter 0
 whole=$(exchanges) whole_bytes=$(received)
 same "three ranks, shared sums" "$tiny" -n 3 --threads 2 --overlap 0 --scatter 1

@@ -1,6 +1,6 @@
 /* Bytes from a peer of the tcp backend: whatever they are, an answer comes, and nothing outside the peer's own buffers changes.
  *
- * Input: 0 our rank (bit 0), hang up at the end (bit 1), add a vector in pieces first (bit 2) · 1, 2 bytes due from the peer in the first and second exchange, in units of 16 · 3 size of the pieces in
+ * Input: 0 our rank (bit 0), hang up at the end (bit 1), add a vector in pieces first (bit 2), exchanges are scatters (bit 3) · 1, 2 bytes due from the peer in the first and second exchange, in units of 16 · 3 size of the pieces in
  * which the rest arrives, in units of 8 (0: at once) · 4 … what the peer sends. Between the pieces our side begins and tests exchanges, posts and reads events. */
 #include <signal.h>
 #include <stdlib.h>
@@ -30,8 +30,22 @@ struct exchanges {
     int n_begun, n_done;
     const void *views[2]; /* of the first one */
     uint64_t hash;        /* of the first one's bytes: they must not change until the third begins */
-    bool adds;
+    bool adds, scatters;
+    struct comm_shares shares[2];
 };
+
+/* As many lines of up to three of the peer's vectors as this byte says, of three of ours the others. */
+static void draw_shares(struct exchanges *x, int i, int rank, unsigned byte) {
+    struct comm_shares *s = &x->shares[i];
+    const size_t ours = byte / 4 % 8 * 64, theirs = 192;
+    s->vector_bytes = ours + theirs;
+    s->begin[1] = rank == 0 ? ours : theirs;
+    s->begin[2] = s->vector_bytes;
+    s->n_vectors[rank] = 3;
+    s->n_vectors[!rank] = byte % 4;
+    x->recv_bytes[i][rank] = 3 * s->vector_bytes;
+    x->recv_bytes[i][!rank] = byte % 4 * ours;
+}
 
 static void add(void *context, size_t offset, size_t bytes, const void *const *vectors, int n_vectors) {
     uint64_t *hash = context;
@@ -63,7 +77,7 @@ static void step(struct comm *c, struct exchanges *x, unsigned i) {
     size_t event_bytes = 0;
     if (x->adds && i == 1) add_in_pieces(c, x);
     if (x->n_begun == x->n_done && x->n_begun < 2 && i % 3 == 2) {
-        enum st code = comm_allgather_start(c, NULL, x->recv_bytes[x->n_begun], &header, &e);
+        enum st code = x->scatters ? comm_scatter_start(c, NULL, &x->shares[x->n_begun], &header, &e) : comm_allgather_start(c, NULL, x->recv_bytes[x->n_begun], &header, &e);
         BASE_ASSERT(is_expected(code));
         if (code == ST_OK) x->n_begun++;
     }
@@ -94,10 +108,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     signal(SIGPIPE, SIG_IGN); /* as ranks do, and messages go by pages */
     int rank = data[0] & 1;
     struct comm *c = open_with(rank, fds[0]);
-    struct exchanges x = {.adds = data[0] & 4};
+    struct exchanges x = {.adds = data[0] & 4, .scatters = data[0] & 8};
     for (int i = 0; i < 2; i++) {
         x.recv_bytes[i][!rank] = (size_t)data[1 + i] * 16;
         x.recv_bytes[i][rank] = 200;
+        if (x.scatters) draw_shares(&x, i, rank, data[1 + i]);
     }
     size_t piece = data[3] ? (size_t)data[3] * 8 : bytes, at = HEAD;
     unsigned n_steps = 0;

@@ -18,10 +18,10 @@ def data(n):
     return bytes(i * 7 % 256 for i in range(n))
 
 
-def write(name, rank, due, piece, stream, hangs_up=False):
+def write(name, rank, due, piece, stream, hangs_up=False, scatters=False):
     os.makedirs(os.path.join(HERE, "tcp_fuzz"), exist_ok=True)
     with open(os.path.join(HERE, "tcp_fuzz", name), "wb") as f:
-        f.write(bytes([rank | hangs_up << 1, due[0], due[1], piece]) + stream)
+        f.write(bytes([rank | hangs_up << 1 | scatters << 3, due[0], due[1], piece]) + stream)
 
 
 two = frame(EXCHANGE, 1, data(160), step=1, n_events=2) + frame(EXCHANGE, 2, data(64), step=2)
@@ -33,6 +33,7 @@ write("events_in_pieces", 1, (10, 4), 5, events + frame(EXCHANGE, 1, data(160)) 
 write("credits", 0, (10, 4), 0, frame(READ, events_read=0) + frame(EXCHANGE, 1, data(160), events_read=128) + frame(READ, events_read=200))
 write("says_bye", 0, (10, 4), 0, frame(EXCHANGE, 1, data(160)) + frame(BYE), hangs_up=True)
 write("blames", 1, (10, 4), 0, frame(BYE, 2, n_events=1))
+write("scattered", 1, (14, 6), 7, frame(EXCHANGE, 1, data(384), step=1) + frame(EXCHANGE, 2, data(128)), scatters=True)
 write("empty", 0, (0, 0), 1, frame(EXCHANGE, 1) + frame(EXCHANGE, 2))
 write("wrong_size", 0, (10, 4), 0, frame(EXCHANGE, 1, data(159)))
 write("cut_off", 1, (255, 4), 0, frame(EXCHANGE, 1, data(4080))[:2000], hangs_up=True)
