@@ -20,7 +20,7 @@ enum peer { PEER_NONE, PEER_DEFAULT, PEER_TUNED, PEER_BOTH, PEER_AUTO };
 static const char *const peers[] = {"none", "default", "tuned", "both", "auto", NULL};
 
 struct comm_values {
-    int64_t n_ranks, min, max, blocks, block_us, port;
+    int64_t n_ranks, min, max, blocks, block_us, port, scatter;
     const char *backend, *link, *bind, *hosts, *hostfile, *ssh;
     bool has_hosts; /* by whatever names them */
     int peer;
@@ -38,6 +38,7 @@ static const struct option options[] = {
     {"--hostfile", NULL, OPT_STR, offsetof(struct comm_values, hostfile), "FILE", "the same, a name a line", 0, 0, NULL},
     {"--port", NULL, OPT_INT, offsetof(struct comm_values, port), "P", "fix our ports, as with run", 1, 65535, NULL},
     {"--ssh", NULL, OPT_STR, offsetof(struct comm_values, ssh), "PROGRAM", "instead of ssh, called like it (or TANDEM_SSH)", 0, 0, NULL},
+    {"--scatter", NULL, OPT_INT, offsetof(struct comm_values, scatter), "BYTES", "as with run: three ranks and more share sums of so many bytes (default 262144; 0: never)", 0, (int64_t)1 << 40, NULL},
     {"--min", NULL, OPT_INT, offsetof(struct comm_values, min), "BYTES", "smallest vector (default 8)", 4, 1073741824, NULL},
     {"--max", NULL, OPT_INT, offsetof(struct comm_values, max), "BYTES", "largest vector (default 16777216)", 4, 1073741824, NULL},
     {"--blocks", NULL, OPT_INT, offsetof(struct comm_values, blocks), "N", "blocks of each size and kind, of which medians are told (default 9)", 1, 200, NULL},
@@ -52,14 +53,14 @@ static const struct option options[] = {
 static struct launch_options shared_options(const struct comm_values *v)
 {
     return (struct launch_options){.n_ranks = v->n_ranks, .n_threads = 1, .activations = 1, .kv = LAUNCH_KV_AUTO, .bind = v->bind, .link = v->link, .backend = v->backend,
-                                   .hosts = v->hosts, .hostfile = v->hostfile, .ssh = v->ssh, .port = v->port};
+                                   .hosts = v->hosts, .hostfile = v->hostfile, .ssh = v->ssh, .port = v->port, .scatter = v->scatter};
 }
 
-/* What an exchange takes at least. Each host brings the vectors of its ranks to each other host once; of an emulated link every rank has a port. */
+/* What an exchange takes at least: each host (over an emulated link each rank) brings the vectors of its ranks to each other one once, or its share of the others' and of the sum, one after the other. */
 static void note_wire(const struct launch_setup *s, json_t *run)
 {
     double bits_per_s = s->has_link ? s->link.bits_per_s : 0, delay_us = s->has_link ? (double)s->link.delay_ns / 1e3 : 0;
-    int n_vectors = s->n_ranks - 1;
+    int n_vectors = s->n_ranks - 1, n_ports = s->hosts ? s->hosts->n : s->n_ranks;
     for (int i = 0; s->hosts && i < s->hosts->decision.n_pairs; i++) {
         const double rate = s->hosts->decision.pairs[i].gbit * 1e9;
         bits_per_s = i == 0 || rate < bits_per_s ? rate : bits_per_s;
@@ -69,11 +70,13 @@ static void note_wire(const struct launch_setup *s, json_t *run)
             n_vectors = s->hosts->h[i].n_ranks * (s->hosts->n - 1) > n_vectors ? s->hosts->h[i].n_ranks * (s->hosts->n - 1) : n_vectors;
     if (bits_per_s <= 0)
         return;
-    json_object_set_new(run, "wire", json_pack("{s:f, s:f, s:i}", "bits_per_s", bits_per_s, "delay_us", delay_us, "vectors", n_vectors));
+    const double n_shared = 2.0 * (n_ports - 1) / n_ports, us_per_byte = 8 / bits_per_s * 1e6;
+    json_object_set_new(run, "wire", json_pack("{s:f, s:f, s:i, s:f}", "bits_per_s", bits_per_s, "delay_us", delay_us, "vectors", n_vectors, "shared_vectors", n_shared));
     size_t i;
     json_t *size;
     json_array_foreach(json_object_get(run, "sizes"), i, size) {
-        json_object_set_new(size, "ideal_us", json_real(delay_us + json_number_value(json_object_get(size, "bytes")) * 8 * n_vectors / bits_per_s * 1e6));
+        const double bytes = json_number_value(json_object_get(size, "bytes")), at_once_us = delay_us + bytes * n_vectors * us_per_byte, shared_us = 2 * delay_us + bytes * n_shared * us_per_byte;
+        json_object_set_new(size, "ideal_us", json_real(at_once_us < shared_us ? at_once_us : shared_us));
     }
 }
 
@@ -283,7 +286,7 @@ static void draw(const json_t *runs)
 
 int cmd_bench_comm(int argc, char **argv)
 {
-    struct comm_values v = {.min = 8, .max = 16777216, .blocks = 9, .block_us = 2000, .peer = PEER_AUTO};
+    struct comm_values v = {.min = 8, .max = 16777216, .blocks = 9, .block_us = 2000, .peer = PEER_AUTO, .scatter = COMM_SCATTER_BYTES};
     const struct option_group groups[] = {{"What to measure", options, &v}};
     const char *model = NULL;
     int status;
