@@ -198,7 +198,7 @@ enum st comm_receive(struct comm *pair, void *data, size_t bytes, uint64_t deadl
 
 /* Moves what is queued (events, on backends that need the caller's time for it): ST_AGAIN while something is left. To be called by a rank that is idle for long. */
 enum st comm_progress(struct comm *c, struct err *e);
-/* Messages of from_bytes and more go the second way of those that the backend has (tcp: over all streams), from the next exchange on; every rank says the same. False: it has one. */
+/* Messages of from_bytes and more go the second way of those that the backend has (tcp: over all streams; ucx: by rendezvous), from the next exchange on; every rank says the same. False: it has one. */
 bool comm_divide(struct comm *c, size_t from_bytes);
 /* Finds out from which size on the second way is the better one and takes it (tune.c); SIZE_MAX: from none, or there is no other. Collective, after the hello, under 2 s; at once where it was
  * found before for the same pair (any text without a line end that names hosts and interfaces; NULL: nothing is remembered) by the same build. */

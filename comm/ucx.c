@@ -8,8 +8,11 @@
  * Pieces. Where UCX copies anyway (TCP, shared memory) a message goes as eager pieces, as long as one sendmsg of UCX's TCP can take them without a copy. Rendezvous would ask
  * for a permission that the slots have given long ago, and longer eager messages would be put together in memory that UCX allocates. Exchanges of two processes on one busy
  * machine, us, medians of undisturbed runs: TCP over lo, 8 B 5.6, 4 KB 6.5, 16 KB 8–11, 32 KB 13, 1 MB 520–850 (pieces of 8 KB: 16 KB 16–24, 32 KB 30; rendezvous: 32 KB 230;
- * comm/tcp.c: 3.6, 5.2, 7, 8.5, 480); shared memory 0.5, 1.5, 3.7, 6, 430 (rendezvous as UCX chooses it: 16 KB up to 165). Over RDMA a message is one piece,
- * and UCX decides by its size whether the adapter reads it from our registered slot; nobody has measured that yet. UCX_RNDV_THRESH in the environment asks for the same elsewhere.
+ * comm/tcp.c: 3.6, 5.2, 7, 8.5, 480); shared memory 0.5, 1.5, 3.7, 6, 430 (rendezvous as UCX chooses it: 16 KB up to 165).
+ *
+ * Rendezvous is the second way (comm_divide): a message as a whole, which over RDMA the peer's adapter reads from our registered slot, over all rails; what goes eagerly takes one. From which size on it is
+ * the better one is measured between the very hosts (tune.c). Until then a message over RDMA is one piece, and UCX decides by its size. Nobody has measured any of this over RDMA yet.
+ * UCX_RNDV_THRESH in the environment leaves it to UCX for good, elsewhere as well.
  *
  * Events have a ring of the same size on rank 0 and on every reader, and the same position in all of them: rank 0 decides it, and knows by the readers' credits what is free.
  * Each packet carries how many events its sender knows of; an exchange is complete when rank 0's events up to its message have come as well.
@@ -39,6 +42,8 @@
 
 /* UCX's TCP sends up to 64 KB at once, its own headers and ours included. */
 #define PIECE_BYTES 61440u
+/* Over RDMA what fits, with headers, into the 8 KB that UCX_IB_SEG_SIZE is unless somebody says otherwise: longer ones would be put together in UCX's memory. */
+#define RDMA_PIECE_BYTES 7936u
 #define RING_BYTES (1u << 20)
 #define MAX_EVENTS 1024u /* on their way or unread */
 #define MAX_PROGRESS 16  /* rounds of UCX's progress per look */
@@ -142,8 +147,11 @@ struct ucx {
     char address[64];
 
     unsigned char *memory; /* [n_ranks, COMM_N_SLOTS, slot_bytes] [RING_BYTES] */
-    size_t memory_bytes, slot_bytes, piece_bytes;
-    uint32_t send_flags;
+    size_t memory_bytes, slot_bytes;
+    size_t eager_bytes;     /* of a piece */
+    bool ucx_decides;       /* how a message goes, which then is one piece; else: */
+    size_t rendezvous_from; /* bytes of a message; smaller ones go eagerly in pieces */
+    bool may_divide;
     unsigned char *ring;
     struct packet *packets; /* of the exchange begun, one per piece; in a scatter each peer has its own */
     struct peer peers[COMM_MAX_RANKS];
@@ -417,18 +425,37 @@ static void *ucx_send_buffer(struct comm *c) {
     return slot_of(s, s->rank, c->sequence + 1);
 }
 
+struct way {
+    size_t piece_bytes;
+    uint32_t flags;
+};
+static struct way way_of(const struct ucx *s, size_t bytes) {
+    if (s->ucx_decides) return (struct way){.piece_bytes = s->slot_bytes};
+    if (bytes && bytes >= s->rendezvous_from) return (struct way){.piece_bytes = s->slot_bytes, .flags = UCP_AM_SEND_FLAG_RNDV};
+    return (struct way){.piece_bytes = s->eager_bytes, .flags = UCP_AM_SEND_FLAG_EAGER};
+}
+
+static bool ucx_divide(struct comm *c, size_t from_bytes) {
+    struct ucx *s = (struct ucx *)c;
+    if (!s->may_divide) return false;
+    s->ucx_decides = false;
+    s->rendezvous_from = from_bytes;
+    return true;
+}
+
 /* A piece ends where the next bytes for this peer lie elsewhere. */
 static void scatter_to(struct ucx *s, int r, const unsigned char *own, const struct packet *whole, struct packet **packets) {
     const struct comm_shares *shares = &s->comm.shares;
     struct packet packet = *whole;
     packet.bytes = comm_scattered_bytes(shares, s->rank, r);
+    const struct way way = way_of(s, packet.bytes);
     do {
         const size_t left = packet.bytes - packet.offset;
         size_t bytes = 0, place = left ? comm_scattered_place(shares, r, packet.offset, &bytes) : 0;
         if (bytes > left) bytes = left;
-        if (bytes > s->piece_bytes) bytes = s->piece_bytes;
+        if (bytes > way.piece_bytes) bytes = way.piece_bytes;
         *++*packets = packet;
-        if (!is_lost(&s->peers[r])) post(s, r, *packets, own + place, bytes, s->send_flags, &s->peers[r].tally);
+        if (!is_lost(&s->peers[r])) post(s, r, *packets, own + place, bytes, way.flags, &s->peers[r].tally);
         packet.offset += bytes;
     } while (packet.offset < packet.bytes);
 }
@@ -440,7 +467,9 @@ static enum st ucx_allgather_start(struct comm *c, const void *send, const size_
     (void)e;
     struct ucx *s = (struct ucx *)c;
     unsigned char *own = slot_of(s, s->rank, c->sequence);
-    size_t bytes = recv_bytes[s->rank], n_pieces = bytes ? (bytes + s->piece_bytes - 1) / s->piece_bytes : 1;
+    const size_t bytes = recv_bytes[s->rank];
+    const struct way way = way_of(s, bytes);
+    const size_t n_pieces = bytes ? (bytes + way.piece_bytes - 1) / way.piece_bytes : 1;
     if (send && send != own && bytes) memcpy(own, send, bytes);
     s->own_header = *header;
     s->n_arrived = 0;
@@ -451,12 +480,12 @@ static enum st ucx_allgather_start(struct comm *c, const void *send, const size_
     struct packet *last = s->packets - 1;
     for (int k = 1; k < s->n_ranks && c->is_scatter; k++) scatter_to(s, nth_peer(s, k), own, &packet, &last);
     for (size_t i = 0; i < n_pieces && !c->is_scatter; i++) {
-        packet.offset = i * s->piece_bytes;
+        packet.offset = i * way.piece_bytes;
         s->packets[i] = packet;
-        size_t piece_bytes = bytes - packet.offset < s->piece_bytes ? bytes - packet.offset : s->piece_bytes;
+        size_t piece_bytes = bytes - packet.offset < way.piece_bytes ? bytes - packet.offset : way.piece_bytes;
         for (int k = 1; k < s->n_ranks; k++) {
             int r = nth_peer(s, k);
-            if (!is_lost(&s->peers[r])) post(s, r, &s->packets[i], own + packet.offset, piece_bytes, s->send_flags, &s->peers[r].tally);
+            if (!is_lost(&s->peers[r])) post(s, r, &s->packets[i], own + packet.offset, piece_bytes, way.flags, &s->peers[r].tally);
         }
     }
     return ST_OK;
@@ -525,7 +554,8 @@ static enum st ucx_event_post(struct comm *c, const void *data, size_t bytes, st
     if (s->corrupt) return err_set(e, ST_MISMATCH, "%s", s->nonsense.text);
     enum st code = check_lost(s, false, e);
     if (code != ST_AGAIN) return code;
-    size_t piece_bytes = s->piece_bytes < COMM_EVENT_MAX_BYTES ? s->piece_bytes : COMM_EVENT_MAX_BYTES;
+    const struct way way = way_of(s, 0); /* never by rendezvous, unless UCX decides */
+    size_t piece_bytes = way.piece_bytes < COMM_EVENT_MAX_BYTES ? way.piece_bytes : COMM_EVENT_MAX_BYTES;
     size_t n_pieces = bytes ? (bytes + piece_bytes - 1) / piece_bytes : 1;
     size_t footprint = n_pieces * sizeof(struct packet) + comm_round_up(bytes, 64);
     uint64_t position = s->position;
@@ -551,7 +581,7 @@ static enum st ucx_event_post(struct comm *c, const void *data, size_t bytes, st
         packets[i] = packet;
         size_t n = bytes - packet.offset < piece_bytes ? bytes - packet.offset : piece_bytes;
         for (int r = 1; r < s->n_ranks; r++)
-            if (!s->peers[r].is_apart) post(s, r, &packets[i], copy + packet.offset, n, s->send_flags, &event->tally);
+            if (!s->peers[r].is_apart) post(s, r, &packets[i], copy + packet.offset, n, way.flags, &event->tally);
     }
     return ST_OK;
 }
@@ -816,10 +846,8 @@ static void release(struct ucx *s) {
     free(s);
 }
 
-static enum st allocate(struct ucx *s, size_t max_bytes, bool in_pieces, struct err *e) {
+static enum st allocate(struct ucx *s, size_t max_bytes, struct err *e) {
     s->slot_bytes = comm_buffer_bytes(max_bytes);
-    s->piece_bytes = in_pieces ? PIECE_BYTES : s->slot_bytes;
-    s->send_flags = in_pieces ? UCP_AM_SEND_FLAG_EAGER : 0;
     size_t slots_bytes = comm_round_up((size_t)s->n_ranks * COMM_N_SLOTS * s->slot_bytes, 4096);
     s->memory_bytes = slots_bytes + RING_BYTES;
     void *memory = mmap(NULL, s->memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -828,7 +856,7 @@ static enum st allocate(struct ucx *s, size_t max_bytes, bool in_pieces, struct 
         s->ring = s->memory + slots_bytes;
     }
     /* A scatter has, beside whole pieces, one that is shorter for each vector and peer. */
-    s->packets = calloc((s->slot_bytes + s->piece_bytes - 1) / s->piece_bytes + (size_t)s->n_ranks * COMM_MAX_VECTORS, sizeof *s->packets);
+    s->packets = calloc((s->slot_bytes + s->eager_bytes - 1) / s->eager_bytes + (size_t)s->n_ranks * COMM_MAX_VECTORS, sizeof *s->packets);
     s->events = calloc(MAX_EVENTS, sizeof *s->events);
     if (!s->memory || !s->packets || !s->events) return err_set(e, ST_NO_MEMORY, "ucx: no memory for buffers of %zu bytes", s->memory_bytes);
     return ST_OK;
@@ -852,10 +880,12 @@ static enum st prepare(struct ucx *s, const struct comm_setup *setup, struct rec
     comm_ucx_watch_begin(&s->watch);
     struct ucx_devices devices = {.n_rails = 0};
     enum st code = open_worker(s, setup->address, &devices, e);
-    /* Who sets UCX's threshold for rendezvous wants it used. */
-    bool in_pieces = !devices.is_rdma && !getenv("UCX_RNDV_THRESH");
-    if (code == ST_OK) code = allocate(s, setup->max_bytes, in_pieces, e);
-    if (code == ST_OK && !in_pieces) code = map_memory(s, e);
+    const bool is_chosen = getenv("UCX_RNDV_THRESH") != NULL; /* who sets it wants it used */
+    s->ucx_decides = devices.is_rdma || is_chosen;
+    s->may_divide = setup->address && !is_chosen;
+    if (devices.is_rdma) s->eager_bytes = RDMA_PIECE_BYTES;
+    if (code == ST_OK) code = allocate(s, setup->max_bytes, e);
+    if (code == ST_OK && s->ucx_decides) code = map_memory(s, e);
     if (code == ST_OK) code = describe(s, s->slot_bytes, mine, e);
     if (code == ST_OK) LOG_DBG("comm", "ucx %u.%u.%u over %s", s->api->major, s->api->minor, s->api->release, devices.names);
     if (code != ST_OK) memset(mine, 0, sizeof *mine);
@@ -873,13 +903,15 @@ static enum st ucx_open(const struct comm_setup *setup, struct comm **c, struct 
         s->n_ranks = setup->n_ranks;
         s->clock = setup->clock ? setup->clock : base_clock_real();
         s->event_fd = -1;
+        s->eager_bytes = PIECE_BYTES;
+        s->rendezvous_from = SIZE_MAX;
         snprintf(s->address, sizeof s->address, "%.60s", setup->address ? setup->address : "");
         for (int r = 0; r < s->n_ranks; r++) {
             s->peers[r].tally = (struct tally){s, r, 0};
             s->peers[r].is_apart = s->peers[r].broken = comm_is_apart(setup, r);
         }
         s->credit_tally = (struct tally){s, 0, 0};
-        code = setup->n_ranks == 1 ? allocate(s, setup->max_bytes, true, e) : prepare(s, setup, &records[s->n_ranks], e);
+        code = setup->n_ranks == 1 ? allocate(s, setup->max_bytes, e) : prepare(s, setup, &records[s->n_ranks], e);
     } else {
         code = err_set(e, ST_NO_MEMORY, "ucx: no memory");
     }
@@ -971,6 +1003,7 @@ const struct comm_backend comm_ucx_backend = {
     .allgather_test = IF_UCX(ucx_allgather_test),
     .event_post = IF_UCX(ucx_event_post),
     .event_test = IF_UCX(ucx_event_test),
+    .divide = IF_UCX(ucx_divide),
     .progress = IF_UCX(ucx_progress),
     .sleep = IF_UCX(ucx_sleep),
 };

@@ -851,13 +851,14 @@ static void for_all(size_t max_bytes, int min_ranks, group_fn fn, void *arg, siz
     int n_runs = 0;
     const char *only = getenv("TANDEM_TEST_BACKEND");
     for (const struct comm_backend *const *b = comm_backends(); *b; b++) {
-        bool is_shm = strcmp((*b)->capabilities.name, "shm") == 0, is_tcp = strcmp((*b)->capabilities.name, "tcp") == 0;
+        bool is_shm = strcmp((*b)->capabilities.name, "shm") == 0, is_tcp = strcmp((*b)->capabilities.name, "tcp") == 0, is_ucx = strcmp((*b)->capabilities.name, "ucx") == 0;
         const char *names[] = {(*b)->capabilities.name,
                                is_shm               ? "shm/boot"
                                : is_tcp && t_long() ? "tcp/link"
                                                     : NULL,
                                is_shm   ? "shm/link"
                                : is_tcp ? "tcp/streams"
+                               : is_ucx ? "ucx/rendezvous"
                                         : NULL};
         for (int i = 0; i < 3; i++) {
             if (!names[i]) continue;

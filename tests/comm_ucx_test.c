@@ -573,9 +573,13 @@ static unsigned stub_progress(ucp_worker_h worker) {
     (void)worker;
     return 0;
 }
+static char posted[256]; /* flag and bytes of each, as far as there is room */
 static ucs_status_ptr_t stub_send(ucp_ep_h ep, unsigned id, const void *header, size_t header_length, const void *buffer, size_t count,
                                   const ucp_request_param_t *param) {
-    (void)ep, (void)id, (void)header, (void)header_length, (void)buffer, (void)count, (void)param;
+    (void)ep, (void)id, (void)header, (void)header_length, (void)buffer;
+    const char flag = param->flags == UCP_AM_SEND_FLAG_EAGER ? 'e' : param->flags == UCP_AM_SEND_FLAG_RNDV ? 'r' : param->flags == 0 ? 'u' : '?';
+    const size_t at = strlen(posted);
+    snprintf(posted + at, sizeof posted - at, "%c%zu ", flag, count);
     return NULL;
 }
 static const char *stub_text(ucs_status_t status) { return status == UCS_OK ? "success" : "failure"; }
@@ -591,11 +595,13 @@ static struct ucx *lonely(size_t max_bytes) {
     s->n_ranks = 3;
     s->clock = base_clock_real();
     s->event_fd = -1;
+    s->eager_bytes = PIECE_BYTES;
+    s->rendezvous_from = SIZE_MAX;
     s->key = 0x5eed;
     for (int r = 0; r < 3; r++) s->peers[r].tally = (struct tally){s, r, 0};
     s->peers[1].is_apart = s->peers[1].broken = true;
     s->credit_tally = (struct tally){s, 0, 0};
-    T_OK(allocate(s, max_bytes, true, &e), &e);
+    T_OK(allocate(s, max_bytes, &e), &e);
     s->comm = (struct comm){.backend = &comm_ucx_backend, .clock = s->clock, .os = comm_os_real(), .rank = 1, .n_ranks = 3, .max_bytes = max_bytes};
     return s;
 }
@@ -607,6 +613,45 @@ static void deliver(struct ucx *s, const struct packet *p, const void *data, siz
     char copy[4096]; /* on an odd address, as it may be */
     memcpy(copy + 1, data, length);
     assert_int_equal(on_packet(s, p, sizeof *p, copy + 1, length, &eager), UCS_OK);
+}
+
+/* What two peers are sent of so many bytes each. */
+static const char *post_to_all(struct ucx *s, size_t bytes) {
+    struct err e = {0};
+    posted[0] = 0;
+    T_OK(comm_ucx_backend.allgather_start(&s->comm, NULL, (const size_t[]){bytes, bytes, bytes}, &(struct comm_header){0}, &e), &e);
+    return posted;
+}
+
+static void a_message_goes_as_its_size_says(void **state) {
+    (void)state;
+    struct ucx *s = lonely(200000);
+    assert_string_equal(post_to_all(s, 0), "e0 e0 ");
+    assert_string_equal(post_to_all(s, PIECE_BYTES + 1), "e61440 e61440 e1 e1 ");
+    assert_false(comm_divide(&s->comm, 1000)); /* within a host there is no second way */
+    assert_string_equal(post_to_all(s, 2000), "e2000 e2000 ");
+    s->may_divide = true;
+    assert_true(comm_divide(&s->comm, 100000));
+    assert_string_equal(post_to_all(s, 99999), "e61440 e61440 e38559 e38559 ");
+    assert_string_equal(post_to_all(s, 100000), "r100000 r100000 ");
+    assert_true(comm_divide(&s->comm, 0)); /* as it is measured */
+    assert_string_equal(post_to_all(s, 0), "e0 e0 ");
+    assert_string_equal(post_to_all(s, 1), "r1 r1 ");
+
+    /* Over RDMA: as UCX likes, until it has been measured. */
+    s->ucx_decides = true;
+    s->eager_bytes = RDMA_PIECE_BYTES;
+    assert_string_equal(post_to_all(s, 100000), "u100000 u100000 ");
+    assert_true(comm_divide(&s->comm, 65536));
+    assert_string_equal(post_to_all(s, 16384), "e7936 e7936 e7936 e7936 e512 e512 ");
+    assert_string_equal(post_to_all(s, 65536), "r65536 r65536 ");
+    /* Of a scatter each peer's share counts; of its vectors each is a piece. */
+    struct err e = {0};
+    const struct comm_shares shares = {.vector_bytes = 65536, .n_vectors = {1, 2, 1}, .begin = {0, 32768, 33280, 65536}};
+    posted[0] = 0;
+    T_OK(comm_scatter_start(&s->comm, NULL, &shares, &(struct comm_header){0}, &e), &e);
+    assert_string_equal(posted, "e7936 e7936 e7936 e7936 e512 e7936 e7936 e7936 e7936 e512 r32768 r32768 ");
+    release(s);
 }
 
 static void pieces_find_their_places_in_any_order(void **state) {
@@ -747,6 +792,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(devices_are_those_of_the_cable),
         cmocka_unit_test(probing_loads_nothing_and_says_why_not),
+        cmocka_unit_test(a_message_goes_as_its_size_says),
         cmocka_unit_test(pieces_find_their_places_in_any_order),
         cmocka_unit_test(noise_harms_nobody),
         cmocka_unit_test(ranks_that_do_not_fit_are_refused),

@@ -71,7 +71,7 @@ static inline enum st group_boot_allgather(void *context, const void *mine, size
 
 struct group {
     const char *
-        backend; /* of the table; "shm/boot": shm with a segment that the ranks make themselves; "shm/link", "tcp/link": under an emulated link; "tcp/streams": three connections of each pair, larger messages divided */
+        backend; /* of the table; "shm/boot": shm with a segment that the ranks make themselves; "shm/link", "tcp/link": under an emulated link; "tcp/streams": three connections of each pair, larger messages divided; "ucx/rendezvous": larger ones go so */
     int n_ranks;
     bool threads;
     size_t max_bytes;
@@ -84,7 +84,8 @@ struct group {
     } memory[2];
     struct group_boot *boot; /* shared by all ranks */
     const struct comm_link *link;
-    const char *streams;
+    const char *address, *streams;
+    bool divides;
     struct t_pmi *pmi; /* mpi: whom its ranks ask for each other; else NULL */
 };
 
@@ -114,6 +115,7 @@ static inline struct comm_setup group_setup(const struct group *g, int rank, str
                                .first_here = is_second ? g->n_first : 0,
                                .n_here = is_second ? g->n_ranks - g->n_first : g->n_first,
                                .boot = boot,
+                               .address = g->address,
                                .streams = g->streams,
                                .link = g->link};
 }
@@ -147,6 +149,12 @@ static inline void group_init(struct group *g, const char *backend, int n_ranks,
     if (strcmp(backend, "tcp/streams") == 0) {
         g->backend = "tcp";
         g->streams = "127.0.0.1,127.0.0.2,127.0.0.1%lo";
+        g->divides = true;
+    }
+    if (strcmp(backend, "ucx/rendezvous") == 0) {
+        g->backend = "ucx";
+        g->address = "127.0.0.1";
+        g->divides = true;
     }
     if (strcmp(g->backend, "shm") == 0 && strcmp(backend, "shm/boot") != 0) group_share(g, n_ranks, &g->memory[0]);
     if (strncmp(backend, "shm+", 4) != 0) return;
@@ -180,7 +188,7 @@ static inline bool group_run_rank(const struct group_member *m) {
     struct comm *c = NULL;
     struct err e = {0};
     CHECK_ST(ST_OK, comm_open(&setup, &c, &e), &e);
-    if (setup.streams) comm_divide(c, 4000);
+    if (m->group->divides) CHECK(comm_divide(c, 4000));
     bool ok = m->fn(&c, m->arg);
     if (!ok)
         fprintf(stderr, "  in rank %d of %d %s over %s\n", m->rank, m->group->n_ranks, m->group->threads ? "threads" : "processes",
