@@ -343,6 +343,7 @@ void comm_sim_draw(uint64_t seed, int n_ranks, struct comm_sim_weather *w) {
     }
     static const uint32_t losses[] = {0, 0, 20, 100};
     w->loss_permille = is_calm ? 0 : losses[base_rng_below(&rng, 4)];
+    w->rto_ns = is_calm || base_rng_below(&rng, 3) ? BASE_NS_PER_S / 5 : log_uniform(&rng, BASE_NS_PER_S / 5, 8 * BASE_NS_PER_S); /* whose round trips were slow once waits longer */
 }
 
 /* ---- clock, sleep, boot ----------------------------------------------------------------------------------------------------------------------------- */

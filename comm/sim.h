@@ -46,6 +46,7 @@ struct comm_sim_weather {
     size_t window_bytes;               /* that a connection takes before the other side has read; a power of two ≤ COMM_SIM_MAX_WINDOW_BYTES */
     uint32_t short_permille;           /* of transfers end early or come in two pieces */
     uint32_t interrupt_permille;       /* of calls are interrupted, or wake for nothing */
+    uint64_t rto_ns;                   /* until a connection retransmits for the first time; then after twice as long each */
     uint32_t loss_permille;            /* of datagrams are lost; a fourth as many come twice */
     uint32_t slow[COMM_SIM_MAX_TASKS]; /* factor for what the task's calls cost; 0: as 1 */
     struct comm_sim_fault faults[COMM_SIM_MAX_FAULTS];

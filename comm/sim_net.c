@@ -10,7 +10,7 @@
 
 #include "comm/sim_priv.h"
 
-#define RTO_NS (BASE_NS_PER_S / 5) /* first retransmission; the next ones after twice as long each */
+#define RTO_NS (BASE_NS_PER_S / 5) /* first retransmission of a handshake, and probe of a closed window; the next ones after twice as long each */
 #define SYN_NS BASE_NS_PER_S       /* a SYN is sent again */
 #define PROBE_NS BASE_NS_PER_S     /* between probes of an idle connection, as comm/tcp_connect.c sets it; after two without an answer it is broken */
 
@@ -506,7 +506,9 @@ static int sim_getsockopt(const struct comm_os *os, int fd, int level, int name,
         if (y->in.acked < y->in.written) {
             const uint64_t waited = s->now_ns - y->in.unacked_ns;
             info.tcpi_unacked = 1;
-            for (uint64_t rto = RTO_NS; rto <= waited; rto = 2 * rto + RTO_NS) info.tcpi_retransmits++;
+            uint64_t last = 0;
+            for (uint64_t at = s->w->rto_ns; at <= waited; at = 2 * at + s->w->rto_ns, info.tcpi_retransmits++) last = at;
+            info.tcpi_last_data_sent = (uint32_t)((waited - last) / BASE_NS_PER_MS);
         } else if (room_to(s, x) == 0 && cut && s->now_ns - x->heard_ns > 4 * RTO_NS)
             info.tcpi_probes = 2; /* of the closed window */
     }

@@ -13,6 +13,7 @@
 #define AHEAD 2
 #define LOOK_FOR_SILENCE_NS (BASE_NS_PER_S / 2)
 #define SILENCE_MS 3000
+#define ANSWER_MS 500 /* who lives has acknowledged what came once more long before */
 
 /* ---- frames -------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -573,12 +574,14 @@ enum st comm_tcp_tell_lost(struct tcp *t, int r, struct err *e) {
     return say_lost(t, r, e);
 }
 
-/* Retransmissions, or probes of a closed window, that nobody answers. Idle connections are the keep-alive's. Returns for how many seconds; 0: it is not silent. */
+/* Data, sent once more or long ago, or probes of a closed window, that nobody answers. Idle connections are the keep-alive's. A connection whose round trips were slow at some time may wait for
+ * seconds before it sends anything again, so the number of times alone does not tell. Returns for how many seconds; 0: it is not silent. */
 static double silence_of(const struct tcp *t, int fd) {
     struct tcp_info info = {0};
     socklen_t n = sizeof info;
     if (t->comm.os->getsockopt(t->comm.os, fd, IPPROTO_TCP, TCP_INFO, &info, &n) != 0) return 0;
-    bool asked = (info.tcpi_unacked && info.tcpi_retransmits >= 2) || info.tcpi_probes >= 2;
+    const bool is_late = info.tcpi_retransmits >= 2 || info.tcpi_last_data_sent >= (info.tcpi_retransmits ? ANSWER_MS : SILENCE_MS);
+    const bool asked = (info.tcpi_unacked && is_late) || info.tcpi_probes >= 2;
     return asked && info.tcpi_last_ack_recv >= SILENCE_MS && info.tcpi_last_data_recv >= SILENCE_MS ? info.tcpi_last_ack_recv / 1000.0 : 0;
 }
 
