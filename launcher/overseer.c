@@ -17,6 +17,7 @@
 #define LEAD_MS 300 /* ssh and what it leads to end within so much of each other */
 #define LOST_MS 50  /* for what leads to a host that is lost: nobody leaves there in peace */
 #define BETTER_MS 250
+#define PAUSE_MS 2000 /* for agents to be told, at most: who does not listen for longer is lost anyway */
 #define FRONT_LIMIT (4u << 20)
 #define FRONT_PIECE 65536
 
@@ -44,7 +45,7 @@ struct launch_overseer {
     bool has_failed;      /* what is passed on has a gap: no more of it */
     bool is_holding;      /* its agent was told to hold that back */
     size_t front_limit;
-    int stop_fd;
+    int stop_fd, pause_fd;
     struct launch_overseer_hands hands;
     const struct comm_os *os;
     const struct base_clock *clock;
@@ -175,7 +176,6 @@ static void close_end(struct launch_overseer *o, struct end *end)
     if (end->is_closed)
         return;
     end->is_closed = true;
-    o->hands.closes(o->hands.context, i);
     if (!end->o.is_remote || end->o.is_direct) {
         (void)o->os->close(o->os, end->o.in_fd);
         if (end->o.out_fd != end->o.in_fd)
@@ -390,7 +390,32 @@ static void beat(struct launch_overseer *o, uint64_t *beat_ns, uint64_t now)
             post(o, &o->ends[i], RT_BEAT, NULL, 0, NULL, 0);
 }
 
-/* Two entries an end, then our owner's and the front end's two. */
+/* Our owner has been stopped by whoever started it (Ctrl-Z); ranks do not stop with it. */
+static void pause_all(struct launch_overseer *o)
+{
+    const uint64_t until_ns = now_ns(o) + PAUSE_MS * BASE_NS_PER_MS;
+    for (int i = 0; i < o->n_ends; i++)
+        if (can_be_told(&o->ends[i]))
+            post(o, &o->ends[i], RT_PAUSE, NULL, 0, NULL, 0);
+    for (bool waits = true; waits && now_ns(o) < until_ns;) {
+        struct pollfd p[LAUNCH_MAX_ENDS];
+        waits = false;
+        for (int i = 0; i < o->n_ends; i++) {
+            struct end *end = &o->ends[i];
+            const bool has_more = can_be_told(end) && launch_outbox_flush(&end->out, o->os, end->o.out_fd) == ST_AGAIN;
+            p[i] = (struct pollfd){.fd = has_more ? end->o.out_fd : -1, .events = POLLOUT};
+            waits |= has_more;
+        }
+        if (waits)
+            (void)o->os->poll(o->os, p, (size_t)o->n_ends, until_ns > now_ns(o) ? until_ns - now_ns(o) : 0);
+    }
+    o->hands.stand_still(o->hands.context);
+    for (int i = 0; i < o->n_ends; i++)
+        if (can_be_told(&o->ends[i]))
+            post(o, &o->ends[i], RT_RESUME, NULL, 0, NULL, 0);
+}
+
+/* Two entries an end, then our owner's two and the front end's two. */
 static void poll_all(const struct launch_overseer *o, struct pollfd *p)
 {
     for (int i = 0; i < o->n_ends; i++) {
@@ -400,9 +425,10 @@ static void poll_all(const struct launch_overseer *o, struct pollfd *p)
     }
     struct pollfd *own = p + 2 * o->n_ends;
     own[0] = (struct pollfd){.fd = o->stop_fd, .events = POLLIN};
-    own[1] = (struct pollfd){.fd = can_be_told(&o->ends[0]) && launch_outbox_waiting(&o->ends[0].out) < o->front_limit ? o->front_fd : -1, .events = POLLIN};
-    own[2] = (struct pollfd){.fd = launch_outbox_waiting(&o->front_out) ? o->front_fd : -1, .events = POLLOUT};
-    (void)o->os->poll(o->os, p, 2 * (size_t)o->n_ends + 3, (o->has_story ? BETTER_MS / 5 : LAUNCH_LOOK_MS) * BASE_NS_PER_MS);
+    own[1] = (struct pollfd){.fd = o->pause_fd, .events = POLLIN};
+    own[2] = (struct pollfd){.fd = can_be_told(&o->ends[0]) && launch_outbox_waiting(&o->ends[0].out) < o->front_limit ? o->front_fd : -1, .events = POLLIN};
+    own[3] = (struct pollfd){.fd = launch_outbox_waiting(&o->front_out) ? o->front_fd : -1, .events = POLLOUT};
+    (void)o->os->poll(o->os, p, 2 * (size_t)o->n_ends + 4, (o->has_story ? BETTER_MS / 5 : LAUNCH_LOOK_MS) * BASE_NS_PER_MS);
 }
 
 void launch_overseer_watch(struct launch_overseer *o)
@@ -415,7 +441,7 @@ void launch_overseer_watch(struct launch_overseer *o)
         for (int i = 0; i < o->n_ends; i++)
             if (can_be_told(&o->ends[i]))
                 (void)launch_outbox_flush(&o->ends[i].out, o->os, o->ends[i].o.out_fd);
-        struct pollfd p[2 * LAUNCH_MAX_ENDS + 3];
+        struct pollfd p[2 * LAUNCH_MAX_ENDS + 4];
         poll_all(o, p);
         now = now_ns(o);
         if (now - looked_ns > BASE_NS_PER_S) /* it was us who were stopped: the agents may have told much meanwhile */
@@ -426,6 +452,8 @@ void launch_overseer_watch(struct launch_overseer *o)
         if (own[0].revents)
             return;
         if (own[1].revents)
+            pause_all(o);
+        if (own[2].revents)
             relay_front(o);
         for (int i = 0; i < o->n_ends; i++) {
             struct end *end = &o->ends[i];
@@ -480,6 +508,7 @@ enum st launch_overseer_create(const struct launch_overseer_options *options, st
     o->n_ends = options->n_ends;
     o->front_fd = options->front_fd;
     o->stop_fd = options->stop_fd;
+    o->pause_fd = options->pause_fd;
     o->hands = options->hands;
     o->os = options->os ? options->os : comm_os_real();
     o->clock = options->clock ? options->clock : base_clock_real();

@@ -30,9 +30,9 @@ struct launch_overseer_hands {
     void (*kill)(void *context, int i_end);                                         /* the agent: on another host for LAUNCH_KILL_MS at most */
     void (*last_words)(void *context, int i_end, char *text, size_t bytes);         /* of what led to another host, once it has ended */
     void (*let_go)(void *context, int i_end, int grace_ms);                         /* of what leads to another host: ends it, with the descriptors that are its own */
-    void (*closes)(void *context, int i_end);                                       /* the end's descriptors are used by nobody else from now on */
     void (*end_sending)(void *context, int fd);                                     /* the other side shall see the end, and can still be heard */
     void (*sleep)(void *context, uint64_t ns);
+    void (*stand_still)(void *context);                                             /* the agents know: empties pause_fd, and returns when the job is to go on */
     void (*settled)(void *context, const struct err *story, bool is_over);          /* story: the last one, or NULL; is_over: all agents are gone. Each once */
 };
 
@@ -52,6 +52,7 @@ struct launch_overseer_options {
     int n_ends;
     int front_fd; /* our end of the front end's connection, where rank 0 is reached through its agent; else −1 */
     int stop_fd;  /* readable: leave */
+    int pause_fd; /* readable: the launcher will stand still, and silence is meant; −1: never */
     struct launch_overseer_hands hands;
     const struct comm_os *os;        /* NULL: this machine's */
     const struct base_clock *clock;  /* NULL: this machine's */

@@ -22,7 +22,7 @@ struct launch_watch {
     int n_ends;
     struct launch_overseer *overseer; /* the thread's alone */
     pthread_t thread;
-    int told_fd, stop_fd; /* eventfds: there is a story; the thread shall end */
+    int told_fd, stop_fd, pause_fd; /* eventfds: there is a story; the thread shall end; it shall stop us all */
 
     pthread_mutex_t lock;
     pthread_cond_t changed; /* its clock is CLOCK_MONOTONIC */
@@ -33,25 +33,15 @@ struct launch_watch {
 
 /* ---- Ctrl-Z ---------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* Agents have sessions of their own: who stops the launcher does not stop the ranks, and must tell them that silence is meant. One job a process at a time. */
-static atomic_int paused_fds[LAUNCH_MAX_ENDS];
-static atomic_int n_paused_fds;
-
-static void say_all(enum rt_frame_kind kind)
-{
-    const uint32_t frame[2] = {0, (uint32_t)kind};
-    for (int i = 0; i < n_paused_fds; i++) /* a full socket: that agent has not listened for minutes */
-        if (paused_fds[i] >= 0 && send(paused_fds[i], frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno == ENOTSOCK)
-            (void)!write(paused_fds[i], frame, sizeof frame);
-}
+/* Agents have sessions of their own: who stops the launcher does not stop the ranks, and must tell them that silence is meant. The thread that talks to them does; the handler only wakes it.
+ * One job a process at a time. */
+static atomic_int pause_fd = -1; /* an eventfd */
 
 static void on_stop_key(int signo)
 {
     (void)signo;
     const int saved = errno;
-    say_all(RT_PAUSE);
-    raise(SIGSTOP);
-    say_all(RT_RESUME);
+    (void)!write(pause_fd, &(uint64_t){1}, sizeof(uint64_t));
     errno = saved;
 }
 
@@ -60,19 +50,25 @@ static void heed_stop_key(const struct launch_watch *w)
     struct sigaction old;
     if (sigaction(SIGTSTP, NULL, &old) || old.sa_handler != SIG_DFL)
         return;
-    for (int i = 0; i < w->n_ends; i++)
-        paused_fds[i] = w->ends[i].out_fd;
-    n_paused_fds = w->n_ends;
-    struct sigaction act = {.sa_handler = on_stop_key, .sa_flags = SA_RESTART};
+    pause_fd = w->pause_fd;
+    const struct sigaction act = {.sa_handler = on_stop_key, .sa_flags = SA_RESTART};
     sigaction(SIGTSTP, &act, NULL);
 }
 
 static void forget_stop_key(void)
 {
-    if (n_paused_fds == 0)
+    if (pause_fd < 0)
         return;
     signal(SIGTSTP, SIG_DFL);
-    n_paused_fds = 0;
+    pause_fd = -1;
+}
+
+static void stand_still(void *context)
+{
+    const struct launch_watch *w = context;
+    uint64_t n;
+    (void)!read(w->pause_fd, &n, sizeof n);
+    raise(SIGSTOP); /* this thread, and so all, before it says anything else */
 }
 
 /* ---- what the overseer asks for ------------------------------------------------------------------------------------------------------------------------ */
@@ -106,12 +102,6 @@ static void last_words(void *context, int i, char *text, size_t bytes)
 }
 
 static void let_go(void *context, int i, int grace_ms) { launch_remote_stop(((const struct launch_watch *)context)->ends[i].remote, grace_ms); }
-
-static void closes(void *context, int i)
-{
-    (void)context;
-    paused_fds[i] = -1; /* its number may soon be somebody else's */
-}
 
 static void end_sending(void *context, int fd)
 {
@@ -175,6 +165,8 @@ static void release(struct launch_watch *w)
         close(w->told_fd);
     if (w->stop_fd >= 0)
         close(w->stop_fd);
+    if (w->pause_fd >= 0)
+        close(w->pause_fd);
     free(w);
 }
 
@@ -200,7 +192,8 @@ static enum st create_overseer(struct launch_watch *w, const struct launch_watch
         .n_ends = w->n_ends,
         .front_fd = options->front_fd,
         .stop_fd = w->stop_fd,
-        .hands = {w, has_ended, look, kill_agent, last_words, let_go, closes, end_sending, sleep_for, settled},
+        .pause_fd = w->pause_fd,
+        .hands = {w, has_ended, look, kill_agent, last_words, let_go, end_sending, sleep_for, stand_still, settled},
     };
     return launch_overseer_create(&o, &w->overseer, e);
 }
@@ -213,9 +206,10 @@ enum st launch_watch_start(const struct launch_watch_options *options, struct la
         w->n_ends = options->n_ends;
         w->told_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         w->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        w->pause_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         for (int i = 0; i < w->n_ends; i++)
             w->ends[i] = options->ends[i];
-        st = w->told_fd < 0 || w->stop_fd < 0 ? err_set(e, ST_IO, "cannot watch the agents: %s", strerror(errno)) : create_overseer(w, options, e);
+        st = w->told_fd < 0 || w->stop_fd < 0 || w->pause_fd < 0 ? err_set(e, ST_IO, "cannot watch the agents: %s", strerror(errno)) : create_overseer(w, options, e);
     }
     for (int i = 0; i < options->n_ends; i++)
         free(options->ends[i].inbox); /* its buffer lives on in the overseer's */

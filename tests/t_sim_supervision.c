@@ -56,43 +56,36 @@ static void on_end(void *context, struct comm_sim *s, int task) {
     }
 }
 
-/* Ctrl-Z, and later fg (launcher/watch.c): the agents are told, then the launcher stands still. */
-static void say_to_all(enum rt_frame_kind kind) {
-    const uint32_t frame[2] = {0, (uint32_t)kind};
-    for (int i = 0; i < job.n_agents; i++)
-        for (size_t sent = 0, n_tries = 0; sent < sizeof frame && n_tries < 10000 && !is_dead(LAUNCHER) && !has_gone(FIRST_AGENT + i); n_tries++) {
-            const ssize_t n = job.systems[LAUNCHER].send(comm_sim_os(job.s, LAUNCHER), job.launcher_fds[i], (const char *)frame + sent, sizeof frame - sent);
-            sent += n > 0 ? (size_t)n : 0;
-            if (n < 0 && errno != EAGAIN && errno != EINTR) break;
-            if (n <= 0) comm_sim_sleep(job.s, LAUNCHER, MS);
-        }
+/* Ctrl-Z: the launcher is told, unless that is what is planted. */
+static void press_stop_key(void) {
+    const uint64_t for_ns = job.pause_for_ns;
+    job.pause_ns = 0;
+    job.pause_pressed_ns = now();
+    if (job.planted != T_SIM_SUPERVISION_UNTOLD_PAUSE) {
+        comm_sim_ring(job.s, job.pause_bell);
+        return;
+    }
+    job.paused_until_ns = now() + for_ns;
+    comm_sim_sleep(job.s, LAUNCHER, for_ns);
 }
 
-static void pause_launcher(void) {
-    for (int i = 0; i < job.n_agents; i++)
-        if (job.is_mid_frame[i] || job.is_closed[i]) return; /* later, or never */
+static void stand_still(void *context) {
+    (void)context;
+    const struct comm_os *os = comm_sim_os(job.s, LAUNCHER);
+    char bytes[8];
+    (void)os->recv(os, job.pause_bell, bytes, sizeof bytes);
+    if (is_dead(LAUNCHER)) return;
     comm_sim_note(job.s, LAUNCHER, "is stopped by its user");
-    const uint64_t begun_ns = now();
-    if (job.planted != T_SIM_SUPERVISION_UNTOLD_PAUSE) say_to_all(RT_PAUSE);
-    job.pause_ns = 0;
     job.paused_until_ns = now() + job.pause_for_ns;
     comm_sim_sleep(job.s, LAUNCHER, job.pause_for_ns);
-    say_to_all(RT_RESUME);
-    job.pause_for_ns = now() - begun_ns; /* with the saying: the socket of an agent that is frozen may be full */
+    job.pause_for_ns = now() - job.pause_pressed_ns; /* with the telling */
     comm_sim_note(job.s, LAUNCHER, "goes on");
-}
-
-static ssize_t send_and_see(const struct comm_os *os, int fd, const void *data, size_t bytes) {
-    const ssize_t n = job.send(os, fd, data, bytes);
-    for (int i = 0; i < job.n_agents; i++)
-        if (fd == job.launcher_fds[i]) job.is_mid_frame[i] = n < (ssize_t)bytes;
-    return n;
 }
 
 /* A dead task shall come to its end: whatever it asks about is at its end, too. */
 static int poll_once(const struct comm_os *os, struct pollfd *fds, size_t n, uint64_t timeout_ns) {
     const int task = t_sim_job_task(os);
-    if (task == LAUNCHER && job.pause_ns && now() >= job.pause_ns && !is_dead(task)) pause_launcher();
+    if (task == LAUNCHER && job.pause_ns && now() >= job.pause_ns && !is_dead(task)) press_stop_key();
     const bool for_ever = job.planted == T_SIM_SUPERVISION_NO_DEADLINE && task == LAUNCHER && job.has_story;
     const int n_ready = job.systems[task].poll(os, fds, n, for_ever ? BASE_NO_DEADLINE : timeout_ns);
     if (!is_dead(task)) return n_ready;
@@ -165,13 +158,8 @@ static void let_go(void *context, int i, int grace_ms) {
     if (!a->is_direct) (void)comm_sim_os(job.s, LAUNCHER)->close(comm_sim_os(job.s, LAUNCHER), job.launcher_fds[i]);
     while (!ssh_has_ended(a, &status) && now() < until_ns && !is_dead(LAUNCHER)) comm_sim_sleep(job.s, LAUNCHER, 10 * MS);
 }
-static void closes(void *context, int i) {
-    (void)context;
-    job.is_closed[i] = true;
-}
 static void end_sending_of_launcher(void *context, int fd) {
     (void)context;
-    for (int i = 0; i < job.n_agents; i++) job.is_closed[i] |= fd == job.launcher_fds[i];
     comm_sim_end_sending(job.s, LAUNCHER, fd);
 }
 static void sleep_launcher(void *context, uint64_t ns) {
@@ -220,7 +208,8 @@ static void run_launcher(void) {
         .n_ends = job.n_agents,
         .front_fd = job.launcher_front_fd,
         .stop_fd = job.stop_bell,
-        .hands = {NULL, agent_has_ended, look_at_agent, kill_agent, last_words, let_go, closes, end_sending_of_launcher, sleep_launcher, settled},
+        .pause_fd = job.pause_bell,
+        .hands = {NULL, agent_has_ended, look_at_agent, kill_agent, last_words, let_go, end_sending_of_launcher, sleep_launcher, stand_still, settled},
         .os = comm_sim_os(job.s, LAUNCHER),
         .clock = job.planted == T_SIM_SUPERVISION_SLOW_CLOCK ? &slow : job.clock,
         .front_limit = job.front_limit,
@@ -233,6 +222,7 @@ static void run_launcher(void) {
     launch_overseer_end(o);
     launch_overseer_destroy(o);
     (void)options.os->close(options.os, job.stop_bell);
+    (void)options.os->close(options.os, job.pause_bell);
     job.launcher_end_ns = now();
 }
 
@@ -355,12 +345,10 @@ static void prepare(void *context, struct comm_sim *s) {
         job.systems[task] = *os;
         os->poll = poll_once;
         t_sim_job_plant(os, task);
-        if (task != LAUNCHER) continue;
-        job.send = os->send;
-        os->send = send_and_see;
     }
     int pair[2];
     job.stop_bell = comm_sim_bell(s, LAUNCHER);
+    job.pause_bell = comm_sim_bell(s, LAUNCHER);
     job.told_bell = comm_sim_bell(s, job.front_task);
     job.front_fd = job.launcher_front_fd = -1;
     if (job.has_hosts) {

@@ -47,14 +47,12 @@ struct sim_job {
     uint64_t work_ns, read_pause_ns, leave_ns; /* leave: the user does; 0: never */
     size_t read_bytes;
 
-    int front_fd, told_bell, stop_bell, launcher_front_fd, launcher_fds[MAX_AGENTS];
+    int front_fd, told_bell, stop_bell, pause_bell, launcher_front_fd, launcher_fds[MAX_AGENTS];
     bool ranks_are_done, has_story, is_over, has_left, is_whole, is_unexplained, is_front_through;
     long starve_at; /* 0: never */
     bool was_starved;
     uint64_t pause_ns, paused_until_ns; /* the user stops the launcher at that time; 0: he does not */
-    uint64_t pause_for_ns;
-    bool is_mid_frame[MAX_AGENTS], is_closed[MAX_AGENTS]; /* what the launcher says to it: in the middle; at its end */
-    ssize_t (*send)(const struct comm_os *os, int fd, const void *data, size_t bytes); /* the launcher's */
+    uint64_t pause_for_ns, pause_pressed_ns;
     struct err story;
     uint64_t story_ns, left_ns, launcher_end_ns;
     const struct base_clock *clock; /* the launcher's sound one */
