@@ -11,9 +11,9 @@
 #define PIECE_BYTES ((256u << 10) + TCP_HEAD_BYTES)
 /* So many pieces of a run may leave before the one that is due has come back. */
 #define AHEAD 2
-#define LOOK_FOR_SILENCE_NS (BASE_NS_PER_S / 2)
+#define LOOK_FOR_SILENCE_NS (BASE_NS_PER_S / 4)
 #define SILENCE_MS 3000
-#define ANSWER_MS 500 /* who lives has acknowledged what came once more long before */
+#define ANSWER_MS 200 /* who lives has acknowledged what came once more long before */
 
 /* ---- frames -------------------------------------------------------------------------------------------------------------------------------------- */
 
