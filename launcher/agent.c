@@ -26,6 +26,7 @@
 #include "runtime/rank.h"
 
 #define DIRECT_MS 300 /* for what still waits for the launcher on the old way */
+#define MEETING_MS 30000 /* before the start a launcher may be silent for so long: it may read a model, or plan, and nobody stops while it does */
 #define MAX_WORDS 104 /* of an agent: a rank gets these and what only its agent knows */
 
 struct agent {
@@ -412,14 +413,21 @@ static int lead_host(struct agent *a)
     static char *argv[LAUNCH_AGENT_MAX_ARGS];
     int argc = 0;
     size_t start_bytes = 0;
+    uint64_t heard_ns = base_now_ns(base_clock_real());
     while (!st && (!start_bytes || (a->handed_fd < 0 && a->direct_fd < 0 && launch_meeting_has_control(meeting)))) {
         enum rt_frame_kind kind;
         const void *payload;
         size_t bytes;
         (void)launch_outbox_flush(&a->warden.out, NULL, a->warden.out_fd);
         st = rt_inbox_next(&a->warden.control, 0, &kind, &payload, &bytes, &e);
-        if (st == ST_AGAIN)
+        const uint64_t now = base_now_ns(base_clock_real());
+        heard_ns = st ? heard_ns : now;
+        if (st == ST_AGAIN && now - heard_ns >= MEETING_MS * BASE_NS_PER_MS)
+            st = err_set(&e, ST_TIMEOUT, "the launcher gave no sign of life for %d s before the start", MEETING_MS / 1000);
+        else if (st == ST_AGAIN)
             st = launch_meeting_step(meeting, a->warden.in_fd, LAUNCH_LOOK_MS, &a->warden.out, &e);
+        else if (!st && kind == RT_BEAT)
+            continue;
         else if (!st && kind == RT_START && bytes < sizeof start) {
             memcpy(start, payload, bytes);
             start_bytes = bytes;

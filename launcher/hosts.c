@@ -142,6 +142,19 @@ static enum st begin(struct launch_hosts *hosts, struct launch_hosts_entry *h, s
     return ST_OK;
 }
 
+/* Agents that nobody asks anything shall know that their launcher lives. One that takes nothing is found in other ways. */
+static void beat(const struct launch_hosts *hosts, uint64_t *beat_ns)
+{
+    const uint64_t now = base_now_ns(base_clock_real());
+    const uint32_t frame[2] = {0, RT_BEAT};
+    if (now - *beat_ns < LAUNCH_BEAT_MS * BASE_NS_PER_MS)
+        return;
+    *beat_ns = now;
+    for (int i = 0; i < hosts->n; i++)
+        if (hosts->h[i].end.inbox)
+            (void)!send(hosts->h[i].end.out_fd, frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
 static void tell_awaited(const struct launch_hosts_entry *h, const char *what, uint64_t since, bool *is_told)
 {
     if (!*is_told && base_now_ns(base_clock_real()) - since >= PATIENT_NS)
@@ -149,9 +162,10 @@ static void tell_awaited(const struct launch_hosts_entry *h, const char *what, u
     *is_told |= base_now_ns(base_clock_real()) - since >= PATIENT_NS;
 }
 
-static enum st open_end(struct launch_hosts_entry *h, struct err *e)
+static enum st open_end(const struct launch_hosts *hosts, struct launch_hosts_entry *h, struct err *e)
 {
     enum st st = ST_OK;
+    uint64_t beat_ns = 0;
     if (h->end.remote) {
         const uint64_t since = base_now_ns(base_clock_real());
         bool is_told = false;
@@ -159,6 +173,7 @@ static enum st open_end(struct launch_hosts_entry *h, struct err *e)
             if (launch_interrupted())
                 return err_set(e, ST_CANCELLED, "interrupted");
             tell_awaited(h, "to be reached by ssh", since, &is_told);
+            beat(hosts, &beat_ns);
         }
         if (!st)
             h->end.in_fd = h->end.out_fd = launch_remote_fd(h->end.remote);
@@ -179,8 +194,10 @@ static enum st hear(struct launch_hosts *hosts, int from, enum rt_frame_kind wan
     const char *what = wanted == RT_HOST ? "to tell of itself" : wanted == RT_REACHED ? "to reach the others' ports" : wanted == RT_MODEL ? "to open the model" : wanted == RT_SEATS ? "to read its topology" : "to find the other hosts";
     uint64_t heard = since; /* agents beat from their first word on, but for the time that a file system takes */
     bool is_told = false;
+    uint64_t beat_ns = 0;
     for (;;) {
         tell_awaited(h, what, since, &is_told);
+        beat(hosts, &beat_ns);
         enum rt_frame_kind kind;
         struct err why = {""};
         const uint64_t now = base_now_ns(base_clock_real());
@@ -580,7 +597,7 @@ enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
     for (int i = 0; i < hosts->n && !st; i++) /* all at once */
         st = begin(hosts, &hosts->h[i], e);
     for (int i = 0; i < hosts->n && !st; i++)
-        st = open_end(&hosts->h[i], e);
+        st = open_end(hosts, &hosts->h[i], e);
     const uint64_t until = base_now_ns(base_clock_real()) + ANSWER_MS * BASE_NS_PER_MS;
     hosts->interfaces = calloc((size_t)hosts->n, sizeof *hosts->interfaces);
     if (!st && !hosts->interfaces)

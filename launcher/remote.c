@@ -24,7 +24,8 @@
 #include "launcher/elf.h"
 
 #define CONNECT_MS 10000
-#define STEP_MS 30000     /* the other side looks at its copy of the bundle, or unpacks it: some 50 MB from or to a slow disk */
+#define LOOK_MS 15000     /* the other side looks at its copy of the bundle: some 50 MB from a slow disk */
+#define STEP_MS 30000     /* it unpacks it, to a slow disk */
 #define STALL_MS 15000    /* a push of which nothing is taken for so long */
 #define LAST_WORDS_MS 500 /* after the conversation's end, ssh's stderr may still come */
 #define TERM_MS 100       /* between a polite signal and SIGKILL */
@@ -427,7 +428,7 @@ static enum st explain_timeout(struct launch_remote *r, struct err *e)
     case CONNECTING:
         return err_set(e, ST_TIMEOUT, "%s: no answer through %s within %.1f s; does '%s %s true' work from here, without a question?%s%.240s", r->host.typed, r->program, r->connect_ms / 1000.0,
                        r->program, r->host.typed, what, words);
-    case LOOKING: return err_set(e, ST_TIMEOUT, "%s: looked at its copy of Tandem for %d s; its disk or its CPUs are not well%s%.240s", r->host.typed, STEP_MS / 1000, what, words);
+    case LOOKING: return err_set(e, ST_TIMEOUT, "%s: looked at its copy of Tandem for %d s; its disk or its CPUs are not well%s%.240s", r->host.typed, LOOK_MS / 1000, what, words);
     case PUSHING:
         return err_set(e, ST_TIMEOUT, "%s: took nothing for %d s while Tandem was sent (%.1f of %.1f MB were)%s%.240s", r->host.typed, STALL_MS / 1000, (double)r->sent / 1e6,
                        (double)launch_bundle_bytes(r->bundle) / 1e6, what, words);
@@ -568,7 +569,7 @@ static enum st take_line(struct launch_remote *r, struct err *e)
         return ST_OK;
     }
     if (strncmp(said, "hello ", 6) == 0 && r->phase == CONNECTING && !r->kills) {
-        enter(r, LOOKING, STEP_MS);
+        enter(r, LOOKING, LOOK_MS);
         return check_hello(r, said + 6, e);
     }
     if (strncmp(said, "need ", 5) == 0 && r->phase == LOOKING) {
