@@ -102,7 +102,7 @@ static enum st run_count(const char *model, struct launch_options *shared, const
         take_shares(ledger, c);
     if (!st) {
         c->n_threads = s->settings.n_threads;
-        c->is_crowded = s->placement->oversubscribed;
+        c->is_crowded = s->placement && s->placement->oversubscribed; /* of other hosts their agents tell */
     }
     launch_ledger_close(ledger);
     launch_setup_destroy(s);

@@ -10,6 +10,7 @@
 #include "base/build_id.h"
 #include "base/clock.h"
 #include "base/hash.h"
+#include "base/log.h"
 #include "launcher/agent.h"
 #include "launcher/handed.h"
 #include "launcher/interrupt.h"
@@ -531,6 +532,18 @@ static const char *choose_backend(const struct launch_hosts *hosts)
     return has_several ? "shm+tcp" : "tcp";
 }
 
+static void tell_warnings(const struct launch_hosts *hosts)
+{
+    for (int i = 0; i < hosts->decision.n_pairs; i++) {
+        const struct launch_pair *p = &hosts->decision.pairs[i];
+        const char *a = hosts->h[p->host[0]].typed, *b = hosts->h[p->host[1]].typed;
+        for (int w = 0; w < p->n_warnings; w++)
+            LOG_WARNING("hosts", "%s - %s: %s", a, b, p->warnings[w]);
+        if (p->transport == LAUNCH_RDMA && !is_all_rdma(hosts) && hosts->transport != LAUNCH_TCP)
+            LOG_WARNING("hosts", "TCP between all ranks, although %s and %s have RDMA: others have none", a, b);
+    }
+}
+
 /* The one address decision. */
 static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
 {
@@ -549,6 +562,8 @@ static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
         (void)launch_decision_address(&hosts->decision, i, hosts->h[i].address);
         launch_decision_environment(&hosts->decision, i, &hosts->h[i].environment);
     }
+    if (!st)
+        tell_warnings(hosts);
     if (!st)
         hosts->backend = choose_backend(hosts);
     if (!st)

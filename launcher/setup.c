@@ -104,12 +104,14 @@ static enum st read_hostfile(const char *path, char **list, struct err *e)
 static enum st read_hosts(const struct launch_options *o, struct launch_setup *s, struct err *e)
 {
     char *own = NULL;
-    const char *list = o->hosts ? o->hosts : o->hostfile ? NULL : getenv("TANDEM_HOSTS");
+    const char *list = o->hosts ? o->hosts : o->hostfile || launch_foreign() ? NULL : getenv("TANDEM_HOSTS");
     int n = (int)o->n_ranks;
     uint32_t shares[ORDER_MAX_RANKS];
     enum st st = ST_OK;
     if (o->hosts && o->hostfile)
         return err_set(e, ST_INVALID, "--hosts and --hostfile exclude each other");
+    if (launch_foreign() && (o->hosts || o->hostfile))
+        return err_set(e, ST_INVALID, "--hosts and --hostfile: whoever started these ranks has chosen their hosts");
     if (o->hostfile)
         st = read_hostfile(o->hostfile, &own, e);
     if (!st && o->split && !n)

@@ -10,6 +10,7 @@ if ! command -v qemu-aarch64-static >/dev/null; then
 fi
 other=(qemu-aarch64-static -cpu max -L "${TANDEM_OTHER%/*}/sysroot" "$TANDEM_OTHER")
 
+fails "it has UCX" grep -q "this build has no UCX" "$TANDEM_OTHER"
 contains "it is the same build" "$("${other[@]}" --version)" "$("$TANDEM" --version)"
 for case in kv8-bf16-llama3 gguf-q8_0-q4_1-tied gguf-q4_k-q6_k-q5_0 gguf-nvfp4; do
     model=tests/golden/llama/$case

@@ -55,6 +55,7 @@ for h in 0 1; do host $h tc qdisc del dev eth0 root 2>/dev/null; done
 same "two hosts, three ranks, uneven" --hosts "$hosts_list" --split 3:1:2
 same "two hosts, three ranks, uneven, shared sums" --hosts "$hosts_list" --split 3:1:2 --scatter 1
 same "one other host, one rank" --hosts "$h1"
+ok "bench scale" "$TANDEM" bench scale "$model" --hosts "$hosts_list" -n 2,3 --threads 1 --prefill 16 --decode 4
 printf '# the pair\n%s\n%s # the other\n' "$h0" "$h1" >"$t_dir/hostfile"
 same "a host file" --hostfile "$t_dir/hostfile"
 TANDEM_HOSTS=$hosts_list same "TANDEM_HOSTS"

@@ -45,10 +45,12 @@ if command -v mpiexec.hydra >/dev/null; then
         same "two ranks that mpiexec.hydra started, over $backend" mpiexec.hydra -n 2 "$TANDEM" rank
     done
     more=()
+    TANDEM_HOSTS=nobody.invalid same "TANDEM_HOSTS means nothing under mpiexec" mpiexec.hydra -n 2 "$TANDEM" rank
     same "three ranks that mpiexec.hydra started" mpiexec.hydra -n 3 "$TANDEM" rank
     more=(-n 3)
     out=$(mpiexec.hydra -n 2 "$TANDEM" rank eval "$model" --ids "$t_dir/ids" -n 3 2>&1)
     contains "-n that contradicts mpiexec" "$out" "-n 3, but 2 ranks were started"
+    contains "--hosts under mpiexec" "$(mpiexec.hydra -n 2 "$TANDEM" rank eval "$model" --ids "$t_dir/ids" --hosts localhost 2>&1)" "whoever started these ranks has chosen their hosts"
     # A rank dies: whoever started the ranks ends the job.
     : >"$t_dir/out" # the last one's
     mpiexec.hydra -n 2 "$TANDEM" rank run "$model" --threads 1 -p hi --ignore-eos --max-tokens 1000000 --ctx 2000000 >"$t_dir/out" 2>"$t_dir/err" &

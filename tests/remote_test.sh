@@ -74,6 +74,7 @@ leftovers() { find "$cache" -mindepth 1 -maxdepth 1 -name '.*'; }
 
 ok "what would be sent" "$TANDEM" host-check --bundle --mpi
 "$TANDEM" host-check --bundle >"$d/bundle"
+if "$TANDEM" bench comm --backend ucx --min 8 --max 8 --blocks 1 --peer none >"$d/has_ucx" 2>&1; then contains "UCX's RDMA module is sent" "$(cat "$d/bundle")" "lib/ucx/libuct_ib"; fi
 for library in libhwloc libsodium libpcre2-8; do contains "$library is sent" "$(cat "$d/bundle")" "lib/$library"; done
 ok "glibc and rdma-core are not" sh -c "! grep -Eq 'lib/(libc|libm|ld-linux|libibverbs|libmlx5|librdmacm)[.-]' '$d/bundle'"
 bytes=$(du -bL "$TANDEM" | cut -f 1)
@@ -233,6 +234,7 @@ done
 program ssh_told <<<'exec /bin/sh -c "$words"'
 sed -i '2i printf "%s\\n" "$@" >"${0%/*}/told"' "$d/ssh_told"
 check "a user" 0 'me@b: pushed 0' '' --hosts me@b --ssh "$d/ssh_told"
+ok "never asks a question" grep -qx BatchMode=yes "$d/told"
 ok "goes by -l" sh -c "grep -A 1 -x -e -l '$d/told' | grep -qx me"
 ok "only the options that were agreed upon come before the host" awk '/^-[xTq]$/ { next } /^-[opl]$/ { getline; next } { exit !($0 == "b") }' "$d/told"
 
