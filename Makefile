@@ -92,7 +92,7 @@ PLUGINS := $(if $(SAN)$(CROSS)$(ONLY),,$(if $(shell command -v $(lastword $(CXX)
 
 TESTS  := $(TEST_SOURCES:tests/%.c=$(BUILD)/tests/%)
 FUZZES := $(FUZZ_SOURCES:tests/fuzz/%.c=$(BUILD)/fuzz/%)
-BENCHES := $(BENCH_SOURCES:%.c=$(BUILD)/%)
+BENCHES := $(patsubst %.c,$(BUILD)/%,$(filter-out bench/cuda_kernels.c,$(BENCH_SOURCES)))
 
 # --- Flags -----------------------------------------------------------------------------------------------------------------
 
@@ -245,14 +245,15 @@ $(BUILD)/libtandem-simt.so: $(SIMT_OBJECTS)
 	$(if $(V),,@echo "  LINK  $@")
 	$(Q)$(CXX) -shared -pthread $(LDFLAGS) $^ -o $@
 $(SIMT_TESTS): $(LIBSIMT) $(SIMT_CASES:%=$(OBJ)/%.o)
-$(SIMT_TESTS): private LIBS += -lstdc++
+# (LIB once more: the kernels, too, need it)
+$(SIMT_TESTS): private LIBS += $(LIB) -lstdc++
 $(BUILD)/bench/simt: $(OBJ)/bench/simt_kernels.cu.o $(LIBSIMT)
 $(BUILD)/bench/simt: private LIBS += -lstdc++
 
 # The same again with locals that begin as zeroes: what then has other bits depends on a local that nobody initialised (tests/kernels_locals_test.sh).
 ZERO         := $(BUILD)/zero
 ZERO_OBJECTS := $(SIMT_SOURCES:%.cpp=$(OBJ)/%.o) $(CUDA_SOURCES:%=$(OBJ)/%.zero.o)
-ZERO_TESTS   := $(addprefix $(ZERO)/,kernels_simt_test kernels_mma_simt_test kernels_attention_simt_test)
+ZERO_TESTS   := $(addprefix $(ZERO)/,kernels_simt_test kernels_cuda_simt_test kernels_mma_simt_test kernels_attention_simt_test)
 ZERO_BINARY  := $(if $(PLUGINS),$(ZERO)/tandem $(ZERO)/libtandem-simt.so)
 ZERO_ALL     := $(if $(and $(PLUGINS),$(filter tests/kernels_locals_test.sh,$(TEST_SCRIPTS))),$(ZERO_TESTS) $(ZERO_BINARY))
 .PHONY: kernels-zero
@@ -278,16 +279,41 @@ $(ZERO_TESTS): $(ZERO)/%: $(OBJ)/tests/%.o $(SIMT_CASES:%=$(OBJ)/%.zero.o) $(ZER
 NVCC       := $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_ARCHS := 120a 121a 90 80
 CUDA       := 1
-NVCC_FLAGS := -std=c++17 -O3 -fmad=false -I. -Werror all-warnings -Xptxas -v $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a,code=sm_$a)
+NVCC_FLAGS := -std=c++17 -O3 -fmad=false -Xcompiler -fPIC -I. -Werror all-warnings -Xptxas -v $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a,code=sm_$a)
 PTX        := $(OBJ)/kernels/cuda/ptx
 .PHONY: cuda cuda-self-test
 ifneq ($(and $(NVCC),$(filter-out 0,$(CUDA))),)
 cuda: $(CUDA_SOURCES:%=$(OBJ)/%.gpu.o) $(BUILD)/cuda_self_test
 	@echo "cuda: $(words $(CUDA_SOURCES)) files for $(CUDA_ARCHS:%=sm_%), no spills"
 	@tests/check_ptx.sh $(PTX) $(OBJ)/kernels/cuda
-# Wants a GPU: are the instructions what the harness takes them for?
-cuda-self-test: $(BUILD)/cuda_self_test
-	@$<
+# Wants a GPU: are the instructions what the harness takes them for? Are the kernels right there, and whole programs?
+cuda-self-test: gpu
+	@tests/gpu.sh $(BUILD)
+# The objects of the harness's tests, and of its device, with nvcc's kernels and CUDA's runtime.
+GPU_OBJECTS := $(OBJ)/tests/simt/on_a_gpu.o $(CUDA_SOURCES:%=$(OBJ)/%.gpu.o)
+GPU_LIBS    := $(wildcard $(dir $(NVCC))../lib64/libcudart_static.a) -ldl -lrt -lstdc++
+GPU         := $(BUILD)/gpu
+GPU_TESTS   := $(addprefix $(GPU)/tests/,kernels_cuda_simt_test kernels_mma_simt_test kernels_attention_simt_test compare_logits)
+.PHONY: gpu
+gpu: $(BUILD)/cuda_self_test $(GPU_TESTS) $(GPU)/tandem $(GPU)/libtandem-simt.so $(GPU)/bench/cuda_kernels
+$(OBJ)/tests/simt/on_a_gpu.o: tests/simt/on_a_gpu.cpp $(BUILD)/cxx.flags
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(CXX_FLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
+$(GPU)/tests/%_simt_test: $(OBJ)/tests/%_simt_test.o $(GPU_OBJECTS) $(LIBT) $(LIB)
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)$(LINK) $(filter-out %.a,$^) $(filter %.a,$^) -o $@ $(CMOCKA_LIBS) $(LIBS) $(GPU_LIBS)
+$(GPU)/bench/cuda_kernels: $(OBJ)/bench/cuda_kernels.o $(GPU_OBJECTS) $(LIB)
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)$(LINK) $^ -o $@ $(LIBS) $(GPU_LIBS)
+$(GPU)/libtandem-simt.so: $(OBJ)/kernels/simt/backend.o $(GPU_OBJECTS)
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)$(CXX) -shared -pthread $(LDFLAGS) $^ -o $@ $(GPU_LIBS)
+$(GPU)/tandem $(GPU)/tests/compare_logits: $(GPU)/%: $(BUILD)/%
+	@mkdir -p $(@D)
+	$(Q)ln -f $< $@
 else
 cuda cuda-self-test:
 	@echo "$@: skipped, $(if $(NVCC),CUDA=0,there is no nvcc)"

@@ -9,7 +9,7 @@
 
 # ---- planted faults and right kernels under every seed, and kernels/cuda against ref
 # shellcheck disable=SC2154 # t_dir is t.sh's
-for test in kernels_simt_test kernels_mma_simt_test kernels_attention_simt_test; do
+for test in kernels_simt_test kernels_cuda_simt_test kernels_mma_simt_test kernels_attention_simt_test; do
     export TANDEM_SIMT_BITS=$t_dir/$test
     ok "$test with a pattern" "$BUILD/tests/$test"
     ok "$test with zeroes" "$BUILD/zero/$test"

@@ -267,6 +267,7 @@ static void counted_case(void *arg) {
  * (2,048 bytes) once for each of the two tiles of rows. */
 static void counts_by_hand(void **state) {
     (void)state;
+    needs_harness();
     static const char *const weights[] = {"{\"buffer\": \"weights\", \"load_bytes\": 65536, \"load_sectors\": 2048,",
                                           "{\"buffer\": \"weights\", \"load_bytes\": 18432, \"load_sectors\": 576,"};
     for (int f = 0; f < 2; f++) {
@@ -298,6 +299,7 @@ static void reread_case(void *unused) {
 
 static void from_memory(void **state) {
     (void)state;
+    needs_harness();
     static const char *const devices[] = {"gb10", "tiny"},
                              *const want[] = {"\"load_sectors\": 65536, \"store_bytes\": 0, \"store_sectors\": 0, \"memory_sectors\": 32768}",
                                               "\"load_sectors\": 65536, \"store_bytes\": 0, \"store_sectors\": 0, \"memory_sectors\": 65536}"};

@@ -14,6 +14,12 @@
 /* How an emulated matrix instruction may add up. */
 static const char *const t_models[] = {"exact", "truncating", "permuted"};
 
+/* What asks for counts has nothing to say of a GPU. */
+#define needs_harness() \
+    do { \
+        if (!simt_is_emulated()) skip(); \
+    } while (0)
+
 static inline double seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);

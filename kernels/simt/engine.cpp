@@ -698,6 +698,8 @@ void runtime_reset();
 
 using namespace simt;
 
+int simt_is_emulated(void) { return 1; }
+
 const char *simt_catch(void (*fn)(void *), void *arg, uint64_t seed) {
     config().seed = seed;
     random_state = seed;

@@ -9,6 +9,9 @@
 extern "C" {
 #endif
 
+/* 1; in a program of the same objects that runs on a GPU (tests/simt/on_a_gpu.cpp), where there is nothing to seed, check or count: 0. */
+int simt_is_emulated(void);
+
 /* Runs fn(arg), then all work that it left in streams. Returns NULL, or the first finding's line (valid until the next call). What the device held is then gone:
  * every buffer, stream and event is released. Seed and checks as in TANDEM_SIMT_SEED and TANDEM_SIMT_CHECK. */
 const char *simt_catch(void (*fn)(void *), void *arg, uint64_t seed);
