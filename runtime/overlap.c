@@ -4,7 +4,7 @@
  * way, which is the other half's, and begins this half's: one at a time is under way, always. So the order is the same on every rank. What a stage reads of others (the views of the exchange
  * that ended last) lives until the next but one begins: that is the other half's, whose turn comes after this stage. What a stage writes for others goes into the send buffer of the
  * exchange to come while the one before flies: backends that send ahead have that. Where sums are shared (sums.c), the one before may take two exchanges, so that nobody knows yet which buffer
- * will be sent: then it goes to a place of its own, and from there into comm's.
+ * will be sent: then it goes to a place of its own, and from there into comm's. The second of the two begins as soon as no views of the exchange before them are read.
  *
  * B's tokens follow A's, in the batch and in each sequence; B's attention reads what A has just put into the same layer's cache. Nothing else passes between tokens, so logits have the
  * bits of a whole step. A sequence that is cut becomes two runs over one row of the block table.

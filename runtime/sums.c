@@ -161,6 +161,7 @@ enum st rt_exchange_begin(struct rt_exec *x, const struct part_step *s)
     return st;
 }
 
+/* The half that is walked meanwhile may read the views of the exchange before; they end when the gather behind this scatter begins. So it waits, unless that exchange left a sum and no views. */
 void rt_exchange_advance(struct rt_exec *x)
 {
     struct shared_sum *sum = &x->under_way.sum;
@@ -168,6 +169,8 @@ void rt_exchange_advance(struct rt_exec *x)
     /* What failed is told once more by whoever ends the exchange. */
     while (sum->state != SUM_DONE && comm_allgather_advance(x->o.comm) && sum->state != SUM_BY_ALL) {
         const bool gathered = sum->state == SUM_GATHERED;
+        if (!gathered && !x->is_summed)
+            return;
         if (comm_allgather_finish(x->o.comm, BASE_NO_DEADLINE, views, gathered ? NULL : x->under_way.headers, NULL))
             return;
         if (gathered)

@@ -12,17 +12,43 @@
 
 #define ANSWER_WAIT_MS 120000
 
+/* Ranks that are threads find each other here. */
+struct meeting {
+    pthread_barrier_t barrier;
+    int n_ranks;
+    unsigned char records[ORDER_MAX_RANKS][COMM_BOOT_MAX_BYTES];
+};
+
 struct t_job {
     struct rt_inbox front;
+    struct meeting meeting;
     int memory_fd, n_ranks;
     int64_t vocab;
     struct rank {
         struct rt_rank_options options;
+        struct end {
+            struct meeting *meeting;
+            int rank;
+        } end;
+        struct comm_boot boot;
         pthread_t thread;
         enum st st;
         struct err e;
     } ranks[ORDER_MAX_RANKS];
 };
+
+static enum st meet(void *context, const void *mine, size_t bytes, void *all, uint64_t deadline_ns, struct err *e)
+{
+    (void)deadline_ns, (void)e;
+    const struct end *end = context;
+    struct meeting *m = end->meeting;
+    memcpy(m->records[end->rank], mine, bytes);
+    pthread_barrier_wait(&m->barrier);
+    for (int r = 0; r < m->n_ranks; r++)
+        memcpy((unsigned char *)all + (size_t)r * bytes, m->records[r], bytes);
+    pthread_barrier_wait(&m->barrier);
+    return ST_OK;
+}
 
 static void *rank_thread(void *arg)
 {
@@ -57,7 +83,7 @@ static enum st plan(struct t_job *job, const char *model, const struct rt_settin
     }
     if (!st) {
         job->vocab = whole->config.vocab;
-        if (job->n_ranks > 1)
+        if (job->n_ranks > 1 && !job->ranks[0].options.backend)
             st = comm_shm_create(job->n_ranks, p->max_exchange_bytes, &job->memory_fd, e);
     }
     part_plan_destroy(p);
@@ -82,6 +108,7 @@ static enum st join(struct t_job *job, struct err *e)
     rt_inbox_release(&job->front);
     if (job->memory_fd >= 0)
         close(job->memory_fd);
+    pthread_barrier_destroy(&job->meeting.barrier);
     free(job);
     return worst;
 }
@@ -117,7 +144,10 @@ static enum st start(const struct t_job_options *o, struct t_job **out, struct e
         .context = o->context ? o->context : 512,
         .max_sequences = o->max_sequences ? o->max_sequences : 8,
         .n_threads = o->n_threads ? o->n_threads : 1,
+        .overlap_tokens = o->overlap_tokens,
+        .scatter_bytes = o->scatter_bytes,
     };
+    job->ranks[0].options.backend = o->backend;
     const enum st st = plan(job, o->model, &settings, o->shares, e);
     rt_inbox_init(&job->front, front[0]);
     if (st) {
@@ -127,7 +157,11 @@ static enum st start(const struct t_job_options *o, struct t_job **out, struct e
         free(job);
         return st;
     }
+    job->meeting.n_ranks = job->n_ranks;
+    pthread_barrier_init(&job->meeting.barrier, NULL, (unsigned)job->n_ranks);
     for (int r = 0; r < job->n_ranks; r++) {
+        job->ranks[r].end = (struct end){&job->meeting, r};
+        job->ranks[r].boot = (struct comm_boot){meet, &job->ranks[r].end};
         job->ranks[r].options = (struct rt_rank_options){
             .model = o->model,
             .rank = r,
@@ -136,6 +170,8 @@ static enum st start(const struct t_job_options *o, struct t_job **out, struct e
             .settings = settings,
             .front_fd = r ? -1 : front[1],
             .memory_fd = job->memory_fd,
+            .backend = o->backend,
+            .boot = o->backend ? &job->ranks[r].boot : NULL,
         };
         assert_int_equal(pthread_create(&job->ranks[r].thread, NULL, rank_thread, &job->ranks[r]), 0);
     }

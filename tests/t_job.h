@@ -19,6 +19,8 @@ struct t_job_options {
     bool accurate;
     enum format kv_format;
     enum part_moe moe;
+    const char *backend;        /* "tcp": ranks that meet on the loopback; NULL: shared memory */
+    int overlap_tokens, scatter_bytes; /* 0: neither halves nor shared sums */
 };
 
 struct t_job;
