@@ -317,7 +317,7 @@ $(GPU)/tandem $(GPU)/tests/compare_logits: $(GPU)/%: $(BUILD)/%
 	@mkdir -p $(@D)
 	$(Q)ln -f $< $@
 else
-cuda cuda-self-test:
+cuda cuda-self-test gpu:
 	@echo "$@: skipped, $(if $(NVCC),CUDA=0,there is no nvcc)"
 endif
 $(BUILD)/cuda_self_test: $(OBJ)/tests/simt/on_device.cu.gpu.o $(OBJ)/kernels/cuda/self_test.cu.gpu.o
@@ -499,7 +499,7 @@ clean:
 	rm -rf build build-aarch64 build-address build-undefined build-address-undefined build-thread $(BUILD)
 
 help:
-	@echo 'targets: all (default) cuda cuda-self-test kernels-zero deps deps-lint demo test test-long test-aarch64 bundle bench bench-peers lint analyze check-headers check-layers format fuzz'
+	@echo 'targets: all (default) cuda gpu cuda-self-test kernels-zero deps deps-lint demo test test-long test-aarch64 bundle bench bench-peers lint analyze check-headers check-layers format fuzz'
 	@echo '         install uninstall (PREFIX, DESTDIR) clean; lib tests benches fuzzers; $(BUILD)/tests/NAME for one program'
 	@echo 'settings: DEV=1 (warnings are errors) SAN=address,undefined|thread CUDA=0 V=1 (show commands) BUILD=DIR ARCH=aarch64'
 	@echo '          ONLY="base kernels" (library of these rooms) T="base_%" (tests of these names) FUZZ_S=10'

@@ -69,6 +69,7 @@ struct tcp_peer {
     bool ended;       /* nothing more comes from it, nothing goes to it */
     unsigned i_ended; /* the how manieth to end */
     int error;        /* of the socket, as errno; 0: end of file */
+    bool looks_silent; /* at the last look */
     double silent_s;  /* its host did not answer for so long */
     bool cut;         /* inside a frame */
     bool said_bye;

@@ -12,8 +12,8 @@
 /* So many pieces of a run may leave before the one that is due has come back. */
 #define AHEAD 2
 #define LOOK_FOR_SILENCE_NS (BASE_NS_PER_S / 4)
-#define SILENCE_MS 3000
-#define ANSWER_MS 200 /* who lives has acknowledged what came once more long before */
+#define SILENCE_MS 2750 /* and a look more */
+#define ANSWER_MS 200 /* who lives has acknowledged what came once more long before, where it is no farther away */
 
 /* ---- frames -------------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -580,7 +580,8 @@ static double silence_of(const struct tcp *t, int fd) {
     struct tcp_info info = {0};
     socklen_t n = sizeof info;
     if (t->comm.os->getsockopt(t->comm.os, fd, IPPROTO_TCP, TCP_INFO, &info, &n) != 0) return 0;
-    const bool is_late = info.tcpi_retransmits >= 2 || info.tcpi_last_data_sent >= (info.tcpi_retransmits ? ANSWER_MS : SILENCE_MS);
+    const uint32_t answer_ms = info.tcpi_rtt / 500 > ANSWER_MS ? info.tcpi_rtt / 500 : ANSWER_MS; /* two round trips */
+    const bool is_late = info.tcpi_retransmits >= 2 || info.tcpi_last_data_sent >= (info.tcpi_retransmits ? answer_ms : SILENCE_MS);
     const bool asked = (info.tcpi_unacked && is_late) || info.tcpi_probes >= 2;
     return asked && info.tcpi_last_ack_recv >= SILENCE_MS && info.tcpi_last_data_recv >= SILENCE_MS ? info.tcpi_last_ack_recv / 1000.0 : 0;
 }
@@ -593,7 +594,9 @@ void comm_tcp_look_for_silence(struct tcp *t, uint64_t now_ns) {
         if (p->fd < 0 || p->ended) continue;
         double silent_s = silence_of(t, p->fd);
         for (int i = 0; i < t->n_more && silent_s <= 0; i++) silent_s = silence_of(t, p->more[i].fd);
-        if (silent_s <= 0) continue;
+        const bool is_twice = silent_s > 0 && p->looks_silent;
+        p->looks_silent = silent_s > 0;
+        if (!is_twice) continue; /* this machine may have stood still itself: what came meanwhile is seen by the next look */
         p->silent_s = silent_s;
         end_peer(t, p, ETIMEDOUT);
     }

@@ -78,7 +78,7 @@ struct packet {
 };
 _Static_assert(sizeof(struct packet) == 64, "wire format");
 
-#define RECORD_MAGIC 0x31786375646e6174ull /* "tanducx1" */
+#define RECORD_MAGIC 0x32786375646e6174ull /* "tanducx2" */
 /* What a rank tells in the boot round. Two addresses: a whole one for ranks of the same host, and one without shared memory for the others, because UCX would find a shared kernel where
  * the launcher has decided on a link. */
 struct record {
@@ -86,8 +86,9 @@ struct record {
     uint32_t major, minor; /* of UCX, whose wire format is its own business */
     uint32_t net_bytes, whole_bytes;
     uint64_t check; /* of the addresses' bytes */
+    uint64_t may_divide; /* 1: a second way is not decided on this host */
     char address[64];
-    unsigned char addresses[RECORD_BYTES - 112]; /* net, whole */
+    unsigned char addresses[RECORD_BYTES - 120]; /* net, whole */
 };
 _Static_assert(sizeof(struct record) == RECORD_BYTES, "wire format");
 
@@ -755,6 +756,7 @@ static enum st describe(const struct ucx *s, size_t capacity, struct record *rec
     record->capacity = capacity;
     record->major = s->api->major;
     record->minor = s->api->minor;
+    record->may_divide = s->may_divide;
     memcpy(record->address, s->address, sizeof record->address);
     if (getrandom(&record->nonce, sizeof record->nonce, 0) != sizeof record->nonce)
         return err_set(e, ST_IO, "ucx: random numbers: %s", strerror(errno));
@@ -803,6 +805,7 @@ static enum st connect_all(struct ucx *s, const struct record *records, uint64_t
         enum st code = check_record(&records[r], &records[s->rank], r, e);
         if (code != ST_OK) return code;
         nonces[r] = records[r].nonce;
+        s->may_divide = s->may_divide && records[r].may_divide; /* finding the ways out is a matter of all */
     }
     for (int r = 0; r < s->n_ranks; r++) memcpy(s->addresses[r], records[r].address, sizeof s->addresses[r]);
     s->key = base_hash64(nonces, sizeof nonces, RECORD_MAGIC);

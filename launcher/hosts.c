@@ -163,27 +163,38 @@ static void tell_awaited(const struct launch_hosts_entry *h, const char *what, u
     *is_told |= base_now_ns(base_clock_real()) - since >= PATIENT_NS;
 }
 
-static enum st open_end(const struct launch_hosts *hosts, struct launch_hosts_entry *h, struct err *e)
+/* ST_AGAIN: it is not there yet. */
+static enum st try_end(struct launch_hosts_entry *h, int timeout_ms, struct err *e)
 {
-    enum st st = ST_OK;
-    uint64_t beat_ns = 0;
-    if (h->end.remote) {
-        const uint64_t since = base_now_ns(base_clock_real());
-        bool is_told = false;
-        while ((st = launch_remote_wait(h->end.remote, 1000, e)) == ST_AGAIN) {
-            if (launch_interrupted())
-                return err_set(e, ST_CANCELLED, "interrupted");
-            tell_awaited(h, "to be reached by ssh", since, &is_told);
-            beat(hosts, &beat_ns);
-        }
-        if (!st)
-            h->end.in_fd = h->end.out_fd = launch_remote_fd(h->end.remote);
-    }
-    h->end.inbox = st ? NULL : malloc(sizeof *h->end.inbox);
-    if (!st && !h->end.inbox)
+    if (h->end.inbox)
+        return ST_OK;
+    const enum st st = h->end.remote ? launch_remote_wait(h->end.remote, timeout_ms, e) : ST_OK;
+    if (st)
+        return st;
+    h->end.inbox = malloc(sizeof *h->end.inbox);
+    if (!h->end.inbox)
         return err_set(e, ST_NO_MEMORY, "no memory for a host");
-    if (!st)
-        rt_inbox_init(h->end.inbox, h->end.in_fd);
+    if (h->end.remote)
+        h->end.in_fd = h->end.out_fd = launch_remote_fd(h->end.remote);
+    rt_inbox_init(h->end.inbox, h->end.in_fd);
+    return ST_OK;
+}
+
+/* Agents that are there hear from us while we wait for another. What failed is told in its turn. */
+static enum st open_end(struct launch_hosts *hosts, struct launch_hosts_entry *h, struct err *e)
+{
+    const uint64_t since = base_now_ns(base_clock_real());
+    uint64_t beat_ns = 0;
+    bool is_told = false;
+    enum st st;
+    while ((st = try_end(h, LOOK_MS, e)) == ST_AGAIN) {
+        if (launch_interrupted())
+            return err_set(e, ST_CANCELLED, "interrupted");
+        tell_awaited(h, "to be reached by ssh", since, &is_told);
+        for (int i = 0; i < hosts->n; i++)
+            (void)try_end(&hosts->h[i], 0, NULL);
+        beat(hosts, &beat_ns);
+    }
     return st;
 }
 

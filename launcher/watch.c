@@ -34,41 +34,62 @@ struct launch_watch {
 /* ---- Ctrl-Z ---------------------------------------------------------------------------------------------------------------------------------------- */
 
 /* Agents have sessions of their own: who stops the launcher does not stop the ranks, and must tell them that silence is meant. The thread that talks to them does; the handler only wakes it.
- * One job a process at a time. */
+ * One job a process at a time. (SIGTTOU stops without a word: who writes would be held up in the handler, that thread among them.) */
+static const int stop_signals[] = {SIGTSTP, SIGTTIN}; /* Ctrl-Z; reading the terminal in the background */
+enum { N_STOP_SIGNALS = sizeof stop_signals / sizeof *stop_signals };
 static atomic_int pause_fd = -1; /* an eventfd */
+static atomic_int stopped_by;
+static bool is_heeded[N_STOP_SIGNALS];
 
-static void on_stop_key(int signo)
+static void on_stop(int signo)
 {
-    (void)signo;
     const int saved = errno;
+    stopped_by = signo;
     (void)!write(pause_fd, &(uint64_t){1}, sizeof(uint64_t));
     errno = saved;
 }
 
-static void heed_stop_key(const struct launch_watch *w)
+static void catch_stops(void)
 {
-    struct sigaction old;
-    if (sigaction(SIGTSTP, NULL, &old) || old.sa_handler != SIG_DFL)
-        return;
-    pause_fd = w->pause_fd;
-    const struct sigaction act = {.sa_handler = on_stop_key, .sa_flags = SA_RESTART};
-    sigaction(SIGTSTP, &act, NULL);
+    const struct sigaction act = {.sa_handler = on_stop, .sa_flags = SA_RESTART};
+    for (int i = 0; i < N_STOP_SIGNALS; i++)
+        if (is_heeded[i])
+            sigaction(stop_signals[i], &act, NULL);
 }
 
-static void forget_stop_key(void)
+static void let_stops(void)
 {
-    if (pause_fd < 0)
-        return;
-    signal(SIGTSTP, SIG_DFL);
+    for (int i = 0; i < N_STOP_SIGNALS; i++)
+        if (is_heeded[i])
+            signal(stop_signals[i], SIG_DFL);
+}
+
+static void heed_stops(const struct launch_watch *w)
+{
+    for (int i = 0; i < N_STOP_SIGNALS; i++) {
+        struct sigaction old;
+        is_heeded[i] = sigaction(stop_signals[i], NULL, &old) == 0 && old.sa_handler == SIG_DFL;
+    }
+    pause_fd = w->pause_fd;
+    catch_stops();
+}
+
+static void forget_stops(void)
+{
+    let_stops();
+    memset(is_heeded, 0, sizeof is_heeded);
     pause_fd = -1;
 }
 
+/* By the signal that came, and not by SIGSTOP: where there is nobody who could continue us (`ssh -t HOST tandem …`), the kernel does not stop us either. */
 static void stand_still(void *context)
 {
     const struct launch_watch *w = context;
     uint64_t n;
     (void)!read(w->pause_fd, &n, sizeof n);
-    raise(SIGSTOP); /* this thread, and so all, before it says anything else */
+    let_stops();
+    raise(stopped_by); /* this thread, and so all, before it says anything else */
+    catch_stops();
 }
 
 /* ---- what the overseer asks for ------------------------------------------------------------------------------------------------------------------------ */
@@ -136,7 +157,7 @@ static void *run(void *arg)
 {
     struct launch_watch *w = arg;
     launch_overseer_watch(w->overseer);
-    forget_stop_key();
+    forget_stops();
     launch_overseer_end(w->overseer);
     return NULL;
 }
@@ -220,13 +241,13 @@ enum st launch_watch_start(const struct launch_watch_options *options, struct la
         pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
         pthread_cond_init(&w->changed, &attr);
         pthread_condattr_destroy(&attr);
-        heed_stop_key(w);
+        heed_stops(w);
         const int error = pthread_create(&w->thread, NULL, run, w);
         if (!error) {
             *out = w;
             return ST_OK;
         }
-        forget_stop_key();
+        forget_stops();
         pthread_cond_destroy(&w->changed);
         pthread_mutex_destroy(&w->lock);
         st = err_set(e, ST_NO_MEMORY, "cannot watch the agents: %s", strerror(error));

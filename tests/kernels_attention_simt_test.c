@@ -77,6 +77,7 @@ static void once(struct base_rng *r, const struct shape *s) {
     int n_partitions = (positions + KERN_KV_PARTITION - 1) / KERN_KV_PARTITION;
     struct kern_batch d_all = batch_on_device(&all.batch), d_last = batch_on_device(&last.batch);
     assert_int_equal(cudaMalloc(&kv.base, cache_bytes), cudaSuccess);
+    if (!simt_is_emulated()) assert_int_equal(cudaMemset(kv.base, 0xff, cache_bytes), cudaSuccess);
     append = (struct kern_kv_append){&d_all, &kv, to_device(k, n_kv * sizeof *k), to_device(v, n_kv * sizeof *v), kv_stride, kv_stride};
     args.batch = &d_last;
     args.q = to_device(q, n_q * sizeof *q);

@@ -216,6 +216,25 @@ fi
 kill -TERM $job
 wait $job 2>/dev/null
 
+# --- a push that takes longer than agents without a launcher live: who is there already hears of it ---
+
+if [ -n "${LONG-}" ]; then
+    cat >"$t_dir/slow.py" <<'PY'
+import os, sys, time
+sent = 0
+while data := os.read(0, 16384):
+    os.write(1, data)
+    sent += len(data)
+    if sent > 65536:
+        time.sleep(len(data) / 300000)
+PY
+    # shellcheck disable=SC2016 # for the shell in there
+    printf '#!/bin/bash\ncase "$*" in *%s*) python3 %q | %q "$@"; exit $? ;; esac\nexec %q "$@"\n' "${hosts[0]}" "$t_dir/slow.py" "$TANDEM_SSH" "$TANDEM_SSH" >"$t_dir/slow_ssh"
+    chmod +x "$t_dir/slow_ssh"
+    # shellcheck disable=SC2016
+    ok "a slow push to one of two hosts" env TANDEM_REMOTE_DIR="$t_dir/new" T_WITHIN='mkdir -p "$TANDEM_REMOTE_DIR"; mount -t tmpfs -o mode=0700,size=256m tmpfs "$TANDEM_REMOTE_DIR"' "$TANDEM" eval "$model" --hosts "$hosts_list" --ssh "$t_dir/slow_ssh" --ids "$t_dir/ids"
+fi
+
 # --- ten minutes of two hosts, two ranks each, on whatever CPUs there are ---
 
 if [ -n "${LONG-}" ]; then

@@ -45,9 +45,16 @@ keep agent gone
 run_job 2
 kill -STOP "$pid"
 keep launcher only_launcher
+# As shells with job control start it: where nobody could continue it, the kernel heeds no Ctrl-Z, and nor do we.
+as=(python3 -c 'import os, sys; os.setpgid(0, 0); os.execvp(sys.argv[1], sys.argv[1:])')
 run_job 2
 kill -TSTP "$pid"
 keep paused true
+as=(setsid)
+run_job 2
+kill -TSTP "$pid"
+keep orphan true
+as=()
 
 # One thread held by a debugger, while the process as such runs: what a deadlock looks like from outside.
 cat >"$t_dir/hold.py" <<'PY'
@@ -90,8 +97,15 @@ wait_for gone
 cp "$t_dir/err.launcher" "$t_dir/err"
 ends "launcher stopped, and continued after its ranks were killed" 1500 "launcher" "stopped"
 
+state() { sed 's/.*) //' "/proc/$pid/stat" | cut -c1; }
+back orphan
+if [ "$(state)" != T ]; then t_pass "Ctrl-Z where nobody could continue it stops nothing"; else t_fail "Ctrl-Z stopped a launcher that nobody could continue"; fi
+kill -INT "$pid"
+wait_for gone
+
 # Long past the time after which silence would be death.
 back paused
+if [ "$(state)" = T ]; then t_pass "a job that its user paused stands still"; else t_fail "Ctrl-Z: state $(state)"; fi
 before=$(stat -c %s "$t_dir/out.paused")
 kill -CONT "$pid"
 grew() { [ "$(stat -c %s "$t_dir/out.paused")" -gt $((before + 200)) ]; }

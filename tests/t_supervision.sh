@@ -17,6 +17,7 @@ ms() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
 # --- a job and its processes ---
 
 prompt=(-p hi)
+as=() # what starts the launcher, before env
 # launch N ARGUMENTS…: in the background; $pid is the launcher. 9 is a descriptor that nobody but the launcher may have.
 launch() {
     local n=$1
@@ -25,7 +26,7 @@ launch() {
     : >"$t_dir/out" # the last one's
     (
         cd "$t_dir/cwd" || exit 1
-        exec env --default-signal=INT,QUIT TANDEM_TEST_MARK="$mark" HOME="$t_dir/home" XDG_RUNTIME_DIR="$t_dir/tmp" TMPDIR="$t_dir/tmp" \
+        exec "${as[@]}" env --default-signal=INT,QUIT TANDEM_TEST_MARK="$mark" HOME="$t_dir/home" XDG_RUNTIME_DIR="$t_dir/tmp" TMPDIR="$t_dir/tmp" \
             "$TANDEM" run -n "$n" "${prompt[@]}" --ignore-eos "$@"
     ) >"$t_dir/out" 2>"$t_dir/err" 9<"$t_dir/start" &
     pid=$!
