@@ -367,7 +367,7 @@ static void explain(const struct pair_input *in, const struct way *const *rails,
 
 /* ---- one pair ----------------------------------------------------------------------------------------------------------------------------------------------------- */
 
-static void fill_pair(const struct pair_input *in, const struct way *const *rails, int n, const struct launch_wishes *wishes, struct launch_pair *p)
+static void fill_pair(const struct pair_input *in, const struct way *const *rails, int n, struct launch_pair *p)
 {
     p->transport = rails[0]->is_rdma ? LAUNCH_RDMA : LAUNCH_TCP;
     p->n_rails = n;
@@ -388,9 +388,6 @@ static void fill_pair(const struct pair_input *in, const struct way *const *rail
     const bool twins = n > 1 && launch_interface_are_twins(in->host[0]->interfaces, p->rails[0].interface[0], p->rails[1].interface[0]);
     p->gbit = twins ? rails[0]->gbit : rails[0]->gbit * n;
     explain(in, rails, n, p);
-    const bool has_rdma[2] = {in->host[0]->interfaces->n_rdma > 0, in->host[1]->interfaces->n_rdma > 0};
-    if (p->transport == LAUNCH_TCP && has_rdma[0] != has_rdma[1] && wishes->transport != LAUNCH_TCP)
-        warn(p, "TCP, although %.40s has RDMA devices: %.40s has none", in->host[has_rdma[0] ? 0 : 1]->name, in->host[has_rdma[0] ? 1 : 0]->name);
     for (int i = 0; i < n; i++)
         warn_mtu(in, rails[i], p);
     warn_twins(in, rails, n, p);
@@ -485,13 +482,14 @@ static enum st decide_pair(const struct launch_host *hosts, int a, int b, const 
     enum st st = collect(&in, first, second, facings, n_facings, wishes, e);
     if (!st && !in.n_ways)
         st = faces_nobody(&in, wishes, e);
-    const bool both_have = hosts[a].interfaces->n_rdma && hosts[b].interfaces->n_rdma;
-    if (!st && !in.ways[0].is_rdma && (wishes->transport == LAUNCH_RDMA || (wishes->transport != LAUNCH_TCP && both_have)))
+    /* Whoever has RDMA devices pays for them: TCP is for him to say. */
+    const bool is_expected = wishes->transport == LAUNCH_RDMA || (wishes->transport != LAUNCH_TCP && (hosts[a].interfaces->n_rdma || hosts[b].interfaces->n_rdma));
+    if (!st && !in.ways[0].is_rdma && is_expected)
         st = no_rdma(&in, e);
     if (!st) {
         const struct way *rails[LAUNCH_MAX_RAILS];
         const int n = choose_rails(&in, rails, &p->must_bind);
-        fill_pair(&in, rails, n, wishes, p);
+        fill_pair(&in, rails, n, p);
         if (is_turned)
             turn_pair(p);
     }
@@ -657,6 +655,17 @@ int launch_pair_rails(const struct launch_pair *p, int host, struct launch_facin
         memcpy(out[i].interface[1], p->rails[i].interface[1 - own], IF_NAMESIZE);
     }
     return p->n_rails;
+}
+
+void launch_pair_drop_rail(struct launch_pair *p, int i, const char *why)
+{
+    const bool is_last = p->n_rails == 1;
+    warn(p, "%s %s (%s - %s)", why, is_last ? "and it is the only rail" : "this rail is not used", p->rails[i].interface[0], p->rails[i].interface[1]);
+    if (is_last)
+        return;
+    p->gbit = p->gbit / p->n_rails * (p->n_rails - 1);
+    p->n_rails--;
+    memmove(&p->rails[i], &p->rails[i + 1], (size_t)(p->n_rails - i) * sizeof *p->rails);
 }
 
 /* ---- for --dry-run ---------------------------------------------------------------------------------------------------------------------------------------------------- */

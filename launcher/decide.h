@@ -75,6 +75,8 @@ void launch_decision_environment(const struct launch_decision *d, int host, stru
 const char *launch_decision_address(const struct launch_decision *d, int host, char text[LAUNCH_ADDRESS_TEXT]);
 /* The rails of a pair as launch_probe_prove wants them at host, one of its two. */
 int launch_pair_rails(const struct launch_pair *p, int host, struct launch_facing out[LAUNCH_MAX_RAILS]);
+/* Leaves out rail i, with a warning that tells why; the last one stays. */
+void launch_pair_drop_rail(struct launch_pair *p, int i, const char *why);
 /* The whole of it, warnings and environment included. */
 void launch_decision_print(const struct launch_decision *d, const struct launch_host *hosts, FILE *out);
 

@@ -203,7 +203,7 @@ static enum st hear(struct launch_hosts *hosts, int from, enum rt_frame_kind wan
 {
     struct launch_hosts_entry *h = &hosts->h[from];
     const uint64_t since = base_now_ns(base_clock_real());
-    const char *what = wanted == RT_HOST ? "to tell of itself" : wanted == RT_REACHED ? "to reach the others' ports" : wanted == RT_MODEL ? "to open the model" : wanted == RT_SEATS ? "to read its topology" : "to find the other hosts";
+    const char *what = wanted == RT_HOST ? "to tell of itself" : wanted == RT_REACHED ? "to reach the others' ports" : wanted == RT_MODEL ? "to open the model" : wanted == RT_SEATS ? "to read its topology" : wanted == RT_RAILS ? "to prove its rails" : "to find the other hosts";
     uint64_t heard = since; /* agents beat from their first word on, but for the time that a file system takes */
     bool is_told = false;
     uint64_t beat_ns = 0;
@@ -371,6 +371,50 @@ static enum st find_ways(struct launch_hosts *hosts, uint64_t until, struct laun
     return st;
 }
 
+/* ---- rails --------------------------------------------------------------------------------------------------------------------------------------------- */
+
+static enum st hear_proofs(struct launch_hosts *hosts, int i, struct launch_proof *proofs, int n, uint64_t until, struct err *e)
+{
+    const void *payload;
+    size_t bytes;
+    const enum st st = hear(hosts, i, RT_RAILS, until, &payload, &bytes, e);
+    if (st)
+        return st;
+    if (bytes != (size_t)n * sizeof *proofs)
+        return err_set(e, ST_INVALID, "host %s: tells %zu bytes of %d rails", hosts->h[i].typed, bytes, n);
+    memcpy(proofs, payload, bytes);
+    return ST_OK;
+}
+
+/* Several rails for our own sockets (choose_streams): what is sent by one must leave by its interface and no other, seen by both hosts. */
+static enum st prove_rails(struct launch_hosts *hosts, uint64_t until, struct err *e)
+{
+    struct launch_pair *pair = &hosts->decision.pairs[0];
+    const int n = pair->n_rails;
+    struct launch_proof proofs[2][LAUNCH_MAX_RAILS];
+    enum st st = ST_OK;
+    if (hosts->n != 2 || pair->transport != LAUNCH_TCP || n < 2)
+        return ST_OK;
+    for (int s = 0; s < 2 && !st; s++) {
+        struct launch_facing rails[LAUNCH_MAX_RAILS];
+        st = say_one(hosts, pair->host[s], RT_RAILS, rails, (size_t)launch_pair_rails(pair, pair->host[s], rails) * sizeof *rails, e);
+    }
+    for (int s = 0; s < 2 && !st; s++)
+        st = hear_proofs(hosts, pair->host[s], proofs[s], n, until, e);
+    for (int i = n - 1; i >= 0 && !st; i--)
+        for (int s = 0; s < 2; s++) {
+            const struct launch_proof *p = &proofs[s][i];
+            char why[200];
+            if (p->is_proved)
+                continue;
+            snprintf(why, sizeof why, "of %llu bytes that %.60s sent by it, its interface counts %llu and another one %llu:", (unsigned long long)p->sent_bytes, hosts->h[pair->host[s]].typed,
+                     (unsigned long long)p->own_bytes, (unsigned long long)p->other_bytes);
+            launch_pair_drop_rail(pair, i, why);
+            break;
+        }
+    return st;
+}
+
 /* ---- what was decided, opened and tried ----------------------------------------------------------------------------------------------------------------- */
 
 /* From our own host to one that was started by ssh. */
@@ -529,7 +573,26 @@ static void choose_streams(struct launch_hosts *hosts)
             snprintf(h->streams + at, sizeof h->streams - at, "%s%s%%%s", i ? "," : "", launch_address_text(&rail->address[s], NULL, text), rail->interface[s]);
         }
     }
-    snprintf(hosts->pair, sizeof hosts->pair, "%s %s %s %s", hosts->h[0].target.name, hosts->h[0].streams, hosts->h[1].target.name, hosts->h[1].streams);
+}
+
+static uint64_t hash_text(const char *text, uint64_t seed) { return base_hash64(text, strlen(text) + 1, seed); }
+
+/* By which comm_tune knows these hosts and their ways again. */
+static void name_pair(struct launch_hosts *hosts)
+{
+    uint64_t hash = 0;
+    for (int i = 0; i < hosts->n; i++)
+        hash = hash_text(hosts->h[i].streams, hash_text(hosts->h[i].target.name, hash));
+    for (int i = 0; i < hosts->decision.n_pairs; i++) {
+        const struct launch_pair *p = &hosts->decision.pairs[i];
+        hash = hash_text(p->transport == LAUNCH_RDMA ? "rdma" : "tcp", hash);
+        for (int k = 0; k < p->n_rails; k++)
+            for (int s = 0; s < 2; s++) {
+                char text[LAUNCH_ADDRESS_TEXT];
+                hash = hash_text(launch_address_text(&p->rails[k].address[s], NULL, text), hash_text(p->rails[k].interface[s], hash_text(p->rails[k].device[s], hash)));
+            }
+    }
+    snprintf(hosts->pair, sizeof hosts->pair, "%d hosts, %.200s first, %016llx", hosts->n, hosts->h[0].target.name, (unsigned long long)hash);
 }
 
 /* One for all, with shared memory where some host has several ranks. */
@@ -550,8 +613,6 @@ static void tell_warnings(const struct launch_hosts *hosts)
         const char *a = hosts->h[p->host[0]].typed, *b = hosts->h[p->host[1]].typed;
         for (int w = 0; w < p->n_warnings; w++)
             LOG_WARNING("hosts", "%s - %s: %s", a, b, p->warnings[w]);
-        if (p->transport == LAUNCH_RDMA && !is_all_rdma(hosts) && hosts->transport != LAUNCH_TCP)
-            LOG_WARNING("hosts", "TCP between all ranks, although %s and %s have RDMA: others have none", a, b);
     }
 }
 
@@ -569,6 +630,8 @@ static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
     const struct launch_wishes wishes = {.transport = hosts->transport, .port = hosts->port, .n_ports = hosts->n - 1};
     if (!st)
         st = launch_decide(named, hosts->n, merged, n_merged, &wishes, &hosts->decision, e);
+    if (!st)
+        st = prove_rails(hosts, until, e);
     for (int i = 0; i < hosts->n && !st; i++) {
         (void)launch_decision_address(&hosts->decision, i, hosts->h[i].address);
         launch_decision_environment(&hosts->decision, i, &hosts->h[i].environment);
@@ -577,8 +640,10 @@ static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
         tell_warnings(hosts);
     if (!st)
         hosts->backend = choose_backend(hosts);
-    if (!st)
+    if (!st) {
         choose_streams(hosts);
+        name_pair(hosts);
+    }
     for (int i = 0; found && i < hosts->n * hosts->n; i++)
         launch_facings_release(&found[i]);
     for (int i = 0; i < n_merged; i++)

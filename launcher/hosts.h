@@ -44,7 +44,7 @@ struct launch_hosts {
     int i_own;     /* its number, where there is one */
     struct launch_interfaces *interfaces; /* [n] */
     struct launch_decision decision;
-    char pair[2 * (256 + COMM_MAX_STREAMS * (LAUNCH_ADDRESS_TEXT + IF_NAMESIZE + 2)) + 8]; /* names hosts and streams, for comm_tune; "": no streams */
+    char pair[256]; /* names hosts and what lies between them, for comm_tune; "": one host */
     const char *backend; /* what carries the bytes, where the user does not say; NULL: shared memory, for there is one host */
     struct launch_hosts_entry h[LAUNCH_MAX_HOSTS];
 };

@@ -11,6 +11,7 @@ struct launch_meeting {
     struct launch_endpoints endpoints;
     struct launch_probe *probe; /* NULL: not asked yet */
     uint32_t waiting;           /* bit h: facings with host h are not told yet */
+    bool proves;                /* how the rails turn out is not told yet */
     struct launch_ways ways;
     struct launch_tries *tries; /* NULL: the ways are not decided yet */
     bool is_told;               /* how the tries ended */
@@ -87,6 +88,19 @@ static enum st take_peer(struct launch_meeting *m, const char *payload, size_t b
     return st;
 }
 
+static enum st take_rails(struct launch_meeting *m, const void *payload, size_t bytes, struct err *e)
+{
+    struct launch_facing rails[LAUNCH_MAX_RAILS];
+    if (!m->probe || m->proves || !bytes || bytes > sizeof rails || bytes % sizeof *rails)
+        return err_set(e, ST_INVALID, "rails that make no sense");
+    memcpy(rails, payload, bytes);
+    for (size_t i = 0; i < bytes / sizeof *rails; i++)
+        for (int s = 0; s < 2; s++)
+            rails[i].interface[s][IF_NAMESIZE - 1] = 0;
+    m->proves = true;
+    return launch_probe_prove(m->probe, rails, (int)(bytes / sizeof *rails), e);
+}
+
 /* The ports that were probed may be those that are needed now. */
 static enum st take_ways(struct launch_meeting *m, const void *payload, size_t bytes, struct launch_outbox *out, struct err *e)
 {
@@ -139,6 +153,7 @@ enum st launch_meeting_frame(struct launch_meeting *m, enum rt_frame_kind kind, 
     switch (kind) {
     case RT_PROBE: return begin(m, payload, bytes, out, e);
     case RT_PEER: return take_peer(m, payload, bytes, e);
+    case RT_RAILS: return take_rails(m, payload, bytes, e);
     case RT_WAYS: return take_ways(m, payload, bytes, out, e);
     case RT_PORTS: return take_ports(m, payload, bytes, e);
     default: return ST_OK;
@@ -160,6 +175,14 @@ static enum st tell_facings(struct launch_meeting *m, struct launch_outbox *out,
     }
     m->waiting = 0;
     return st;
+}
+
+static enum st tell_proofs(struct launch_meeting *m, struct launch_outbox *out, struct err *e)
+{
+    struct launch_proof proofs[LAUNCH_MAX_RAILS];
+    const int n = launch_probe_proofs(m->probe, proofs);
+    m->proves = false;
+    return launch_outbox_frame(out, RT_RAILS, proofs, (size_t)n * sizeof *proofs, NULL, 0, e);
 }
 
 /* Whether those that we have to reach are reached: once. */
@@ -191,5 +214,7 @@ enum st launch_meeting_step(struct launch_meeting *m, int in_fd, int timeout_ms,
     const enum st st = launch_probe_step(m->probe, e);
     if (st == ST_OK && m->waiting)
         return tell_facings(m, out, e);
+    if (st == ST_OK && m->proves)
+        return tell_proofs(m, out, e);
     return st == ST_AGAIN ? ST_OK : st;
 }

@@ -39,6 +39,7 @@ enum rt_frame_kind {
     /* with agents of several hosts, who get everything by frames */
     RT_HOST,     /* agent → launcher, first: JSON of its host (launcher/host.h) */
     RT_INTERFACES, RT_PROBE, RT_ENDPOINTS, RT_PEER, RT_FACINGS, /* how hosts find the ways between them (launcher/meeting.h) */
+    RT_RAILS,                      /* whether what leaves by one of several stays on it */
     RT_WAYS, RT_PORTS, RT_REACHED, /* and then open and try them (launcher/ways.h) */
     RT_MODEL,    /* launcher → agent: a path with a NUL behind it; back: u32 enum st, then the model's digest or a sentence (launcher/same_model.h) */
     RT_SEATS,    /* launcher → agent, and back: who would sit where (launcher/seating.h) */

@@ -407,10 +407,11 @@ static void rdma_that_does_not_work(void **state)
     a.ports[4].addresses = "10.0.1.1/24";
     DECIDES(&a, &b, NULL, ST_UNSUPPORTED, "rocep1s0f1:1 (enp1s0f1np1): no RoCE v2 GID belongs to its addresses");
 
-    /* One that has no RDMA at all: nobody can expect any, but it is said. */
+    /* One that has no RDMA at all. */
     for (int i = 1; i <= 4; i++)
         a.ports[i].device = NULL;
-    DECIDES(&a, &b, NULL, ST_OK, "TCP", "warning: TCP, although spark2 has RDMA devices: spark1 has none");
+    DECIDES(&a, &b, NULL, ST_UNSUPPORTED, "no RDMA between spark1 and spark2 (--backend tcp does without it). spark1 has no RDMA device; spark2: rocep1s0f0:1");
+    DECIDES(&a, &b, &tcp, ST_OK, "TCP", "!warning");
     DECIDES(&a, &b, &rdma, ST_UNSUPPORTED, "spark1 has no RDMA device");
 }
 
