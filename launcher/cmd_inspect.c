@@ -118,6 +118,11 @@ int cmd_inspect(int argc, char **argv)
                      &status))
         return status;
     struct err e = {""};
+    unsetenv("TANDEM_HOSTS"); /* nobody is asked */
+    if (shared.hosts || shared.hostfile) {
+        err_set(&e, ST_INVALID, "--hosts: inspect reads files of this machine; -n says for how many ranks, and tandem plan MODEL --hosts asks hosts what fits");
+        return launch_misuse("inspect", &e);
+    }
     if (launch_options_check(&shared, &e))
         return launch_misuse("inspect", &e);
     /* the files first: they are worth seeing even where no builder knows the model */

@@ -1,8 +1,9 @@
-/* tandem plan: does a model fit on machines that are described, where do the bytes go, and what would make it fit.
+/* tandem plan: does a model fit on machines that are described, or on hosts as they are now, where do the bytes go, and what would make it fit.
  *
- * The planner is asked as before a run, but for a described machine. A preset's headers are made in a temporary directory, so that its plan is that of a real checkpoint. */
+ * The planner is asked as before a run, but for another machine. A preset's headers are made in a temporary directory, so that its plan is that of a real checkpoint. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -26,6 +27,11 @@ struct plan_values {
 #define SHARED(field) (offsetof(struct plan_values, shared) + offsetof(struct launch_options, field))
 static const struct option options[] = {
     {"--on", NULL, OPT_STR, offsetof(struct plan_values, on), "MACHINE", "gb10, rtx5090, vm, a description's file, or several boxes: 2xgb10", 0, 0, NULL},
+    {"--hosts", NULL, OPT_STR, SHARED(hosts), "A,B...", "instead: these hosts, and the memory that is free there now (user@host allowed; or TANDEM_HOSTS)", 0, 0, NULL},
+    {"--hostfile", NULL, OPT_STR, SHARED(hostfile), "FILE", "the same, a name a line", 0, 0, NULL},
+    {"-n", "--ranks", OPT_INT, SHARED(n_ranks), "RANKS", "ranks on those hosts (default one for each)", 1, ORDER_MAX_RANKS, NULL},
+    {"--port", NULL, OPT_INT, SHARED(port), "P", "fix our ports there, as with run", 1, 65535, NULL},
+    {"--ssh", NULL, OPT_STR, SHARED(ssh), "PROGRAM", "instead of ssh, called like it (or TANDEM_SSH)", 0, 0, NULL},
     {"--format", NULL, OPT_ENUM, offsetof(struct plan_values, format), "bf16|fp8|nvfp4|mxfp4", "of a PRESET's matrices (default: as it is published)", 0, 0, preset_format_names},
     {"--ctx", NULL, OPT_INT, SHARED(context), "N", "tokens of one sequence (default 8192)", 1, 16777216, NULL},
     {"--batch", NULL, OPT_INT, offsetof(struct plan_values, batch), "N", "sequences at once (default 1)", 1, 65536, NULL},
@@ -222,6 +228,38 @@ static void try_boxes(struct adviser *a, const struct part_model *whole)
 
 /* ---- the command ------------------------------------------------------------------------------------------------------------------------------------------------ */
 
+/* As many ranks as run would start there; each gets what the poorest host has for one. */
+static void take_hosts(const struct launch_hosts *hosts, struct launch_fit_machine *m)
+{
+    const struct launch_hosts_entry *poorest = NULL;
+    *m = (struct launch_fit_machine){.n_boxes = hosts->n, .memory = "what is free there"};
+    for (int i = 0; i < hosts->n; i++) {
+        const struct launch_hosts_entry *h = &hosts->h[i];
+        const size_t at = strlen(m->on);
+        snprintf(m->on + at, sizeof m->on - at, "%s%s", i ? "," : "", h->typed);
+        m->n_ranks += h->n_ranks;
+        if (h->n_ranks && (!poorest || h->info.available_bytes / (uint64_t)h->n_ranks < m->available_bytes)) {
+            poorest = h;
+            m->available_bytes = h->info.available_bytes / (uint64_t)h->n_ranks;
+            m->n_threads = h->info.n_cpus / h->n_ranks < 1 ? 1 : h->info.n_cpus / h->n_ranks;
+        }
+    }
+    if (poorest)
+        snprintf(m->title, sizeof m->title, "a rank has least on %.80s", poorest->typed);
+}
+
+static enum st ask_hosts(const struct launch_options *o, struct launch_fit_machine *m, struct err *e)
+{
+    struct launch_setup *s = NULL;
+    enum st st = launch_setup_create_bare(o, 0, NULL, &s, e);
+    if (!st)
+        st = launch_hosts_open(s->hosts, e);
+    if (!st)
+        take_hosts(s->hosts, m);
+    launch_setup_destroy(s);
+    return st;
+}
+
 static enum st plan(const struct plan_values *v, const char *model, const struct preset *preset, struct err *e)
 {
     struct launch_fit_machine machine;
@@ -234,7 +272,7 @@ static enum st plan(const struct plan_values *v, const char *model, const struct
     };
     struct subject s = {NULL, NULL, NULL};
     struct launch_fit *f = NULL;
-    enum st st = launch_fit_machine_read(v->on, &machine, e);
+    enum st st = v->on ? launch_fit_machine_read(v->on, &machine, e) : ask_hosts(&v->shared, &machine, e);
     if (!st)
         st = open_subject(&from, &s, e);
     if (!st)
@@ -247,7 +285,8 @@ static enum st plan(const struct plan_values *v, const char *model, const struct
         try_smaller(&a, s.ck);
         if (preset)
             try_formats(&a);
-        try_boxes(&a, s.whole);
+        if (v->on)
+            try_boxes(&a, s.whole);
     }
     if (!st)
         st = not_interrupted(e);
@@ -267,7 +306,7 @@ int cmd_plan(int argc, char **argv)
     struct err e = {""};
     const struct option_group group = {"Options", options, &v};
     if (base_options_wants_help(argc, argv)) {
-        base_options_print_help(stdout, "tandem plan MODEL|PRESET --on MACHINE [OPTIONS]",
+        base_options_print_help(stdout, "tandem plan MODEL|PRESET --on MACHINE|--hosts A,B [OPTIONS]",
                                 "Whether a model fits on machines that need not be here, where each byte goes, and what would make it fit. Only headers are read; a PRESET needs no files at all.", &group,
                                 1);
         launch_made_up_print_presets(stdout);
@@ -279,8 +318,12 @@ int cmd_plan(int argc, char **argv)
         return status;
     const struct preset *preset = access(model, F_OK) == 0 ? NULL : preset_find(model); /* a file of that name comes first */
     enum st st = ST_OK;
-    if (!v.on)
-        st = err_set(&e, ST_INVALID, "--on which MACHINE? gb10, 2xgb10, rtx5090, vm, or a description's file");
+    const char *variable = getenv("TANDEM_HOSTS");
+    const bool has_hosts = v.shared.hosts || v.shared.hostfile;
+    if (v.on && (has_hosts || v.shared.n_ranks))
+        st = err_set(&e, ST_INVALID, "--on is for machines that are described: --hosts, --hostfile and -n are for hosts that are there");
+    else if (!v.on && !has_hosts && !(variable && *variable))
+        st = err_set(&e, ST_INVALID, "--on which MACHINE? gb10, 2xgb10, rtx5090, vm, or a description's file; or --hosts, as they are now");
     else if (v.format >= 0 && !preset)
         st = err_set(&e, ST_INVALID, "--format is for presets; %s is stored as it is", model);
     else if (v.shared.split) {
@@ -288,6 +331,8 @@ int cmd_plan(int argc, char **argv)
         int n;
         st = launch_parse_split(v.shared.split, shares, &n, &e);
     }
+    if (!st && !v.on)
+        st = launch_options_check(&v.shared, &e);
     if (st)
         return launch_misuse("plan", &e);
     launch_interrupt_heed(); /* the temporary directory goes in any case */

@@ -118,7 +118,7 @@ enum st launch_fit_create(const struct part_model *whole, const struct launch_op
     if (!st && options->split)
         st = launch_parse_split(options->split, shares, &n_shares, e);
     if (!st && options->split && n_shares != machine->n_ranks)
-        st = err_set(e, ST_INVALID, "--split %s has %d shares, --on %s is %d ranks", options->split, n_shares, machine->on, machine->n_ranks);
+        st = err_set(e, ST_INVALID, "--split %s has %d shares, %s is %d ranks", options->split, n_shares, machine->on, machine->n_ranks);
     if (!st) {
         struct rt_sizes sizes;
         rt_sizes_init(&sizes, &f->settings, backend);

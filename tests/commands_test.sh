@@ -64,6 +64,8 @@ refuses "a value out of a list" 2 "f32" "$TANDEM" run "$model" --kv f64
 refuses "a missing value" 2 "--seed" "$TANDEM" run "$model" --seed
 refuses "a split that does not match -n" 2 "3 shares" "$TANDEM" run "$model" -n 2 --split 1:2:3 -p hi
 refuses "a split of nothing" 2 "--split" "$TANDEM" eval "$model" --split 0:0 --text "$model"
+refuses "inspect on other hosts" 2 "tandem plan MODEL --hosts" "$TANDEM" inspect "$model" --hosts a,b
+refuses "a described machine and hosts" 2 "--on is for machines that are described" "$TANDEM" plan "$model" --on gb10 --hosts a,b
 refuses "a split of words" 2 "--split" "$TANDEM" inspect "$model" --split a:b
 refuses "a binding that is none" 2 "moon" "$TANDEM" run "$model" --bind moon -p hi
 refuses "-p and -f" 2 "-f" "$TANDEM" run "$model" -p a -f b

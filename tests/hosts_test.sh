@@ -57,6 +57,11 @@ for h in 0 1; do host $h tc qdisc del dev eth0 root 2>/dev/null; done
 same "two hosts, three ranks, uneven" --hosts "$hosts_list" --split 3:1:2
 same "two hosts, three ranks, uneven, shared sums" --hosts "$hosts_list" --split 3:1:2 --scatter 1
 same "one other host, one rank" --hosts "$h1"
+ok "plan" sh -c "\"$TANDEM\" plan llama-3.1-8b --hosts $hosts_list -n 3 --ctx 1024 --json >\"$t_dir/out\""
+free=$(awk '/^MemAvailable/ { print $2 * 1024 }' /proc/meminfo)
+ok "plan: a rank more on the first host, each with its part of what is free there" python3 -c 'import json, sys
+p, free = json.load(open(sys.argv[1])), float(sys.argv[2])
+assert p["ranks"] == 3 and len(p["weights_bytes"]) == 3 and 0.3 * free < p["available_bytes"][0] < 0.6 * free, p' "$t_dir/out" "$free"
 ok "bench scale" "$TANDEM" bench scale "$model" --hosts "$hosts_list" -n 2,3 --threads 1 --prefill 16 --decode 4
 printf '# the pair\n%s\n%s # the other\n' "$h0" "$h1" >"$t_dir/hostfile"
 same "a host file" --hostfile "$t_dir/hostfile"
