@@ -96,6 +96,17 @@ static void tell_of(struct launch_overseer *o, const struct end *end, int worth,
     tell(o, &e, worth);
 }
 
+/* Of an agent on another host, which is gone or silent: with its ranks, and when it was heard last. */
+static void tell_of_agent(struct launch_overseer *o, const struct end *end, const char *what, const char *more)
+{
+    char text[480], ranks[48] = "";
+    const int first = end->o.first_rank, last = first + end->o.n_ranks - 1;
+    if (end->o.n_ranks)
+        snprintf(ranks, sizeof ranks, first == last ? "; rank %d was there" : "; ranks %d-%d were there", first, last);
+    snprintf(text, sizeof text, "%s%s, last heard of %.1f s ago%s%.300s", what, ranks, (double)(now_ns(o) - end->heard_ns) / (double)BASE_NS_PER_S, more[0] ? ": " : "", more);
+    tell_of(o, end, LAUNCH_WORTH_KILLED, text);
+}
+
 /* What is to be passed on, and cannot be kept until it can, ends the job. */
 static void fail(struct launch_overseer *o, const struct err *e)
 {
@@ -123,7 +134,7 @@ static void keep_front(struct launch_overseer *o, const void *data, size_t bytes
 static void tell_of_remote(struct launch_overseer *o, const struct end *end)
 {
     int status = 0;
-    char words[300], text[480];
+    char words[300], what[96];
     if (end->has_told)
         return;
     bool is_gone = !end->is_alone && has_ended(o, end, &status);
@@ -132,13 +143,12 @@ static void tell_of_remote(struct launch_overseer *o, const struct end *end)
         is_gone = has_ended(o, end, &status);
     }
     if (!is_gone || status == 0) {
-        tell_of(o, end, LAUNCH_WORTH_KILLED, is_gone ? "its agent has left, and its last words are lost" : "its agent is gone without a word");
+        tell_of_agent(o, end, is_gone ? "its agent has left, and its last words are lost" : "its agent is gone without a word", "");
         return;
     }
     o->hands.last_words(o->hands.context, index_of(o, end), words, sizeof words);
-    snprintf(text, sizeof text, "the connection to its agent ended (%s %d)%s%s", WIFSIGNALED(status) ? "signal" : "status", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), words[0] ? ": " : "",
-             words);
-    tell_of(o, end, LAUNCH_WORTH_KILLED, text);
+    snprintf(what, sizeof what, "the connection to its agent ended (%s %d)", WIFSIGNALED(status) ? "signal" : "status", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+    tell_of_agent(o, end, what, words);
 }
 
 /* The agent's end of the stream is closed, or it shall go: reaps the child, by force where it takes too long. */
@@ -350,8 +360,7 @@ static bool is_silent(struct launch_overseer *o, struct end *end, uint64_t now)
     if (silent_ms < (end->o.is_remote && !end->o.is_direct ? LAUNCH_SILENCE_HOST_MS : LAUNCH_SILENCE_MS))
         return false;
     if (end->o.is_remote) {
-        snprintf(text, sizeof text, "its agent gave no sign of life for %.1f s", (double)silent_ms / 1000);
-        tell_of(o, end, LAUNCH_WORTH_KILLED, text);
+        tell_of_agent(o, end, "its agent gave no sign of life", "");
         end->has_told = end->is_lost = true; /* so close_end kills it, and waits for no other word */
         return true;
     }

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/hash.h"
+#include "base/log.h"
 #include "base/le.h"
 #include "base/log.h"
 
@@ -116,6 +117,7 @@ struct launch_probe {
     int n_rails, n_proved; /* the latter: done with */
     bool is_sent;
     uint64_t prove_ns;
+    uint64_t n_strange; /* packets of nobody's that we know: two lines, at the first one and at the end */
     uint8_t datagram[MAX_DATAGRAM];
 };
 
@@ -204,6 +206,8 @@ void launch_probe_close(struct launch_probe *p)
 {
     if (!p)
         return;
+    if (p->n_strange > 1)
+        LOG_WARNING("probe", "%llu packets were dropped that are not of this job", (unsigned long long)p->n_strange);
     for (int i = 0; i < p->endpoints.n; i++)
         close(p->fds[i]);
     close(p->epoll);
@@ -400,7 +404,12 @@ static void take_packets(struct launch_probe *p, int own)
         if (bytes < 0)
             return;
         struct launch_packet what;
-        if (!launch_packet_get(p->o.key, p->datagram, (size_t)bytes, &what) || what.to_host != p->o.host || what.to_endpoint != own)
+        if (!launch_packet_get(p->o.key, p->datagram, (size_t)bytes, &what)) {
+            if (p->n_strange++ == 0)
+                LOG_WARNING("probe", "%s: a packet was dropped that is not of this job", p->endpoints.list[own].interface);
+            continue;
+        }
+        if (what.to_host != p->o.host || what.to_endpoint != own)
             continue;
         const struct peer *q = p->peers[what.from_host];
         if (!q || what.from_endpoint >= q->endpoints.n || !is_from(&q->endpoints.list[what.from_endpoint], p->indexes[own], &from))

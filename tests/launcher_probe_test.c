@@ -426,6 +426,7 @@ static void two_halves_find_each_other(void **state)
 static void strangers_are_ignored(void **state)
 {
     (void)state;
+    t_declare_warnings();
     const struct launch_interfaces in[2] = {half("127.0.0.2", 9000), half("127.0.0.3", 9000)};
     struct base_clock_manual manual = {.now_ns = BASE_NS_PER_S};
     const struct base_clock clock = base_clock_from_manual(&manual);
