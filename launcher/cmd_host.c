@@ -1,4 +1,4 @@
-/* Hidden commands about other hosts. host-check: starts host-info on each, and shows what came back. bundle-check: for hosts without b2sum (launcher/remote_start.sh).
+/* Hidden commands about other hosts. host-check: starts host-info on each, and shows what came back. host-kill: the second call to one (launcher/second_call.h). bundle-check: for hosts without b2sum (launcher/remote_start.sh).
  * bundle-make: what `make bundle ARCH=…` calls. */
 #include <errno.h>
 #include <poll.h>
@@ -267,4 +267,35 @@ int cmd_host_check(int argc, char **argv)
     if (launch_flush_stdout(&e))
         status = launch_fail("host-check", &e);
     return status;
+}
+
+struct kill_values {
+    int64_t pid;
+    const char *nonce, *ssh;
+};
+
+static const struct option kill_options[] = {
+    {"--pid", NULL, OPT_INT, offsetof(struct kill_values, pid), "PID", "of the agent there", 1, INT32_MAX, NULL},
+    {"--nonce", NULL, OPT_STR, offsetof(struct kill_values, nonce), "TEXT", "that its environment has", 0, 0, NULL},
+    {"--ssh", NULL, OPT_STR, offsetof(struct kill_values, ssh), "PROGRAM", "instead of ssh, called like it (or TANDEM_SSH)", 0, 0, NULL},
+    {NULL, NULL, OPT_FLAG, 0, NULL, NULL, 0, 0, NULL},
+};
+
+int cmd_host_kill(int argc, char **argv)
+{
+    struct kill_values v = {.pid = 0};
+    const struct option_group group = {"Options", kill_options, &v};
+    const char *typed;
+    int status;
+    bool was_there;
+    struct launch_target host;
+    struct err e = {""};
+    if (launch_parse("host-kill", "tandem host-kill --pid PID --nonce TEXT HOST", "Kills an agent on another host.", &group, 1, argc, argv, &typed, 0, &status))
+        return status;
+    if (!v.pid || !v.nonce)
+        err_set(&e, ST_INVALID, "wants --pid and --nonce");
+    if (e.text[0] || launch_target_parse(typed, &host, &e))
+        return launch_misuse("host-kill", &e);
+    const struct launch_remote_options o = {.host = &host, .ssh = v.ssh};
+    return launch_remote_kill(&o, (pid_t)v.pid, v.nonce, &was_there, &e) ? launch_fail("host-kill", &e) : 0;
 }

@@ -21,6 +21,7 @@ int cmd_plan(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_topo(int argc, char **argv);
 int cmd_host_check(int argc, char **argv); /* hidden, and what it starts elsewhere: */
+int cmd_host_kill(int argc, char **argv);
 int cmd_host_info(int argc, char **argv);
 int cmd_bundle_check(int argc, char **argv);
 int cmd_bundle_make(int argc, char **argv); /* hidden: for make */

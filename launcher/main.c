@@ -32,6 +32,7 @@ static const struct command commands[] = {
     {"agent", cmd_agent, NULL},
     {"rank", cmd_rank, NULL},
     {"host-check", cmd_host_check, NULL},
+    {"host-kill", cmd_host_kill, NULL},
     {"host-info", cmd_host_info, NULL},
     {"bundle-check", cmd_bundle_check, NULL},
     {"bundle-make", cmd_bundle_make, NULL},

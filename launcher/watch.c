@@ -14,8 +14,9 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "launcher/life.h"
-#include "launcher/remote.h"
+#include "launcher/second_call.h"
 
 struct launch_watch {
     struct launch_end ends[LAUNCH_MAX_ENDS];
@@ -112,9 +113,9 @@ static void kill_agent(void *context, int i)
         kill(end->pid, SIGKILL);
         return;
     }
-    bool was_there;
-    const struct launch_remote_options o = {.host = launch_remote_target(end->remote), .ssh = end->ssh, .connect_ms = LAUNCH_KILL_MS};
-    (void)launch_remote_kill(&o, launch_remote_agent_pid(end->remote), launch_remote_nonce(end->remote), &was_there, NULL);
+    const struct launch_remote_options o = {.host = launch_remote_target(end->remote), .ssh = end->ssh};
+    if (!launch_second_call(&o, launch_remote_agent_pid(end->remote), launch_remote_nonce(end->remote), LAUNCH_KILL_MS))
+        LOG_INFORM("watch", "host %s: the call that shall kill its agent goes on for some seconds", end->host);
 }
 
 static void last_words(void *context, int i, char *text, size_t bytes)

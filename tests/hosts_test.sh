@@ -169,8 +169,6 @@ dies() {
         contains "$name" "$(cat "$t_dir/err")" "$part"
     fi
 }
-# the youngest: what came before it only leads there
-agent_of() { for p in $(ip netns pids "${hosts[$1]}"); do case $(tr '\0' ' ' <"/proc/$p/cmdline") in *"tandem agent --host "*) echo "$p" ;; esac; done | tail -n 1; }
 kill_rank() { kill "-$2" "$(of "$1")"; }
 kill_agent() { kill "-$2" "$(agent_of "$1")"; }
 

@@ -171,6 +171,12 @@ for ((i = 0; i < 1000; i++)); do talks && break; sleep 0.01; done
 pkill -KILL -P $job -f t_wire_ssh
 for ((i = 0; i < 300; i++)); do grep -q "has ended" "$t_dir/err" && break; sleep 0.01; done
 ends "without ssh, a rank that dies" "host $h1: rank 1 " talks kill_rank 1
+# A second call that takes longer than the command, and kills the agent all the same.
+printf '#!/bin/sh\n[ ! -e %q ] || sleep 1.5\nexec %q "$@"\n' "$t_dir/is_slow" "$TANDEM_SSH" >"$t_dir/slow_ssh"
+chmod +x "$t_dir/slow_ssh"
+stop_slowly() { touch "$t_dir/is_slow" && kill -STOP "$(agent_of 1)"; }
+TANDEM_SSH=$t_dir/slow_ssh start "${decode[@]}"
+ends "an agent is stopped, and ssh is slow" "; its rank 1 was at step " talks stop_slowly
 again
 if [ -n "${LONG-}" ]; then
     start_chat

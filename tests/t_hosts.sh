@@ -7,7 +7,7 @@
 #   hosts_settle NAME.DEVICE…   until each has its link-local address, which it gets as soon as the kernel has seen the other end
 #   hosts_rule -4|-6 I VERB WHAT…   what comes in there is dropped (blackhole) or refused (prohibit); hosts_no_rule -4|-6 I: no longer
 #   left                 agents and ranks of ours, a process id a line; nothing_left [TRIES]: soon there is none, by so many looks 20 ms apart
-#   of RANK              process ids of that rank of $model
+#   of RANK              process ids of that rank of $model; agent_of I: of host I's agent
 #   ms                   milliseconds, to measure with
 #   hosts_stop           also at exit, and when this script is killed
 # TANDEM_SSH is set to tests/t_netns_ssh.sh, which goes to a host by its name, or by user@name; TANDEM_REMOTE_DIR, unless it is set, to a folder of this test.
@@ -143,4 +143,6 @@ nothing_left() {
 }
 # shellcheck disable=SC2154 # model: the test's
 of() { pgrep -f "tandem rank --rank $1 .*$model"; }
+# The youngest: what came before it only leads there
+agent_of() { for p in $(ip netns pids "${hosts[$1]}"); do case $(tr '\0' ' ' <"/proc/$p/cmdline") in *"tandem agent --host "*) echo "$p" ;; esac; done | tail -n 1; }
 ms() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
