@@ -321,7 +321,10 @@ static enum st take_start(struct agent *a, char *text, size_t bytes, int *argc, 
         }
         char name[64] = "";
         memcpy(name, text + at, (size_t)(is - (text + at)) < sizeof name ? (size_t)(is - (text + at)) : 0);
-        setenv(name, is + 1, 0); /* what the host's owner set stays */
+        const char *owns = getenv(name); /* what the host's owner set stays */
+        if (owns && strcmp(owns, is + 1) != 0)
+            LOG_WARNING("agent", "%s=%.200s is set on this host and stays; %.200s was decided", name, owns, is + 1);
+        setenv(name, is + 1, 0);
     }
     argv[n] = NULL;
     *argc = n;

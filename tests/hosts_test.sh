@@ -37,6 +37,9 @@ same "two hosts, two ranks each, shared sums in halves" --hosts "$hosts_list" -n
 same "two hosts, two ranks each, without memory in common" --hosts "$hosts_list" -n 4 --backend tcp
 if "$TANDEM" bench comm --backend ucx --min 8 --max 8 --blocks 1 --peer none >"$t_dir/out" 2>&1; then
     same "two hosts, two ranks each, by UCX, in halves" --hosts "$hosts_list" -n 4 --backend shm+ucx --overlap 2
+    # shellcheck disable=SC2016 # for the shell in there
+    T_WITHIN='case $T_HOST in *h1) export NCCL_SOCKET_IFNAME=eth7 ;; esac' same "two hosts, one of them with a wish of its own" --hosts "$hosts_list"
+    contains "which is told of" "$(cat "$t_dir/err")" "NCCL_SOCKET_IFNAME=eth7 is set on this host and stays; "
     same "two hosts, two ranks each, by UCX, shared sums" --hosts "$hosts_list" -n 4 --backend shm+ucx --scatter 1
     # shellcheck disable=SC2016 # for the shell in there
     T_WITHIN='case $T_HOST in *h1) export UCX_RNDV_THRESH=64k ;; esac' same "two hosts, of which one's owner has decided how UCX sends" --hosts "$hosts_list" --backend ucx
