@@ -69,6 +69,14 @@ static const struct comm_backend *choose(const struct comm_setup *setup, struct 
     return NULL;
 }
 
+size_t comm_memory_bytes(const char *backend, int n_ranks, size_t max_bytes) {
+    const bool is_shared = !backend || strncmp(backend, "shm", 3) == 0, is_sent = backend && strcmp(backend, "shm") != 0;
+    const size_t least = comm_buffer_bytes(max_bytes), slot = (least > COMM_EVENT_MAX_BYTES ? least : COMM_EVENT_MAX_BYTES) + 256, beside = COMM_EVENT_MAX_BYTES + 4096, ring = 2u << 20;
+    const size_t n = (size_t)n_ranks;
+    if (n_ranks < 1 || n_ranks > COMM_MAX_RANKS || max_bytes > COMM_LIMIT_BYTES) return 0;
+    return (is_shared ? comm_shm_bytes(n_ranks, max_bytes) : 0) + (is_sent ? n * (n * (COMM_N_SLOTS * slot + beside) + ring) : 0);
+}
+
 enum st comm_open(const struct comm_setup *setup, struct comm **c, struct err *e) {
     enum st code = check_setup(setup, e);
     if (code != ST_OK) return code;

@@ -100,6 +100,8 @@ struct comm_setup {
 /* An unnamed memfd (nothing lies in /dev/shm), close-on-exec cleared by the caller who passes it on. Pages are touched by the rank that owns them. */
 enum st comm_shm_create(int n_ranks, size_t max_bytes, int *memory_fd, struct err *e);
 size_t comm_shm_bytes(int n_ranks, size_t max_bytes);
+/* What all ranks together take for exchanges by that backend (NULL: shared memory): where ranks do not see each other's memory, each has places of its own for what all of them send. */
+size_t comm_memory_bytes(const char *backend, int n_ranks, size_t max_bytes);
 /* For the agent, which maps the segment as well: tells all ranks that one is dead, so that they stop waiting for it at once (their calls return ST_PEER_LOST naming it). */
 enum st comm_shm_mark_dead(int memory_fd, int rank, struct err *e);
 

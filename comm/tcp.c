@@ -221,6 +221,7 @@ static enum st create(const struct comm_setup *setup, struct tcp **created, stru
     t->slot_bytes = comm_round_up(TCP_HEAD_BYTES + payload_bytes, 128);
     size_t slots_bytes = (size_t)t->n_ranks * COMM_N_SLOTS * t->slot_bytes;
     t->memory_bytes = slots_bytes + (size_t)t->n_ranks * spare_bytes + TCP_RING_BYTES;
+    BASE_ASSERT(t->memory_bytes <= comm_memory_bytes("tcp", t->n_ranks, setup->max_bytes) / (size_t)t->n_ranks);
     t->memory = t->comm.os->map(t->comm.os, t->memory_bytes);
     if (!t->memory) {
         size_t bytes = t->memory_bytes;

@@ -853,6 +853,7 @@ static enum st allocate(struct ucx *s, size_t max_bytes, struct err *e) {
     s->slot_bytes = comm_buffer_bytes(max_bytes);
     size_t slots_bytes = comm_round_up((size_t)s->n_ranks * COMM_N_SLOTS * s->slot_bytes, 4096);
     s->memory_bytes = slots_bytes + RING_BYTES;
+    BASE_ASSERT(s->memory_bytes <= comm_memory_bytes("ucx", s->n_ranks, max_bytes) / (size_t)s->n_ranks);
     void *memory = mmap(NULL, s->memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory != MAP_FAILED) {
         s->memory = memory;

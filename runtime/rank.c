@@ -173,7 +173,7 @@ static enum st make_plan(struct rank *r, struct err *e)
     if (st)
         return st;
     struct rt_sizes sizes;
-    rt_sizes_init(&sizes, &r->o->settings, r->backend);
+    rt_sizes_init(&sizes, &r->o->settings, r->backend, r->o->backend);
     const struct part_plan_options options = rt_plan_options(&r->o->settings, r->o->n_ranks, r->o->shares);
     return part_plan_create(r->whole, &options, &sizes.base, &r->plan, e);
 }

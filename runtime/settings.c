@@ -178,13 +178,16 @@ static uint64_t scratch_bytes(const struct part_sizes *s, const struct part_mode
 
 static uint64_t comm_bytes(const struct part_sizes *s, int n_ranks, uint64_t max_exchange_bytes)
 {
-    (void)s;
-    return comm_shm_bytes(n_ranks, max_exchange_bytes);
+    /* where large sums are shared while the other half is computed, each rank has a place more for what it sends (overlap.c) */
+    const bool has_partials = self(s)->shares_in_halves && self(s)->carrier && strcmp(self(s)->carrier, "shm") != 0 && n_ranks > 2;
+    return comm_memory_bytes(self(s)->carrier, n_ranks, max_exchange_bytes) + (has_partials ? (uint64_t)n_ranks * max_exchange_bytes : 0);
 }
 
-void rt_sizes_init(struct rt_sizes *s, const struct rt_settings *settings, const struct kern_backend *backend)
+void rt_sizes_init(struct rt_sizes *s, const struct rt_settings *settings, const struct kern_backend *backend, const char *carrier)
 {
     *s = (struct rt_sizes){
+        .carrier = carrier,
+        .shares_in_halves = settings->overlap_tokens > 0 && settings->scatter_bytes > 0,
         .base =
             {
                 .matrix_bytes = matrix_bytes,

@@ -32,8 +32,10 @@ struct rt_settings {
 struct rt_sizes {
     struct part_sizes base;
     const struct kern_backend *backend;
+    const char *carrier; /* what carries the bytes, as comm names it; NULL: shared memory. Of the budget alone */
+    bool shares_in_halves;
 };
-void rt_sizes_init(struct rt_sizes *s, const struct rt_settings *settings, const struct kern_backend *backend);
+void rt_sizes_init(struct rt_sizes *s, const struct rt_settings *settings, const struct kern_backend *backend, const char *carrier);
 struct part_plan_options rt_plan_options(const struct rt_settings *settings, int n_ranks, const uint32_t *shares);
 
 /* Digest of everything that must be equal on all ranks. */

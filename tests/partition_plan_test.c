@@ -26,15 +26,17 @@ static void close_model(void)
     ck_close(ck);
 }
 
+static const char *carrier; /* of what plan_for plans */
+
 static struct part_plan *plan_for(int n_ranks, const uint32_t *shares)
 {
     struct err e = {""};
-    const struct rt_settings settings = {.kv_format = FMT_F16, .chunk = 64, .context = 256, .max_sequences = 1, .n_threads = 1};
+    const struct rt_settings settings = {.overlap_tokens = 2, .scatter_bytes = 1, .kv_format = FMT_F16, .chunk = 64, .context = 256, .max_sequences = 1, .n_threads = 1};
     const struct kern_backend *backend;
     struct rt_sizes sizes;
     struct part_plan *plan;
     T_OK(kern_select("ref", &backend, &e), &e);
-    rt_sizes_init(&sizes, &settings, backend);
+    rt_sizes_init(&sizes, &settings, backend, carrier);
     const struct part_plan_options options = rt_plan_options(&settings, n_ranks, shares);
     T_OK(part_plan_create(whole, &options, &sizes.base, &plan, &e), &e);
     return plan;
@@ -350,9 +352,30 @@ static void a_scale_of_a_tensor_is_owned(void **state)
     close_model();
 }
 
+/* Over sockets a rank has places of its own for what all others send, and one for what it sends of a half. */
+static void exchanges_take_what_their_carrier_takes(void **state)
+{
+    (void)state;
+    static const char *const carriers[] = {NULL, "tcp", "shm+tcp"};
+    static const uint64_t least[] = {4, 3 * 3 + 1, 3 * 3 + 1 + 4}; /* of the largest exchange */
+    const struct t_llama m = {.hidden = 4096, .heads = 8, .kv = 8, .head_dim = 8, .ffn = 352, .vocab = 131, .layers = 1, .format = FMT_BF16, .seed = 11};
+    open_model(t_llama_write(&m, "wide"));
+    for (size_t i = 0; i < 3; i++) {
+        carrier = carriers[i];
+        struct part_plan *plan = plan_for(3, (const uint32_t[]){1, 1, 1});
+        for (int r = 0; r < 3; r++) {
+            assert_true(plan->budget[r].comm >= least[i] * plan->max_exchange_bytes);
+            assert_true(plan->budget[r].comm <= least[i] * plan->max_exchange_bytes * 6 / 5 + (5u << 20));
+        }
+        part_plan_destroy(plan);
+    }
+    carrier = NULL;
+    close_model();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_cut_is_accepted), cmocka_unit_test(tampering_is_refused), cmocka_unit_test(plans_405b),
-                                       cmocka_unit_test(a_scale_of_a_tensor_is_owned)};
+                                       cmocka_unit_test(a_scale_of_a_tensor_is_owned), cmocka_unit_test(exchanges_take_what_their_carrier_takes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -255,7 +255,7 @@ static void experts_of_one_tensor(void **state)
             struct rt_sizes sizes;
             struct part_plan *plan;
             struct part_audit audit;
-            rt_sizes_init(&sizes, &settings, ref);
+            rt_sizes_init(&sizes, &settings, ref, NULL);
             T_OK(part_plan_create(whole, &options, &sizes.base, &plan, &e), &e);
             T_OK(part_audit_plan(plan, &audit, &e), &e);
             assert_int_equal(audit.owned_bytes, audit.checkpoint_bytes);

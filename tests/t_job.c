@@ -73,7 +73,7 @@ static enum st plan(struct t_job *job, const char *model, const struct rt_settin
         st = part_model_create(ck, &settings->model, &whole, e);
     if (!st) {
         struct rt_sizes sizes;
-        rt_sizes_init(&sizes, settings, backend);
+        rt_sizes_init(&sizes, settings, backend, job->ranks[0].options.backend);
         const struct part_plan_options options = rt_plan_options(settings, job->n_ranks, shares);
         st = part_plan_create(whole, &options, &sizes.base, &p, e);
     }
