@@ -410,7 +410,7 @@ bundle:
 test-aarch64:
 	@$(MAKE) --no-print-directory all
 	@$(MAKE) --no-print-directory ARCH=aarch64 BUILD=build-aarch64 deps
-	@$(MAKE) --no-print-directory ARCH=aarch64 BUILD=build-aarch64 all tests
+	@$(MAKE) --no-print-directory ARCH=aarch64 BUILD=build-aarch64 all tests benches fuzzers
 	@$(MAKE) --no-print-directory ARCH=aarch64 BUILD=build-aarch64 NATIVE=$(BUILD) bundle
 	@BUILD=$(BUILD) TANDEM=$(BUILD)/tandem TANDEM_OTHER=build-aarch64/tandem tests/run.sh tests/aarch64.sh
 
