@@ -1,5 +1,5 @@
 #!/bin/bash
-# Several hosts, one command: network namespaces on one wire are the hosts. The same bytes as one rank, every death and silence told by name and in time, nothing left. test-deadline: 150
+# Several hosts, one command: network namespaces on one wire are the hosts. The same bytes as one rank, every death and silence told by name and in time, nothing left. test-deadline: 180
 # shellcheck source=tests/t.sh disable=SC1091,SC2154
 . "$(dirname "$0")/t.sh"
 # shellcheck source=tests/t_hosts.sh disable=SC1091
@@ -66,6 +66,18 @@ ok "plan: a rank more on the first host, each with its part of what is free ther
 p, free = json.load(open(sys.argv[1])), float(sys.argv[2])
 assert p["ranks"] == 3 and len(p["weights_bytes"]) == 3 and 0.3 * free < p["available_bytes"][0] < 0.6 * free, p' "$t_dir/out" "$free"
 ok "bench scale" "$TANDEM" bench scale "$model" --hosts "$hosts_list" -n 2,3 --threads 1 --prefill 16 --decode 4
+"$TANDEM" bench "$model" --hosts "$hosts_list" --threads 1 --prefill 16 --decode 4 --repeat 2 --json >"$t_dir/bench.json" 2>"$t_dir/err"
+ok "bench" python3 -c 'import json,sys; b=json.load(open(sys.argv[1])); assert sys.argv[2] == "0" and b["ranks"] == 2 and len(b["prefill_samples"]) == len(b["decode_samples"]) == 2 and b["prefill_tok_s"] > 0 and b["decode_tok_s"] > 0 and b["read_bytes_s"] > 0, (sys.argv[2], b)' "$t_dir/bench.json" $?
+# Every token of the prompt chooses as many experts in every layer; which, is the same for any number of ranks.
+experts=tests/golden/families/qwen3_moe-e40
+for how in 'tp' 'ep -n 3'; do
+    "$TANDEM" eval $experts --ids $experts/ids.txt --moe "${how:0:2}" --threads 1 --expert-stats "$t_dir/one.json" >"$t_dir/out" 2>&1
+    # shellcheck disable=SC2086 # words
+    ok "experts are counted on two hosts: $how" "$TANDEM" eval $experts --ids $experts/ids.txt --moe $how --threads 1 --expert-stats "$t_dir/experts.json" --hosts "$hosts_list"
+    ok "as on one, $how" cmp "$t_dir/one.json" "$t_dir/experts.json"
+    ok "all of them, $how" python3 -c 'import json,sys; s=json.load(open(sys.argv[1])); n=int(sys.argv[2]) * s["chosen_for_a_token"]; assert s["counts"] and all(len(c) == 40 and sum(c) == n for c in s["counts"]), s' \
+        "$t_dir/experts.json" "$(wc -w <$experts/ids.txt)"
+done
 printf '# the pair\n%s\n%s # the other\n' "$h0" "$h1" >"$t_dir/hostfile"
 same "a host file" --hostfile "$t_dir/hostfile"
 TANDEM_HOSTS=$hosts_list same "TANDEM_HOSTS"
@@ -142,6 +154,37 @@ HF_HUB_CACHE=$t_dir/hub model_there "a name of the hub that the other host lacks
     "$TANDEM" run some/one --dry-run
 model_there "--dry-run tells it as well" "mount -t tmpfs tmpfs '$t_dir/plain'" "rsync -aL --mkpath $t_dir/plain/m.gguf $h1:" "$TANDEM" run "$t_dir/plain/m.gguf" --dry-run
 
+# --- where Tandem is put without TANDEM_REMOTE_DIR: each host has a /var/tmp and a home of its own, and the second one's /var/tmp lets no program run ---
+
+case $t_dir in
+/var/tmp/*) skip "the usual folders" "this test's own folder is in /var/tmp" ;;
+*)
+    for h in "$h0" "$h1"; do mkdir -p "$t_dir/$h/tmp" "$t_dir/$h/home"; done
+    # shellcheck disable=SC2016 # for the shell in there
+    own='
+mount --bind "$d/$T_HOST/tmp" /var/tmp && export HOME="$d/$T_HOST/home" && unset XDG_CACHE_HOME || exit 255
+case $T_HOST in *h1) mount -o remount,bind,noexec /var/tmp || exit 255 ;; esac'
+    remote=$TANDEM_REMOTE_DIR usual=tandem-$(id -u) cache=.cache/tandem-bundles
+    export d=$t_dir
+    unset TANDEM_REMOTE_DIR
+    T_WITHIN=$own same "two hosts, Tandem in the usual folders" --hosts "$hosts_list"
+    ok "in /var/tmp" [ -x "$(echo "$t_dir/$h0/tmp/$usual"/*/bin/tandem)" ]
+    ok "and not below ~" [ ! -e "$t_dir/$h0/home/$cache" ]
+    ok "below ~ where /var/tmp lets no program run" [ -x "$(echo "$t_dir/$h1/home/$cache"/*/bin/tandem)" ]
+    ok "and nothing in /var/tmp" [ -z "$(ls -A "$t_dir/$h1/tmp/$usual")" ]
+    ok "both ours alone" [ "$(stat -c %a "$t_dir/$h0/tmp/$usual" "$t_dir/$h1/home/$cache" | tr '\n' ' ')" = "700 700 " ]
+    out=$(T_WITHIN=$own "$TANDEM" host-check --hosts "$hosts_list" 2>&1)
+    contains "sent once: $h0" "$out" "$h0: pushed 0: "
+    contains "sent once: $h1" "$out" "$h1: pushed 0: "
+    # shellcheck disable=SC2016
+    out=$(T_WITHIN=$own'; mount --bind "$HOME" "$HOME" && mount -o remount,bind,noexec "$HOME" || exit 255' "$TANDEM" run "$model" -p hi --hosts "$h1" 2>&1)
+    contains "neither lets a program run" "$? $out" \
+        "1 tandem run: $h1: lets no program run in /var/tmp/$usual $t_dir/$h1/home/$cache (mounted noexec): set TANDEM_REMOTE_DIR to a folder there where programs may run"
+    export TANDEM_REMOTE_DIR=$remote
+    export -n d
+    ;;
+esac
+
 # --- death and silence ---
 
 run_here=() # what runs the command: nothing, or a namespace
@@ -183,6 +226,27 @@ dies "rank 0 crashes" 1000 "host $h0: rank 0 " kill_rank 0 SEGV
 dies "an agent is killed" 1000 "; rank 1 was there, last heard of " kill_agent 1 KILL
 dies "a rank is stopped" 6000 "host $h1: rank 1 " kill_rank 1 STOP
 dies "an agent is stopped" 4000 "; its rank 1 was at step " kill_agent 1 STOP
+# One thread held by a debugger, while the process as such runs: a deadlock, as it looks from outside.
+holder=''
+hold() {
+    : >"$t_dir/held"
+    python3 tests/hold.py "$1" >"$t_dir/held" 2>&1 &
+    holder=$!
+    until [ -s "$t_dir/held" ]; do sleep 0.01; done
+    grep -qx held "$t_dir/held"
+}
+hold_rank() { hold "$(of "$1")" && since=$(ms); } # not before: a debugger starts slowly
+sleep 30 &
+sleeper=$!
+if hold $sleeper; then
+    kill "$holder"
+    typed=$(id -un)@$h1
+    hosts_list=$h0,$typed dies "a thread of a rank hangs" 6000 "host $typed: rank 1 (pid " hold_rank 1
+    contains "frozen, it is called" "$(cat "$t_dir/err")" ") is frozen: it gave no sign of life for 4."
+else
+    skip "a thread of a rank hangs" "no debugger may attach here: $(cat "$t_dir/held")"
+fi
+kill "$holder" $sleeper 2>/dev/null
 dies "the wire is cut" 4000 " (eth0 10.77.0." hosts_link 1 down
 hosts_link 1 up
 ok "and then it runs again" "$TANDEM" run "$model" --hosts "$hosts_list" --threads 1 -p hi --max-tokens 3

@@ -38,6 +38,7 @@ sys.exit(subprocess.run(sys.argv[1:], stdin=slave).returncode)' "${run_here[@]}"
 talks() { [ -s "$t_dir/out" ]; }
 steps() { [ -n "$(of 1)" ] && [ "$(awk '{print $14 + $15}' "/proc/$(of 1)/stat" 2>/dev/null || echo 0)" -gt 40 ]; } # CPU time, in 10 ms
 waits() { [ -n "$(of 1)" ] && sleep 0.7; }
+goes_on() { talks && sleep 0.5; } # packets have told a step
 after() { sleep "$1"; }
 # ends NAME PART UNTIL CUT…: waits until, cuts, and expects the command's end within 4 s, with that in its sentence, and nothing left anywhere.
 within=4000 gone=150 # ms; tries of nothing_left
@@ -76,7 +77,12 @@ plug() {
         [ "$(host 0 cat /sys/class/net/eth0/operstate)$(host 1 cat /sys/class/net/eth0/operstate)" = upup ] && break
         sleep 0.02
     done
-    for i in 0 1; do ip -n "${hosts[i]}" neigh flush dev eth0; done # a search for the other that began without the wire may still fail: No route to host
+    meet_anew
+}
+# A search for the other that began without the wire may still fail: No route to host
+meet_anew() {
+    local i
+    for i in 0 1; do ip -n "${hosts[i]}" neigh flush dev eth0; done
 }
 # deaf I: what comes in there is dropped in silence.
 deaf() { hosts_rule -4 "$1" blackhole && hosts_rule -6 "$1" blackhole; }
@@ -84,6 +90,16 @@ hear() {
     hosts_no_rule -4 "$1"
     hosts_no_rule -6 "$1"
 }
+deaf_both() { deaf 0 && deaf 1; }
+hear_both() {
+    ok "the link was up all the time" [ "$(host 0 cat /sys/class/net/eth0/operstate)$(host 1 cat /sys/class/net/eth0/operstate)" = upup ]
+    hear 0
+    hear 1
+    meet_anew
+}
+# lost I J: host I is lost, as host J says, with its rank, that one's step and the last that was heard of it.
+lost() { grep -Eq "^tandem run: host ${hosts[$1]}: nothing was heard of it at ${hosts[$2]} for [23]\.[0-9] s \(eth0 10\.77\.0\.$(($2 + 1)) - eth0 10\.77\.0\.$(($1 + 1))\); its ranks $1-$1 were at step [1-9]" "$t_dir/err"; }
+either_lost() { lost 0 1 || lost 1 0; }
 
 # --- the wire is cut; ssh goes beside it ---
 
@@ -100,6 +116,10 @@ for i in ${LONG:+0} 1; do
     ends "packets to host $i are dropped" "(eth0 10.77.0." talks deaf "$i"
     hear "$i"
 done
+start "${decode[@]}"
+ends "packets are dropped both ways" "(eth0 10.77.0." goes_on deaf_both
+ok "one of the two is named, with its rank, step and silence" either_lost
+hear_both
 again
 moments=${LONG:+"0.05 0.1 0.15 0.2 0.25 0.3 0.35 0.4 0.5"}
 for t in ${moments:-0.3}; do
@@ -154,6 +174,10 @@ ends "with fixed ports, a rank that dies" "host $h1: rank 3 " talks kill_rank 3
 start "${decode[@]}"
 ends "cut in decode, and ssh with it" "host $h1: nothing was heard of it at $h0 for 2." talks unplug
 plug
+start "${decode[@]}"
+ends "packets are dropped both ways, and ssh's with them" "host $h1: " goes_on deaf_both
+ok "the other host is named, with its rank, step and silence" lost 1 0
+hear_both
 # The launcher is on one of the hosts: ssh is only what started the other's agent.
 talk=(run "$model" -p hi --ignore-eos --max-tokens 30 --seed 1)
 "$TANDEM" "${talk[@]}" --threads 1 >"$t_dir/alone" 2>"$t_dir/err"
@@ -211,7 +235,8 @@ hobble() { # RANK SECONDS: it gets a fifth of its time, for so long at most, but
         [ -n "$told" ] || ! grep -q "is slow" "$t_dir/err" || { told=1 until=$(($(ms) + 1000)); }
     done
 }
-start eval "$model" --ids "$t_dir/many" --ctx 70000 --chunk 256
+python3 -c 'print("hi " * 20000)' >"$t_dir/long"
+start run "$model" -f "$t_dir/long" --ctx 70000 --chunk 256 --ledger="$t_dir/ledger.json"
 for ((i = 0; i < 1000; i++)); do steps && break; sleep 0.01; done
 hobble 1 13
 if ! kill -0 $job 2>/dev/null; then t_fail "a slow host: $(cat "$t_dir/err")"; else
@@ -221,6 +246,10 @@ if ! kill -0 $job 2>/dev/null; then t_fail "a slow host: $(cat "$t_dir/err")"; e
 fi
 kill -TERM $job
 wait $job 2>/dev/null
+ok "the ledger says who waits for whom" python3 -c 'import json, sys
+l = json.load(open(sys.argv[1]))
+waits = [r["prefill"]["waiting_ns"] / r["prefill"]["step_ns"] for r in l["ranks"]]
+assert waits[0] > 0.4 and waits[1] < 0.2 and l["balance"]["prefill"]["slowest_rank"] == 1, (waits, l["balance"])' "$t_dir/ledger.json"
 
 # --- a push that takes longer than agents without a launcher live: who is there already hears of it ---
 

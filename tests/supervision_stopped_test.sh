@@ -57,19 +57,8 @@ keep orphan true
 as=()
 
 # One thread held by a debugger, while the process as such runs: what a deadlock looks like from outside.
-cat >"$t_dir/hold.py" <<'PY'
-import ctypes, os, signal, sys, time
-libc = ctypes.CDLL(None, use_errno=True)
-libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-pid = int(sys.argv[1])
-if libc.ptrace(16, pid, None, None) != 0: # PTRACE_ATTACH
-    sys.exit(os.strerror(ctypes.get_errno()))
-os.waitpid(pid, 0x40000000)
-print("held", flush=True)
-time.sleep(30)
-PY
 run_job 2
-python3 "$t_dir/hold.py" "$(process_of 'rank --rank 1')" >"$t_dir/held" 2>&1 &
+python3 tests/hold.py "$(process_of 'rank --rank 1')" >"$t_dir/held" 2>&1 &
 holder=$!
 held() { [ -s "$t_dir/held" ]; }
 wait_for held
