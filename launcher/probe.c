@@ -16,7 +16,6 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/le.h"
-#include "base/log.h"
 
 #define MAGIC "tndmprb1"
 #define ROUND_NS (50 * BASE_NS_PER_MS)
