@@ -26,6 +26,12 @@
 #include "base/clock.h"
 #include "comm/comm.h"
 
+#ifdef __x86_64__
+#define FOR_THIS_CPU __attribute__((optimize("O3"), target_clones("avx512f", "avx2", "default")))
+#else
+#define FOR_THIS_CPU __attribute__((optimize("O3")))
+#endif
+
 enum { MAX_BYTES = 1 << 20, N_BATCHES = 25, MAX_ROUNDS = 1000, TARGET_BYTES = 16384 };
 #define TARGET_RATIO 0.5
 #define MAX_DRIFT 1.25
@@ -40,11 +46,11 @@ static void die(const char *what) {
 }
 
 /* The tree of two leaves: rank 0's plus rank 1's, on both. */
-__attribute__((optimize("O3"), target_clones("avx512f", "avx2", "default"))) static void add(float *restrict out, const float *restrict a,
+FOR_THIS_CPU static void add(float *restrict out, const float *restrict a,
                                                                                              const float *restrict b, int n) {
     for (int i = 0; i < n; i++) out[i] = a[i] + b[i];
 }
-__attribute__((optimize("O3"), target_clones("avx512f", "avx2", "default"))) static void produce(float *restrict out, float value, int n) {
+FOR_THIS_CPU static void produce(float *restrict out, float value, int n) {
     for (int i = 0; i < n; i++) out[i] = value;
 }
 

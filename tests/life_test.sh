@@ -98,7 +98,7 @@ hear_both() {
     meet_anew
 }
 # lost I J: host I is lost, as host J says, with its rank, that one's step and the last that was heard of it.
-lost() { grep -Eq "^tandem run: host ${hosts[$1]}: nothing was heard of it at ${hosts[$2]} for [23]\.[0-9] s \(eth0 10\.77\.0\.$(($2 + 1)) - eth0 10\.77\.0\.$(($1 + 1))\); its ranks $1-$1 were at step [1-9]" "$t_dir/err"; }
+lost() { grep -Eq "^tandem run: host ${hosts[$1]}: nothing was heard of it at ${hosts[$2]} for [23]\.[0-9] s \(eth0 10\.77\.0\.$(($2 + 1)) - eth0 10\.77\.0\.$(($1 + 1))\); its rank $1 was at step [1-9]" "$t_dir/err"; }
 either_lost() { lost 0 1 || lost 1 0; }
 
 # --- the wire is cut; ssh goes beside it ---

@@ -73,7 +73,8 @@ static void stand_still(void *context) {
     (void)context;
     const struct comm_os *os = comm_sim_os(job.s, LAUNCHER);
     char bytes[8];
-    (void)os->recv(os, job.pause_bell, bytes, sizeof bytes);
+    /* whatever the weather: an eventfd is read at once */
+    for (int i = 0; i < 64 && os->recv(os, job.pause_bell, bytes, sizeof bytes) <= 0; i++) continue;
     if (is_dead(LAUNCHER)) return;
     comm_sim_note(job.s, LAUNCHER, "is stopped by its user");
     job.paused_until_ns = now() + job.pause_for_ns;
