@@ -206,7 +206,7 @@ $(LIB): $(LIB_SOURCES:%.c=$(OBJ)/%.o) $(OBJ)/build_id.o $(OBJ)/descriptions.o $(
 	$(Q)rm -f $@ && $(AR) rcsD $@ $(filter %.o,$^)
 
 # Libraries of kernels take what they need of ours from it.
-$(BUILD)/tandem: private LDFLAGS += -rdynamic
+$(BUILD)/tandem: private override LDFLAGS += -rdynamic
 $(LIBT): $(patsubst %.c,$(OBJ)/%.o,$(filter-out tests/t_sim%,$(T_SOURCES)))
 	$(Q)rm -f $@ && $(AR) rcsD $@ $(filter %.o,$^)
 
@@ -215,7 +215,7 @@ $(BUILD)/tandem: $(OBJ)/launcher/main.o $(LIB)
 	$(Q)$(LINK) $^ -o $@ $(LIBS)
 
 # It stands between runtime and comm.
-$(BUILD)/tests/runtime_views_test: private LDFLAGS += $(addprefix -Wl$(comma)--wrap=comm_,allgather_start scatter_start allgather_finish allgather_advance)
+$(BUILD)/tests/runtime_views_test: private override LDFLAGS += $(addprefix -Wl$(comma)--wrap=comm_,allgather_start scatter_start allgather_finish allgather_advance)
 # These stand in front of malloc, which no other test wants.
 $(BUILD)/tests/comm_sim_test: $(patsubst %.c,$(OBJ)/%.o,$(filter tests/t_sim%,$(T_SOURCES)))
 $(TESTS): $(BUILD)/tests/%: $(OBJ)/tests/%.o $(LIBT) $(LIB)
@@ -293,11 +293,13 @@ cuda-self-test: gpu
 	@tests/gpu.sh $(BUILD)
 # The objects of the harness's tests, and of its device, with nvcc's kernels and CUDA's runtime.
 GPU_OBJECTS := $(OBJ)/tests/simt/on_a_gpu.o $(CUDA_SOURCES:%=$(OBJ)/%.gpu.o)
-GPU_LIBS    := $(wildcard $(dir $(NVCC))../lib64/libcudart_static.a) -ldl -lrt -lstdc++
+CUDART      := $(firstword $(wildcard $(addsuffix libcudart_static.a,$(dir $(realpath $(NVCC)))../lib64/ $(dir $(realpath $(NVCC)))../targets/x86_64-linux/lib/ /usr/lib/x86_64-linux-gnu/)))
+GPU_LIBS    := $(CUDART) -ldl -lrt -lstdc++
 GPU         := $(BUILD)/gpu
 GPU_TESTS   := $(addprefix $(GPU)/tests/,kernels_cuda_simt_test kernels_mma_simt_test kernels_attention_simt_test compare_logits)
 .PHONY: gpu
-gpu: $(BUILD)/cuda_self_test $(GPU_TESTS) $(GPU)/tandem $(GPU)/libtandem-simt.so $(GPU)/bench/cuda_kernels
+gpu: $(if $(CUDART),$(BUILD)/cuda_self_test $(GPU_TESTS) $(GPU)/tandem $(GPU)/libtandem-simt.so $(GPU)/bench/cuda_kernels)
+	$(if $(CUDART),@:,@echo "gpu: skipped, libcudart_static.a is not beside nvcc")
 $(OBJ)/tests/simt/on_a_gpu.o: tests/simt/on_a_gpu.cpp $(BUILD)/cxx.flags
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CXX_FLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@

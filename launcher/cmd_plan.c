@@ -30,7 +30,6 @@ static const struct option options[] = {
     {"--hosts", NULL, OPT_STR, SHARED(hosts), "A,B...", "instead: these hosts, and the memory that is free there now (user@host allowed; or TANDEM_HOSTS)", 0, 0, NULL},
     {"--hostfile", NULL, OPT_STR, SHARED(hostfile), "FILE", "the same, a name a line", 0, 0, NULL},
     {"-n", "--ranks", OPT_INT, SHARED(n_ranks), "RANKS", "ranks on those hosts (default one for each)", 1, ORDER_MAX_RANKS, NULL},
-    {"--port", NULL, OPT_INT, SHARED(port), "P", "fix our ports there, as with run", 1, 65535, NULL},
     {"--ssh", NULL, OPT_STR, SHARED(ssh), "PROGRAM", "instead of ssh, called like it (or TANDEM_SSH)", 0, 0, NULL},
     {"--format", NULL, OPT_ENUM, offsetof(struct plan_values, format), "bf16|fp8|nvfp4|mxfp4", "of a PRESET's matrices (default: as it is published)", 0, 0, preset_format_names},
     {"--ctx", NULL, OPT_INT, SHARED(context), "N", "tokens of one sequence (default 8192)", 1, 16777216, NULL},
@@ -252,8 +251,10 @@ static enum st ask_hosts(const struct launch_options *o, struct launch_fit_machi
 {
     struct launch_setup *s = NULL;
     enum st st = launch_setup_create_bare(o, 0, NULL, &s, e);
-    if (!st)
+    if (!st) {
+        s->hosts->asks_only = true;
         st = launch_hosts_open(s->hosts, e);
+    }
     if (!st)
         take_hosts(s->hosts, m);
     launch_setup_destroy(s);

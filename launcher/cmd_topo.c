@@ -10,7 +10,7 @@
 
 struct topo_values {
     int64_t n_ranks, n_threads, port;
-    const char *bind, *hosts, *hostfile, *ssh;
+    const char *bind, *hosts, *hostfile, *backend, *ssh;
     bool json, svg;
 };
 
@@ -20,6 +20,7 @@ static const struct option topo_options[] = {
     {"--bind", NULL, OPT_STR, offsetof(struct topo_values, bind), "core|l3|numa|package|none|LIST", "where ranks are bound (default: by the topology)", 0, 0, NULL},
     {"--hosts", NULL, OPT_STR, offsetof(struct topo_values, hosts), "A,B...", "these machines, and the ways between them (user@host allowed; or TANDEM_HOSTS)", 0, 0, NULL},
     {"--hostfile", NULL, OPT_STR, offsetof(struct topo_values, hostfile), "FILE", "the same, a name a line", 0, 0, NULL},
+    {"--backend", NULL, OPT_STR, offsetof(struct topo_values, backend), "NAME", "as with run: tcp looks for no RDMA between them", 0, 0, NULL},
     {"--port", NULL, OPT_INT, offsetof(struct topo_values, port), "P", "fix our ports, as with run", 1, 65535, NULL},
     {"--ssh", NULL, OPT_STR, offsetof(struct topo_values, ssh), "PROGRAM", "instead of ssh, called like it (or TANDEM_SSH)", 0, 0, NULL},
     {"--json", NULL, OPT_FLAG, offsetof(struct topo_values, json), NULL, "{\"ranks\":[{\"rank\":0,\"pus\":[...],\"numa\":[...],\"progress\":9 or null}...]}", 0, 0, NULL},
@@ -94,7 +95,7 @@ int cmd_topo(int argc, char **argv)
     }
     const char *named = getenv("TANDEM_HOSTS");
     if (v.hosts || v.hostfile || (named && *named && !source)) {
-        const struct launch_options shared = {.n_ranks = v.n_ranks, .n_threads = v.n_threads, .bind = v.bind, .hosts = v.hosts, .hostfile = v.hostfile, .ssh = v.ssh, .port = v.port};
+        const struct launch_options shared = {.n_ranks = v.n_ranks, .n_threads = v.n_threads, .bind = v.bind, .hosts = v.hosts, .hostfile = v.hostfile, .backend = v.backend, .ssh = v.ssh, .port = v.port};
         if (source)
             err_set(&e, ST_INVALID, "%s, or hosts: not both", source);
         else if (v.svg)

@@ -386,6 +386,7 @@ static void fill_pair(const struct pair_input *in, const struct way *const *rail
     }
     /* Twins share a cable. */
     const bool twins = n > 1 && launch_interface_are_twins(in->host[0]->interfaces, p->rails[0].interface[0], p->rails[1].interface[0]);
+    p->are_twins = twins;
     p->gbit = twins ? rails[0]->gbit : rails[0]->gbit * n;
     explain(in, rails, n, p);
     for (int i = 0; i < n; i++)
@@ -663,9 +664,14 @@ void launch_pair_drop_rail(struct launch_pair *p, int i, const char *why)
     warn(p, "%s %s (%s - %s)", why, is_last ? "and it is the only rail" : "this rail is not used", p->rails[i].interface[0], p->rails[i].interface[1]);
     if (is_last)
         return;
-    p->gbit = p->gbit / p->n_rails * (p->n_rails - 1);
+    p->gbit -= p->are_twins ? 0 : p->gbit / p->n_rails;
     p->n_rails--;
     memmove(&p->rails[i], &p->rails[i + 1], (size_t)(p->n_rails - i) * sizeof *p->rails);
+    p->must_bind = p->must_bind && p->n_rails > 1;
+    p->mtu = p->rails[0].mtu;
+    for (int k = 1; k < p->n_rails; k++)
+        p->mtu = p->rails[k].mtu < p->mtu ? p->rails[k].mtu : p->mtu;
+    append(p->reason, sizeof p->reason, "; one fewer is used");
 }
 
 /* ---- for --dry-run ---------------------------------------------------------------------------------------------------------------------------------------------------- */

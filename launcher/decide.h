@@ -43,6 +43,7 @@ struct launch_pair {
     struct launch_rail rails[LAUNCH_MAX_RAILS]; /* best first */
     /* Rails whose addresses lie in one subnet leave by one interface whatever their source address: sockets must be bound to the interface (link-local ones are, by their scope). */
     bool must_bind;
+    bool are_twins; /* rails that share one cable: gbit is what that carries */
     int mtu;       /* the smallest of the rails' */
     double gbit;   /* expected of all; 0: unknown */
     char reason[256];

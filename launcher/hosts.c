@@ -697,8 +697,9 @@ enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e)
         st = hear_host(hosts, i, &hosts->interfaces[i], until, e);
     if (!st)
         st = check_machines(hosts, e);
-    if (!st)
-        st = base_key_draw(hosts->key, e);
+    if (st || hosts->asks_only)
+        return st;
+    st = base_key_draw(hosts->key, e);
     if (!st)
         st = decide(hosts, until, e);
     if (!st && hosts->n > 1)

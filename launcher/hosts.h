@@ -44,6 +44,7 @@ struct launch_hosts {
     int i_own;     /* its number, where there is one */
     struct launch_interfaces *interfaces; /* [n] */
     struct launch_decision decision;
+    bool asks_only; /* launch_hosts_open asks what hosts have, and looks for no ways between them */
     char pair[256]; /* names hosts and what lies between them, for comm_tune; "": one host */
     const char *backend; /* what carries the bytes, where the user does not say; NULL: shared memory, for there is one host */
     struct launch_hosts_entry h[LAUNCH_MAX_HOSTS];

@@ -16,7 +16,7 @@
 
 #define LAUNCH_SILENCE_HOST_MS 2500 /* another host's agent, by ssh: with the time to end the job, 4 s in all */
 #define LAUNCH_BEAT_MS 500
-#define LAUNCH_KILL_MS 1000 /* is waited for a second call to a host whose agent is silent: the command shall return in time */
+#define LAUNCH_KILL_MS 600 /* is waited for a second call to a host whose agent is silent: the command shall return in time */
 #define LAUNCH_MAX_ENDS COMM_MAX_RANKS
 
 /* What a rank's end tells: a killed one knows more than one that failed, and that more than one that only missed a peer. */

@@ -24,13 +24,14 @@ static bool spawn(char *const *argv, pid_t *child)
     posix_spawnattr_setsigmask(&how, &none);
     for (int fd = 0; fd < 3; fd++)
         posix_spawn_file_actions_addopen(&files, fd, "/dev/null", O_RDWR, 0);
+    posix_spawn_file_actions_addclosefrom_np(&files, 3); /* what our caller handed to us is not for it: a lock, a pipe */
     const bool is_started = posix_spawn(child, "/proc/self/exe", &files, &how, argv, environ) == 0;
     posix_spawn_file_actions_destroy(&files);
     posix_spawnattr_destroy(&how);
     return is_started;
 }
 
-bool launch_second_call(const struct launch_remote_options *options, pid_t pid, const char *nonce, int wait_ms)
+enum st launch_second_call(const struct launch_remote_options *options, pid_t pid, const char *nonce, int wait_ms)
 {
     char number[16];
     snprintf(number, sizeof number, "%ld", (long)pid);
@@ -41,12 +42,12 @@ bool launch_second_call(const struct launch_remote_options *options, pid_t pid, 
     }
     pid_t child;
     if (!spawn((char *const *)(uintptr_t)argv, &child))
-        return false;
+        return ST_IO;
     const uint64_t until = base_now_ns(base_clock_real()) + (uint64_t)wait_ms * BASE_NS_PER_MS;
     while (waitpid(child, NULL, WNOHANG) == 0) {
         if (base_now_ns(base_clock_real()) >= until)
-            return false;
+            return ST_AGAIN;
         usleep(5000);
     }
-    return true;
+    return ST_OK;
 }

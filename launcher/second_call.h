@@ -4,7 +4,7 @@
 
 #include "launcher/remote.h"
 
-/* Kills the agent of that pid and nonce, as launch_remote_kill does, within ten seconds; waits for that for wait_ms at most. False: it has not ended by then, or could not be started. */
-bool launch_second_call(const struct launch_remote_options *options, pid_t pid, const char *nonce, int wait_ms);
+/* Kills the agent of that pid and nonce, as launch_remote_kill does, within ten seconds; waits for that for wait_ms at most. ST_AGAIN: it goes on; ST_IO: it could not be started. */
+enum st launch_second_call(const struct launch_remote_options *options, pid_t pid, const char *nonce, int wait_ms);
 
 #endif

@@ -87,9 +87,16 @@ static void stand_still(void *context)
 {
     const struct launch_watch *w = context;
     uint64_t n;
-    (void)!read(w->pause_fd, &n, sizeof n);
+    /* It waits for this thread until all of its kind do their default: else another one could come in between, and stop us once more when we go on. */
+    sigset_t stops, before;
+    sigemptyset(&stops);
+    for (int i = 0; i < N_STOP_SIGNALS; i++)
+        sigaddset(&stops, stop_signals[i]);
+    pthread_sigmask(SIG_BLOCK, &stops, &before);
+    raise(stopped_by);
     let_stops();
-    raise(stopped_by); /* this thread, and so all, before it says anything else */
+    pthread_sigmask(SIG_SETMASK, &before, NULL); /* here all of us stop, before this thread says anything else */
+    (void)!read(w->pause_fd, &n, sizeof n);       /* who reads the terminal in the background may have asked many times */
     catch_stops();
 }
 
@@ -114,7 +121,10 @@ static void kill_agent(void *context, int i)
         return;
     }
     const struct launch_remote_options o = {.host = launch_remote_target(end->remote), .ssh = end->ssh};
-    if (!launch_second_call(&o, launch_remote_agent_pid(end->remote), launch_remote_nonce(end->remote), LAUNCH_KILL_MS))
+    const enum st st = launch_second_call(&o, launch_remote_agent_pid(end->remote), launch_remote_nonce(end->remote), LAUNCH_KILL_MS);
+    if (st == ST_IO)
+        LOG_WARNING("watch", "host %s: the call that shall kill its agent could not be started", end->host);
+    else if (st == ST_AGAIN)
         LOG_INFORM("watch", "host %s: the call that shall kill its agent goes on for some seconds", end->host);
 }
 

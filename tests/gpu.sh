@@ -16,8 +16,8 @@ for test in $tests; do
         if compute-sanitizer --tool $tool --error-exitcode 5 "$gpu/tests/$test" >"$log" 2>&1; then
             echo "$test, $tool: $(grep -o '[A-Z]* SUMMARY: .*' "$log" | tail -n 1)"
         else
-            status=1
             echo "$test, $tool: exit status $?, see $log" >&2
+            status=1
             grep '=====' "$log" | head -n 30 >&2
         fi
     done

@@ -249,7 +249,7 @@ wait $job 2>/dev/null
 ok "the ledger says who waits for whom" python3 -c 'import json, sys
 l = json.load(open(sys.argv[1]))
 waits = [r["prefill"]["waiting_ns"] / r["prefill"]["step_ns"] for r in l["ranks"]]
-assert waits[0] > 0.4 and waits[1] < 0.2 and l["balance"]["prefill"]["slowest_rank"] == 1, (waits, l["balance"])' "$t_dir/ledger.json"
+assert waits[0] > 0.4 and waits[1] < 0.3 and l["balance"]["prefill"]["slowest_rank"] == 1, (waits, l["balance"])' "$t_dir/ledger.json"
 
 # --- a push that takes longer than agents without a launcher live: who is there already hears of it ---
 

@@ -82,7 +82,7 @@ ip -n "$h1" link set eth1 down
 status=0
 wait $job || status=$?
 took=$(($(ms) - since))
-if [ $status = 0 ] || [ $took -gt 4000 ]; then t_fail "a cut of the second cable: status $status after $took ms: $(cat "$t_dir/err")"; else
+if [ $status = 0 ] || [ $took -gt 5000 ]; then t_fail "a cut of the second cable: status $status after $took ms: $(cat "$t_dir/err")"; else
     contains "a cut of the second cable ends the job, by name" "$(cat "$t_dir/err")" "the connection to rank "
     echo "  ($took ms: $(tail -n 1 "$t_dir/err"))"
 fi
