@@ -232,7 +232,7 @@ $(TEST_TOOLS): $(BUILD)/tests/%: $(OBJ)/tests/%.o
 SIMT_OBJECTS := $(SIMT_SOURCES:%.cpp=$(OBJ)/%.o) $(CUDA_SOURCES:%=$(OBJ)/%.o)
 SIMT_TESTS   := $(filter %_simt_test,$(TESTS))
 $(OBJ)/kernels/simt/mma.o: private CXX_FLAGS += -O3
-$(OBJ)/kernels/simt/%.o: kernels/simt/%.cpp $(BUILD)/cxx.flags
+$(OBJ)/%.o: %.cpp $(BUILD)/cxx.flags
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CXX   $<")
 	$(Q)$(CXX) $(CXX_FLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
@@ -300,9 +300,6 @@ GPU_TESTS   := $(addprefix $(GPU)/tests/,kernels_cuda_simt_test kernels_mma_simt
 .PHONY: gpu
 gpu: $(if $(CUDART),$(BUILD)/cuda_self_test $(GPU_TESTS) $(GPU)/tandem $(GPU)/libtandem-simt.so $(GPU)/bench/cuda_kernels)
 	$(if $(CUDART),@:,@echo "gpu: skipped, libcudart_static.a is not beside nvcc")
-$(OBJ)/tests/simt/on_a_gpu.o: tests/simt/on_a_gpu.cpp $(BUILD)/cxx.flags
-	@mkdir -p $(@D)
-	$(Q)$(CXX) $(CXX_FLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
 $(GPU)/tests/%_simt_test: $(OBJ)/tests/%_simt_test.o $(GPU_OBJECTS) $(LIBT) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LINK  $@")

@@ -46,8 +46,7 @@ static void die(const char *what) {
 }
 
 /* The tree of two leaves: rank 0's plus rank 1's, on both. */
-FOR_THIS_CPU static void add(float *restrict out, const float *restrict a,
-                                                                                             const float *restrict b, int n) {
+FOR_THIS_CPU static void add(float *restrict out, const float *restrict a, const float *restrict b, int n) {
     for (int i = 0; i < n; i++) out[i] = a[i] + b[i];
 }
 FOR_THIS_CPU static void produce(float *restrict out, float value, int n) {

@@ -121,7 +121,7 @@ enum st launch_fit_create(const struct part_model *whole, const struct launch_op
         st = err_set(e, ST_INVALID, "--split %s has %d shares, %s is %d ranks", options->split, n_shares, machine->on, machine->n_ranks);
     if (!st) {
         struct rt_sizes sizes;
-        rt_sizes_init(&sizes, &f->settings, backend, machine->n_boxes == 1 ? NULL : machine->n_ranks > machine->n_boxes ? "shm+tcp" : "tcp");
+        rt_sizes_init(&sizes, &f->settings, backend, launch_hosts_carrier(machine->n_boxes, machine->n_ranks, false));
         const struct part_plan_options plan = rt_plan_options(&f->settings, machine->n_ranks, options->split ? shares : NULL);
         st = part_plan_create(whole, &plan, &sizes.base, &f->plan, e);
         if (!st)

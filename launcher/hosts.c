@@ -595,15 +595,14 @@ static void name_pair(struct launch_hosts *hosts)
     snprintf(hosts->pair, sizeof hosts->pair, "%d hosts, %.200s first, %016llx", hosts->n, hosts->h[0].target.name, (unsigned long long)hash);
 }
 
-/* One for all, with shared memory where some host has several ranks. */
-static const char *choose_backend(const struct launch_hosts *hosts)
+/* One for all, with shared memory where some host has several ranks (each has one). */
+const char *launch_hosts_carrier(int n_hosts, int n_ranks, bool is_rdma)
 {
-    bool has_several = false;
-    for (int i = 0; i < hosts->n; i++)
-        has_several |= hosts->h[i].n_ranks > 1;
-    if (is_all_rdma(hosts))
-        return has_several ? "shm+ucx" : "ucx";
-    return has_several ? "shm+tcp" : "tcp";
+    if (n_hosts == 1)
+        return NULL;
+    if (n_ranks > n_hosts)
+        return is_rdma ? "shm+ucx" : "shm+tcp";
+    return is_rdma ? "ucx" : "tcp";
 }
 
 static void tell_warnings(const struct launch_hosts *hosts)
@@ -639,7 +638,7 @@ static enum st decide(struct launch_hosts *hosts, uint64_t until, struct err *e)
     if (!st)
         tell_warnings(hosts);
     if (!st)
-        hosts->backend = choose_backend(hosts);
+        hosts->backend = launch_hosts_carrier(hosts->n, hosts->h[hosts->n - 1].first_rank + hosts->h[hosts->n - 1].n_ranks, is_all_rdma(hosts));
     if (!st) {
         choose_streams(hosts);
         name_pair(hosts);

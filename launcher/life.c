@@ -92,3 +92,12 @@ enum launch_verdict launch_life_judge(struct launch_life *life, uint64_t progres
     *silent_ms = silent_ns / BASE_NS_PER_MS;
     return LAUNCH_FROZEN;
 }
+
+const char *launch_life_who(int first_rank, int n_ranks, char text[LAUNCH_WHO_TEXT])
+{
+    if (n_ranks == 1)
+        snprintf(text, LAUNCH_WHO_TEXT, "rank %d was", first_rank);
+    else
+        snprintf(text, LAUNCH_WHO_TEXT, "ranks %d-%d were", first_rank, first_rank + n_ranks - 1);
+    return text;
+}

@@ -36,4 +36,8 @@ enum launch_verdict { LAUNCH_WELL, LAUNCH_STOPPED, LAUNCH_FROZEN };
  * sentence. */
 enum launch_verdict launch_life_judge(struct launch_life *life, uint64_t progress, bool excused, const struct launch_life_sample *sample, uint64_t now_ns, uint64_t *silent_ms);
 
+/* For sentences of a host's end: "rank 1 was", "ranks 2-3 were"; returns text. */
+#define LAUNCH_WHO_TEXT 40
+const char *launch_life_who(int first_rank, int n_ranks, char text[LAUNCH_WHO_TEXT]);
+
 #endif

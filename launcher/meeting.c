@@ -6,15 +6,12 @@
 
 #include "base/clock.h"
 
-enum { MOST_PROOFS = 3 };
-
 struct launch_meeting {
     struct launch_interfaces own, theirs;
     struct launch_endpoints endpoints;
     struct launch_probe *probe; /* NULL: not asked yet */
     uint32_t waiting;           /* bit h: facings with host h are not told yet */
-    struct launch_facing rails[LAUNCH_MAX_RAILS];
-    int n_rails, n_proofs; /* how they turn out is not told yet: tried so often; 0 rails: not asked */
+    bool proves;                /* how the rails turn out is not told yet */
     struct launch_ways ways;
     struct launch_tries *tries; /* NULL: the ways are not decided yet */
     bool is_told;               /* how the tries ended */
@@ -93,15 +90,16 @@ static enum st take_peer(struct launch_meeting *m, const char *payload, size_t b
 
 static enum st take_rails(struct launch_meeting *m, const void *payload, size_t bytes, struct err *e)
 {
-    if (!m->probe || m->n_rails || !bytes || bytes > sizeof m->rails || bytes % sizeof *m->rails)
+    struct launch_facing rails[LAUNCH_MAX_RAILS];
+    if (!m->probe || m->proves || !bytes || bytes > sizeof rails || bytes % sizeof *rails)
         return err_set(e, ST_INVALID, "rails that make no sense");
-    memcpy(m->rails, payload, bytes);
-    m->n_rails = (int)(bytes / sizeof *m->rails);
-    m->n_proofs = 1;
-    for (int i = 0; i < m->n_rails; i++)
+    memcpy(rails, payload, bytes);
+    const int n = (int)(bytes / sizeof *rails);
+    for (int i = 0; i < n; i++)
         for (int s = 0; s < 2; s++)
-            m->rails[i].interface[s][IF_NAMESIZE - 1] = 0;
-    return launch_probe_prove(m->probe, m->rails, m->n_rails, e);
+            rails[i].interface[s][IF_NAMESIZE - 1] = 0;
+    m->proves = true;
+    return launch_probe_prove(m->probe, rails, n, e);
 }
 
 /* The ports that were probed may be those that are needed now. */
@@ -184,12 +182,7 @@ static enum st tell_proofs(struct launch_meeting *m, struct launch_outbox *out, 
 {
     struct launch_proof proofs[LAUNCH_MAX_RAILS];
     const int n = launch_probe_proofs(m->probe, proofs);
-    bool all = true;
-    for (int i = 0; i < n; i++)
-        all = all && proofs[i].is_proved;
-    if (!all && m->n_proofs++ < MOST_PROOFS) /* others' traffic may have been counted */
-        return launch_probe_prove(m->probe, m->rails, m->n_rails, e);
-    m->n_rails = 0;
+    m->proves = false;
     return launch_outbox_frame(out, RT_RAILS, proofs, (size_t)n * sizeof *proofs, NULL, 0, e);
 }
 
@@ -222,7 +215,7 @@ enum st launch_meeting_step(struct launch_meeting *m, int in_fd, int timeout_ms,
     const enum st st = launch_probe_step(m->probe, e);
     if (st == ST_OK && m->waiting)
         return tell_facings(m, out, e);
-    if (st == ST_OK && m->n_rails)
+    if (st == ST_OK && m->proves)
         return tell_proofs(m, out, e);
     return st == ST_AGAIN ? ST_OK : st;
 }

@@ -99,11 +99,9 @@ static void tell_of(struct launch_overseer *o, const struct end *end, int worth,
 /* Of an agent on another host, which is gone or silent: with its ranks, and when it was heard last. */
 static void tell_of_agent(struct launch_overseer *o, const struct end *end, const char *what, const char *more)
 {
-    char text[480], ranks[48] = "";
-    const int first = end->o.first_rank, last = first + end->o.n_ranks - 1;
-    if (end->o.n_ranks)
-        snprintf(ranks, sizeof ranks, first == last ? "; rank %d was there" : "; ranks %d-%d were there", first, last);
-    snprintf(text, sizeof text, "%s%s, last heard of %.1f s ago%s%.300s", what, ranks, (double)(now_ns(o) - end->heard_ns) / (double)BASE_NS_PER_S, more[0] ? ": " : "", more);
+    char text[480], who[LAUNCH_WHO_TEXT];
+    snprintf(text, sizeof text, "%s; %s there, last heard of %.1f s ago%s%.300s", what, launch_life_who(end->o.first_rank, end->o.n_ranks, who),
+             (double)(now_ns(o) - end->heard_ns) / (double)BASE_NS_PER_S, more[0] ? ": " : "", more);
     tell_of(o, end, LAUNCH_WORTH_KILLED, text);
 }
 

@@ -14,13 +14,14 @@
 #include <unistd.h>
 
 #include "base/hash.h"
-#include "base/log.h"
 #include "base/le.h"
+#include "base/log.h"
 
 #define MAGIC "tndmprb1"
 #define ROUND_NS (50 * BASE_NS_PER_MS)
 #define PATIENCE_NS (2 * BASE_NS_PER_S)
 #define SETTLE_NS (250 * BASE_NS_PER_MS) /* drivers count late */
+enum { PROOF_TRIES = 3 /* others' traffic may have been counted */ };
 enum { N_SIZES = 6, MAX_ROUNDS = 128, SIZE_TRIES = 4, RTT_TRIES = 4, BURST_PACKETS = 64, MAX_DATAGRAM = 65536, HEARD_PART = 3 };
 
 /* ---- packets --------------------------------------------------------------------------------------------------------------------------------------------------- */
@@ -113,7 +114,7 @@ struct launch_probe {
     struct launch_facing rails[LAUNCH_MAX_RAILS];
     struct launch_proof proofs[LAUNCH_MAX_RAILS];
     uint64_t counted[LAUNCH_MAX_RAILS];
-    int n_rails, n_proved; /* the latter: done with */
+    int n_rails, n_proved, n_tries; /* done with; of the one in hand */
     bool is_sent;
     uint64_t prove_ns;
     uint64_t n_strange; /* packets of nobody's that we know: two lines, at the first one and at the end */
@@ -450,7 +451,7 @@ enum st launch_probe_prove(struct launch_probe *p, const struct launch_facing *r
     memcpy(p->rails, rails, (size_t)n * sizeof *rails);
     memset(p->proofs, 0, sizeof p->proofs);
     p->n_rails = n;
-    p->n_proved = 0;
+    p->n_proved = p->n_tries = 0;
     p->is_sent = false;
     p->prove_ns = base_now_ns(p->clock);
     return ST_OK;
@@ -480,7 +481,7 @@ static enum st go_on_proving(struct launch_probe *p, uint64_t now, struct err *e
         const struct launch_packet what = {.kind = LAUNCH_PACKET_BURST, .from_host = p->o.host, .to_host = r->host[1], .from_endpoint = own, .to_endpoint = peer, .bytes = 1200};
         for (int i = 0; i < BURST_PACKETS; i++)
             send_packet(p, &what, own, &p->peers[r->host[1]]->endpoints.list[peer]);
-        proof->sent_bytes = (uint64_t)BURST_PACKETS * what.bytes;
+        *proof = (struct launch_proof){.sent_bytes = (uint64_t)BURST_PACKETS * what.bytes};
         p->is_sent = true;
         p->prove_ns = now + SETTLE_NS;
         return ST_OK;
@@ -497,9 +498,12 @@ static enum st go_on_proving(struct launch_probe *p, uint64_t now, struct err *e
             proof->other_bytes = bytes;
     }
     proof->is_proved = proof->own_bytes >= proof->sent_bytes && proof->other_bytes < proof->sent_bytes / 2;
-    p->n_proved++;
     p->is_sent = false;
     p->prove_ns = now;
+    if (!proof->is_proved && ++p->n_tries < PROOF_TRIES)
+        return ST_OK;
+    p->n_proved++;
+    p->n_tries = 0;
     return ST_OK;
 }
 

@@ -88,7 +88,7 @@ enum st launch_probe_step(struct launch_probe *p, struct err *e);
 enum st launch_probe_facings(const struct launch_probe *p, int host, struct launch_facings *out, struct err *e);
 
 /* Rails: that what is sent between these addresses leaves by its own interface and by no other rail's, told by the interfaces' byte counters. host[0] of each is ours. Then step until
- * ST_OK; some tenths of a second a rail. Others' traffic is no harm unless it is as fast. */
+ * ST_OK; some tenths of a second a rail, and thrice as long for one that is not proved. Others' traffic is no harm unless it is as fast. */
 struct launch_proof {
     uint64_t sent_bytes, own_bytes, other_bytes; /* sent; counted by its interface; the most that another rail's counted meanwhile */
     bool is_proved;

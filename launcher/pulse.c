@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "launcher/life.h"
 #include "runtime/vitals.h"
 
 #define STALL_NS (500 * BASE_NS_PER_MS) /* we did not run for so long: others' silence in it means nothing */
@@ -199,20 +200,9 @@ static void receive(struct launch_pulse *p, struct peer *peer, uint64_t now)
 
 /* ---- judging --------------------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* "rank 1 was" or "ranks 2-3 were". */
-static const char *who_was(const struct launch_way *way, char text[48])
-{
-    const uint32_t last = way->first_rank + way->n_ranks - 1;
-    if (way->n_ranks == 1)
-        snprintf(text, 48, "its rank %u was", way->first_rank);
-    else
-        snprintf(text, 48, "its ranks %u-%u were", way->first_rank, last);
-    return text;
-}
-
 static void judge_life(struct launch_pulse *p, uint64_t now)
 {
-    char own[LAUNCH_ADDRESS_TEXT], other[LAUNCH_ADDRESS_TEXT], text[400], who[48];
+    char own[LAUNCH_ADDRESS_TEXT], other[LAUNCH_ADDRESS_TEXT], text[400], who[LAUNCH_WHO_TEXT];
     for (int i = 0; i < p->n; i++) {
         struct peer *peer = &p->peers[i];
         const struct launch_way *way = peer->way;
@@ -227,11 +217,11 @@ static void judge_life(struct launch_pulse *p, uint64_t now)
             snprintf(text, sizeof text, "nothing was ever heard of it at %.32s (%.15s %.45s - %.15s %.45s); a firewall? on %.32s: sudo ufw allow from %.45s to any port %u proto udp%s", p->ways.name,
                      way->interface, own, way->peer_interface, other, p->ways.name, other, peer->port, p->ways.port ? "" : "; with --port the port stays the same");
         else if (silent_ms >= LAUNCH_PULSE_SILENCE_MS)
-            snprintf(text, sizeof text, "nothing was heard of it at %.63s for %.1f s (%.15s %s - %.15s %s); %s at step %u", p->ways.name, (double)silent_ms / 1000, way->interface, own, way->peer_interface,
-                     other, who_was(way, who), peer->step);
+            snprintf(text, sizeof text, "nothing was heard of it at %.63s for %.1f s (%.15s %s - %.15s %s); its %s at step %u", p->ways.name, (double)silent_ms / 1000, way->interface, own, way->peer_interface,
+                     other, launch_life_who((int)way->first_rank, (int)way->n_ranks, who), peer->step);
         else
-            snprintf(text, sizeof text, "it has heard nothing of %.63s for %.1f s, though its own packets come (%.15s %s - %.15s %s): they get through in one direction only; %s at step %u", p->ways.name,
-                     peer->its_heard_ms / 1000.0, way->interface, own, way->peer_interface, other, who_was(way, who), peer->step);
+            snprintf(text, sizeof text, "it has heard nothing of %.63s for %.1f s, though its own packets come (%.15s %s - %.15s %s): they get through in one direction only; its %s at step %u", p->ways.name,
+                     peer->its_heard_ms / 1000.0, way->interface, own, way->peer_interface, other, launch_life_who((int)way->first_rank, (int)way->n_ranks, who), peer->step);
         tell(p, true, (int)way->host, text);
     }
 }

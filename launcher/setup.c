@@ -263,8 +263,7 @@ enum st launch_setup_create(const char *model, const struct launch_options *opti
         st = rt_device_check(s->backend, s->whole, &s->settings, e);
     if (!st) {
         struct rt_sizes sizes;
-        const char *between = !s->hosts || s->hosts->n == 1 ? NULL : s->n_ranks > s->hosts->n ? "shm+tcp" : "tcp";
-        rt_sizes_init(&sizes, &s->settings, s->backend, s->backend_name ? s->backend_name : between);
+        rt_sizes_init(&sizes, &s->settings, s->backend, s->backend_name ? s->backend_name : launch_hosts_carrier(s->hosts ? s->hosts->n : 1, s->n_ranks, false));
         const struct part_plan_options plan = rt_plan_options(&s->settings, s->n_ranks, s->has_shares ? s->shares : NULL);
         st = part_plan_create(s->whole, &plan, &sizes.base, &s->plan, e);
     }

@@ -218,14 +218,17 @@ dies() {
 kill_rank() { kill "-$2" "$(of "$1")"; }
 kill_agent() { kill "-$2" "$(agent_of "$1")"; }
 
-n=4 dies "an agent of two ranks is killed" 1000 "; ranks 2-3 were there, last heard of " kill_agent 1 KILL
+n=4 dies "an agent of two ranks is killed" 1000 "host $h1: " kill_agent 1 KILL
+contains "and its ranks are named" "$(cat "$t_dir/err")" "; ranks 2-3 were there, last heard of "
 n=4 dies "one of two ranks on the other host is killed" 1000 "host $h1: rank 3 " kill_rank 3 KILL
 n=4 dies "one of two ranks on this host crashes" 1000 "host $h0: rank 1 " kill_rank 1 SEGV
 dies "a rank on the other host is killed" 1000 "host $h1: rank 1 " kill_rank 1 KILL
 dies "rank 0 crashes" 1000 "host $h0: rank 0 " kill_rank 0 SEGV
-dies "an agent is killed" 1000 "; rank 1 was there, last heard of " kill_agent 1 KILL
+dies "an agent is killed" 1000 "host $h1: " kill_agent 1 KILL
+contains "and its rank is named" "$(cat "$t_dir/err")" "; rank 1 was there, last heard of "
 dies "a rank is stopped" 6000 "host $h1: rank 1 " kill_rank 1 STOP
-dies "an agent is stopped" 4000 "; its rank 1 was at step " kill_agent 1 STOP
+dies "an agent is stopped" 4000 "host $h1: " kill_agent 1 STOP
+contains "with its rank and step" "$(cat "$t_dir/err")" "; its rank 1 was at step "
 # One thread held by a debugger, while the process as such runs: a deadlock, as it looks from outside.
 holder=''
 hold() {

@@ -220,7 +220,7 @@ static void strangers_keep_nobody_alive(void **state)
     }
     assert_true(ms >= 0 && now_ms() - since < 3000);
     assert_non_null(strstr(news.text, "nothing was heard of it"));
-    assert_non_null(strstr(news.text, "at step 5"));
+    assert_non_null(strstr(news.text, "its rank 1 was at step 5"));
     launch_pulse_stop(p, LAUNCH_BEAT_FAILED);
     close(a.fd);
 }

@@ -9,46 +9,24 @@
 #include "comm/comm.h"
 #include "partition/plan.h"
 #include "runtime/rank.h"
+#include "tests/t_boot.h"
 
 #define ANSWER_WAIT_MS 120000
 
-/* Ranks that are threads find each other here. */
-struct meeting {
-    pthread_barrier_t barrier;
-    int n_ranks;
-    unsigned char records[ORDER_MAX_RANKS][COMM_BOOT_MAX_BYTES];
-};
-
 struct t_job {
     struct rt_inbox front;
-    struct meeting meeting;
+    struct group_boot meeting;
     int memory_fd, n_ranks;
     int64_t vocab;
     struct rank {
         struct rt_rank_options options;
-        struct end {
-            struct meeting *meeting;
-            int rank;
-        } end;
+        struct group_boot_end end;
         struct comm_boot boot;
         pthread_t thread;
         enum st st;
         struct err e;
     } ranks[ORDER_MAX_RANKS];
 };
-
-static enum st meet(void *context, const void *mine, size_t bytes, void *all, uint64_t deadline_ns, struct err *e)
-{
-    (void)deadline_ns, (void)e;
-    const struct end *end = context;
-    struct meeting *m = end->meeting;
-    memcpy(m->records[end->rank], mine, bytes);
-    pthread_barrier_wait(&m->barrier);
-    for (int r = 0; r < m->n_ranks; r++)
-        memcpy((unsigned char *)all + (size_t)r * bytes, m->records[r], bytes);
-    pthread_barrier_wait(&m->barrier);
-    return ST_OK;
-}
 
 static void *rank_thread(void *arg)
 {
@@ -108,7 +86,6 @@ static enum st join(struct t_job *job, struct err *e)
     rt_inbox_release(&job->front);
     if (job->memory_fd >= 0)
         close(job->memory_fd);
-    pthread_barrier_destroy(&job->meeting.barrier);
     free(job);
     return worst;
 }
@@ -158,10 +135,9 @@ static enum st start(const struct t_job_options *o, struct t_job **out, struct e
         return st;
     }
     job->meeting.n_ranks = job->n_ranks;
-    pthread_barrier_init(&job->meeting.barrier, NULL, (unsigned)job->n_ranks);
     for (int r = 0; r < job->n_ranks; r++) {
-        job->ranks[r].end = (struct end){&job->meeting, r};
-        job->ranks[r].boot = (struct comm_boot){meet, &job->ranks[r].end};
+        job->ranks[r].end = (struct group_boot_end){&job->meeting, r};
+        job->ranks[r].boot = (struct comm_boot){group_boot_allgather, &job->ranks[r].end};
         job->ranks[r].options = (struct rt_rank_options){
             .model = o->model,
             .rank = r,

@@ -2,7 +2,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "kernels/simt/runtime.h"
 #include "kernels/simt/simt_host.h"
@@ -36,4 +35,3 @@ void simt_name(const void *, const char *) {}
 int simt_set_device(const char *) { return -1; }
 void simt_counts_start(void) {}
 const char *simt_counts_json(void) { return ""; }
-int simt_compares_bits(void) { return 0; }
