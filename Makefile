@@ -81,7 +81,7 @@ SIMT_SOURCES  := $(sort $(wildcard kernels/simt/*.cpp))
 SIMT_HEADERS  := $(sort $(wildcard kernels/simt/*.h))
 CUDA_SOURCES  := $(sort $(wildcard kernels/cuda/*.cu))
 SIMT_CASES    := $(sort $(filter-out tests/simt/on_device.cu,$(wildcard tests/simt/*.cu)))
-SCRIPTS       := $(sort $(wildcard .ci/run tests/*.sh bench/*.sh launcher/*.sh))
+SCRIPTS       := $(sort $(wildcard .ci/run tests/*.sh tests/rdma/*.sh bench/*.sh launcher/*.sh))
 
 LIB    := $(BUILD)/libtandem.a
 LIBT   := $(BUILD)/libt.a
@@ -346,6 +346,7 @@ DEPS      := gcc g++ libc6-dev make pkg-config libhwloc-dev libjansson-dev libxx
              python3 python3-pip ca-certificates iproute2 procps
 DEPS_CROSS := gcc-$(CROSS)-linux-gnu qemu-user-static
 DEPS_SYSROOT := libc6-dev libhwloc-dev libjansson-dev libxxhash-dev libsodium-dev libpcre2-dev libcmocka-dev libucx-dev libmpich-dev
+DEPS_RDMA := qemu-system-x86 busybox-static kmod openssh-client ibverbs-providers iproute2
 DEPS_LINT := clang-format clang-tidy cppcheck shellcheck
 
 # $(call apt_install,PACKAGES): nothing is asked of the network where all are there already.
@@ -360,16 +361,21 @@ $$sudo apt-get update -q || echo "apt-get update failed; trying with the lists t
 $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing
 endef
 
-.PHONY: deps deps-lint
+.PHONY: deps deps-lint deps-rdma
 deps:
 	$(call apt_install,$(DEPS) $(if $(CROSS),$(DEPS_CROSS)))
 	$(if $(CROSS),@launcher/sysroot.sh $(CROSS:aarch64=arm64) $(SYSROOT) $(DEPS_SYSROOT))
 deps-lint:
 	$(call apt_install,$(DEPS_LINT))
+# A kernel and an ssh server for emulated machines: unpacked, not installed.
+deps-rdma: deps
+	@[ "$$(uname -m)" = x86_64 ] || { echo "the emulated machines with RDMA are x86-64, as this one would have to be" >&2; exit 2; }
+	$(call apt_install,$(DEPS_RDMA))
+	@launcher/sysroot.sh amd64 $(BUILD)/rdma/files linux-image-amd64 openssh-server
 
 # --- Demo, tests, benchmarks -----------------------------------------------------------------------------------------------
 
-.PHONY: demo _demo test _test test-long _test-long test-aarch64 bench _bench bench-peers fuzz _fuzz
+.PHONY: demo _demo test _test test-long _test-long test-aarch64 test-rdma bench _bench bench-peers fuzz _fuzz
 PROMPT := What is the capital of France? Answer in one sentence.
 
 demo: deps
@@ -412,6 +418,11 @@ test-aarch64:
 	@$(MAKE) --no-print-directory ARCH=aarch64 BUILD=build-aarch64 all tests benches fuzzers
 	@$(MAKE) --no-print-directory ARCH=aarch64 BUILD=build-aarch64 NATIVE=$(BUILD) bundle
 	@BUILD=$(BUILD) TANDEM=$(BUILD)/tandem TANDEM_OTHER=build-aarch64/tandem tests/run.sh tests/aarch64.sh
+
+# Two emulated machines with RDMA in software, on x86-64.
+test-rdma: deps-rdma
+	@$(MAKE) --no-print-directory all
+	@BUILD=$(BUILD) TANDEM=$(BUILD)/tandem tests/run.sh tests/rdma.sh
 
 bench: deps
 	@$(MAKE) --no-print-directory _bench
@@ -498,7 +509,7 @@ clean:
 	rm -rf build build-aarch64 build-address build-undefined build-address-undefined build-thread $(BUILD)
 
 help:
-	@echo 'targets: all (default) cuda gpu cuda-self-test kernels-zero deps deps-lint demo test test-long test-aarch64 bundle bench bench-peers lint analyze check-headers check-layers format fuzz'
+	@echo 'targets: all (default) cuda gpu cuda-self-test kernels-zero deps deps-lint deps-rdma demo test test-long test-aarch64 test-rdma bundle bench bench-peers lint analyze check-headers check-layers format fuzz'
 	@echo '         install uninstall (PREFIX, DESTDIR) clean; lib tests benches fuzzers; $(BUILD)/tests/NAME for one program'
 	@echo 'settings: DEV=1 (warnings are errors) SAN=address,undefined|thread CUDA=0 V=1 (show commands) BUILD=DIR ARCH=aarch64'
 	@echo '          ONLY="base kernels" (library of these rooms) T="base_%" (tests of these names) FUZZ_S=10'

@@ -4,7 +4,8 @@
  * One thread per rank calls (the rank's main thread); views handed out may be read by the rank's other threads until the second next
  * collective on the same comm begins.
  * Nothing waits for ever: every wait takes an absolute deadline (CLOCK_MONOTONIC ns) and, when it expires, the err says which peer, which step and which
- * sequence number. A peer that closed or died is ST_PEER_LOST as soon as the backend can see it.
+ * sequence number. A peer that closed or died is ST_PEER_LOST as soon as the backend can see it; where
+ * somebody watches (is_watched), and an adapter gave up a peer without a word from it, two seconds later.
  * Nothing here knows about models: sums are done by the caller (kern_sum) over the views, in the fixed tree; a collective only moves bytes. */
 #ifndef COMM_COMM_H
 #define COMM_COMM_H
@@ -92,6 +93,7 @@ struct comm_setup {
     const struct comm_link *link; /* wraps the backend; NULL: none */
     int first_here, n_here;       /* our host's ranks, first_here … first_here + n_here − 1: hybrids join them by shm; 0, 0: not told */
     uint64_t apart;               /* tcp, ucx: bit r: rank r is joined to us in another way, so not by this comm; for hybrid.c alone */
+    bool is_watched;              /* an agent sees to our host's ranks, and to other hosts: it may know better why a peer is lost */
     uint64_t deadline_ns;         /* for opening; 0: 60 s from now */
 };
 

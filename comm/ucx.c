@@ -11,7 +11,7 @@
  * comm/tcp.c: 3.6, 5.2, 7, 8.5, 480); shared memory 0.5, 1.5, 3.7, 6, 430 (rendezvous as UCX chooses it: 16 KB up to 165).
  *
  * Rendezvous is the second way (comm_divide): a message as a whole, which over RDMA the peer's adapter reads from our registered slot, over all rails; what goes eagerly takes one. From which size on it is
- * the better one is measured between the very hosts (tune.c). Until then a message over RDMA is one piece, and UCX decides by its size. Nobody has measured any of this over RDMA yet.
+ * the better one is measured between the very hosts (tune.c). Until then a message over RDMA is one piece, and UCX decides by its size. No adapter has been seen yet, only RDMA in software (tests/rdma.sh).
  * UCX_RNDV_THRESH in the environment leaves it to UCX for good, elsewhere as well.
  *
  * Events have a ring of the same size on rank 0 and on every reader, and the same position in all of them: rank 0 decides it, and knows by the readers' credits what is free.
@@ -48,6 +48,9 @@
 #define MAX_EVENTS 1024u /* on their way or unread */
 #define MAX_PROGRESS 16  /* rounds of UCX's progress per look */
 #define N_NAP_YIELDS 16
+#define CONNECT_WAIT_NS (10 * BASE_NS_PER_S)
+/* The adapter gives a peer up after a second, before anybody can know that a host is silent: whoever watches hosts and processes, and knows more, is given the time to say so. */
+#define HOLD_NS (2 * BASE_NS_PER_S)
 #define CLOSE_WAIT_NS (250 * BASE_NS_PER_MS)
 #define RECORD_BYTES 2048u
 #define AM_ID 7
@@ -125,6 +128,7 @@ struct peer {
     uint64_t last_sequence; /* from its goodbye */
     int blamed;             /* once lost */
     enum comm_cause cause;
+    uint64_t broke_ns;
     uint64_t events_read, position_read; /* rank 0's peers: by their credits */
 };
 
@@ -152,7 +156,8 @@ struct ucx {
     size_t eager_bytes;     /* of a piece */
     bool ucx_decides;       /* how a message goes, which then is one piece; else: */
     size_t rendezvous_from; /* bytes of a message; smaller ones go eagerly in pieces */
-    bool may_divide;
+    bool may_divide, is_rdma;
+    bool holds; /* somebody watches, over RDMA */
     unsigned char *ring;
     struct packet *packets; /* of the exchange begun, one per piece; in a scatter each peer has its own */
     struct peer peers[COMM_MAX_RANKS];
@@ -185,9 +190,15 @@ static unsigned char *slot_of(const struct ucx *s, int rank, uint64_t sequence) 
 }
 static bool is_lost(const struct peer *p) { return p->broken || p->said_bye; }
 
+/* Lost, but somebody may know better why. */
+static bool is_held(const struct ucx *s, const struct peer *p) {
+    return s->holds && p->broken && p->cause == COMM_BROKE && !p->said_bye && !p->is_silent && base_now_ns(s->clock) - p->broke_ns < HOLD_NS;
+}
+
 static void broke(struct peer *p, int rank, ucs_status_t why) {
     if (p->broken) return;
     p->broken = true;
+    p->broke_ns = base_now_ns(p->tally.ucx->clock);
     p->why = why;
     if (p->said_bye) return; /* it went with a goodbye; its connection follows */
     p->blamed = rank;
@@ -325,11 +336,12 @@ static void take_payload(struct ucx *s, const struct packet *p, void *data, size
 static void take_bye(struct ucx *s, const struct packet *p) {
     struct peer *peer = &s->peers[p->rank];
     if (peer->said_bye) return;
+    const bool is_told = peer->broken && !is_held(s, peer);
     peer->said_bye = true;
     peer->last_sequence = p->sequence;
     peer->must_answer = true;
     s->n_must_answer++;
-    if (peer->broken) return;
+    if (is_told) return;
     peer->blamed = p->blamed.rank < (uint32_t)s->n_ranks ? (int)p->blamed.rank : p->rank;
     peer->cause = p->blamed.cause == COMM_BROKE ? COMM_BROKE : COMM_CLOSED;
 }
@@ -414,7 +426,7 @@ static enum st check_lost(struct ucx *s, bool exchange, struct err *e) {
         const struct peer *p = &s->peers[r];
         if (p->is_apart || !is_lost(p)) continue;
         if (exchange && (is_here(p, s->comm.sequence) || (!p->broken && p->last_sequence >= s->comm.sequence))) continue;
-        return tell_lost(s, r, e);
+        if (!is_held(s, p)) return tell_lost(s, r, e);
     }
     return ST_AGAIN;
 }
@@ -518,7 +530,7 @@ static enum st ucx_allgather_test(struct comm *c, const void **views, struct com
         count_events(s);
         if (s->n_here < s->peers[0].n_events[slot]) {
             *missing = 0;
-            return s->peers[0].broken ? tell_lost(s, 0, e) : ST_AGAIN;
+            return s->peers[0].broken && !is_held(s, &s->peers[0]) ? tell_lost(s, 0, e) : ST_AGAIN;
         }
     }
     for (int r = 0; r < s->n_ranks; r++) {
@@ -582,7 +594,7 @@ static enum st ucx_event_post(struct comm *c, const void *data, size_t bytes, st
         packets[i] = packet;
         size_t n = bytes - packet.offset < piece_bytes ? bytes - packet.offset : piece_bytes;
         for (int r = 1; r < s->n_ranks; r++)
-            if (!s->peers[r].is_apart) post(s, r, &packets[i], copy + packet.offset, n, way.flags, &event->tally);
+            if (!s->peers[r].is_apart && !is_lost(&s->peers[r])) post(s, r, &packets[i], copy + packet.offset, n, way.flags, &event->tally);
     }
     return ST_OK;
 }
@@ -799,7 +811,18 @@ static enum st create_endpoint(struct ucx *s, int r, const struct record *theirs
                    s->address[0] ? s->address : "loopback", s->api->ucs_status_string(status));
 }
 
+/* All ranks have come, and connecting takes milliseconds: who has not answered by now is out of reach. */
+static enum st tell_unreached(const struct ucx *s, int r, uint64_t begun_ns, struct err *e) {
+    const char *devices = getenv("UCX_NET_DEVICES"), *address = s->addresses[r][0] ? s->addresses[r] : "loopback";
+    const bool by_rdma = s->is_rdma && strcmp(s->addresses[r], s->address) != 0;
+    return err_set(e, ST_TIMEOUT, "ucx: rank %d at %s runs, but did not answer for %.0f s%s%s%s", r, address, (double)(base_now_ns(s->clock) - begun_ns) / BASE_NS_PER_S, devices ? ", by " : "",
+                   devices ? devices : "",
+                   by_rdma ? ": RDMA packets do not get there, or not back (RoCE is UDP to port 4791: is it open?); --backend tcp does without RDMA" : "");
+}
+
 static enum st connect_all(struct ucx *s, const struct record *records, uint64_t deadline_ns, struct err *e) {
+    const uint64_t begun_ns = base_now_ns(s->clock);
+    if (deadline_ns > begun_ns + CONNECT_WAIT_NS) deadline_ns = begun_ns + CONNECT_WAIT_NS;
     uint64_t nonces[COMM_MAX_RANKS] = {0};
     for (int r = 0; r < s->n_ranks; r++) {
         enum st code = check_record(&records[r], &records[s->rank], r, e);
@@ -833,7 +856,7 @@ static enum st connect_all(struct ucx *s, const struct record *records, uint64_t
             if (s->address[0]) comm_ucx_watch_find(&s->watch, (const char(*)[64])s->addresses, s->n_ranks);
             return ST_OK;
         }
-        if (base_now_ns(s->clock) >= deadline_ns) return err_set(e, ST_TIMEOUT, "ucx: rank %d did not answer while connecting", missing);
+        if (base_now_ns(s->clock) >= deadline_ns) return tell_unreached(s, missing, begun_ns, e);
         uint64_t slice_ns = base_now_ns(s->clock) + 5 * BASE_NS_PER_MS;
         doze(s, slice_ns < deadline_ns ? slice_ns : deadline_ns);
     }
@@ -887,7 +910,9 @@ static enum st prepare(struct ucx *s, const struct comm_setup *setup, struct rec
     const bool is_chosen = getenv("UCX_RNDV_THRESH") != NULL; /* who sets it wants it used */
     s->ucx_decides = devices.is_rdma || is_chosen;
     s->may_divide = setup->address && !is_chosen;
-    if (devices.is_rdma) s->eager_bytes = RDMA_PIECE_BYTES;
+    s->is_rdma = devices.is_rdma;
+    s->holds = s->is_rdma && setup->is_watched;
+    if (s->is_rdma) s->eager_bytes = RDMA_PIECE_BYTES;
     if (code == ST_OK) code = allocate(s, setup->max_bytes, e);
     if (code == ST_OK && s->ucx_decides) code = map_memory(s, e);
     if (code == ST_OK) code = describe(s, s->slot_bytes, mine, e);
@@ -897,6 +922,12 @@ static enum st prepare(struct ucx *s, const struct comm_setup *setup, struct rec
 }
 
 static void close_endpoints(struct ucx *s);
+
+static bool has_unanswered(const struct ucx *s) {
+    for (int r = 0; r < s->n_ranks; r++)
+        if (s->peers[r].ep && !s->peers[r].broken && (!s->peers[r].said_hello || s->peers[r].tally.n_pending)) return true;
+    return false;
+}
 
 static enum st ucx_open(const struct comm_setup *setup, struct comm **c, struct err *e) {
     struct ucx *s = calloc(1, sizeof *s);
@@ -931,7 +962,8 @@ static enum st ucx_open(const struct comm_setup *setup, struct comm **c, struct 
         *c = &s->comm;
         return ST_OK;
     }
-    if (s) {
+    /* UCX 1.13 aborts where an endpoint is closed whose requests to connect nobody answered: it stays then, for the process that is about to end. */
+    if (s && !has_unanswered(s)) {
         close_endpoints(s);
         release(s);
     }

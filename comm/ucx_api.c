@@ -96,6 +96,8 @@ static const struct ucx_setting settings[] = {
     {"UCX_TCP_KEEPCNT", "2"},
     {"UCX_RC_VERBS_TIMEOUT", "100ms"},
     {"UCX_RC_MLX5_TIMEOUT", "100ms"},
+    {"UCX_RC_VERBS_RETRY_COUNT", "6"}, /* seven, as it would be, means for ever to Linux's RDMA in software */
+    {"UCX_RC_MLX5_RETRY_COUNT", "6"},
     /* A dead process on our own host: by default shared memory does not look, and is then not used with error handling at all. */
     {"UCX_POSIX_ERROR_HANDLING", "y"},
     {"UCX_KEEPALIVE_INTERVAL", "200ms"},

@@ -326,18 +326,24 @@ static enum st read_captured(const char *root, struct found *f, struct err *e)
 
 /* ---- RDMA ------------------------------------------------------------------------------------------------------------------------------------------------------- */
 
-/* Whether this process may open the device: class/infiniband/DEVICE/device/infiniband_verbs/uverbsN → /dev/infiniband/uverbsN. */
+/* Whether this process may open the device: /dev/infiniband/uverbsN, where class/infiniband_verbs/uverbsN/ibdev names it. (That is there for
+ * devices without a PCI function as well, such as RDMA over Ethernet in software.) */
 static void find_problem(struct launch_rdma *r)
 {
     char path[PATH_BYTES];
-    snprintf(path, sizeof path, "/sys/class/infiniband/%s/device/infiniband_verbs", r->device);
-    DIR *dir = opendir(path);
+    DIR *dir = opendir("/sys/class/infiniband_verbs");
     const char *node = NULL;
-    for (const struct dirent *d; dir && !node && (d = readdir(dir));)
-        if (strncmp(d->d_name, "uverbs", 6) == 0 && strlen(d->d_name) < 20) {
+    for (const struct dirent *d; dir && !node && (d = readdir(dir));) {
+        char name[32] = "";
+        snprintf(path, sizeof path, "/sys/class/infiniband_verbs/%.20s/ibdev", d->d_name);
+        FILE *f = strncmp(d->d_name, "uverbs", 6) == 0 && strlen(d->d_name) < 20 ? fopen(path, "re") : NULL;
+        if (f && fscanf(f, "%31s", name) == 1 && strcmp(name, r->device) == 0) {
             snprintf(path, sizeof path, "/dev/infiniband/%s", d->d_name);
             node = path;
         }
+        if (f)
+            fclose(f);
+    }
     if (dir)
         closedir(dir);
     if (!node)
@@ -348,8 +354,8 @@ static void find_problem(struct launch_rdma *r)
         snprintf(r->problem, sizeof r->problem, "%.40s: %s; sudo chmod a+rw %.40s", node, strerror(errno), node);
 }
 
-/* The library that all of RDMA goes through, and whether it has a driver for what is there. */
-static void find_library(char problem[160])
+/* The library that all of RDMA goes through, and whether it has a driver for what is there; for what cannot be opened it has none. */
+static void find_library(bool can_open, char problem[160])
 {
     void *lib = dlopen("libibverbs.so.1", RTLD_NOW | RTLD_LOCAL);
     if (!lib) {
@@ -362,7 +368,7 @@ static void find_library(char problem[160])
     *(void **)&release = dlsym(lib, "ibv_free_device_list");
     int n = 0;
     void *devices = list ? list(&n) : NULL;
-    if (!devices || n == 0)
+    if (can_open && (!devices || n == 0))
         snprintf(problem, 160, "libibverbs has no driver for the devices: sudo apt install ibverbs-providers");
     if (devices && release)
         release(devices);
@@ -425,8 +431,11 @@ static void read_rdma(const char *sysfs, bool is_live, struct found *f, struct l
             if (strcmp(f->list[k].name, r->interface) == 0)
                 find_gids(sysfs, p, &f->list[k]);
     }
+    bool can_open = false;
+    for (int i = 0; i < out->n_rdma; i++)
+        can_open |= !out->rdma[i].problem[0];
     if (is_live && out->n_rdma)
-        find_library(out->rdma_problem);
+        find_library(can_open, out->rdma_problem);
     qsort(out->rdma, (size_t)out->n_rdma, sizeof *out->rdma, by_device);
 }
 

@@ -11,6 +11,8 @@
 
 #define LAUNCH_SILENCE_MS 4400 /* with a look every LAUNCH_LOOK_MS and the second to end the job: 6 s in all */
 #define LAUNCH_LOOK_MS 250
+/* A rank that meets the others cannot count. That ends by its own deadlines: of opening, of greeting and, in bench comm, of opening MPI beside, 60 s each. */
+#define LAUNCH_BLIND_MS 200000
 
 /* What the kernel says now. */
 struct launch_life_sample {

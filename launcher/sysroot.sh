@@ -1,5 +1,5 @@
 #!/bin/bash
-# Headers and libraries of another architecture, unpacked into a folder: what a cross compiler links with. Packages come from this machine's own sources, by
+# Packages of another architecture (what a cross compiler links with), or of this one (what emulated machines run), unpacked into a folder. They come from this machine's own sources, by
 # an apt with a state of its own: nothing is installed, and no architecture is added to this machine's.
 # usage: launcher/sysroot.sh DEBIAN_ARCHITECTURE DIR PACKAGE…     (on Debian; nothing is done where DIR holds these packages already)
 set -eu

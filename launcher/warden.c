@@ -108,7 +108,12 @@ static bool find_frozen(struct launch_warden *w, uint64_t now)
         const int phase = atomic_load(&v->phase);
         uint64_t silent_ms;
         const int waits = atomic_load(&v->waits);
-        const bool excused = waits == RT_WAITS_BLINDLY || phase == RT_PHASE_TELLING || phase == RT_PHASE_LEAVING;
+        if (waits != RT_WAITS_BLINDLY)
+            w->blind_ns[r] = 0;
+        else if (!w->blind_ns[r])
+            w->blind_ns[r] = now;
+        const bool is_blind = w->blind_ns[r] && now - w->blind_ns[r] < LAUNCH_BLIND_MS * BASE_NS_PER_MS;
+        const bool excused = is_blind || phase == RT_PHASE_TELLING || phase == RT_PHASE_LEAVING;
         const enum launch_verdict verdict = launch_life_judge(&w->life[r], rt_vitals_progress(v) + (uint64_t)waits, excused, &sample, now, &silent_ms);
         if (verdict == LAUNCH_WELL)
             continue;
@@ -290,6 +295,7 @@ void launch_warden_beat(struct launch_warden *w) { beat(w, now_ns(w)); }
 static void forget_silence(struct launch_warden *w, uint64_t now)
 {
     memset(w->life, 0, sizeof w->life);
+    memset(w->blind_ns, 0, sizeof w->blind_ns);
     memset(&w->launcher_life, 0, sizeof w->launcher_life);
     w->heard_ns = now;
 }

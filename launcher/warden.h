@@ -52,6 +52,7 @@ struct launch_warden {
     struct launch_outbox front_out, pmi_out[COMM_MAX_RANKS]; /* what the launcher says to rank 0, to ranks */
     bool front_has_ended;                                    /* that is all it will say */
     struct launch_life life[COMM_MAX_RANKS], launcher_life;
+    uint64_t blind_ns[COMM_MAX_RANKS]; /* since when it waits blindly; 0: it does not */
     uint64_t heard_ns; /* the launcher, last */
     uint64_t beat_ns, looked_ns;
     bool is_paused; /* by the launcher's user */

@@ -252,14 +252,17 @@ static json_t *describe(const struct bench *b)
 enum st rt_exchanges_run(const char *what, const struct rt_rank_options *o, size_t max_bytes, struct err *e)
 {
     struct bench b = {.o = o, .divided_from = SIZE_MAX};
-    if (o->vitals)
-        base_tick_at = &o->vitals[o->rank].tick;
+    struct rt_vitals *vitals = o->vitals ? &o->vitals[o->rank] : NULL;
+    if (vitals)
+        base_tick_at = &vitals->tick;
     json_t *sizes = json_array(), *all = NULL;
     enum st st = rt_exchanges_parse(what, &b.x, e);
     for (int r = 0; r < o->n_ranks; r++)
         b.n_vectors[r] = 1;
+    rt_vitals_wait(vitals, RT_WAITS_BLINDLY);
     if (!st)
         st = open_all(&b, max_bytes, e);
+    rt_vitals_wait(vitals, 0);
     for (int64_t bytes = b.x.min_bytes; bytes <= b.x.max_bytes && !st; bytes *= 2)
         st = measure_size(&b, (size_t)bytes, sizes, e);
     if (!st && o->rank == 0) {
@@ -272,7 +275,7 @@ enum st rt_exchanges_run(const char *what, const struct rt_rank_options *o, size
     if (!st) /* nobody leaves while others still measure */
         st = comm_barrier(b.ours, base_now_ns(base_clock_real()) + WAIT_NS, e);
     if (st && e)
-        rt_vitals_fail(o->vitals ? &o->vitals[o->rank] : NULL, st, e);
+        rt_vitals_fail(vitals, st, e);
     json_decref(all);
     json_decref(sizes);
     if (b.mpi != b.ours)

@@ -69,12 +69,7 @@ static void sign_of_life(const struct rank *r, enum rt_phase phase)
 }
 
 /* While a rank waits for others it owes no progress, but shows that it waits. */
-static void waits(const struct rank *r, int count)
-{
-    struct rt_vitals *v = own_vitals(r);
-    if (v)
-        atomic_store_explicit(&v->waits, count, memory_order_relaxed);
-}
+static void waits(const struct rank *r, int count) { rt_vitals_wait(own_vitals(r), count); }
 
 /* Of one step: so that others can tell who works and who waits. */
 static void tell_times(struct rank *r, uint64_t step_ns)
@@ -183,13 +178,12 @@ static enum st meet(struct rank *r, struct err *e)
     if (r->o->n_ranks == 1)
         return ST_OK;
     const struct comm_setup setup = rt_wire_setup(r->o, r->plan->max_exchange_bytes, r->clock);
-    enum st st = comm_open(&setup, &r->comm, e);
-    if (st)
-        return st;
     const struct comm_identity mine = {.plan = r->plan->digest, .model = ck_digest(r->ck), .settings = rt_settings_digest(&r->o->settings)};
     size_t divided_from;
     waits(r, RT_WAITS_BLINDLY);
-    st = rt_wire_meet(r->comm, r->o, r->backend, mine, base_now_ns(r->clock) + HELLO_WAIT_NS, &divided_from, e);
+    enum st st = comm_open(&setup, &r->comm, e);
+    if (!st)
+        st = rt_wire_meet(r->comm, r->o, r->backend, mine, base_now_ns(r->clock) + HELLO_WAIT_NS, &divided_from, e);
     waits(r, 0);
     return st;
 }

@@ -38,6 +38,13 @@ static inline uint64_t rt_vitals_progress(const struct rt_vitals *v)
     return sum;
 }
 
+/* count: see `waits`; v NULL: nobody watches */
+static inline void rt_vitals_wait(struct rt_vitals *v, int count)
+{
+    if (v)
+        atomic_store_explicit(&v->waits, count, memory_order_relaxed);
+}
+
 /* For whoever watches, before the process ends; v NULL: nobody does. */
 static inline void rt_vitals_fail(struct rt_vitals *v, enum st st, const struct err *e)
 {

@@ -23,6 +23,7 @@ struct comm_setup rt_wire_setup(const struct rt_rank_options *o, size_t max_byte
         .first_here = o->first_here,
         .n_here = o->n_here,
         .boot = o->boot,
+        .is_watched = o->vitals != NULL,
         .link = o->link,
     };
 }
