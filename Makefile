@@ -365,7 +365,7 @@ endef
 deps:
 	$(call apt_install,$(DEPS) $(if $(CROSS),$(DEPS_CROSS)))
 	$(if $(CROSS),@launcher/sysroot.sh $(CROSS:aarch64=arm64) $(SYSROOT) $(DEPS_SYSROOT))
-deps-lint:
+deps-lint: deps # after it: apt takes one at a time
 	$(call apt_install,$(DEPS_LINT))
 # A kernel and an ssh server for emulated machines: unpacked, not installed.
 deps-rdma: deps
