@@ -346,7 +346,7 @@ DEPS      := gcc g++ libc6-dev make pkg-config libhwloc-dev libjansson-dev libxx
              python3 python3-pip ca-certificates iproute2 procps
 DEPS_CROSS := gcc-$(CROSS)-linux-gnu qemu-user-static
 DEPS_SYSROOT := libc6-dev libhwloc-dev libjansson-dev libxxhash-dev libsodium-dev libpcre2-dev libcmocka-dev libucx-dev libmpich-dev
-DEPS_RDMA := qemu-system-x86 busybox-static kmod openssh-client ibverbs-providers iproute2
+DEPS_RDMA := qemu-system-x86 busybox-static kmod openssh-client ibverbs-providers
 DEPS_LINT := clang-format clang-tidy cppcheck shellcheck
 
 # $(call apt_install,PACKAGES): nothing is asked of the network where all are there already.

@@ -57,9 +57,9 @@ void launch_hosts_destroy(struct launch_hosts *hosts); /* also ends agents whose
 enum st launch_hosts_open(struct launch_hosts *hosts, struct err *e);
 /* Each host draws its machine and who would sit where: n_threads and bind as of struct launch_seating. drawings [hosts->n]: the caller's to free; texts, or JSON of topologies/place.h. */
 enum st launch_hosts_draw(struct launch_hosts *hosts, int n_threads, const char *bind, bool is_json, char **drawings, struct err *e);
-/* A line about one of them. */
 /* What carries the bytes where the user does not say, as comm names it; NULL: shared memory, for there is one host. */
 const char *launch_hosts_carrier(int n_hosts, int n_ranks, bool is_rdma);
+/* A line about one of them. */
 void launch_hosts_print_host(const struct launch_hosts_entry *h, FILE *out);
 /* The decision in full; nothing where there is one host. */
 void launch_hosts_print(const struct launch_hosts *hosts, FILE *out);

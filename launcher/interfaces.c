@@ -334,15 +334,12 @@ static void find_problem(struct launch_rdma *r)
     DIR *dir = opendir("/sys/class/infiniband_verbs");
     const char *node = NULL;
     for (const struct dirent *d; dir && !node && (d = readdir(dir));) {
-        char name[32] = "";
-        snprintf(path, sizeof path, "/sys/class/infiniband_verbs/%.20s/ibdev", d->d_name);
-        FILE *f = strncmp(d->d_name, "uverbs", 6) == 0 && strlen(d->d_name) < 20 ? fopen(path, "re") : NULL;
-        if (f && fscanf(f, "%31s", name) == 1 && strcmp(name, r->device) == 0) {
+        char name[32];
+        snprintf(path, sizeof path, "/sys/class/infiniband_verbs/%.20s", d->d_name);
+        if (strncmp(d->d_name, "uverbs", 6) == 0 && strlen(d->d_name) < 20 && strcmp(line_of(path, "ibdev", name, sizeof name), r->device) == 0) {
             snprintf(path, sizeof path, "/dev/infiniband/%s", d->d_name);
             node = path;
         }
-        if (f)
-            fclose(f);
     }
     if (dir)
         closedir(dir);

@@ -43,7 +43,7 @@ struct launch_reach {
     int index; /* of its interface */
     uint64_t until_ns, nonce;
     uint64_t again_ns; /* it was hung up on, and connects again then; 0: it was not */
-    int hung_up; /* errno of the last time; 0: never. It says more than a time that is over */
+    int error;         /* to tell when the time is over: of the last time that it was hung up on, ETIMEDOUT if it never was */
     struct guest answer; /* fd unused */
     enum st result;
     struct err why;
@@ -163,6 +163,7 @@ enum st launch_reach_connect(const struct launch_reach_options *o, const char *i
     snprintf(r->to_interface, sizeof r->to_interface, "%s", to_interface);
     r->port = port;
     r->is_connector = true;
+    r->error = ETIMEDOUT;
     r->result = ST_AGAIN;
     r->until_ns = base_now_ns(r->clock) + (o->patience_ns ? o->patience_ns : PATIENCE_NS);
     enum st st = open_socket(r, index, 0, e);
@@ -247,7 +248,7 @@ static enum st step_connector(struct launch_reach *r, struct err *e)
         int error = 0;
         socklen_t n = sizeof error;
         if (poll(&p, 1, 0) <= 0)
-            return base_now_ns(r->clock) >= r->until_ns ? end_with(r, r->hung_up ? r->hung_up : ETIMEDOUT, e) : ST_AGAIN;
+            return base_now_ns(r->clock) >= r->until_ns ? end_with(r, r->error, e) : ST_AGAIN;
         getsockopt(r->fd, SOL_SOCKET, SO_ERROR, &error, &n);
         if (error)
             return end_with(r, error, e);
@@ -258,9 +259,10 @@ static enum st step_connector(struct launch_reach *r, struct err *e)
         r->is_connected = true;
     }
     const int got = read_packet(r->fd, &r->answer);
-    if (got < 0)
-        r->hung_up = errno;
-    if (got < 0 && base_now_ns(r->clock) + AGAIN_NS < r->until_ns) { /* others crowd there, perhaps */
+    if (got < 0) { /* others crowd there, perhaps */
+        r->error = errno;
+        if (base_now_ns(r->clock) + AGAIN_NS >= r->until_ns)
+            return end_with(r, r->error, e);
         close(r->fd);
         r->fd = -1;
         r->answer.n_got = 0;
@@ -268,10 +270,8 @@ static enum st step_connector(struct launch_reach *r, struct err *e)
         r->again_ns = base_now_ns(r->clock) + AGAIN_NS;
         return ST_AGAIN;
     }
-    if (got < 0)
-        return end_with(r, r->hung_up, e);
     if (!got)
-        return base_now_ns(r->clock) >= r->until_ns ? end_with(r, r->hung_up ? r->hung_up : ETIMEDOUT, e) : ST_AGAIN;
+        return base_now_ns(r->clock) >= r->until_ns ? end_with(r, r->error, e) : ST_AGAIN;
     struct launch_packet answer;
     if (!launch_packet_get(r->o.key, r->answer.packet, LAUNCH_PACKET_BYTES, &answer) || answer.kind != LAUNCH_PACKET_TCP_ANSWER || answer.nonce != r->nonce) {
         char text[LAUNCH_ADDRESS_TEXT];

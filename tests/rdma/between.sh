@@ -51,12 +51,13 @@ both_send() {
         [ $n -ge "$2" ] && t_pass "$1: by rxe$port ($n packets)" || t_fail "$1: $n packets by rxe$port"
     done
 }
-ok "from which size on they pay is measured" sh -c "\"$TANDEM\" bench comm --hosts box1,box2 --min 65536 --max 65536 --blocks 1 --block-us 1 --peer none >$t_dir/out"
+exchanges() { "$TANDEM" bench comm "${hosts[@]}" --min "$1" --max "$1" --blocks 1 --block-us 1 --peer none; }
+ok "from which size on they pay is measured" exchanges 65536
 both_send "for that" 100
 # Whoever has decided that wants it used, on both machines. Over both the adapter of each reads the other's memory.
 owners_wish() { export UCX_RNDV_THRESH=$1 && there "echo UCX_RNDV_THRESH=$1 >.ssh/environment"; }
 owners_wish 32k
-ok "large messages by both" sh -c "\"$TANDEM\" bench comm --hosts box1,box2 --min 524288 --max 524288 --blocks 1 --block-us 1 --peer none >$t_dir/out"
+ok "large messages by both" exchanges 524288
 both_send "large ones" 1000
 owners_wish 512
 evaluates "the same bytes by both"
